@@ -1,0 +1,90 @@
+# Every target prints the command that it runs, so that it can be copied and changed.
+#   make stage1 stage2 stage3                             the whole paper on the embedded phantom
+#   make stage1 DATA=mura ROOT=/data/MURA-v1.1            on real radiographs
+#   make stage1 ARGS="seed=1 trainer.max_epochs=40"       with other settings (experiments/schema.py)
+#   make stage1 PYTHON=python                             in an environment of your own, no .venv made
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:  # stages build on one another; two trainings at once would share the cores
+
+DATA ?= phantom
+ROOT ?=
+RUN ?=
+STAGE ?=
+ARGS ?=
+PYTHON ?=
+
+export NO_ALBUMENTATIONS_UPDATE := 1  # else its import asks PyPI for news
+
+ifeq ($(strip $(PYTHON)),)
+PY := .venv/bin/python
+READY := .venv/.ready
+else
+PY := $(PYTHON)
+READY :=
+endif
+
+# A value as one word of the shell: ROOT may hold spaces and quotes.
+quote = '$(subst ','\'',$(1))'
+option = $(if $(2),$(1)=$(call quote,$(2)))
+SOURCE = data.name=$(DATA) $(call option,data.root,$(ROOT))
+RUN_NAME = $(call option,run.name,$(RUN))
+
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate doctor
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  DATA=phantom|mura|fracatlas   the source, phantom unless told'
+	@echo '  ROOT=/path/to/data            its folder; the phantom needs none'
+	@echo '  RUN=name                      name of the run, seed0 and the like unless told'
+	@echo '  STAGE=stageN                  for evaluate: this stage only'
+	@echo '  ARGS="key=value ..."          any setting (experiments/schema.py); for test: pytest options'
+	@echo '  PYTHON=python                 an interpreter of your own instead of .venv'
+
+setup: $(READY)  ## install into .venv (with PYTHON=: into that environment)
+ifneq ($(strip $(PYTHON)),)
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+endif
+
+test: $(READY)  ## run all tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+lint: $(READY)  ## check style, docstrings, annotations and types
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+data: $(READY)  ## draw or check the data and decode it into the cache
+	$(PY) -m experiments.train --data-only stage1 $(strip $(SOURCE) $(ARGS))
+
+stage1: $(READY)  ## train the classifier
+stage2: $(READY)  ## train with guided attention
+stage3: $(READY)  ## train with guided attention and lesion masks
+stage1 stage2 stage3:
+	$(PY) -m experiments.train $@ $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
+
+evaluate: $(READY)  ## judge the latest run of each stage on test
+	@runs=(); \
+	for stage in $(or $(STAGE),stage1 stage2 stage3); do \
+	  best=$$(ls -t runs/$(DATA)/$$stage/$(if $(RUN),$(call quote,$(RUN)),*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
+	  [ -z "$$best" ] || runs+=("$${best%/checkpoints/best.ckpt}"); \
+	done; \
+	if [ $${#runs[@]} = 0 ]; then \
+	  echo "no trained run in runs/$(DATA)/; first: make stage1 DATA=$(DATA)" >&2; exit 2; \
+	fi; \
+	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,$(ROOT)) $(ARGS)
+
+doctor: $(READY)  ## tell what a run here would use, and what is wrong
+	$(PY) -m experiments.doctor $(strip $(SOURCE) $(ARGS))
+
+.venv/.ready: pyproject.toml constraints.txt
+	@for found in python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do \
+	  "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; \
+	done; \
+	if [ "$$found" = none ]; then \
+	  echo "Python 3.10 or later is needed, none was found: install one, or name it: make PYTHON=/path/to/python" >&2; \
+	  exit 2; \
+	fi; \
+	set -ex; "$$found" -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

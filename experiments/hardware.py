@@ -1,0 +1,92 @@
+"""What this machine offers: device, native bfloat16, cores and memory that a job may really use."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_device(accelerator: str = "auto") -> torch.device:
+    """The device that Lightning picks for ``trainer.accelerator``: CUDA, then MPS, then the CPU."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps", 0)
+    return torch.device("cpu")
+
+
+def choose_precision(accelerator: str = "auto") -> str:
+    """``bf16-mixed`` where the device computes bfloat16 natively, else ``32-true``."""
+    return "bf16-mixed" if native_bf16(choose_device(accelerator)) else "32-true"
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        # Compute capability 8.0 (Ampere) and later; before that PyTorch emulates.
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Flags of x86 (AVX-512, AMX) and of Arm.
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+    return False
+
+
+def describe_device(device: torch.device) -> str:
+    """Name and size of ``device`` for people, such as ``Intel Xeon, 2 cores``."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return f"{found.name} (cuda:{device.index or 0}), {found.total_memory / 2**30:.0f} GiB"
+    if device.type != "cpu":
+        return f"{device.type.upper()} ({platform.machine()})"
+    cores, threads = usable_cores(), torch.get_num_threads()
+    return (
+        f"CPU {_cpu_name()}, {cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use: the machine's, less what affinity or a container keep away."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def usable_memory() -> int | None:
+    """Bytes of memory this process may use: the machine's or its container's; None: unknown."""
+    match = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
+    total = int(match[1]) * 1024 if match else None
+    limit = _read(_CGROUP / "memory.max").strip()
+    if limit.isdigit():
+        total = min(total, int(limit)) if total else int(limit)
+    return total
+
+
+def _cpu_flags() -> set[str]:
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(_CPUINFO), re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
+def _cpu_name() -> str:
+    match = re.search(r"^model name\s*:\s*(.*)$", _read(_CPUINFO), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> str:
+    """The file's text, empty where the system has no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,180 @@
+"""The Makefile, run with a stand-in interpreter that writes down what it is asked to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1]
+FILES = ("Makefile", "pyproject.toml", "constraints.txt")
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+RECORDER = """#!{python}
+import json, pathlib, shutil, sys
+with open({log!r}, "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if sys.argv[1:3] == ["-m", "venv"]:
+    (pathlib.Path(sys.argv[3]) / "bin").mkdir(parents=True, exist_ok=True)
+    shutil.copy(sys.argv[0], pathlib.Path(sys.argv[3]) / "bin" / "python")
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone without .venv, with a recording interpreter ``bin/python3`` and a plain PATH."""
+    folder = tmp_path / "a clone"
+    (folder / "bin").mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(HOUSE / name, folder / name)
+    recorder = folder / "bin" / "python3"
+    recorder.write_text(RECORDER.format(python=sys.executable, log=str(folder / "calls")))
+    recorder.chmod(0o755)
+    for tool in ("bash", "make", "awk", "ls", "head", "touch"):
+        (folder / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    return folder
+
+
+def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    own = ("MAKE", "DATA", "ROOT", "RUN", "STAGE", "ARGS", "PYTHON", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment |= {"PATH": str(folder / "bin"), **variables}
+    return subprocess.run(
+        [str(folder / "bin" / "make"), *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def calls(folder: Path) -> list[list[str]]:
+    path = folder / "calls"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_help_is_the_default_and_lists_every_target(clone):
+    done = make(clone)
+    assert done.returncode == 0
+    assert done.stdout == make(clone, "help").stdout
+    targets = ["setup", "test", "lint", "data", "stage1", "stage2", "stage3", "evaluate", "doctor"]
+    for target in targets:
+        assert f"  make {target} " in done.stdout
+    for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON="):
+        assert variable in done.stdout
+    assert not (clone / ".venv").exists()
+
+
+def test_a_fresh_clone_sets_up_once_then_runs_one_printed_command(clone):
+    done = make(clone, "stage1")
+    assert done.returncode == 0, done.stderr
+    check, venv, install, train = calls(clone)
+    assert check[0] == "-c"
+    assert venv == ["-m", "venv", ".venv"]
+    assert install == ["-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]"]
+    assert train == ["-m", "experiments.train", "stage1", "data.name=phantom"]
+    printed = ".venv/bin/python -m experiments.train stage1 data.name=phantom"
+    assert done.stdout.splitlines()[-1] == printed
+
+    make(clone, "stage1")
+    assert calls(clone)[4:] == [train]  # nothing is set up again
+
+
+def test_changed_pins_set_up_again(clone):
+    make(clone, "setup")
+    before = len(calls(clone))
+    later = (clone / ".venv" / ".ready").stat().st_mtime + 10
+    os.utime(clone / "constraints.txt", (later, later))
+    make(clone, "lint")
+    assert ["-m", "pip"] in [call[:2] for call in calls(clone)[before:]]
+
+
+def test_failed_set_up_is_tried_again(clone):
+    (clone / "bin" / "touch").unlink()  # whatever breaks before the end
+    assert make(clone, "stage1").returncode != 0
+    assert not (clone / ".venv" / ".ready").exists()
+    assert "experiments.train" not in str(calls(clone))
+
+
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_own_interpreter_makes_no_venv(clone, by_environment):
+    own = str(clone / "bin" / "python3")
+    shutil.copy(own, clone / "bin" / "mine")
+    words = [] if by_environment else ["PYTHON=mine"]
+    done = make(clone, "stage1", *words, **({"PYTHON": "mine"} if by_environment else {}))
+    assert done.returncode == 0, done.stderr
+    assert calls(clone) == [["-m", "experiments.train", "stage1", "data.name=phantom"]]
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("root", ["/a b/c", "/it's", "/a,b", '/a"b', "/a;b & c", "/(x) *"])
+def test_values_survive_the_shell(clone, root):
+    words = [f"ROOT={root}", "DATA=mura", "RUN=my run", "ARGS=seed=1 loss.alpha=0.5"]
+    done = make(clone, "stage2", "PYTHON=python3", *words)
+    assert done.returncode == 0, done.stderr
+    settings = [
+        "data.name=mura",
+        f"data.root={root}",
+        "run.name=my run",
+        "seed=1",
+        "loss.alpha=0.5",
+    ]
+    assert calls(clone) == [["-m", "experiments.train", "stage2", *settings]]
+
+
+def test_stages_run_in_the_order_given_even_with_jobs(clone):
+    done = make(clone, "-j4", "stage1", "stage2", "stage3", "PYTHON=python3")
+    assert done.returncode == 0, done.stderr
+    assert [call[2] for call in calls(clone)] == ["stage1", "stage2", "stage3"]
+
+
+def test_data_prepares_without_training(clone):
+    make(clone, "data", "PYTHON=python3", "ROOT=/x", "RUN=ignored")
+    (call,) = calls(clone)
+    assert call[:3] == ["-m", "experiments.train", "--data-only"]
+    assert call[3:] == ["stage1", "data.name=phantom", "data.root=/x"]
+
+
+def test_evaluate_takes_the_latest_trained_run_of_each_stage(clone):
+    for age, run in enumerate(["stage1/old", "stage1/new run", "stage3/seed0"]):
+        best = clone / "runs" / "phantom" / run / "checkpoints" / "best.ckpt"
+        best.parent.mkdir(parents=True)
+        best.touch()
+        os.utime(best, (1000 + age, 1000 + age))
+    (clone / "runs" / "phantom" / "stage2" / "untrained" / "checkpoints").mkdir(parents=True)
+    done = make(clone, "evaluate", "PYTHON=python3")
+    assert done.returncode == 0, done.stderr
+    evaluate = ["-m", "experiments.evaluate"]
+    assert calls(clone) == [[*evaluate, "runs/phantom/stage1/new run", "runs/phantom/stage3/seed0"]]
+    make(clone, "evaluate", "PYTHON=python3", "STAGE=stage1", "RUN=old")
+    assert calls(clone)[1:] == [[*evaluate, "runs/phantom/stage1/old"]]
+
+
+def test_evaluate_without_a_run_says_what_to_do(clone):
+    done = make(clone, "evaluate", "PYTHON=python3", "DATA=mura")
+    assert done.returncode == 2
+    assert "no trained run in runs/mura/; first: make stage1 DATA=mura" in done.stderr
+    assert calls(clone) == []
+
+
+def test_no_suitable_python_says_what_to_do(clone):
+    (clone / "bin" / "python3").write_text(f"#!{clone / 'bin' / 'bash'}\nexit 1\n")
+    done = make(clone, "stage1")
+    assert done.returncode == 2
+    assert "Python 3.10 or later is needed" in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_a_later_python_is_found_beside_an_old_one(clone):
+    (clone / "bin" / "python3").rename(clone / "bin" / "python3.12")
+    (clone / "bin" / "python3").write_text(f"#!{clone / 'bin' / 'bash'}\nexit 1\n")
+    (clone / "bin" / "python3").chmod(0o755)
+    assert make(clone, "setup").returncode == 0
+    assert calls(clone)[1] == ["-m", "venv", ".venv"]
