@@ -1,0 +1,13 @@
+"""What is learned from: one data module a source."""
+
+from datamodules.fracatlas import FracAtlasDataModule
+from datamodules.index import DataError
+from datamodules.mura import MuraDataModule
+from datamodules.phantom import PhantomDataModule
+from datamodules.radiographs import RadiographDataModule
+
+SOURCES: dict[str, type[RadiographDataModule]] = {
+    source.name: source for source in (PhantomDataModule, MuraDataModule, FracAtlasDataModule)
+}
+
+__all__ = ["SOURCES", "DataError", "RadiographDataModule"]

@@ -1,0 +1,83 @@
+"""Random changes to training images; the only file that knows albumentations.
+
+What happens to an image is a pure function of (seed, epoch, image): the transform is seeded anew
+for every sample, so the number of workers, ranks and restarts cannot change it. (Unseeded, forked
+workers would draw the same augmentations as each other.)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# Without this the import asks PyPI for a newer version; compute nodes have no network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+
+@dataclass(frozen=True)
+class AugmentationStrength:
+    """How far an image may be changed; 0 switches a change off.
+
+    Attributes:
+        rotate: largest rotation, degrees.
+        scale: largest change of scale, share (0.1: 0.9 to 1.1).
+        shift: largest shift, share of the side.
+        flip: probability of a left-right flip.
+        brightness: largest change of brightness, share of the range.
+        contrast: largest change of contrast, share.
+        noise: largest standard deviation of added noise, share of the range.
+    """
+
+    rotate: float = 15.0
+    scale: float = 0.1
+    shift: float = 0.05
+    flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    noise: float = 0.0
+
+
+class Augmentation:
+    """Augment an image and its lesion mask together."""
+
+    def __init__(self, strength: AugmentationStrength, seed: int) -> None:
+        self.seed = seed
+        steps: list[A.BasicTransform] = []
+        if strength.flip:
+            steps.append(A.HorizontalFlip(p=strength.flip))
+        if strength.rotate or strength.scale or strength.shift:
+            steps.append(
+                A.Affine(
+                    rotate=(-strength.rotate, strength.rotate),
+                    scale=(1 - strength.scale, 1 + strength.scale),
+                    translate_percent=(-strength.shift, strength.shift),
+                    interpolation=cv2.INTER_LINEAR,
+                    mask_interpolation=cv2.INTER_LINEAR,
+                    p=1.0,
+                )
+            )
+        if strength.brightness or strength.contrast:
+            steps.append(
+                A.RandomBrightnessContrast(
+                    brightness_limit=strength.brightness, contrast_limit=strength.contrast, p=1.0
+                )
+            )
+        if strength.noise:
+            steps.append(A.GaussNoise(std_range=(0.0, strength.noise), p=1.0))
+        self.transform = A.Compose(steps)
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Change ``image`` and ``mask`` (both (H, W) uint8) as (seed, epoch, index) decides."""
+        draw = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
+        self.transform.set_random_seed(int(draw))
+        # albumentations wants a channel axis for noise to be drawn per pixel, not per row
+        if mask is None:
+            return self.transform(image=image[..., None])["image"][..., 0], None
+        changed = self.transform(image=image[..., None], mask=mask)
+        return changed["image"][..., 0], changed["mask"]

@@ -1,0 +1,145 @@
+"""Decode one radiograph to upright 8-bit grey, or say what is wrong with its file."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from datamodules.index import DataError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+JPEG_END = b"\xff\xd9"
+# Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
+WINDOW_TAIL = 0.001
+
+
+def decode(path: Path) -> np.ndarray:
+    """Read a PNG or JPEG as it should be looked at: grey, 8 bit, EXIF orientation applied.
+
+    Grey, RGB, palette and CMYK files are reduced to grey; an alpha channel is ignored. A 16-bit
+    image is windowed by its own stored values: the 0.1 % quantile becomes 0, the 99.9 % quantile
+    255, so that 12 bits stored in 16 fill the range.
+
+    The file is read once and decoded from memory, the decoder runs without Python's lock: call it
+    from as many threads as there are cores.
+
+    Args:
+        path: Image file; the suffix does not matter, the content decides.
+
+    Returns:
+        uint8 ``(H, W)``, 0 to 255.
+
+    Raises:
+        DataError: The file is missing, empty, cut short, of zero size, no PNG or JPEG, or damaged.
+    """
+    data = _read(path)
+    if data.startswith(JPEG):
+        if not data[-64:].rstrip(b"\0\r\n").endswith(JPEG_END):
+            return _decode_unended_jpeg(data, path)
+    elif data.startswith(PNG):
+        _check_png(data, path)
+    else:
+        raise DataError(
+            f"{path}: neither a PNG nor a JPEG file (it begins with {data[:8]!r}); convert it to "
+            "PNG, or take it out of the data"
+        )
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # e.g. more pixels than OpenCV accepts
+        raise _damaged(path, str(error).strip()) from error
+    if pixels is None or pixels.size == 0:
+        raise _damaged(path, "its content cannot be decoded")
+    return pixels if pixels.dtype == np.uint8 else window_16bit(pixels)
+
+
+def window_16bit(pixels: np.ndarray) -> np.ndarray:
+    """Scale uint16 ``(H, W)`` to uint8 between its 0.1 % and 99.9 % quantiles; constant gives 0."""
+    counts = np.bincount(pixels.reshape(-1), minlength=1 << 16)
+    share = np.cumsum(counts) / pixels.size
+    low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))
+    high = int(np.searchsorted(share, 1 - WINDOW_TAIL, side="left"))
+    if high <= low:  # nearly all pixels are equal: fall back to the full stored range
+        stored = np.flatnonzero(counts)
+        low, high = int(stored[0]), int(stored[-1])
+    ramp = (np.arange(1 << 16) - low) * (255 / max(high - low, 1))
+    return np.clip(np.rint(ramp), 0, 255).astype(np.uint8)[pixels]
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Read ``(height, width)`` of an upright image from its header alone (EXIF turns applied).
+
+    Raises:
+        DataError: The file is missing, or its header is unreadable.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _damaged(path, str(error)) from error
+    return (width, height) if turned else (height, width)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); check data.root and rights") from error
+    if not data:
+        raise DataError(f"{path}: the file is empty; fetch it again")
+    return data
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: damaged image ({reason}); fetch it again")
+
+
+def _check_png(data: bytes, path: Path) -> None:
+    """Walk the chunks: all there, checksums right, size not zero (OpenCV would print or guess)."""
+    view, place = memoryview(data), len(PNG)
+    while place + 12 <= len(data):
+        length = int.from_bytes(view[place : place + 4], "big")
+        kind, end = bytes(view[place + 4 : place + 8]), place + 12 + length
+        if end > len(data):
+            break
+        stored = int.from_bytes(view[end - 4 : end], "big")
+        if zlib.crc32(view[place + 4 : end - 4]) != stored:
+            raise _damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
+        if kind == b"IHDR" and not all(_png_size(view[place + 8 : place + 16])):
+            raise _damaged(path, "its size is zero")
+        if kind == b"IEND":
+            return
+        place = end
+    raise _damaged(path, "the PNG is cut short")
+
+
+def _png_size(field: memoryview) -> tuple[int, int]:
+    return int.from_bytes(field[:4], "big"), int.from_bytes(field[4:8], "big")
+
+
+def _decode_unended_jpeg(data: bytes, path: Path) -> np.ndarray:
+    """Decode a JPEG without its end marker at the end: cut short, or followed by other bytes.
+
+    OpenCV returns the part that is there and fills the rest with grey; Pillow refuses instead, so
+    its verdict counts. Its pixels are taken too: the same libjpeg, but nothing on stderr.
+    """
+    if JPEG_END not in data:
+        raise _damaged(path, "the JPEG is cut short, it has no end marker")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("L", image.size)
+            return np.array(ImageOps.exif_transpose(image).convert("L"))
+    except Image.DecompressionBombError as error:
+        raise _damaged(path, str(error)) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _damaged(path, f"the JPEG is cut short: {error}") from error

@@ -1,0 +1,234 @@
+"""Lesion masks: the canonical folder they come in, their images, and which of them are trained on.
+
+A lesion folder holds ``lesions.csv`` (header ``image,mask,lesion_type``: the image relative to
+``data.root``, the mask relative to the folder) and 8-bit PNG masks, 0 background and 255 lesion, of
+the size of the upright original. Masks follow their image's split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from datamodules.decode import decode, upright_size
+from datamodules.index import DataError
+
+log = logging.getLogger(__name__)
+
+CSV = "lesions.csv"
+COLUMNS = ["image", "mask", "lesion_type"]
+
+
+class Lesion(NamedTuple):
+    """What is marked on an image: its path below ``data.root``, mask uint8 (H, W) 0 / 255, type."""
+
+    image: str
+    mask: np.ndarray
+    lesion_type: str = ""
+
+
+def read_lesions(folder: Path) -> pd.DataFrame:
+    """Read ``lesions.csv``; the table's index is the row of the file (the header is row 1).
+
+    Returns:
+        Columns image, mask, lesion_type (str; the last "" where unknown or where the column lacks).
+
+    Raises:
+        DataError: No such folder or CSV, a column or a field is missing, or an image or a mask is
+            listed twice.
+    """
+    csv = folder / CSV
+    if not csv.is_file():
+        raise DataError(
+            f"lesions.path={folder} holds no {CSV}; make one with experiments.import_lesions, or "
+            f"write it by hand with the header {','.join(COLUMNS)}"
+        )
+    try:
+        rows = pd.read_csv(
+            csv, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
+    rows.index += 2
+    rows = rows[(rows != "").any(axis=1)]
+    lacking = [name for name in COLUMNS[:2] if name not in rows.columns]
+    if lacking:
+        raise DataError(
+            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(COLUMNS)}"
+        )
+    rows = rows.reindex(columns=COLUMNS, fill_value="")
+    for name in COLUMNS[:2]:
+        rows[name] = rows[name].str.strip().str.removeprefix("./")
+        blank = rows.index[rows[name] == ""]
+        if len(blank):
+            raise DataError(f"{csv}, row {blank[0]}: no {name} is given")
+        twice = rows.index[rows[name].duplicated()]
+        if len(twice):
+            value = rows.loc[twice[0], name]
+            raise DataError(
+                f"{csv}, row {twice[0]}: the {name} {value} is listed twice; an image has one mask "
+                "(join several lesions in it), a mask belongs to one image"
+            )
+    return rows
+
+
+def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFrame:
+    """Fill ``lesion_mask`` and ``lesion_type`` of the index ``table`` from a lesion folder.
+
+    An image may also be given with the name of ``root`` in front (``MURA-v1.1/train/...``). Masks
+    of images that exist but that the index left out on purpose are not used, with a notice.
+
+    Args:
+        table: Index table with path and label.
+        folder: Lesion folder in the canonical form.
+        root: Folder that the table's paths count from.
+
+    Returns:
+        A copy of ``table`` with both columns filled, "" where an image has no mask.
+
+    Raises:
+        DataError: See ``read_lesions``; or an unknown image, a mask on a normal image, a mask file
+            that is missing, empty (nothing marked), not of 0 and 255, or of another size than its
+            image.
+    """
+    csv, rows = folder / CSV, read_lesions(folder)
+    place = pd.Series(np.arange(len(table)), index=table["path"])
+    labels = table["label"].to_numpy()
+    inner = rows["image"].str.removeprefix(f"{root.resolve().name}/")
+    rows["image"] = rows["image"].where(rows["image"].isin(place.index), inner)
+    absent = ~rows["image"].isin(place.index)
+    for row in rows[absent].itertuples():
+        if not (root / row.image).is_file():
+            raise DataError(
+                f"{csv}, row {row.Index}: unknown image {row.image}; give its path relative to "
+                f"{root}"
+            )
+    if absent.any():
+        log.warning("%s: %d masks are of images that the index left out", csv, absent.sum())
+    rows = rows[~absent]
+    places = place.reindex(rows["image"]).to_numpy(np.int64)
+    normal = rows[labels[places] == 0]
+    if len(normal):
+        row = normal.iloc[0]
+        raise DataError(
+            f"{csv}, row {normal.index[0]}: {row['image']} is labelled normal but has a lesion "
+            "mask; take the row out, or correct the label"
+        )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda row: _check_mask(csv, row, folder, root), rows.itertuples()))
+    masks, types = np.full((2, len(table)), "", dtype=object)
+    masks[places] = [str((folder / mask).resolve()) for mask in rows["mask"]]
+    types[places] = rows["lesion_type"].to_numpy()
+    return table.assign(lesion_mask=masks.tolist(), lesion_type=types.tolist())
+
+
+def write_lesions(folder: Path, lesions: Iterable[Lesion]) -> int:
+    """Write a lesion folder, whole or not at all; returns the number of masks.
+
+    ``lesions`` may be a generator: one mask is held at a time.
+
+    Raises:
+        DataError: The folder already exists, or cannot be written.
+        ValueError: A mask is not uint8 (H, W) of 0 and 255 or marks nothing, or an image does not
+            lie below ``data.root``.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} already exists; remove it first, or choose another folder")
+    # A name that no other process has, on any node that shares the disk.
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    rows = []
+    try:
+        for lesion in lesions:
+            fault = _fault(lesion.mask)
+            if fault:
+                raise ValueError(f"mask of {lesion.image}: {fault}")
+            if ".." in Path(lesion.image).parts or Path(lesion.image).is_absolute():
+                raise ValueError(f"{lesion.image} does not lie below data.root")
+            mask = f"masks/{lesion.image}.png"
+            (draft / mask).parent.mkdir(parents=True, exist_ok=True)
+            # Not cv2.imwrite: on a full disk it only returns False.
+            (draft / mask).write_bytes(cv2.imencode(".png", lesion.mask)[1].tobytes())
+            rows.append((lesion.image, mask, lesion.lesion_type))
+        draft.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(draft / CSV, index=False)
+        draft.rename(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return len(rows)
+
+
+def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    """Pick the train images whose lesion masks are trained on.
+
+    One image a patient before any patient's second, body parts in turn; within that an order that
+    only hashes of ``seed`` and names decide. So the choice for 50 is part of the choice for 100,
+    and does not depend on the order of the table.
+
+    Args:
+        table: Index table with path, patient, body_part, split and lesion_mask.
+        count: Images wanted; all there are where there are fewer.
+        seed: ``data.seed``.
+
+    Returns:
+        int64 ``(n,)``, ascending row numbers of ``table``, n <= count.
+    """
+    rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
+    pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)
+    pool["key"] = [hashlib.sha256(f"{seed}/{path}".encode()).hexdigest() for path in pool["path"]]
+    pool = pool.sort_values("key")
+    pool["round"] = pool.groupby("patient").cumcount()
+    pool["turn"] = pool.groupby(["round", "body_part"]).cumcount()
+    chosen = pool.sort_values(["round", "turn", "key"])["row"].to_numpy(np.int64)[: max(count, 0)]
+    return np.sort(chosen)
+
+
+def _check_mask(csv: Path, row: tuple, folder: Path, root: Path) -> None:
+    """Raise a DataError where the mask of one CSV row cannot serve."""
+    number, image, name = row[:3]
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"{csv}, row {number}: the mask {path} does not exist")
+    mask = decode(path)
+    fault = _fault(mask)
+    if fault:
+        raise DataError(f"{csv}, row {number}: the mask {path} {fault}")
+    try:
+        size = upright_size(root / image)
+    except DataError:  # whether an unreadable image is an error is for the cache to decide
+        return
+    if mask.shape != size:
+        raise DataError(
+            f"{csv}, row {number}: the mask {path} is {_size(mask.shape)} px, its image {image} "
+            f"upright {_size(size)} px (width x height); draw it on the upright original, neither "
+            "scaled nor turned"
+        )
+
+
+def _fault(mask: np.ndarray) -> str:
+    """What keeps ``mask`` from being a canonical one, or ""."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        return f"must be uint8 (H, W), is {mask.dtype} {mask.shape}"
+    counts = np.bincount(mask.reshape(-1), minlength=256)
+    if counts[0] == mask.size:
+        return "is empty; mark the lesion, or take its row out"
+    if counts[0] + counts[255] != mask.size:
+        value = int(np.flatnonzero(counts[1:255])[0]) + 1
+        return f"holds the grey value {value}; use 0 for background and 255 for lesion"
+    return ""
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

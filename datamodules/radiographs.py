@@ -1,0 +1,333 @@
+"""The base of every data set of radiographs: index -> cache -> sampler -> augmentation -> batch.
+
+A new source is one subclass that says how to build its index table (see ``datamodules.index``);
+everything else is here.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules import cache, index, lesions
+from datamodules.augmentation import Augmentation, AugmentationStrength
+from datamodules.index import DataError
+from datamodules.sampler import EvaluationBatches, TrainBatches
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+# Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
+MEAN, STD = 0.2, 0.2
+
+
+def to_model_input(image: Tensor) -> Tensor:
+    """Turn uint8 images (B, 1, H, W) into float32, black at -1 and white at 4."""
+    return (image.float() / 255.0 - MEAN) / STD
+
+
+class BatchDataset(Dataset[Batch]):
+    """Reads whole batches from the cache; an item is asked for as (epoch, rows)."""
+
+    def __init__(
+        self,
+        pixels: cache.PixelCache,
+        codes: dict[str, np.ndarray],
+        shows_lesion: np.ndarray,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self.pixels = pixels
+        self.codes = codes
+        self.shows_lesion = shows_lesion
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        """Rows of the index table."""
+        return len(self.shows_lesion)
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
+        """Return the batch of ``rows`` as augmented in ``epoch``."""
+        epoch, rows = item
+        size = self.pixels.images.shape[-1]
+        images = np.empty((len(rows), 1, size, size), dtype=np.uint8)
+        masks = np.zeros((len(rows), 1, size, size), dtype=np.float32)
+        for place, row in enumerate(rows):
+            image = self.pixels.image(row)
+            mask = self.pixels.mask(row) if self.shows_lesion[row] else None
+            if self.augmentation is not None:
+                image, mask = self.augmentation(image, mask, epoch, int(row))
+            images[place, 0] = image
+            if mask is not None:
+                masks[place, 0] = mask
+        masks /= 255.0
+        return {
+            "image": torch.from_numpy(images),
+            "lesion_mask": torch.from_numpy(masks),
+            "has_lesion": torch.from_numpy(self.shows_lesion[rows]),
+            "index": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+            **{name: torch.from_numpy(values[rows]) for name, values in self.codes.items()},
+        }
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    # Preemption is the main process's business: a worker that ran its handler would save over it.
+    for name in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN if name == signal.SIGUSR1 else signal.SIG_DFL)
+
+
+class RadiographDataModule(LightningDataModule):
+    """Radiographs with image-level labels and, for some, a lesion mask.
+
+    Args:
+        root: the data set's folder.
+        cache_dir: where caches are kept.
+        seed: draws the splits and the lesion subset (``data.seed``).
+        image_size: side of the letterboxed square, pixels; None: the source's default.
+        crop: "none", or "content": crop to the exposed limb first; None: the source's default.
+        contrast: "none", "stretch" (percentiles) or "clahe"; None: the source's default.
+        batch_size: images a step and rank.
+        num_workers: loader processes.
+        limit: at most so many images a split.
+        split: "patient", or "image": patients leak into test, only to reproduce figures got that
+            way.
+        unreadable: "error" or "skip" for images that cannot be decoded; None: the source's default.
+        augmentation: strengths of the training augmentation; None: none.
+        order_seed: seed of batch order and augmentation (``seed``).
+        lesions_path: folder with ``lesions.csv`` and masks; None: the source's own, if any.
+        lesions_count: at most so many masks of train images are trained on.
+        lesions_per_batch: images of them in every training batch.
+    """
+
+    name = "radiographs"
+    default_image_size = 320
+    default_crop = "none"
+    default_contrast = "none"
+    unreadable = "error"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        cache_dir: str = "runs/cache",
+        seed: int = 0,
+        image_size: int | None = None,
+        crop: str | None = None,
+        contrast: str | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        limit: int | None = None,
+        split: str = "patient",
+        unreadable: str | None = None,
+        augmentation: dict[str, float] | None = None,
+        order_seed: int = 0,
+        lesions_path: str | None = None,
+        lesions_count: int = 100,
+        lesions_per_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        if root is None:
+            raise DataError(
+                f"data.name={self.name} needs data.root=/path/to/the/data (make: ROOT=...)"
+            )
+        self.root = Path(root)
+        self.cache_dir = Path(cache_dir)
+        self.seed = seed
+        self.recipe = cache.Recipe(
+            image_size or self.default_image_size,
+            crop or self.default_crop,
+            contrast or self.default_contrast,
+        )
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.limit = limit
+        self.split = split
+        self.on_unreadable = unreadable or self.unreadable
+        self.augmentation = augmentation
+        self.order_seed = order_seed
+        self.lesions_path = Path(lesions_path) if lesions_path else None
+        self.lesions_count = lesions_count
+        self.lesions_per_batch = lesions_per_batch
+        self.pixels: cache.PixelCache | None = None
+        self.sampler: TrainBatches | None = None
+        self._resume_at: tuple[int, int] = (0, 0)
+
+    # What a source fills in -----------------------------------------------------------------------
+
+    def build_index(self) -> pd.DataFrame:
+        """Return the index table of ``self.root`` (see ``datamodules.index``)."""
+        raise TypeError(f"{type(self).__name__} must say how to build its index")
+
+    def fingerprint(self) -> list[Path]:
+        """Small files whose content decides the index; hashed into the cache's key."""
+        raise TypeError(f"{type(self).__name__} must name the files that decide its index")
+
+    def prepare_source(self) -> None:
+        """Called once before the index is built; a source that draws itself does so here."""
+
+    # Lightning's steps ----------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Draw or check the source and build the cache, on one process a node."""
+        self.prepare_source()
+        if not self.root.is_dir():
+            raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
+        cache.build(
+            self.cache_folder, self._checked_index, self.root, self.recipe, self.on_unreadable
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache; cheap, on every process."""
+        if self.pixels is not None:
+            return
+        self.pixels = cache.PixelCache(self.cache_folder)
+        rows = self.table
+        masked = (rows["lesion_mask"] != "").to_numpy()
+        # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
+        self.lesion_rows = lesions.choose_lesions(rows, self.lesions_count, self.seed)
+        shown = masked & (rows["split"] != "train").to_numpy()
+        shown[self.lesion_rows] = True
+        self._shows_lesion = shown
+        self._codes = {
+            "label": rows["label"].to_numpy(np.int64),
+            "study": pd.factorize(rows["study"])[0].astype(np.int64),
+            "body_part": rows["body_part"].map(self.body_parts.index).to_numpy(np.int64),
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, augmented batches of the train split, from where a resumed run stopped."""
+        self.sampler = TrainBatches(
+            self.rows_of("train"),
+            self.batch_size,
+            seed=self.order_seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            lesion_rows=self.lesion_rows,
+            lesions_per_batch=self.lesions_per_batch,
+        )
+        self.sampler.resume_at(*self._resume_at)
+        augmentation = None
+        if self.augmentation is not None:
+            augmentation = Augmentation(AugmentationStrength(**self.augmentation), self.order_seed)
+        return self._loader(self.sampler, augmentation)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The val split in order."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order."""
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Each image of ``split`` in order, unaugmented."""
+        sampler = EvaluationBatches(
+            self.rows_of(split),
+            self.batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return self._loader(sampler, None)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """On the device, make the uint8 images float32 (see ``to_model_input``)."""
+        if batch["image"].dtype == torch.uint8:
+            batch["image"] = to_model_input(batch["image"])
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, so that a resumed run goes on with the next batch."""
+        if self.trainer is None:
+            return {}
+        loop: Any = self.trainer.fit_loop
+        batches = loop.epoch_loop.batch_progress.current.processed
+        # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
+        whole = batches >= self.trainer.num_training_batches
+        return {"epoch": loop.epoch_progress.current.processed, "batch": 0 if whole else batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the position of ``state_dict``."""
+        if state_dict:
+            self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+    # What others ask for --------------------------------------------------------------------------
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The checked index table (after ``setup``)."""
+        if self.pixels is None:
+            raise RuntimeError("call prepare_data() and setup() first")
+        return self.pixels.table
+
+    @property
+    def body_parts(self) -> list[str]:
+        """Names of the body parts, in the order of their codes."""
+        return sorted(self.table["body_part"].unique())
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where this data set's cache lies: its name holds the key of all that shaped it."""
+        files = self.fingerprint()
+        if self.lesions_path:
+            files = [*files, self.lesions_path / "lesions.csv"]
+        absent = [path for path in files if not path.is_file()]
+        key = cache.cache_key(
+            {
+                "source": self.name,
+                "root": self.root.resolve(),
+                # A missing file is build_index's to explain, with what it knows of the source.
+                "files": "incomplete" if absent else index.hash_files(files),
+                "recipe": self.recipe,
+                "seed": self.seed,
+                "limit": self.limit,
+                "split": self.split,
+                "unreadable": self.on_unreadable,
+                "lesions": self.lesions_path and self.lesions_path.resolve(),
+            }
+        )
+        return self.cache_dir / f"{self.name}-{key}"
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Index rows of a split."""
+        return np.flatnonzero(self.table["split"] == split)
+
+    def class_weights(self) -> tuple[float, float]:
+        """Weights (normal, abnormal) that make both classes of train count the same, mean 1."""
+        labels = self.table.loc[self.table["split"] == "train", "label"]
+        share = float(labels.mean())
+        return 0.5 / (1.0 - share), 0.5 / share
+
+    def _checked_index(self) -> pd.DataFrame:
+        table = self.build_index()
+        if self.split == "image":
+            log.warning(
+                "data.split=image: patients stand in train AND test, test figures are too good"
+            )
+            table = index.assign_by_image(table, self.seed)
+        else:
+            index.check_patients_apart(table, self.name)
+        return index.check_index(index.limit_split(table, self.limit), self.name)
+
+    def _loader(
+        self, sampler: TrainBatches | EvaluationBatches, augmentation: Augmentation | None
+    ) -> DataLoader[Batch]:
+        assert self.pixels is not None, "setup() opens the cache"
+        return DataLoader(
+            BatchDataset(self.pixels, self._codes, self._shows_lesion, augmentation),
+            sampler=sampler,
+            batch_size=None,  # an item of the sampler is a whole batch
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,167 @@
+"""The cache: built once, atomically, with a clear word where it cannot be."""
+
+import errno
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules import cache
+from datamodules.cache import PixelCache, Recipe
+from datamodules.geometry import from_square
+from datamodules.index import DataError
+
+RECIPE = Recipe(64)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+    """Six images of different sizes, the odd ones with a lesion mask."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        size = (90 + 7 * number, 120 - 9 * number)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 255, size).astype(np.uint8))
+        mask_path = ""
+        if number % 2:
+            mask = np.zeros(size, np.uint8)
+            mask[30:60, 20:50] = 255
+            mask_path = str(tmp_path / f"{number}_mask.png")
+            cv2.imwrite(mask_path, mask)
+        rows.append(
+            {
+                "path": f"{number}.png",
+                "label": number % 2,
+                "patient": str(number),
+                "study": str(number),
+                "body_part": "hand",
+                "split": "train",
+                "lesion_mask": mask_path,
+                "lesion_type": "",
+                "hardware": -1,
+            }
+        )
+    return tmp_path, pd.DataFrame(rows)
+
+
+def build(source: tuple[Path, pd.DataFrame], folder: Path, policy: str = "error") -> PixelCache:
+    """Build and open."""
+    root, table = source
+    cache.build(folder, lambda: table, root, RECIPE, policy)
+    return PixelCache(folder)
+
+
+def test_rows_masks_and_geometry_belong_together(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """Each row reads its own image and mask; the mask comes back where it was drawn."""
+    opened = build(source, tmp_path / "cache" / "a")
+    root, table = source
+    assert opened.table.to_dict() == table.to_dict()
+    for row in range(6):
+        original = cv2.imread(str(root / f"{row}.png"), 0)
+        square, geometry = RECIPE.apply(original)
+        assert (opened.image(row) == square).all()
+        assert opened.geometry_of(row) == geometry
+        mask = opened.mask(row)
+        assert (mask is None) == (row % 2 == 0)
+        if mask is not None:
+            back = from_square(np.asarray(mask), geometry)
+            drawn = cv2.imread(table["lesion_mask"][row], 0)
+            assert np.logical_and(back > 127, drawn > 127).sum() > 0.95 * (drawn > 127).sum()
+
+
+def test_is_built_once_and_a_damaged_one_again(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """A whole cache is not touched; a truncated file is noticed by its size."""
+    folder = tmp_path / "cache" / "a"
+    build(source, folder)
+    written = (folder / "images.u8").stat().st_mtime_ns
+    build(source, folder)
+    assert (folder / "images.u8").stat().st_mtime_ns == written
+    os.truncate(folder / "images.u8", 100)
+    assert not cache.is_whole(folder)
+    assert len(build(source, folder).images) == 6
+
+
+def test_a_build_that_was_killed_is_never_used(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """What a killed process left beside the place is thrown away."""
+    folder = tmp_path / "cache" / "a"
+    left = folder.with_name("a.partial")
+    left.mkdir(parents=True)
+    (left / "meta.json").write_text("{}")
+    assert not cache.is_whole(folder)
+    build(source, folder)
+    assert not left.exists()
+
+
+def test_unreadable_images_are_all_named(source: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    """With "error" none is used; with "skip" the others are, and the list is kept."""
+    root, _ = source
+    (root / "1.png").write_bytes(b"")
+    (root / "4.png").write_bytes(b"no image")
+    folder = tmp_path / "cache" / "a"
+    with pytest.raises(DataError, match=r"(?s)2 of 6 images.*1\.png.*4\.png.*data.unreadable=skip"):
+        build(source, folder)
+    assert not folder.exists()
+    opened = build(source, folder, "skip")
+    assert opened.table["path"].tolist() == ["0.png", "2.png", "3.png", "5.png"]
+    assert (opened.image(2) == RECIPE.apply(cv2.imread(str(root / "3.png"), 0))[0]).all()
+    assert opened.mask(2) is not None
+    assert pd.read_csv(folder / "left_out.csv")["path"].tolist() == ["1.png", "4.png"]
+
+
+def test_a_mask_of_another_size_is_an_error(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """It names both files' sizes."""
+    cv2.imwrite(source[1]["lesion_mask"][3], np.full((10, 12), 255, np.uint8))
+    with pytest.raises(DataError, match=r"12 x 10 pixels, its image 3\.png"):
+        build(source, tmp_path / "cache" / "a")
+
+
+def test_full_disk_is_said_and_nothing_half_is_left(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both before writing (too little space) and in its middle (ENOSPC)."""
+    folder = tmp_path / "cache" / "a"
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "pwrite", full)
+    with pytest.raises(DataError, match=r"disk of .* is full.*data.cache_dir"):
+        build(source, folder)
+    monkeypatch.undo()
+    usage = cache.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="is full"):
+        build(source, folder)
+    assert [path.suffix for path in folder.parent.iterdir()] == [".lock"]
+
+
+def test_contrast_stretch_uses_the_range_inside_the_letterbox() -> None:
+    """Bars stay black; the content spans the range."""
+    image = np.random.default_rng(0).integers(100, 140, (40, 64)).astype(np.uint8)
+    square, geometry = Recipe(64, contrast="stretch").apply(image)
+    inner = square[geometry.top : geometry.top + geometry.inner_height]
+    assert inner.min() == 0
+    assert inner.max() == 255
+    assert (square[: geometry.top] == 0).all()
+
+
+def test_the_key_covers_what_shapes_the_cache() -> None:
+    """Any part that differs gives another folder."""
+    parts = {"source": "mura", "recipe": Recipe(320), "seed": 0}
+    keys = {
+        cache.cache_key(parts),
+        cache.cache_key({**parts, "seed": 1}),
+        cache.cache_key({**parts, "recipe": Recipe(320, crop="content")}),
+    }
+    assert len(keys) == 3

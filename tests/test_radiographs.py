@@ -1,0 +1,100 @@
+"""The batch that every source gives, on the phantom."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import DataError
+from datamodules.phantom import PhantomDataModule
+from datamodules.radiographs import RadiographDataModule, to_model_input
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("radiographs")
+
+
+def phantom(folder, **options):
+    data = PhantomDataModule(
+        count=80,
+        root=str(folder / "phantom"),
+        cache_dir=str(folder / "cache"),
+        image_size=64,
+        batch_size=8,
+        augmentation={},
+        **options,
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_the_batch_is_as_the_design_says(folder):
+    batch = next(iter(phantom(folder).train_dataloader()))
+    assert batch["image"].shape == (8, 1, 64, 64)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["lesion_mask"].shape == (8, 1, 64, 64)
+    assert batch["lesion_mask"].dtype == torch.float32
+    assert batch["lesion_mask"].min() >= 0
+    assert batch["lesion_mask"].max() <= 1
+    assert batch["has_lesion"].dtype == torch.bool
+    for name in ("label", "index", "study", "body_part"):
+        assert batch[name].shape == (8,)
+        assert batch[name].dtype == torch.int64
+
+
+def test_on_the_device_the_image_becomes_float_once(folder):
+    data = phantom(folder)
+    batch = next(iter(data.val_dataloader()))
+    pixels = batch["image"].clone()
+    batch = data.on_after_batch_transfer(batch, 0)
+    assert batch["image"].dtype == torch.float32
+    assert torch.equal(batch["image"], to_model_input(pixels))
+    again = data.on_after_batch_transfer(dict(batch), 0)
+    assert torch.equal(again["image"], batch["image"])
+    assert to_model_input(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == pytest.approx(
+        [-1.0, 4.0]
+    )
+
+
+def test_masks_of_train_are_limited_and_all_of_val_and_test_judge(folder):
+    data = phantom(folder, lesions_count=5)
+    shown = {
+        split: sum(int(b["has_lesion"].sum()) for b in data.evaluation_dataloader(split))
+        for split in ("train", "val", "test")
+    }
+    abnormal = data.table.groupby("split")["label"].sum()
+    assert shown == {"train": 5, "val": abnormal["val"], "test": abnormal["test"]}
+    for batch in data.evaluation_dataloader("train"):
+        hidden = ~batch["has_lesion"]
+        assert (batch["lesion_mask"][hidden] == 0).all()
+        assert (batch["lesion_mask"][~hidden].amax((1, 2, 3)) > 0).all()
+
+
+def test_augmentation_moves_image_and_mask_and_is_the_same_for_any_workers(folder):
+    alone = list(phantom(folder).train_dataloader())
+    helped = list(phantom(folder, num_workers=2).train_dataloader())
+    for one, other in zip(alone, helped, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_second_set_up_reads_the_cache(folder):
+    first = phantom(folder)
+    written = first.cache_folder.stat().st_mtime_ns
+    second = phantom(folder)
+    assert second.cache_folder == first.cache_folder
+    assert second.cache_folder.stat().st_mtime_ns == written
+    assert phantom(folder, seed=0, limit=6).cache_folder != first.cache_folder
+
+
+def test_class_weights_balance_the_classes(folder):
+    data = phantom(folder)
+    normal, abnormal = data.class_weights()
+    labels = data.table.loc[data.table["split"] == "train", "label"]
+    assert normal * (labels == 0).sum() == pytest.approx(abnormal * (labels == 1).sum())
+    assert np.where(labels == 1, abnormal, normal).mean() == pytest.approx(1.0)
+
+
+def test_says_when_the_root_is_missing(tmp_path):
+    with pytest.raises(DataError, match=r"needs data\.root"):
+        RadiographDataModule()

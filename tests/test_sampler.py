@@ -1,0 +1,95 @@
+"""Batches are a pure function of (seed, epoch), whatever the ranks and restarts."""
+
+import numpy as np
+import pytest
+
+from datamodules.sampler import EvaluationBatches, TrainBatches
+
+ROWS = np.arange(100, 203)
+
+
+def collect(sampler: TrainBatches) -> list[list[int]]:
+    """Rows of every batch."""
+    return [rows.tolist() for _, rows in sampler]
+
+
+def test_an_epoch_draws_every_image_at_most_once() -> None:
+    """The last incomplete batch is left out."""
+    batches = collect(TrainBatches(ROWS, 10))
+    drawn = [row for batch in batches for row in batch]
+    assert len(batches) == 10
+    assert len(set(drawn)) == 100
+    assert set(drawn) <= set(ROWS.tolist())
+
+
+def test_epochs_and_seeds_differ_but_repeat_themselves() -> None:
+    """Same (seed, epoch), same batches; otherwise others."""
+    first, again, other = (
+        TrainBatches(ROWS, 10),
+        TrainBatches(ROWS, 10),
+        TrainBatches(ROWS, 10, seed=1),
+    )
+    assert collect(first) == collect(again)
+    assert collect(first) != collect(other)
+    first.set_epoch(1)
+    assert collect(first) != collect(again)
+
+
+def test_two_ranks_see_what_one_rank_with_a_double_batch_sees() -> None:
+    """Also with lesion images in every batch."""
+    lesions = ROWS[::9]
+    one = collect(TrainBatches(ROWS, 12, lesion_rows=lesions, lesions_per_batch=4))
+    ranks = [
+        collect(
+            TrainBatches(ROWS, 6, rank=r, world_size=2, lesion_rows=lesions, lesions_per_batch=2)
+        )
+        for r in range(2)
+    ]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*ranks, strict=True)]
+
+
+def test_resumes_with_the_next_batch_and_then_goes_on_as_ever() -> None:
+    """The epoch after the resumed one is whole."""
+    whole = TrainBatches(ROWS, 10, lesion_rows=ROWS[:7], lesions_per_batch=3)
+    whole.set_epoch(4)
+    expected = collect(whole)
+    resumed = TrainBatches(ROWS, 10, lesion_rows=ROWS[:7], lesions_per_batch=3)
+    resumed.resume_at(4, 6)
+    assert len(resumed) == len(expected)
+    assert collect(resumed) == expected[6:]
+    resumed.set_epoch(5)
+    whole.set_epoch(5)
+    assert collect(resumed) == collect(whole)
+
+
+def test_every_batch_holds_its_lesions_and_all_are_used_alike() -> None:
+    """The lesion images take turns over epochs, none twice before all once."""
+    lesions = ROWS[:10]
+    sampler = TrainBatches(ROWS, 10, lesion_rows=lesions, lesions_per_batch=2)
+    turns = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        for _, rows in sampler:
+            assert set(rows[:2]) <= set(lesions)
+            turns.extend(rows[:2])
+    for start in range(0, len(turns) - 9, 10):
+        assert sorted(turns[start : start + 10]) == lesions.tolist()
+
+
+def test_evaluation_sees_each_row_and_gives_every_rank_as_many_batches() -> None:
+    """103 rows on 4 ranks: 26 each, the padding repeats images that exist."""
+    ranks = [EvaluationBatches(ROWS, 5, rank=r, world_size=4) for r in range(4)]
+    assert len({len(sampler) for sampler in ranks}) == 1
+    seen = [row for sampler in ranks for _, rows in sampler for row in rows]
+    assert set(seen) == set(ROWS.tolist())
+    assert len(seen) == 104
+
+
+def test_says_what_does_not_fit() -> None:
+    """A batch larger than the split; lesions that do not exist."""
+    with pytest.raises(ValueError, match=r"holds 103 images.*smaller data.batch_size"):
+        TrainBatches(ROWS, 104)
+    with pytest.raises(ValueError, match=r"no training image has a lesion mask"):
+        TrainBatches(ROWS, 10, lesions_per_batch=2)
+    with pytest.raises(ValueError, match="leaves no room"):
+        TrainBatches(ROWS, 4, lesion_rows=ROWS, lesions_per_batch=4)
