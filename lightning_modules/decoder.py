@@ -1,0 +1,97 @@
+"""The FCN's decoder: from the encoder's pyramid of features to a lesion map (paper, stage 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Channels at strides 16, 8 and 4, coarse to fine. The decoder stops at stride 4: one at stride 2
+# would cost more than all others together, and a lesion's outline is not known that finely.
+_WIDTHS = (128, 64, 32)
+_OUTPUT_STRIDE = 4
+# The map starts at sigmoid(-2) = 0.12 everywhere. From 0.5, the first steps would spend the shared
+# encoder on turning the whole map dark, which is right for about 98 % of the pixels.
+_OUTPUT_BIAS = -2.0
+
+
+class Decoder(nn.Module):
+    """Top-down pathway with lateral connections, from stride 16 to stride 4.
+
+    Each step doubles the resolution of what comes from above, adds a 1x1 projection of the
+    encoder's features and joins the two by a 3x3 convolution.
+
+    Args:
+        channels: Channels of the encoder's features at strides 2, 4, 8 and 16
+            (:attr:`Encoder.channels`). The first are not used.
+
+    Raises:
+        ValueError: If there are not four of them.
+
+    Example:
+        >>> import torch
+        >>> decoder = Decoder((32, 64, 128, 128)).eval()
+        >>> pyramid = [torch.rand(1, c, s, s) for c, s in ((32, 32), (64, 16), (128, 8), (128, 4))]
+        >>> decoder(pyramid).shape
+        torch.Size([1, 1, 64, 64])
+    """
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(channels) != 4:
+            raise ValueError(
+                f"the decoder got {len(channels)} channel counts {tuple(channels)}: it needs those "
+                "of the four features at strides 2, 4, 8 and 16"
+            )
+        coarse_to_fine = channels[:0:-1]
+        self.top = _block(coarse_to_fine[0], _WIDTHS[0], kernel_size=1)
+        self.reduce = nn.ModuleList()
+        self.lateral = nn.ModuleList()
+        self.join = nn.ModuleList()
+        for above, here, lateral in zip(_WIDTHS, _WIDTHS[1:], coarse_to_fine[1:], strict=False):
+            # Projecting before the upsampling costs a quarter of projecting after it.
+            self.reduce.append(nn.Conv2d(above, here, kernel_size=1, bias=False))
+            self.lateral.append(nn.Conv2d(lateral, here, kernel_size=1, bias=False))
+            self.join.append(
+                nn.Sequential(
+                    nn.BatchNorm2d(here), nn.ReLU(inplace=True), _block(here, here, kernel_size=3)
+                )
+            )
+        self.output = nn.Conv2d(_WIDTHS[-1], 1, kernel_size=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.output.weight, std=0.01)
+        nn.init.constant_(self.output.bias, _OUTPUT_BIAS)  # type: ignore[arg-type]  # has a bias
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Draw the lesion map.
+
+        Args:
+            pyramid: Features ``(B, C_i, H / s, W / s)`` at strides s = 2, 4, 8 and 16.
+
+        Returns:
+            float32 ``(B, 1, H, W)`` in [0, 1], at the size of the image.
+        """
+        _, fine, middle, coarse = pyramid
+        x = self.top(coarse)
+        steps = zip(self.reduce, self.lateral, self.join, (middle, fine), strict=True)
+        for reduce, lateral, join, features in steps:
+            x = join(_enlarge(reduce(x), 2) + lateral(features))
+        # Logits are enlarged, not probabilities: the edge of a sure lesion stays sharp. In float32,
+        # since bf16 knows only 256 steps between 0.5 and 1 and a ranking of pixels needs more.
+        return torch.sigmoid(_enlarge(self.output(x).float(), _OUTPUT_STRIDE))
+
+
+def _block(channels_in: int, channels_out: int, kernel_size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _enlarge(x: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(
+        x, scale_factor=float(factor), mode="bilinear", align_corners=False
+    )

@@ -1,0 +1,164 @@
+"""The encoder that all three stages train: ResNet-23, stride 16, 128 feature maps.
+
+Counting rule (the usual one of the ResNet paper, He et al. 2016): convolutions on the main path
+and the fully connected layer count, projections of shortcuts do not. One 7x7 stem, seven
+bottleneck blocks of three convolutions and the classifier's FC layer make 1 + 7 * 3 + 1 = 23.
+
+The layout 2-2-3 and its widths are ours, the paper gives neither. They were chosen for capacity
+per second on a processor: the blocks at stride 4 cost most (80 x 80 positions at 320 px) and stay
+narrow, so most of the weights sit at stride 16, where CAM reads. All default widths are multiples
+of 32, which is what vectorised bf16 convolutions fill without padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+STRIDE = 16
+"""Pixels of the image per position of the last feature maps, in x and y."""
+
+OUT_CHANNELS = 128
+"""Filters of the last convolution (paper, section "Experiments")."""
+
+_STEM_WIDTH = 32
+# (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
+_STAGES = ((2, 32, 64, 1), (2, 64, 128, 2), (3, 128, OUT_CHANNELS, 2))
+
+
+class Encoder(nn.Module):
+    """ResNet-23 without its FC layer, for one-channel images.
+
+    Args:
+        width: Factor on all channel counts but the final 128; each is rounded to a multiple of 8,
+            at least 8.
+
+    Attributes:
+        channels: Channels of the four features that :meth:`forward` returns, in its order.
+
+    Raises:
+        ValueError: If ``width`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> encoder = Encoder().eval()
+        >>> [tuple(feature.shape) for feature in encoder(torch.zeros(1, 1, 64, 64))]
+        [(1, 32, 32, 32), (1, 64, 16, 16), (1, 128, 8, 8), (1, 128, 4, 4)]
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        if not width > 0:
+            raise ValueError(f"model.width is {width}: it must be greater than 0 (default 1.0)")
+        stem_width = _scaled(_STEM_WIDTH, width)
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, stem_width, kernel_size=7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(stem_width),
+            nn.ReLU(inplace=True),
+        )
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.stages = nn.ModuleList()
+        channels = [stem_width]
+        for number, (blocks, inner, out, stride) in enumerate(_STAGES, start=1):
+            # CAM's FC weights, the decoder and exported models rely on 128 maps: never scaled.
+            out = OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
+            self.stages.append(_stage(blocks, channels[-1], _scaled(inner, width), out, stride))
+            channels.append(out)
+        self.channels: tuple[int, ...] = tuple(channels)
+        self._initialise()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Compute the pyramid of features.
+
+        Args:
+            image: ``(B, 1, H, W)``, H and W divisible by 16.
+
+        Returns:
+            Features at strides 2, 4, 8 and 16, each after a ReLU (>= 0); the last one is
+            ``(B, 128, H / 16, W / 16)``.
+
+        Raises:
+            ValueError: If the image has not one channel or sides not divisible by 16.
+        """
+        _check_image(image)
+        features = [self.stem(image)]
+        x = self.pool(features[0])
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                # Each block then starts as its shortcut alone: activations keep their scale through
+                # all seven blocks, and a large learning rate is safe from the first step on
+                # (Goyal et al. 2017, section 5.1).
+                nn.init.zeros_(module.normalise3.weight)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut.
+
+    The 3x3 convolution strides, not the first 1x1: no position of the input is skipped.
+
+    Args:
+        channels_in: Channels of the input.
+        inner: Channels of the 3x3 convolution.
+        channels_out: Channels of the output.
+        stride: Stride of the block.
+    """
+
+    def __init__(self, channels_in: int, inner: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, inner, kernel_size=1, bias=False)
+        self.normalise1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.normalise2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels_out, kernel_size=1, bias=False)
+        self.normalise3 = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels_out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, channels_in, H, W)`` to ``(B, channels_out, H / stride, W / stride)``, >= 0."""
+        y = self.relu(self.normalise1(self.conv1(x)))
+        y = self.relu(self.normalise2(self.conv2(y)))
+        y = self.normalise3(self.conv3(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+def _stage(
+    blocks: int, channels_in: int, inner: int, channels_out: int, stride: int
+) -> nn.Sequential:
+    first = Bottleneck(channels_in, inner, channels_out, stride)
+    return nn.Sequential(
+        first, *(Bottleneck(channels_out, inner, channels_out) for _ in range(blocks - 1))
+    )
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(8, round(channels * width / 8) * 8)
+
+
+def _check_image(image: Tensor) -> None:
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[1] != 1:
+        raise ValueError(
+            f"the encoder got an image of shape {shape}: it needs (B, 1, H, W), one grey channel"
+        )
+    height, width = shape[2:]
+    if height % STRIDE or width % STRIDE or not height or not width:
+        raise ValueError(
+            f"the encoder got images of {height} x {width} pixels (H x W): both sides must be "
+            f"divisible by its stride of {STRIDE}; choose data.image_size accordingly, such as "
+            "160 or 320"
+        )

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.encoder import OUT_CHANNELS, STRIDE, Bottleneck, Encoder
+from lightning_modules.stage1 import Stage1Classifier
+
+
+def test_paper_size_gives_128_maps_of_20_by_20():
+    encoder = Encoder().eval()
+    with torch.no_grad():
+        pyramid = encoder(torch.rand(1, 1, 320, 320))
+    assert [feature.shape[-1] for feature in pyramid] == [160, 80, 40, 20]
+    assert tuple(pyramid[-1].shape) == (1, 128, 20, 20)
+    assert [feature.shape[1] for feature in pyramid] == list(encoder.channels)
+
+
+def test_classifier_has_23_weighted_layers():
+    weighted = [
+        name
+        for name, module in Stage1Classifier().named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in name
+    ]
+    assert len(weighted) == 23
+
+
+def test_rectangles_keep_their_aspect():
+    with torch.no_grad():
+        shapes = [tuple(f.shape[2:]) for f in Encoder().eval()(torch.rand(2, 1, 48, 32))]
+    assert shapes == [(24, 16), (12, 8), (6, 4), (3, 2)]
+
+
+def test_features_are_not_negative_and_not_all_zero():
+    with torch.no_grad():
+        for feature in Encoder()(torch.randn(2, 1, 64, 64)):
+            assert feature.min() >= 0
+            assert feature.max() > 0
+
+
+def test_moving_the_image_by_one_stride_moves_the_features_by_one_position():
+    torch.manual_seed(0)
+    encoder = Encoder(width=0.25).eval()
+    for block in encoder.modules():
+        if isinstance(block, Bottleneck):
+            nn.init.ones_(block.normalise3.weight)  # so that the 3x3 convolutions take part
+    image = torch.zeros(1, 1, 352, 352)
+    image[:, :, 160:176, 170:180] = torch.rand(16, 10)
+    with torch.no_grad():
+        features = encoder(image)[-1]
+        moved = encoder(image.roll(STRIDE, dims=3))[-1]
+    inside = features[:, :, 5:-5, 5:-6]
+    assert inside.std() > 0
+    torch.testing.assert_close(moved[:, :, 5:-5, 6:-5], inside, atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_start_as_their_shortcut():
+    block = next(b for b in Encoder().stages[1] if isinstance(b.shortcut, nn.Identity))
+    x = torch.rand(2, 128, 4, 4)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_every_parameter_takes_part():
+    encoder = Encoder(width=0.25)
+    encoder(torch.rand(2, 1, 32, 32))[-1].sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("width", [0.1, 0.3, 0.5, 1.5])
+def test_width_scales_all_but_the_last_maps(width):
+    encoder = Encoder(width=width)
+    assert encoder.channels[-1] == OUT_CHANNELS
+    assert all(channels % 8 == 0 and channels >= 8 for channels in encoder.channels)
+    if width != 1:
+        assert encoder.channels[1] == max(8, round(64 * width / 8) * 8) != 64
+    with torch.no_grad():
+        assert encoder(torch.rand(2, 1, 32, 32))[-1].shape == (2, 128, 2, 2)
+
+
+def test_channels_last_and_bf16_give_the_same_features():
+    torch.manual_seed(0)
+    encoder, image = Encoder(width=0.5).eval(), torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = encoder(image)[-1]
+        encoder = encoder.to(memory_format=torch.channels_last)
+        image = image.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(encoder(image)[-1], expected, atol=1e-5, rtol=1e-4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = encoder(image)[-1].float()
+    assert (low - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("size", [(160, 150), (8, 16), (0, 16)])
+def test_sides_not_divisible_by_the_stride_are_refused(size):
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels.*divisible by.*16"):
+        Encoder(width=0.25)(torch.zeros(1, 1, *size))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 32)])
+def test_images_that_are_not_grey_are_refused(shape):
+    with pytest.raises(ValueError, match=r"one grey channel"):
+        Encoder(width=0.25)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
+def test_width_must_be_positive(width):
+    with pytest.raises(ValueError, match=r"model\.width is .* greater than 0"):
+        Encoder(width=width)
