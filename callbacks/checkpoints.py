@@ -1,0 +1,107 @@
+"""Best and rolling-last checkpoints that a kill at any moment leaves whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+
+class RunCheckpoints(Checkpoint):
+    """Save ``last.ckpt`` by time or steps and at each epoch's end, ``best.ckpt`` when val improves.
+
+    Lightning's own ModelCheckpoint refreshes its last file only when a top-k file is saved; here
+    the last file rolls by itself. A file is written beside its place and renamed when it is on the
+    disk, so that ``last.ckpt`` is always whole. (As a ``Checkpoint``, Lightning calls it after all
+    others.)
+
+    Args:
+        folder: where the files go.
+        monitor: logged value whose maximum is best.
+        every_minutes: time between saves within an epoch; None: none by time.
+        every_steps: steps between saves within an epoch; None: none by steps.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        monitor: str = "val/auroc",
+        every_minutes: float | None = 10.0,
+        every_steps: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.monitor = monitor
+        self.every_minutes = every_minutes
+        self.every_steps = every_steps
+        self.best_score = float("-inf")
+        self.best_epoch = -1
+        self._saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What "best" means so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was best so far."""
+        self.best_score = state_dict["best_score"]
+        self.best_epoch = state_dict["best_epoch"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the minutes."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within the epoch when it is time; its end saves by itself."""
+        if batch_idx + 1 < trainer.num_training_batches and self._is_due(trainer):
+            self._save(trainer, "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last, and the best if this epoch's validation is it."""
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and float(score) > self.best_score:
+            self.best_score, self.best_epoch = float(score), trainer.current_epoch
+            self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        due = bool(self.every_steps) and trainer.global_step % (self.every_steps or 1) == 0
+        if self.every_minutes:
+            late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+            # Clocks differ between ranks, but saving is a collective: the first rank decides.
+            due = due or (trainer.strategy.broadcast(late) if trainer.world_size > 1 else late)
+        return due
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        place, partial = self.folder / name, self.folder / f"{name}.partial"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(place)
+        trainer.strategy.barrier("checkpoint saved")
+        self._saved_at = time.monotonic()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; no code in it is ever run.
+
+    Raises:
+        ValueError: the file is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no whole checkpoint of this project ({str(error).splitlines()[0]}); "
+            "delete it and run the same command again"
+        ) from error

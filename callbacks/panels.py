@@ -1,0 +1,154 @@
+"""Figure-2 panels: what the maps show on a few fixed validation images, each epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+CELL_GAP = 4
+HEADER = 22
+
+
+class MapPanels(Callback):
+    """Write ``epoch_NNN.png``: a row an image, image | maps | lesion mask.
+
+    The images are the first ``count`` of the val loader, as many abnormal ones with a mask as there
+    are up to three quarters, the rest normal. Maps are drawn over the image with the run's scale,
+    not stretched image by image: a dark map says that the network saw little.
+
+    Args:
+        folder: where the panels go.
+        count: rows of a panel.
+        every_epochs: epochs between panels.
+    """
+
+    def __init__(self, folder: str | Path, count: int = 8, every_epochs: int = 1) -> None:
+        self.folder = Path(folder)
+        self.count = count
+        self.every_epochs = every_epochs
+        self._chosen: dict[str, Tensor] | None = None
+        self._candidates: list[dict[str, Tensor]] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look for the fixed images, once."""
+        if self._chosen is None and not trainer.sanity_checking and trainer.is_global_zero:
+            keep = _spread(batch, self.count)
+            self._candidates.append(
+                {
+                    name: batch[name][keep].cpu()
+                    for name in ("image", "label", "lesion_mask", "has_lesion")
+                }
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the panel of this epoch."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if self._chosen is None:
+            joined = {
+                name: torch.cat([part[name] for part in self._candidates])
+                for name in self._candidates[0]
+            }
+            keep = _spread(joined, self.count)
+            self._chosen = {name: values[keep] for name, values in joined.items()}
+            self._candidates = []
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.current_epoch % self.every_epochs and not last:
+            return
+        with torch.no_grad():
+            maps = cast(Any, pl_module).maps(self._chosen["image"].to(pl_module.device))
+        panel = draw_panel(
+            self._chosen["image"],
+            {name: m.cpu() for name, m in maps.items()},
+            self._chosen["lesion_mask"],
+            self._chosen["label"],
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(self.folder / f"epoch_{trainer.current_epoch:03d}.png"), panel)
+
+
+def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
+    """Places of up to ``count`` images: three quarters with a lesion mask, the rest normal."""
+    lesion = torch.nonzero(batch["has_lesion"]).flatten()[: count - count // 4]
+    normal = torch.nonzero(batch["label"] == 0).flatten()[: count - len(lesion)]
+    return torch.cat([lesion, normal])
+
+
+def draw_panel(
+    image: Tensor, maps: dict[str, Tensor], mask: Tensor, label: Tensor, cell: int = 192
+) -> np.ndarray:
+    """Draw rows of image | each map over the image | lesion outline.
+
+    Args:
+        image: (B, 1, H, W), any range; shown stretched to its own minimum and maximum.
+        maps: each (B, 1, H, W) in [0, 1].
+        mask: (B, 1, H, W) in [0, 1].
+        label: (B,), 1 = abnormal.
+        cell: side of a cell, pixels.
+
+    Returns:
+        (rows, columns, 3) uint8, BGR as OpenCV writes it.
+    """
+    names = ["radiograph", *[name.upper() for name in maps], "lesion mask"]
+    step = cell + CELL_GAP
+    canvas = np.full((HEADER + len(image) * step, len(names) * step, 3), 255, dtype=np.uint8)
+    for column, name in enumerate(names):
+        _write(canvas, name, (column * step + 4, HEADER - 7), (30, 30, 30))
+    for row in range(len(image)):
+        grey = _grey(image[row, 0].numpy(), cell)
+        outlined = _outline(grey, mask[row, 0].numpy())
+        cells = [grey, *[overlay(grey, m[row, 0].numpy()) for m in maps.values()], outlined]
+        for column, drawn in enumerate(cells):
+            top, left = HEADER + row * step, column * step
+            canvas[top : top + cell, left : left + cell] = drawn
+        _write(
+            canvas,
+            "abnormal" if label[row] else "normal",
+            (4, HEADER + row * step + cell - 6),
+            (255, 255, 255),
+        )
+    return canvas
+
+
+def overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a map (h, w) in [0, 1] over a grey image (H, W, 3): transparent at 0, colours to 1.
+
+    Inferno rises in lightness alone, so that it survives colour blindness and grey print.
+    """
+    heat = cv2.resize(heat.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colour = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    strength = np.sqrt(heat.clip(0, 1))[..., None] * 0.75
+    return (grey * (1 - strength) + colour * strength).astype(np.uint8)
+
+
+def _grey(image: np.ndarray, cell: int) -> np.ndarray:
+    low, high = float(image.min()), float(image.max())
+    stretched = ((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    resized = cv2.resize(stretched, (cell, cell), interpolation=cv2.INTER_LINEAR)
+    return cv2.cvtColor(resized, cv2.COLOR_GRAY2BGR)
+
+
+def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    scaled = cv2.resize(mask.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    contours, _ = cv2.findContours(
+        (scaled >= 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    return cv2.drawContours(grey.copy(), contours, -1, (80, 220, 80), 1, cv2.LINE_AA)
+
+
+def _write(canvas: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int, ...]) -> None:
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)

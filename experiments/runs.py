@@ -1,0 +1,180 @@
+"""Run directories: one configuration each, resumed where it stopped, never shared."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+from callbacks.checkpoints import load_checkpoint
+from experiments.config import Config, differences, read_plain, save_config, to_plain
+from lightning_modules import STAGES
+
+
+class RunError(ValueError):
+    """A run directory cannot be used as asked: the message says why and what to do."""
+
+
+def open_run(folder: Path, config: Config) -> None:
+    """Create the run directory, or make sure that the one there is of this configuration.
+
+    Raises:
+        RunError: another configuration lives here (the difference is listed), or no write access.
+    """
+    saved = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if saved.is_file():
+            changed = differences(read_plain(saved), to_plain(config))
+            if changed:
+                listed = "\n  ".join(changed)
+                raise RunError(
+                    f"{folder} holds a run of another configuration:\n  {listed}\n"
+                    "Give this one a name of its own (run.name=..., make: RUN=...), or delete the "
+                    "folder"
+                )
+        save_config(config, saved)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keep every other process out of ``folder``; the kernel frees the lock when its owner dies.
+
+    Raises:
+        RunError: another process trains in this folder.
+    """
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process trains in {folder}; wait for it, or choose another run.name"
+            ) from None
+        yield
+
+
+def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to go on from and its content, or (None, {}) for a fresh start."""
+    last = folder / "checkpoints" / "last.ckpt"
+    for unfinished in last.parent.glob("*.partial"):
+        unfinished.unlink()  # a save that a crash cut short; last.ckpt is the one before it
+    if not last.is_file():
+        return None, {}
+    try:
+        return last, load_checkpoint(last)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Whole epochs that a checkpoint has behind it."""
+    if not checkpoint:
+        return 0
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def find_checkpoint(run: Path) -> tuple[Path, Path]:
+    """The run directory and the checkpoint that ``run`` (a directory or a .ckpt) means.
+
+    Raises:
+        RunError: there is none.
+    """
+    if run.suffix == ".ckpt":
+        folder, checkpoint = run.parent.parent, run
+    else:
+        folder, checkpoint = run, run / "checkpoints" / "best.ckpt"
+    if not (folder / "config.yaml").is_file():
+        raise RunError(
+            f"{run} is no run directory (no config.yaml); name one such as "
+            "runs/phantom/stage1/seed0"
+        )
+    if not checkpoint.is_file():
+        raise RunError(f"{checkpoint} does not exist: train the run to its first epoch's end first")
+    return folder, checkpoint
+
+
+class MetricsCsv(Logger):
+    """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
+
+    Lightning's CSVLogger deletes the file of the run that it resumes.
+    """
+
+    def __init__(self, folder: Path, epochs_kept: int) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.rows: dict[int, dict[str, float]] = {}
+        if epochs_kept and self.path.is_file():
+            kept = pd.read_csv(self.path)
+            for row in kept[kept["epoch"] < epochs_kept].to_dict("records"):
+                self.rows[int(row["epoch"])] = row
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for a name."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for a version."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsCsv:
+        """The logger itself."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Merge what an epoch logs into its row and write the file."""
+        values = {name: float(value) for name, value in metrics.items()}
+        epoch = int(values.pop("epoch", -1))
+        if epoch < 0:
+            return
+        row = self.rows.setdefault(epoch, {"epoch": epoch, "step": step or 0})
+        row.update(values)
+        table = pd.DataFrame([self.rows[key] for key in sorted(self.rows)])
+        first = ["epoch", "step"]
+        table = table[first + sorted(set(table.columns) - set(first))]
+        unfinished = self.path.with_suffix(".csv.partial")
+        table.to_csv(unfinished, index=False)
+        unfinished.replace(self.path)
+
+
+def best_row(folder: Path, monitor: str = "val/auroc") -> dict[str, float]:
+    """The row of ``metrics.csv`` that the best checkpoint stands for."""
+    table = pd.read_csv(folder / "metrics.csv")
+    row = table.iloc[int(table[monitor].to_numpy().argmax())]
+    return {str(name): float(value) for name, value in row.items()}
+
+
+def load_module(stage: str, checkpoint: Path) -> LightningModule:
+    """The network of a checkpoint, its weights checked to be those of ``stage``.
+
+    Raises:
+        RunError: the file is damaged, or of another stage.
+    """
+    try:
+        content = load_checkpoint(checkpoint)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if content.get("stage") != stage:
+        raise RunError(f"{checkpoint} is a checkpoint of {content.get('stage')}, not of {stage}")
+    module = STAGES[stage](**content["hyper_parameters"])
+    module.load_state_dict(content["state_dict"])
+    return module

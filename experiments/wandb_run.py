@@ -1,0 +1,75 @@
+"""Weights & Biases: one run a run directory, never a prompt, nothing sent unless wanted."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from experiments.config import LoggerConfig
+
+
+def has_api_key() -> bool:
+    """Whether a W&B key is configured, without asking W&B."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def wandb_mode(wanted: str) -> str:
+    """``online``, ``offline`` or ``off``: "auto" goes online only where a key is configured."""
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("WANDB_MODE") in ("offline", "online"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "off"
+    return "online" if has_api_key() else "offline"
+
+
+def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Any | None:
+    """A WandbLogger of the run directory's own W&B run, or None where W&B is off.
+
+    The run's id is kept in the run directory: however often a job is requeued, it stays one run.
+    """
+    mode = wandb_mode(config.wandb)
+    if mode == "off":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")  # what matters is printed by the run itself
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+    from pytorch_lightning.utilities import rank_zero_only
+
+    if rank_zero_only.rank != 0:
+        return WandbLogger(project=config.wandb_project, save_dir=str(folder))
+    identity = folder / "wandb_id"
+    if not identity.is_file():
+        identity.write_text(uuid.uuid4().hex[:12])
+    run = wandb.init(
+        project=config.wandb_project,
+        name="-".join(folder.parts[-3:]),
+        id=identity.read_text().strip(),
+        resume="allow",
+        dir=str(folder),
+        mode="offline" if mode == "offline" else "online",
+        config=settings,
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )
+    # A resumed run logs steps that W&B has seen: its own step counter would drop them.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=str(folder))
+
+
+def close_wandb() -> None:
+    """Write out and close this process's W&B run, if it has one."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        wandb.finish()

@@ -1,0 +1,226 @@
+"""Real runs through the command that people use: train, resume, refuse, evaluate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from callbacks.checkpoints import load_checkpoint
+from experiments import evaluate, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words for a run of seconds: 80 phantom images at 64 px, 3 epochs of 7 steps."""
+    root = tmp_path_factory.mktemp("tiny")
+    return [
+        f"data.root={root / 'phantom'}",
+        f"data.cache_dir={root / 'cache'}",
+        "data.count=80",
+        "data.image_size=64",
+        "data.batch_size=8",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+        "logger.wandb=off",
+    ]
+
+
+def run_folder(root: Path, stage: str = "stage1", name: str = "seed0") -> Path:
+    """Where a run of the tiny phantom lies."""
+    return root / "phantom" / stage / name
+
+
+def same_results(one: Path, other: Path) -> None:
+    """Weights, optimiser and logged figures are equal to the last bit; speed may differ."""
+    a, b = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
+    assert a["global_step"] == b["global_step"]
+    for name, weights in a["state_dict"].items():
+        assert torch.equal(weights, b["state_dict"][name]), name
+    for state_a, state_b in zip(
+        a["optimizer_states"][0]["state"].values(),
+        b["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        assert torch.equal(state_a["exp_avg"], state_b["exp_avg"])
+    tables = [
+        pd.read_csv(run / "metrics.csv").drop(columns="images_per_second") for run in (one, other)
+    ]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished stage 1 run."""
+    root = tmp_path_factory.mktemp("runs")
+    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
+    return run_folder(root)
+
+
+def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
+    """Configuration, metrics of every epoch, two checkpoints, panels."""
+    table = pd.read_csv(finished / "metrics.csv")
+    assert table["epoch"].tolist() == [0, 1, 2]
+    for name in [
+        "train/loss",
+        "train/l1",
+        "train/accuracy",
+        "val/loss",
+        "val/accuracy",
+        "val/balanced_accuracy",
+        "val/auroc",
+        "val/kappa",
+        "val/study_kappa",
+        "val/cam/hit",
+        "val/pcam/pixel_ap",
+        "lr",
+        "images_per_second",
+    ]:
+        assert table[name].notna().all(), name
+    assert (finished / "config.yaml").is_file()
+    assert len(list((finished / "panels").glob("*.png"))) == 3
+    best = load_checkpoint(finished / "checkpoints" / "best.ckpt")
+    assert best["epoch"] == table["val/auroc"].idxmax()
+    assert (best["state_dict"]["map_scale"] > 0).all()
+
+
+def test_the_same_command_says_that_it_is_finished(
+    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is trained again."""
+    before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    root = finished.parents[2]
+    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
+    assert "is finished (3 epochs)" in capsys.readouterr().out
+    assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_killed_and_resumed_equals_uninterrupted(
+    finished: Path, tiny: list[str], tmp_path: Path, step: int
+) -> None:
+    """SIGKILL in an epoch or at its end; the last save is up to two steps old."""
+    words = ["stage1", f"run.root={tmp_path}", "checkpoint.every_steps=2", *tiny]
+    run = run_folder(tmp_path)
+    kill_at_step(words, run, step)
+    done = load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"]
+    assert step <= done < 21
+    assert train.main(words) == 0
+    same_results(finished, run)
+
+
+def kill_at_step(words: list[str], run: Path, step: int) -> None:
+    """Start a training process and SIGKILL it when a save at ``step`` or later is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if last.is_file() and load_checkpoint(last)["global_step"] >= step:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert last.is_file(), errors.decode()[-2000:]
+
+
+def test_a_save_that_was_cut_short_is_not_used(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """A partial file beside last.ckpt is removed; a damaged last.ckpt is refused by name."""
+    words = ["stage1", f"run.root={tmp_path}", *tiny]
+    assert train.main([*words, "trainer.max_epochs=1"]) == 0
+    run = run_folder(tmp_path)
+    (run / "checkpoints" / "last.ckpt.partial").write_bytes(b"half")
+    assert train.main([*words, "trainer.max_epochs=2"]) == 0
+    assert not (run / "checkpoints" / "last.ckpt.partial").exists()
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    (run / "checkpoints" / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert train.main(words) == 2
+
+
+def test_another_configuration_is_refused_with_the_difference(
+    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is overwritten; keys that do not change the result are free."""
+    words = ["stage1", f"run.root={finished.parents[2]}", *tiny]
+    assert train.main([*words, "optimizer.learning_rate=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in error
+    assert "run.name" in error
+    assert train.main([*words, "data.num_workers=1", "checkpoint.every_minutes=1"]) == 0
+
+
+def test_a_checkpoint_of_another_stage_is_refused(
+    finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied by hand into the wrong run directory."""
+    words = ["stage1", f"run.root={tmp_path}", *tiny]
+    folder = run_folder(tmp_path) / "checkpoints"
+    folder.mkdir(parents=True)
+    content = load_checkpoint(finished / "checkpoints" / "last.ckpt")
+    torch.save({**content, "stage": "stage2"}, folder / "last.ckpt")
+    assert train.main([*words, "trainer.max_epochs=4"]) == 2
+    assert "is a checkpoint of stage2, not of stage1" in capsys.readouterr().err
+
+
+def test_workers_do_not_change_the_result(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Two loader processes give the same run as none."""
+    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, "data.num_workers=2"]) == 0
+    same_results(finished, run_folder(tmp_path))
+
+
+def test_a_batch_larger_than_the_split_is_said(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the key to change."""
+    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, "data.batch_size=500"]) == 2
+    assert "data.batch_size" in capsys.readouterr().err
+
+
+def test_a_directory_that_another_process_trains_in_is_refused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lock is the kernel's: a crashed owner does not keep it."""
+    from experiments.runs import lock_run
+
+    run = run_folder(tmp_path)
+    run.mkdir(parents=True)
+    with lock_run(run):
+        assert train.main(["stage1", f"run.root={tmp_path}", *tiny]) == 2
+    assert "another process trains in" in capsys.readouterr().err
+
+
+def test_evaluate_judges_each_test_image_once(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures are those of the written rows."""
+    assert evaluate.main([str(finished)]) == 0
+    assert "auroc" in capsys.readouterr().out
+    rows = pd.read_csv(finished / "evaluation" / "test" / "images.csv")
+    summary = json.loads((finished / "evaluation" / "test" / "summary.json").read_text())
+    assert rows["path"].is_unique
+    assert len(rows) == summary["images"]
+    accuracy = ((rows["probability"] > 0.5) == rows["label"]).mean()
+    assert summary["accuracy"] == pytest.approx(accuracy)
+
+
+def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No run directory; a run that has not finished its first epoch."""
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("stage: stage1\n")
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "best.ckpt does not exist" in capsys.readouterr().err
