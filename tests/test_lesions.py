@@ -1,0 +1,351 @@
+"""Lesion folders: what is read, attached, written and chosen, and every mistake by its row."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from datamodules import lesions
+from datamodules.annotations.coco import read_coco
+from datamodules.index import DataError
+from datamodules.lesions import Lesion, attach_lesions, choose_lesions, read_lesions, write_lesions
+
+# pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+HEIGHT, WIDTH = 20, 30
+
+
+def square(top=4, left=6, side=5, shape=(HEIGHT, WIDTH)):
+    mask = np.zeros(shape, np.uint8)
+    mask[top : top + side, left : left + side] = 255
+    return mask
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "MURA-v1.1"
+    for name in ("a/image1.png", "a/image2.png", "b/image1.png", "c/image1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (WIDTH, HEIGHT)).save(root / name)
+    return root
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {"path": ["a/image1.png", "a/image2.png", "b/image1.png"], "label": [1, 1, 0]}
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "lesions"
+
+
+def write(folder, *rows, header="image,mask,lesion_type", masks=None):
+    folder.mkdir()
+    (folder / "lesions.csv").write_text("\n".join([header, *rows]) + "\n")
+    for name, mask in (masks or {"m.png": square(), "n.png": square(1)}).items():
+        Image.fromarray(mask).save(folder / name)
+
+
+def test_what_is_written_is_read_and_attached(root, table, folder):
+    written = write_lesions(
+        folder,
+        [Lesion("a/image2.png", square(), "fracture"), Lesion("a/image1.png", square(9, 2, 3))],
+    )
+    assert written == 2
+    attached = attach_lesions(table, folder, root)
+    assert attached["lesion_type"].tolist() == ["", "fracture", ""]
+    assert attached["lesion_mask"][2] == ""
+    for row, mask in ((0, square(9, 2, 3)), (1, square())):
+        np.testing.assert_array_equal(np.array(Image.open(attached["lesion_mask"][row])), mask)
+    assert "lesion_mask" not in table.columns
+
+
+def test_no_lesions_at_all_are_fine(root, table, folder):
+    assert write_lesions(folder, []) == 0
+    assert (attach_lesions(table, folder, root)["lesion_mask"] == "").all()
+
+
+def test_paths_may_carry_the_name_of_the_root(root, table, folder):
+    write(folder, "MURA-v1.1/a/image1.png,m.png,metal", "./a/image2.png,n.png,")
+    assert attach_lesions(table, folder, root)["lesion_type"].tolist() == ["metal", "", ""]
+
+
+def test_lesion_type_blank_lines_and_windows_line_ends_are_optional(root, table, folder):
+    folder.mkdir()
+    (folder / "lesions.csv").write_bytes(b"\xef\xbb\xbfimage,mask\r\n\r\na/image1.png,m.png\r\n")
+    Image.fromarray(square()).save(folder / "m.png")
+    assert read_lesions(folder).index.tolist() == [3]
+    assert attach_lesions(table, folder, root)["lesion_mask"][0].endswith("m.png")
+
+
+def test_masks_of_images_that_the_index_left_out_are_announced(root, table, folder, caplog):
+    write(folder, "c/image1.png,m.png,", "a/image1.png,n.png,")
+    attached = attach_lesions(table, folder, root)
+    assert (attached["lesion_mask"] != "").sum() == 1
+    assert "1 masks are of images that the index left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["d/image1.png,m.png,"], r"row 2: unknown image d/image1\.png"),
+        (["image1.png,m.png,"], r"row 2: unknown image image1\.png"),
+        (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion mask"),
+        (
+            ["a/image1.png,m.png,", "a/image2.png,gone.png,"],
+            r"row 3: the mask .*gone\.png does not",
+        ),
+        (["a/image1.png,m.png,", "a/image2.png,m.png,"], r"row 3: the mask m\.png is listed twice"),
+        (
+            ["a/image1.png,m.png,", "a/image1.png,n.png,"],
+            r"row 3: the image a/image1\.png is listed",
+        ),
+        (["a/image1.png,,"], r"row 2: no mask is given"),
+        ([",m.png,"], r"row 2: no image is given"),
+    ],
+)
+def test_a_wrong_row_is_named(root, table, folder, rows, message):
+    write(folder, *rows)
+    with pytest.raises(DataError, match=r"lesions\.csv, " + message):
+        attach_lesions(table, folder, root)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((HEIGHT, WIDTH), np.uint8), r"row 2: the mask .*m\.png is empty"),
+        (square() // 255, r"row 2: the mask .*m\.png holds the grey value 1; use 0"),
+        (
+            square(shape=(WIDTH, HEIGHT)),
+            r"row 2: the mask .*m\.png is 20x30 px, .* upright 30x20 px",
+        ),
+    ],
+)
+def test_a_wrong_mask_is_named(root, table, folder, mask, message):
+    write(folder, "a/image1.png,m.png,", masks={"m.png": mask})
+    with pytest.raises(DataError, match=message):
+        attach_lesions(table, folder, root)
+
+
+def test_the_size_is_that_of_the_upright_image(root, table, folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (WIDTH, HEIGHT)).save(root / "a/image1.png", exif=exif)
+    write(folder, "a/image1.png,m.png,", masks={"m.png": square(shape=(WIDTH, HEIGHT))})
+    assert attach_lesions(table, folder, root)["lesion_mask"][0]
+
+
+def test_a_folder_without_csv_or_column(tmp_path, folder):
+    with pytest.raises(DataError, match=r"lesions\.path=.* holds no lesions\.csv"):
+        read_lesions(tmp_path)
+    write(folder, header="file,mask")
+    with pytest.raises(DataError, match="lacks the column 'image'"):
+        read_lesions(folder)
+    (folder / "lesions.csv").write_text("")
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_lesions(folder)
+
+
+def test_writing_leaves_all_or_nothing(folder, tmp_path):
+    def broken():
+        yield Lesion("a.png", square())
+        raise DataError("the second is wrong")
+
+    with pytest.raises(DataError, match="the second is wrong"):
+        write_lesions(folder, broken())
+    assert list(tmp_path.iterdir()) == []
+    write_lesions(folder, [Lesion("a.png", square())])
+    with pytest.raises(DataError, match="already exists"):
+        write_lesions(folder, [Lesion("a.png", square())])
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lesions.Path, "write_bytes", full)
+    with pytest.raises(DataError, match="cannot be written .No space left on device"):
+        write_lesions(folder, [Lesion("a.png", square())])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lesion", "message"),
+    [
+        (Lesion("a.png", square() * 0), "mask of a.png: is empty"),
+        (Lesion("a.png", square() // 255), "mask of a.png: holds the grey value 1"),
+        (Lesion("a.png", square().astype(float)), "mask of a.png: must be uint8"),
+        (Lesion("../a.png", square()), "does not lie below data.root"),
+    ],
+)
+def test_no_unusable_mask_is_written(folder, lesion, message):
+    with pytest.raises(ValueError, match=message):
+        write_lesions(folder, [lesion])
+
+
+# The lesion subset --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pool():
+    rng = np.random.default_rng(0)
+    count = 400
+    patients = rng.integers(0, 60, count)
+    parts = np.array(["elbow", "hand", "wrist"])[patients % 3]
+    return pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(count)],
+            "patient": [f"p{number}" for number in patients],
+            "body_part": parts,
+            "split": rng.choice(["train", "val", "test"], count, p=[0.8, 0.1, 0.1]),
+            "lesion_mask": np.where(rng.random(count) < 0.5, "/m.png", ""),
+        }
+    )
+
+
+def test_only_train_images_with_a_mask_are_chosen(pool):
+    chosen = pool.iloc[choose_lesions(pool, 50, 0)]
+    assert len(chosen) == 50
+    assert set(chosen["split"]) == {"train"}
+    assert (chosen["lesion_mask"] != "").all()
+
+
+def test_a_smaller_choice_is_part_of_a_larger_one(pool):
+    sizes = [set(choose_lesions(pool, count, 3)) for count in (0, 10, 50, 100, 10_000)]
+    assert [len(chosen) for chosen in sizes[:4]] == [0, 10, 50, 100]
+    for smaller, larger in pairwise(sizes):
+        assert smaller <= larger
+    usable = (pool["split"] == "train") & (pool["lesion_mask"] != "")
+    assert sizes[-1] == set(np.flatnonzero(usable))
+
+
+def test_patients_take_turns_and_body_parts_are_spread(pool):
+    usable = pool[(pool["split"] == "train") & (pool["lesion_mask"] != "")]
+    patients = usable["patient"].nunique()
+    first = pool.iloc[choose_lesions(pool, patients, 0)]
+    assert first["patient"].is_unique
+    second = pool.iloc[choose_lesions(pool, 30, 0)]
+    assert second["body_part"].value_counts().tolist() == [10, 10, 10]
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
+    chosen = set(pool.iloc[choose_lesions(pool, 40, 0)]["path"])
+    shuffled = pool.sample(frac=1, random_state=1)
+    assert set(shuffled.iloc[choose_lesions(shuffled, 40, 0)]["path"]) == chosen
+    assert set(pool.iloc[choose_lesions(pool, 40, 1)]["path"]) != chosen
+
+
+# COCO ---------------------------------------------------------------------------------------------
+
+
+def coco(tmp_path, *segmentations, size=(HEIGHT, WIDTH), **image):
+    content = {
+        "images": [{"id": 0, "file_name": "a.png", "height": size[0], "width": size[1], **image}],
+        "annotations": [
+            {"id": number, "image_id": 0, "category_id": 0, "segmentation": segmentation}
+            for number, segmentation in enumerate(segmentations)
+        ],
+        "categories": [{"id": 0, "name": "fractured"}],
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_polygons_and_both_run_length_encodings_draw_the_same(tmp_path):
+    expected = square(4, 6, 5)
+    encoded = rle.encode(np.asfortranarray(expected // 255))
+    columns = expected.T.ravel() // 255
+    runs = [len(run) for run in np.split(columns, np.flatnonzero(np.diff(columns)) + 1)]
+    for segmentation in (
+        [[6, 4, 10, 4, 10, 8, 6, 8]],
+        {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()},
+        {"size": [HEIGHT, WIDTH], "counts": runs},
+    ):
+        (image,) = read_coco(coco(tmp_path, segmentation))
+        assert image.categories == ["fractured"]
+        np.testing.assert_array_equal(image.mask(), expected)
+
+
+def test_regions_of_an_image_add_up_and_are_clipped(tmp_path):
+    (image,) = read_coco(
+        coco(tmp_path, [[1, 1, 3, 1, 3, 3, 1, 3]], [[28, 18, 90, 18, 90, 90, 28, 90]])
+    )
+    expected = square(1, 1, 3)
+    expected[18:, 28:] = 255
+    np.testing.assert_array_equal(image.mask(), expected)
+
+
+def test_a_hairline_is_not_lost(tmp_path):
+    (image,) = read_coco(coco(tmp_path, [[5.1, 5.1, 15.1, 5.2, 15.1, 5.3]]))
+    assert image.mask().any()
+
+
+def test_images_without_annotation_are_left_out(tmp_path):
+    assert read_coco(coco(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 1, 2, 2]], r"annotation 0 on a\.png: a polygon is x, y"),
+        ([[1, 1, 2, 2, 3, 3, 4]], r"a polygon is x, y"),
+        ([[1, 1, 2, 2, 3, None]], r"is no number"),
+        ([[1, 1, 2, 2, 3, float("nan")]], r"is no number"),
+        ([[1, 1, 2, 2, 3, 1e300]], r"far outside the image"),
+        ([[50, 50, 60, 50, 60, 60]], r"nothing is marked on a\.png"),
+        ([], r"has no segmentation .a box alone"),
+        (None, r"has no segmentation"),
+        ({"size": [WIDTH, HEIGHT], "counts": [600]}, r"RLE is of size \[30, 20\]"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, r"RLE covers 15 pixels, the image has 600"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10, -5]}, r"RLE counts cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": "0O"}, r"RLE (covers|counts cannot be read)"),
+        ({"size": [HEIGHT, WIDTH], "counts": "ééé"}, r"RLE counts cannot be read"),
+        ({"size": [HEIGHT, WIDTH]}, r"RLE counts cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": [600]}, r"nothing is marked"),
+    ],
+)
+def test_a_wrong_segmentation_is_named(tmp_path, segmentation, message):
+    (image,) = read_coco(coco(tmp_path, segmentation))
+    with pytest.raises(DataError, match=message):
+        image.mask()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "lacks the list 'images'"),
+        ('{"images": []}', "lacks the list 'annotations'"),
+        ('{"images": [], "annotations": [1]}', "annotation number 0 lacks 'image_id'"),
+        ('{"images": [], "annotations": [{"image_id": [1]}]}', "has the image_id"),
+        ('{"images": [], "annotations": [{"id": 7, "image_id": 3}]}', "annotation 7 is of image 3"),
+        ('{"images": [{"id": 3}], "annotations": [{"image_id": 3}]}', "lacks 'file_name'"),
+    ],
+)
+def test_a_file_that_is_no_coco_is_refused(tmp_path, content, message):
+    (tmp_path / "coco.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_coco(tmp_path / "coco.json")
+
+
+@pytest.mark.parametrize("size", [(0, 5), (-1, 5), (1 << 20, 1 << 20), ("3", 5)])
+def test_an_impossible_size_is_refused(tmp_path, size):
+    with pytest.raises(DataError, match=r"a\.png has the size"):
+        read_coco(coco(tmp_path, [[1, 1, 2, 2, 3, 3]], size=size))
+
+
+def test_a_missing_coco_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"coco\.json is missing"):
+        read_coco(tmp_path / "coco.json")

@@ -1,0 +1,291 @@
+"""The phantom: a pure function of (seed, number), in MURA's tree, with no cue but the lesion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.index import DataError, check_index, check_patients_apart
+from datamodules.phantom import CSVS, PhantomDataModule, draw_tree, image_path
+from datamodules.phantom_drawing import BODY_PARTS, VIEWS, case, draw
+from datamodules.phantom_lesions import LESION_TYPES
+
+COUNT = 60
+SAMPLE = 400
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [draw(0, number) for number in range(SAMPLE)]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantom") / "tree"
+    draw_tree(root, seed=0, count=COUNT)
+    return root
+
+
+def module_of(root, **options):
+    return PhantomDataModule(root=str(root), **{"count": COUNT, "seed": 0, **options})
+
+
+def auc(score, label):
+    """Share of (abnormal, normal) pairs in the right order, ties half; the better of both signs."""
+    abnormal, normal = score[label == 1], score[label == 0]
+    right = np.mean(
+        (abnormal[:, None] > normal) + 0.5 * (abnormal[:, None] == normal), dtype=np.float64
+    )
+    return max(right, 1 - right)
+
+
+# Drawing ------------------------------------------------------------------------------------------
+
+
+def test_drawing_depends_on_seed_and_number_alone(drawings):
+    for number in (17, 3, 211):  # another order than the fixture's
+        again = draw(0, number)
+        assert again.image.tobytes() == drawings[number].image.tobytes()
+        assert again.mask.tobytes() == drawings[number].mask.tobytes()
+    assert draw(1, 3).image.tobytes() != drawings[3].image.tobytes()
+
+
+def test_every_image_is_another(drawings):
+    assert len({drawing.image.tobytes() for drawing in drawings}) == SAMPLE
+
+
+def test_size_is_the_longest_side(drawings):
+    longest = [max(drawing.image.shape) for drawing in drawings]
+    assert min(longest) >= 155
+    assert max(longest) <= 265
+    assert len({drawing.image.shape for drawing in drawings}) > 100
+    assert max(draw(0, 5, size=96).image.shape) == 96
+
+
+@pytest.mark.parametrize(("seed", "number"), [(-1, 0), (0, -1)])
+def test_negative_numbers_are_refused(seed, number):
+    with pytest.raises(ValueError, match="must be 0 or more, got"):
+        draw(seed, number)
+
+
+def test_studies_share_what_a_study_is():
+    known = [case(0, number) for number in range(10 * sum(VIEWS))]
+    studies = {}
+    for one in known:
+        studies.setdefault(one.study, []).append(one)
+    for views in studies.values():
+        assert len({(v.patient, v.body_part, v.label, v.lesion_type) for v in views}) == 1
+        assert [v.view for v in views] == list(range(len(views)))
+    assert {len(views) for views in studies.values()} == {1, 2, 3, 4}
+    visits = {(one.patient, one.visit) for one in known}
+    assert len(visits) == len(studies), "a patient's studies are told apart by their visit"
+    assert len({patient for patient, _ in visits}) == 0.9 * len(studies)
+    labels = [views[0].label for views in studies.values()]
+    assert np.mean(labels) == pytest.approx(0.45)
+    assert {views[0].body_part for views in studies.values()} == set(BODY_PARTS)
+
+
+def test_lesions_are_marked_on_abnormal_images_and_only_there(drawings):
+    for drawing in drawings:
+        assert drawing.image.dtype == drawing.mask.dtype == np.uint8
+        assert drawing.mask.shape == drawing.image.shape
+        assert set(np.unique(drawing.mask)) == ({0, 255} if drawing.label else {0})
+        assert (drawing.lesion_type in LESION_TYPES) == bool(drawing.label)
+        assert drawing.hardware == (drawing.lesion_type == "hardware")
+    assert {drawing.lesion_type for drawing in drawings} == {"", *LESION_TYPES}
+
+
+def test_lesions_are_small(drawings):
+    areas = [np.mean(drawing.mask > 0) for drawing in drawings if drawing.label]
+    assert 0.008 < np.median(areas) < 0.025
+    assert min(areas) > 0.001
+    assert max(areas) < 0.08
+
+
+def test_metal_is_brighter_than_the_bone_around_it(drawings):
+    for drawing in drawings:
+        if drawing.hardware:
+            near = cv2.dilate(drawing.mask, np.ones((9, 9), np.uint8)) > drawing.mask
+            inside, around = drawing.image[drawing.mask > 0], drawing.image[near]
+            assert np.median(inside) > np.median(around) + 20
+
+
+CUES = {
+    "mean": lambda image: image.mean(),
+    "contrast": lambda image: image.std(),
+    "gradient energy": lambda image: np.mean(np.square(np.gradient(image.astype(np.float64)))),
+    "maximum": lambda image: image.max(),
+    "saturated share": lambda image: np.mean(image > 250),
+    "99th percentile": lambda image: np.percentile(image, 99),
+    "area": lambda image: image.size,
+    "PNG size": lambda image: len(cv2.imencode(".png", image)[1]),
+    "JPEG size": lambda image: len(cv2.imencode(".jpg", image)[1]),
+    "PNG bytes a pixel": lambda image: len(cv2.imencode(".png", image)[1]) / image.size,
+}
+
+
+@pytest.mark.parametrize("cue", CUES)
+def test_no_trivial_cue_tells_the_label(drawings, cue):
+    label = np.array([drawing.label for drawing in drawings])
+    assert 0.4 < label.mean() < 0.5
+    score = np.array([CUES[cue](drawing.image) for drawing in drawings], dtype=np.float64)
+    assert auc(score, label) < 0.65
+
+
+def test_the_auc_of_this_file_can_tell():
+    label = np.array([0, 0, 1, 1])
+    assert auc(np.array([1, 2, 3, 4.0]), label) == 1
+    assert auc(np.array([4, 3, 2, 1.0]), label) == 1
+    assert auc(np.array([1, 1, 1, 1.0]), label) == 0.5
+    assert auc(np.array([1, 3, 2, 4.0]), label) == 0.75
+
+
+# The tree -----------------------------------------------------------------------------------------
+
+
+def test_tree_is_laid_out_as_mura(tree):
+    assert sorted(path.name for path in tree.iterdir()) == ["MURA-v1.1", "lesions", "phantom.json"]
+    mura = tree / "MURA-v1.1"
+    assert sorted(path.name for path in mura.iterdir()) == sorted([*CSVS, "train", "valid"])
+    listed = []
+    for split in ("train", "valid"):
+        images = (mura / f"{split}_image_paths.csv").read_text().splitlines()
+        studies = (mura / f"{split}_labeled_studies.csv").read_text().splitlines()
+        assert all(path.startswith(f"MURA-v1.1/{split}/XR_") for path in images)
+        assert {path.rpartition("/")[0] for path in images} == {
+            s.rpartition("/")[0] for s in studies
+        }
+        for study in studies:
+            folder, label = study.rsplit(",", 1)
+            assert folder.endswith("positive/" if label == "1" else "negative/")
+        listed += images
+    assert len(listed) == COUNT
+    assert {str(path.relative_to(tree)) for path in mura.rglob("*.png")} == set(listed)
+
+
+def test_files_hold_the_drawings(tree):
+    for number in (0, 31):
+        drawing, known = draw(0, number), case(0, number)
+        paths = [tree / image_path(known, split) for split in ("train", "valid")]
+        (path,) = [path for path in paths if path.exists()]
+        assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), drawing.image)
+        mask = tree / "lesions" / "masks" / f"{path.relative_to(tree)}.png"
+        assert mask.exists() == bool(drawing.label)
+        if drawing.label:
+            assert np.array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), drawing.mask)
+
+
+def test_index_is_complete(tree):
+    table = check_index(module_of(tree).build_index(), "phantom")
+    check_patients_apart(table, "phantom")
+    assert len(table) == COUNT
+    assert ((table["lesion_mask"] != "") == (table["label"] == 1)).all()
+    assert ((table["lesion_type"] != "") == (table["label"] == 1)).all()
+    assert (table["hardware"] == (table["lesion_type"] == "hardware")).all()
+    assert set(table["body_part"]) == set(BODY_PARTS)
+    assert 0.1 < (table["split"] == "test").mean() < 0.3
+
+
+def test_split_keeps_both_classes_of_most_parts(tmp_path):
+    draw_tree(tmp_path / "tree", seed=3, count=330)
+    table = check_index(module_of(tmp_path / "tree", seed=3, count=330).build_index(), "phantom")
+    classes = table[table["split"] == "train"].groupby("body_part")["label"].nunique()
+    assert (classes == 2).all()
+    classes = table[table["split"] == "test"].groupby("body_part")["label"].nunique()
+    assert (classes == 2).sum() >= 4
+
+
+def test_drawn_once(tree):
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    module_of(tree).prepare_source()
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+
+
+def test_an_empty_folder_is_filled_and_nothing_is_left_beside_it(tmp_path):
+    root = tmp_path / "deep" / "tree"
+    root.mkdir(parents=True)
+    draw_tree(root, seed=0, count=8)
+    assert json.loads((root / "phantom.json").read_text())["count"] == 8
+    assert sorted(path.name for path in root.parent.iterdir()) == [".tree.lock", "tree"]
+
+
+def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
+    root = tmp_path / "tree"
+
+    def fail_at_five(seed, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return draw(seed, number)
+
+    monkeypatch.setattr("datamodules.phantom.draw", fail_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        draw_tree(root, seed=0, count=8)
+    assert not root.exists()
+    # A process that is killed leaves its folder behind.
+    (tmp_path / ".tree.drawing-killed" / "MURA-v1.1").mkdir(parents=True)
+    monkeypatch.undo()
+    draw_tree(root, seed=0, count=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tree.lock", "tree"]
+    assert len(list((root / "MURA-v1.1").rglob("*.png"))) == 8
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": 4}, r"another phantom \(seed 0 instead of 4\); choose another data.root"),
+        ({"count": 70}, r"another phantom \(count 60 instead of 70\)"),
+    ],
+)
+def test_another_phantom_in_the_root(tree, options, words):
+    with pytest.raises(DataError, match=words):
+        module_of(tree, **options).prepare_source()
+
+
+def test_another_version_of_the_drawing(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "old")
+    note = tmp_path / "old" / "phantom.json"
+    note.write_text(note.read_text().replace('"version": ', '"version": 9'))
+    with pytest.raises(DataError, match="delete that folder to have it drawn anew"):
+        module_of(tmp_path / "old").prepare_source()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "holiday.txt").write_text("sun")
+    with pytest.raises(DataError, match="is no phantom and not empty; choose another data.root"):
+        module_of(tmp_path).prepare_source()
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
+
+
+def test_edited_csv_is_noticed(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "edited")
+    csv = tmp_path / "edited" / "MURA-v1.1" / CSVS[0]
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(DataError, match="CSVs are not those that were drawn"):
+        module_of(tmp_path / "edited").prepare_source()
+
+
+def test_damaged_note(tree, tmp_path):
+    (tmp_path / "phantom.json").write_text('{"seed": ')
+    with pytest.raises(DataError, match="phantom.json is damaged"):
+        module_of(tmp_path).prepare_source()
+
+
+def test_too_little_disk_space(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"has 1 MB free and the phantom of 60 images needs \d+ MB"):
+        module_of(tmp_path / "tree").prepare_source()
+    assert not (tmp_path / "tree").exists()
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be drawn into data.root="):
+        module_of(tmp_path / "file" / "tree").prepare_source()
