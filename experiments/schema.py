@@ -25,7 +25,7 @@ class DataConfig:
     image_size: int | None = None  # side in pixels, a multiple of 16; null: the source's own
     crop: str | None = None  # none | content (the exposed area); null: the source's own
     contrast: str | None = None  # none | stretch | clahe; null: the source's own
-    batch_size: int = 32  # images a step and a rank
+    batch_size: int = 16  # images a step and a rank; small, since few images mean few steps
     num_workers: int | None = None  # loader processes a rank; null: from the cores at hand
     limit: int | None = None  # images a split, for quick tries; null: all
     split: str = "patient"  # patient | image (leaks patients into test: old figures only)

@@ -92,12 +92,6 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in self.modules():
-            if isinstance(module, Bottleneck):
-                # Each block then starts as its shortcut alone: activations keep their scale through
-                # all seven blocks, and a large learning rate is safe from the first step on
-                # (Goyal et al. 2017, section 5.1).
-                nn.init.zeros_(module.normalise3.weight)
 
 
 class Bottleneck(nn.Module):

@@ -83,8 +83,10 @@ class Stage1Classifier(LightningModule):
 
     def classify(self, features: Tensor) -> Tensor:
         """Class scores (B, 2) float32 of the last features (B, 128, h, w)."""
-        # The plain mean: AdaptiveAvgPool2d has no deterministic backward pass on CUDA.
-        return self.fc(self.dropout(features.mean((2, 3)))).float()
+        # A lesion fills one position in a hundred: in bf16 its share of the mean would be rounded
+        # away. The plain mean, since AdaptiveAvgPool2d has no deterministic backward on CUDA.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.fc(self.dropout(features.float().mean((2, 3))))
 
     def forward(self, image: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) as ``on_after_batch_transfer`` leaves them."""
