@@ -50,7 +50,8 @@ class FracAtlasDataModule(RadiographDataModule):
 
     name = "fracatlas"
     default_image_size = 320
-    default_crop = "none"
+    default_crop = "content"  # much film is empty, and a median fracture is 0.25 % of the image
+    default_contrast = "stretch"  # scans differ in how bright their film is
     unreadable = "skip"  # 59 upstream JPEGs are cut short
 
     def build_index(self) -> pd.DataFrame:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_modules.encoder import enlarge
+
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
     """Class activation map, equation (1): ``CAM_c = sum_i w_{c,i} h_i``.
@@ -124,7 +126,7 @@ def scale_map(map: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def upsample(map: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize a map bilinearly; pixel *areas* are aligned (``align_corners=False``).
+    """Resize a map of the encoder bilinearly to the image, see :func:`encoder.enlarge`.
 
     Args:
         map: ``(B, C, h, w)``.
@@ -136,7 +138,7 @@ def upsample(map: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     map = _precise(map)
     if not map.shape[0]:
         return map.new_zeros((0, map.shape[1], *size))  # interpolate refuses an empty batch
-    return functional.interpolate(map, size=tuple(size), mode="bilinear", align_corners=False)
+    return enlarge(map, size)
 
 
 def soft_mask(map: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:

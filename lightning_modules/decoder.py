@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from lightning_modules.encoder import enlarge
 
 # Channels at strides 16, 8 and 4, coarse to fine. The decoder stops at stride 4: one at stride 2
 # would cost more than all others together, and a lesion's outline is not known that finely.
@@ -77,10 +78,11 @@ class Decoder(nn.Module):
         x = self.top(coarse)
         steps = zip(self.reduce, self.lateral, self.join, (middle, fine), strict=True)
         for reduce, lateral, join, features in steps:
-            x = join(_enlarge(reduce(x), 2) + lateral(features))
+            x = join(enlarge(reduce(x), features.shape[-2:]) + lateral(features))
         # Logits are enlarged, not probabilities: the edge of a sure lesion stays sharp. In float32,
         # since bf16 knows only 256 steps between 0.5 and 1 and a ranking of pixels needs more.
-        return torch.sigmoid(_enlarge(self.output(x).float(), _OUTPUT_STRIDE))
+        height, width = (_OUTPUT_STRIDE * side for side in x.shape[-2:])
+        return torch.sigmoid(enlarge(self.output(x).float(), (height, width)))
 
 
 def _block(channels_in: int, channels_out: int, kernel_size: int) -> nn.Sequential:
@@ -88,10 +90,4 @@ def _block(channels_in: int, channels_out: int, kernel_size: int) -> nn.Sequenti
         nn.Conv2d(channels_in, channels_out, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
-    )
-
-
-def _enlarge(x: Tensor, factor: int) -> Tensor:
-    return functional.interpolate(
-        x, scale_factor=float(factor), mode="bilinear", align_corners=False
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 STRIDE = 16
 """Pixels of the image per position of the last feature maps, in x and y."""
@@ -128,6 +129,28 @@ class Bottleneck(nn.Module):
         y = self.relu(self.normalise2(self.conv2(y)))
         y = self.normalise3(self.conv3(y))
         return torch.relu(y + self.shortcut(x))
+
+
+def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize features bilinearly to where in the image they look.
+
+    All strided layers here have odd kernels and symmetric padding, so that cell i at stride s looks
+    around pixel s * i, and not around the middle of pixels s * i to s * i + s - 1 as plain resizing
+    assumes: that would move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16.
+
+    Args:
+        features: ``(B, C, h, w)``.
+        size: Target ``(H, W)`` in pixels.
+
+    Returns:
+        ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the last cell its value.
+    """
+    height, width = size
+    padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
+    grown = functional.interpolate(
+        padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True
+    )
+    return grown[..., :height, :width]
 
 
 def _stage(

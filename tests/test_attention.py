@@ -25,12 +25,12 @@ def slow_cam(features, weight, positive_only):
 
 
 def slow_upsample(map, height, width):
-    """Bilinear, pixel areas aligned: output pixel centres sampled in input coordinates."""
+    """Bilinear: pixel p is sampled at cell p * h / H; beyond the last cell it keeps its value."""
     out = np.zeros((height, width))
     for y in range(height):
         for x in range(width):
-            v = min(max((y + 0.5) * map.shape[0] / height - 0.5, 0), map.shape[0] - 1)
-            u = min(max((x + 0.5) * map.shape[1] / width - 0.5, 0), map.shape[1] - 1)
+            v = min(y * map.shape[0] / height, map.shape[0] - 1)
+            u = min(x * map.shape[1] / width, map.shape[1] - 1)
             top, left = int(v), int(u)
             bottom, right = min(top + 1, map.shape[0] - 1), min(left + 1, map.shape[1] - 1)
             upper = map[top, left] * (1 - u + left) + map[top, right] * (u - left)
@@ -250,8 +250,9 @@ def test_peak_of_a_clipped_map_survives_upsampling():
     small[0, 0, 1:4, 2:5] = 0.7
     large = attention.upsample(small, (61, 61))
     x, y = attention.peak(large)[0].tolist()
-    assert abs(x - 35.1) < 1
-    assert abs(y - 24.9) < 1
+    # The middle cell is (3, 2); a cell is 61 / 6 pixels.
+    assert abs(x - 30.5) < 1
+    assert abs(y - 20.3) < 1
 
 
 def test_peak_takes_each_image_by_itself_and_any_precision():

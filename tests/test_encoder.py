@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.encoder import OUT_CHANNELS, STRIDE, Bottleneck, Encoder
+from lightning_modules.encoder import OUT_CHANNELS, STRIDE, Bottleneck, Encoder, enlarge
 from lightning_modules.stage1 import Stage1Classifier
 
 
@@ -99,3 +99,24 @@ def test_images_that_are_not_grey_are_refused(shape):
 def test_width_must_be_positive(width):
     with pytest.raises(ValueError, match=r"model\.width is .* greater than 0"):
         Encoder(width=width)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_cell_looks_where_enlarge_puts_it(level):
+    # Where a cell looks is measured: the centre of mass of its gradient with respect to the image.
+    torch.manual_seed(0)
+    encoder = Encoder().eval().double()
+    stride = 2 ** (level + 1)
+    image = torch.rand(8, 1, 320, 320, dtype=torch.float64).requires_grad_()
+    row, column = 160 // stride, 128 // stride
+    encoder(image)[level][:, :, row, column].sum().backward()
+    weight = image.grad.abs().sum((0, 1))
+    pixels = torch.arange(320.0, dtype=torch.float64)
+    x = (weight.sum(0) * pixels).sum() / weight.sum()
+    y = (weight.sum(1) * pixels).sum() / weight.sum()
+
+    spot = torch.zeros(1, 1, 320 // stride, 320 // stride)
+    spot[..., row, column] = 1
+    drawn = enlarge(spot, (320, 320))[0, 0].double()
+    assert (drawn.sum(0) * pixels).sum() / drawn.sum() == pytest.approx(float(x), abs=0.25 * stride)
+    assert (drawn.sum(1) * pixels).sum() / drawn.sum() == pytest.approx(float(y), abs=0.25 * stride)
