@@ -1,7 +1,8 @@
 """What happens around training."""
 
 from callbacks.checkpoints import RunCheckpoints
+from callbacks.confidence import Confidence
 from callbacks.panels import MapPanels
 from callbacks.progress import EpochProgress
 
-__all__ = ["EpochProgress", "MapPanels", "RunCheckpoints"]
+__all__ = ["Confidence", "EpochProgress", "MapPanels", "RunCheckpoints"]

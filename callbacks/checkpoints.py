@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -38,21 +39,36 @@ class RunCheckpoints(Checkpoint):
         self.monitor = monitor
         self.every_minutes = every_minutes
         self.every_steps = every_steps
-        self.best_score = float("-inf")
-        self.best_epoch = -1
+        self.best = (float("-inf"), float("-inf"))
+        self.metrics: dict[str, float] = {}
+        self._random_state: torch.Tensor | None = None
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What "best" means so far."""
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        """What "best" means so far, and the figures of the last whole epoch."""
+        return {"best": list(self.best), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was best so far."""
-        self.best_score = state_dict["best_score"]
-        self.best_epoch = state_dict["best_epoch"]
+        self.best = (state_dict["best"][0], state_dict["best"][1])
+        self.metrics = state_dict["metrics"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the generator that dropout draws from."""
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the generator's state until training starts."""
+        self._random_state = checkpoint["random_state"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the minutes."""
+        """Begin to count the minutes; go on with the random numbers."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -64,10 +80,15 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last, and the best if this epoch's validation is it."""
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and float(score) > self.best_score:
-            self.best_score, self.best_epoch = float(score), trainer.current_epoch
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        score = self.metrics.get(self.monitor, float("nan"))
+        # Of equal scores, as on a small val split, the surer one.
+        rank = (score, -self.metrics.get("val/loss", float("inf")))
+        if rank > self.best:
+            self.best = rank
             self._save(trainer, "best.ckpt")
+        elif math.isnan(score) and self.best[0] == float("-inf"):
+            self._save(trainer, "best.ckpt")  # nothing to judge by: the latest
         self._save(trainer, "last.ckpt")
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -81,11 +102,19 @@ class RunCheckpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         place, partial = self.folder / name, self.folder / f"{name}.partial"
         self.folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(place)
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)
+            if trainer.is_global_zero:
+                with partial.open("rb") as handle:
+                    os.fsync(handle.fileno())
+                partial.replace(place)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                error.errno,
+                f"{place} could not be saved ({error.strerror}); the one before it is whole: make "
+                "room, and the same command goes on from there",
+            ) from error
         trainer.strategy.barrier("checkpoint saved")
         self._saved_at = time.monotonic()
 

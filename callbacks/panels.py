@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 CELL_GAP = 4
@@ -18,22 +19,30 @@ HEADER = 22
 class MapPanels(Callback):
     """Write ``epoch_NNN.png``: a row an image, image | maps | lesion mask.
 
-    The images are the first ``count`` of the val loader, as many abnormal ones with a mask as there
-    are up to three quarters, the rest normal. Maps are drawn over the image with the run's scale,
-    not stretched image by image: a dark map says that the network saw little.
+    The images are the first ``count`` of the val loader: up to three quarters abnormal, those with
+    a mask first, the rest normal. Maps are drawn over the image with the run's scale, not stretched
+    image by image: a dark map says that the network saw little.
 
     Args:
         folder: where the panels go.
         count: rows of a panel.
         every_epochs: epochs between panels.
+        to_loggers: also hand them to W&B. Radiographs leave the machine only when asked.
     """
 
-    def __init__(self, folder: str | Path, count: int = 8, every_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        count: int = 8,
+        every_epochs: int = 1,
+        to_loggers: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.count = count
         self.every_epochs = every_epochs
-        self._chosen: dict[str, Tensor] | None = None
-        self._candidates: list[dict[str, Tensor]] = []
+        self.to_loggers = to_loggers
+        self._chosen: dict[str, Tensor] = {}
+        self._complete = False
 
     def on_validation_batch_end(
         self,
@@ -45,27 +54,21 @@ class MapPanels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Look for the fixed images, once."""
-        if self._chosen is None and not trainer.sanity_checking and trainer.is_global_zero:
-            keep = _spread(batch, self.count)
-            self._candidates.append(
-                {
-                    name: batch[name][keep].cpu()
-                    for name in ("image", "label", "lesion_mask", "has_lesion")
-                }
-            )
+        if self._complete or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        found = {
+            name: batch[name].cpu() for name in ("image", "label", "lesion_mask", "has_lesion")
+        }
+        if self._chosen:
+            found = {name: torch.cat([self._chosen[name], found[name]]) for name in found}
+        keep = _spread(found, self.count)
+        self._chosen = {name: values[keep] for name, values in found.items()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the panel of this epoch."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if self._chosen is None:
-            joined = {
-                name: torch.cat([part[name] for part in self._candidates])
-                for name in self._candidates[0]
-            }
-            keep = _spread(joined, self.count)
-            self._chosen = {name: values[keep] for name, values in joined.items()}
-            self._candidates = []
+        self._complete = True
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.current_epoch % self.every_epochs and not last:
             return
@@ -78,13 +81,23 @@ class MapPanels(Callback):
             self._chosen["label"],
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(self.folder / f"epoch_{trainer.current_epoch:03d}.png"), panel)
+        path = self.folder / f"epoch_{trainer.current_epoch + 1:03d}.png"
+        cv2.imwrite(str(path), panel)
+        if self.to_loggers:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("panel", [str(path)])
 
 
 def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
-    """Places of up to ``count`` images: three quarters with a lesion mask, the rest normal."""
-    lesion = torch.nonzero(batch["has_lesion"]).flatten()[: count - count // 4]
-    normal = torch.nonzero(batch["label"] == 0).flatten()[: count - len(lesion)]
+    """Places of up to ``count`` images: three quarters abnormal, masked ones first, then normal."""
+    abnormal = batch["label"] == 1
+    order = [
+        torch.nonzero(abnormal & batch["has_lesion"]).flatten(),
+        torch.nonzero(abnormal & ~batch["has_lesion"]).flatten(),
+    ]
+    lesion = torch.cat(order)[: count - count // 4]
+    normal = torch.nonzero(~abnormal).flatten()[: count - len(lesion)]
     return torch.cat([lesion, normal])
 
 

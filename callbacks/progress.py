@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -71,8 +72,10 @@ class EpochProgress(Callback):
                 speed = self._images / max(self._training_seconds, 1e-9)
                 loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
                 epochs = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+                shown = self._figures(trainer, ("val/accuracy", "val/auroc"))
                 self._bar.set_postfix_str(
-                    f"loss {loss:.3f}  {speed:,.0f} images/s  {self._left(trainer, epochs)} left"
+                    f"loss {loss:.3f}  {shown}{speed:,.0f} images/s  "
+                    f"{self._left(trainer, epochs)} left"
                 )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,22 +103,27 @@ class EpochProgress(Callback):
         """Clear the bar so that the message stands alone."""
         if self._bar is not None:
             self._bar.close()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            print("stopped; the same command goes on from the last save", flush=True)
 
     def _leave_line(self, trainer: Trainer) -> None:
         if not self._finished or not trainer.is_global_zero:
             return
-        values = trainer.callback_metrics
-        shown = "  ".join(
-            f"{short} {float(values[name]):.3f}"
-            for name, short in self.show.items()
-            if name in values
-        )
         print(
-            f"epoch {self._finished:>3}/{trainer.max_epochs}  {shown}  "
+            f"epoch {self._finished:>3}/{trainer.max_epochs}  {self._figures(trainer, self.show)}"
             f"{self._speed:,.0f} images/s  {self._left(trainer, self._finished)} left",
             flush=True,
         )
         self._finished = 0
+
+    def _figures(self, trainer: Trainer, names: Iterable[str]) -> str:
+        """The latest of the named figures that there are, each followed by two blanks."""
+        values = trainer.callback_metrics
+        return "".join(
+            f"{self.show.get(name, name)} {float(values[name]):.3f}  "
+            for name in names
+            if name in values
+        )
 
     def _open(self, trainer: Trainer, done: int = 0) -> None:
         self._started = 0.0

@@ -1,7 +1,7 @@
 """Decoded, letterboxed images in one memory-mapped file, built once, in parallel, atomically.
 
 A cache is a folder ``<cache_dir>/<source>-<key>`` that holds the checked index (``index.csv``), the
-pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npy``) and
+pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``) and
 ``meta.json``, written last. The key covers all that shaped the content; the folder gets its name
 only when everything in it has reached the disk, so that a half-written cache is never used.
 """
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from datamodules.decode import decode
+from datamodules.decode import decode, usable_cores
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
 from datamodules.index import COLUMNS, DataError
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
 FORMAT = 1
+# Images that could not be read, with the reason and what they looked like then.
+LEFT_OUT = "left_out.csv"
 
 
 @dataclass(frozen=True)
@@ -144,25 +146,30 @@ def build(
     root: Path,
     recipe: Recipe,
     on_unreadable: str,
+    check: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
 ) -> None:
     """Build the cache in ``folder`` unless a whole one is there; processes wait for each other.
+
+    ``check`` sees the rows whose images could be read, before they are kept.
 
     Raises:
         DataError: images cannot be decoded and ``on_unreadable`` is "error", or the disk is full.
     """
+    if is_whole(folder) and not _repaired(folder, root):
+        return  # also where the folder is read-only
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if is_whole(folder):
+            if is_whole(folder) and not _repaired(folder, root):
                 return
             if folder.exists():
-                log.warning("%s is damaged and is built anew", folder)
+                log.warning("%s is damaged or out of date and is built anew", folder)
                 shutil.rmtree(folder)
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                _fill(partial, build_index(), root, recipe, on_unreadable)
+                _fill(partial, build_index(), root, recipe, on_unreadable, check)
                 partial.rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -177,11 +184,40 @@ def build(
                 f"cannot write the cache to {folder.parent} ({error.strerror}); set "
                 "data.cache_dir to a folder that you may write to"
             ) from error
-        raise
+        raise DataError(
+            f"cannot keep a cache in {folder.parent} ({error}); set data.cache_dir to another "
+            "folder"
+        ) from error
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of a file, "missing" without one."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "missing"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _repaired(folder: Path, root: Path) -> bool:
+    """Whether an image that was left out has changed since."""
+    try:
+        left_out = pd.read_csv(folder / LEFT_OUT, dtype=str)
+    except FileNotFoundError:
+        return False
+    return any(
+        _stamp(root / path) != stamp
+        for path, stamp in zip(left_out["path"], left_out["stamp"], strict=True)
+    )
 
 
 def _fill(
-    folder: Path, table: pd.DataFrame, root: Path, recipe: Recipe, on_unreadable: str
+    folder: Path,
+    table: pd.DataFrame,
+    root: Path,
+    recipe: Recipe,
+    on_unreadable: str,
+    check: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> None:
     square = recipe.image_size**2
     mask_slot = np.full(len(table), -1, dtype=np.int64)
@@ -201,7 +237,7 @@ def _fill(
         pixels, place = recipe.apply(image)
         geometry[row] = place
         # Plain writes instead of a memory map: a full disk is an error here, there a SIGBUS.
-        os.pwrite(images, pixels.tobytes(), row * square)
+        _write_at(images, pixels, row * square)
         if masks[row]:
             mask = decode(Path(masks[row]))
             if mask.shape != image.shape:
@@ -212,14 +248,13 @@ def _fill(
                 )
             solid = np.where(mask > 127, 255, 0).astype(np.uint8)
             pixels = to_square(solid, place, recipe.image_size)
-            os.pwrite(mask_file, pixels.tobytes(), int(mask_slot[row]) * square)
+            _write_at(mask_file, pixels, int(mask_slot[row]) * square)
 
     cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with (
         (folder / "images.u8").open("wb") as images,
         (folder / "masks.u8").open("wb") as mask_file,
-        ThreadPoolExecutor(cores) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         jobs = pool.map(
             lambda row: convert(row, images.fileno(), mask_file.fileno()), range(len(table))
@@ -233,8 +268,8 @@ def _fill(
         mask_file.truncate(len(with_mask) * square)
         os.fsync(images.fileno())
         os.fsync(mask_file.fileno())
-    kept = _report_unreadable(table, errors, on_unreadable, folder)
-    table.iloc[kept].to_csv(folder / "index.csv", index=False)
+    kept = _report_unreadable(table, errors, on_unreadable, folder, root)
+    check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry[kept])
     meta = {
         "image_size": recipe.image_size,
@@ -250,6 +285,12 @@ def _fill(
         os.fsync(handle.fileno())
 
 
+def _write_at(file: int, pixels: np.ndarray, offset: int) -> None:
+    """Write at a place; the last write before a disk is full may be short without an error."""
+    if os.pwrite(file, pixels.tobytes(), offset) != pixels.nbytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
@@ -257,7 +298,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _report_unreadable(
-    table: pd.DataFrame, errors: dict[int, str], on_unreadable: str, folder: Path
+    table: pd.DataFrame, errors: dict[int, str], on_unreadable: str, folder: Path, root: Path
 ) -> np.ndarray:
     """Row numbers of the images that could be read; errors are raised or listed."""
     if errors:
@@ -268,8 +309,11 @@ def _report_unreadable(
                 "Replace them, or leave them out with data.unreadable=skip"
             )
         bad = sorted(errors)
-        left_out = table.iloc[bad][["path"]].assign(reason=[errors[row] for row in bad])
-        left_out.to_csv(folder / "left_out.csv", index=False)
+        left_out = table.iloc[bad][["path"]].assign(
+            stamp=[_stamp(root / path) for path in table.iloc[bad]["path"]],
+            reason=[errors[row] for row in bad],
+        )
+        left_out.to_csv(folder / LEFT_OUT, index=False)
         log.warning(
             "%d of %d images cannot be read and are left out (left_out.csv in the cache):\n  %s",
             len(errors),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import zlib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
 WINDOW_TAIL = 0.001
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def decode(path: Path) -> np.ndarray:
@@ -84,9 +87,23 @@ def upright_size(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(path, str(error)) from error
     return (width, height) if turned else (height, width)
+
+
+def usable_cores() -> int:
+    """Threads worth starting: the cores that affinity and a container's quota leave, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such system, or "max": no quota
+        pass
+    return max(1, cores)
 
 
 def _read(path: Path) -> bytes:

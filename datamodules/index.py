@@ -152,6 +152,12 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def hash_table(table: pd.DataFrame) -> str:
+    """SHA-256 over images, labels, patients, splits and which are masked, 16 hex digits."""
+    content = table[["path", "label", "patient", "split"]].assign(mask=table["lesion_mask"] != "")
+    return hashlib.sha256(content.to_csv(index=False).encode()).hexdigest()[:16]
+
+
 def hash_files(paths: list[Path]) -> str:
     """SHA-256 over names and contents of small files (CSV, JSON), first 16 hex digits."""
     digest = hashlib.sha256()

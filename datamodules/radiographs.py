@@ -115,6 +115,7 @@ class RadiographDataModule(LightningDataModule):
     default_crop = "none"
     default_contrast = "none"
     unreadable = "error"
+    index_version = 1  # raised whenever build_index would answer otherwise for the same files
 
     def __init__(
         self,
@@ -183,13 +184,20 @@ class RadiographDataModule(LightningDataModule):
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
         cache.build(
-            self.cache_folder, self._checked_index, self.root, self.recipe, self.on_unreadable
+            self.cache_folder,
+            self._checked_index,
+            self.root,
+            self.recipe,
+            self.on_unreadable,
+            check=lambda table: index.check_index(table, self.name),
         )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
         if self.pixels is not None:
             return
+        if self.split == "image":
+            log.warning("data.split=image LEAKS: patients stand in train and test alike")
         self.pixels = cache.PixelCache(self.cache_folder)
         rows = self.table
         masked = (rows["lesion_mask"] != "").to_numpy()
@@ -253,12 +261,28 @@ class RadiographDataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.current.processed
         # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
         whole = batches >= self.trainer.num_training_batches
-        return {"epoch": loop.epoch_progress.current.processed, "batch": 0 if whole else batches}
+        return {
+            "epoch": loop.epoch_progress.current.processed,
+            "batch": 0 if whole else batches,
+            "images_a_step": self.batch_size * self.trainer.world_size,
+            "index_hash": self.index_hash,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position of ``state_dict``."""
-        if state_dict:
-            self._resume_at = (state_dict["epoch"], state_dict["batch"])
+        """Take up the position of ``state_dict``.
+
+        Raises:
+            DataError: the run was trained on other data, or stopped within an epoch that this
+                number of ranks and images would cut otherwise.
+        """
+        self.check_index_hash(state_dict["index_hash"])
+        wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        if state_dict["batch"] and state_dict["images_a_step"] != wanted:
+            raise DataError(
+                f"the run stopped within an epoch of {state_dict['images_a_step']} images a step, "
+                f"here a step takes {wanted}; resume with the devices and nodes it began with"
+            )
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     # What others ask for --------------------------------------------------------------------------
 
@@ -270,6 +294,20 @@ class RadiographDataModule(LightningDataModule):
         return self.pixels.table
 
     @property
+    def index_hash(self) -> str:
+        """Hash of what is learned and judged: images, labels, splits, masks."""
+        return index.hash_table(self.table)
+
+    def check_index_hash(self, trained_on: str) -> None:
+        """Raise a DataError unless this is the data that a run was trained on."""
+        if trained_on != self.index_hash:
+            raise DataError(
+                f"{self.root} is not the data that this run was trained on (other images, labels, "
+                "splits or lesion masks): its train images may be judged here; name the data.root "
+                "it had, or start a new run (run.name=...)"
+            )
+
+    @property
     def body_parts(self) -> list[str]:
         """Names of the body parts, in the order of their codes."""
         return sorted(self.table["body_part"].unique())
@@ -277,9 +315,12 @@ class RadiographDataModule(LightningDataModule):
     @property
     def cache_folder(self) -> Path:
         """Where this data set's cache lies: its name holds the key of all that shaped it."""
-        files = self.fingerprint()
+        files, masks = self.fingerprint(), []
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
+            # A mask that was drawn anew keeps its name.
+            stats = [(path, path.stat()) for path in sorted(self.lesions_path.rglob("*.png"))]
+            masks = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         absent = [path for path in files if not path.is_file()]
         key = cache.cache_key(
             {
@@ -293,6 +334,8 @@ class RadiographDataModule(LightningDataModule):
                 "split": self.split,
                 "unreadable": self.on_unreadable,
                 "lesions": self.lesions_path and self.lesions_path.resolve(),
+                "masks": masks,
+                "version": self.index_version,
             }
         )
         return self.cache_dir / f"{self.name}-{key}"
@@ -310,9 +353,6 @@ class RadiographDataModule(LightningDataModule):
     def _checked_index(self) -> pd.DataFrame:
         table = self.build_index()
         if self.split == "image":
-            log.warning(
-                "data.split=image: patients stand in train AND test, test figures are too good"
-            )
             table = index.assign_by_image(table, self.seed)
         else:
             index.check_patients_apart(table, self.name)
@@ -330,4 +370,6 @@ class RadiographDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
+            # Its own generator: starting a loader would otherwise move the one dropout draws from.
+            generator=torch.Generator(),
         )

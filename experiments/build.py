@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 
+from callbacks.checkpoints import load_checkpoint
 from datamodules import SOURCES, DataError
 from datamodules.radiographs import RadiographDataModule
-from experiments.config import Config
+from experiments.config import Config, read_plain, to_plain
 from experiments.hardware import usable_cores
-from experiments.runs import RunError
+from experiments.runs import RunError, find_checkpoint
 from lightning_modules import STAGES
 
 
@@ -24,7 +26,9 @@ def build_data(config: Config) -> RadiographDataModule:
     """
     data = config.data
     if data.name not in SOURCES:
-        raise DataError(f"data.name={data.name} is none of {', '.join(SOURCES)}")
+        near = difflib.get_close_matches(data.name, SOURCES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"data.name={data.name} is none of {', '.join(SOURCES)}{hint}")
     strength = {
         name: value for name, value in vars(config.augmentation).items() if name != "enabled"
     }
@@ -77,7 +81,89 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
         "warmup_epochs": optimizer.warmup_epochs,
         "schedule": optimizer.schedule,
     }
+    if config.stage != "stage1":
+        arguments |= {
+            "omega": config.attention.omega,
+            "sigma": config.attention.sigma,
+            "mask_source": config.attention.source,
+            "mask_fill": config.attention.fill,
+        }
+    if config.stage == "stage3":
+        arguments |= {
+            "lambda_lesion": config.loss.lambda_lesion,
+            "classification": config.loss.classification,
+            "normal_masks": config.loss.normal_masks,
+        }
     return stage_class(config.stage)(**arguments)
+
+
+def start_from(module: LightningModule, config: Config) -> None:
+    """Give ``module`` the encoder and the FC layer of ``model.init_from``, an earlier stage's run.
+
+    A directory stands for its best checkpoint. Everything else of ``module`` stays as initialised.
+
+    Raises:
+        RunError: no such run or checkpoint, one of the same or a later stage, one of a run on other
+            data, or weights of another network.
+    """
+    path = Path(str(config.model.init_from))
+    try:
+        if not path.exists():
+            raise RunError(f"{path} does not exist; give a run directory or a .ckpt file in one")
+        if path.is_file() and path.suffix != ".ckpt":
+            raise RunError(f"{path} is no checkpoint; give a run directory or a .ckpt file in one")
+        folder, checkpoint = find_checkpoint(path)
+        check_same_data(read_plain(folder / "config.yaml"), to_plain(config), folder)
+        content = load_checkpoint(checkpoint)
+        earlier = list(STAGES)[: list(STAGES).index(config.stage)]
+        if content.get("stage") not in earlier:
+            remedy = f"give one of {' or '.join(earlier)}" if earlier else "leave it out"
+            raise RunError(
+                f"{checkpoint} is a checkpoint of {content.get('stage')}, and {config.stage} can "
+                f"start from an earlier stage only; {remedy}"
+            )
+        hand_over(content["state_dict"], module, checkpoint)
+    except ValueError as error:  # a RunError, or a damaged file
+        raise RunError(f"model.init_from: {error}") from error
+
+
+def check_same_data(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    """Raise a RunError where the run in ``folder`` may have trained on our val or test images."""
+    keys = ["name", "seed", "split", *(["count"] if ours["data"]["name"] == "phantom" else [])]
+    for key in keys:
+        was, now = theirs.get("data", {}).get(key), ours["data"][key]
+        if was != now:
+            raise RunError(
+                f"{folder} was trained with data.{key}={was}, this run has data.{key}={now}: its "
+                "train images may be val or test images here; start from a run on the same data"
+            )
+
+
+def hand_over(weights: dict[str, torch.Tensor], module: LightningModule, source: Path) -> None:
+    """Copy ``encoder.*`` and ``fc.*`` of a state dict into ``module``: all of them or none.
+
+    Raises:
+        RunError: a weight is missing, unknown or of another shape.
+    """
+    shared = ("encoder.", "fc.")
+    given = {name: tensor for name, tensor in weights.items() if name.startswith(shared)}
+    wanted = {name: t for name, t in module.state_dict().items() if name.startswith(shared)}
+    problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
+    problems += [f"{name} is unknown here" for name in given.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {tuple(given[name].shape)}, here {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & given.keys()
+        if given[name].shape != wanted[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise RunError(
+            f"{source} holds another network: {', '.join(sorted(problems)[:3])}{more}; "
+            "start from a run with the same model.width"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
 
 
 def stage_class(stage: str) -> type[LightningModule]:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, load_config
+from experiments.config import ConfigError, differences, load_config, read_plain, to_plain
 
 
 def main(words: list[str] | None = None) -> int:
@@ -24,14 +24,15 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories or checkpoints")
     parser.add_argument("--split", choices=["test", "val"], default="test")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     from datamodules import DataError
     from experiments.runs import RunError
 
-    overrides = [word for word in arguments.runs if "=" in word]
-    runs = [Path(word) for word in arguments.runs if "=" not in word]
+    # A run's name may hold "=": what exists is a run.
+    overrides = [word for word in arguments.runs if "=" in word and not Path(word).exists()]
+    runs = [Path(word) for word in arguments.runs if word not in overrides]
     try:
         if not runs:
             raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
@@ -40,6 +41,9 @@ def main(words: list[str] | None = None) -> int:
             print(describe(run, arguments.split, summary))
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 
@@ -51,14 +55,27 @@ def evaluate(run: Path, split: str, overrides: list[str]) -> dict[str, Any]:
         RunError: there is no run or checkpoint, or it belongs to another stage.
     """
     from experiments.build import build_data
-    from experiments.runs import find_checkpoint, load_module
+    from experiments.runs import RunError, find_checkpoint, load_module
 
     folder, checkpoint = find_checkpoint(run)
+    saved = read_plain(folder / "config.yaml")
     config = load_config(str(folder / "config.yaml"), overrides)
+    changed = [
+        line
+        for line in differences(saved, to_plain(config))
+        if not line.startswith("data.batch_size")
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"{folder} was trained otherwise:\n  {listed}\nEvaluate it as it was trained (only "
+            "paths, workers and the batch size may change), or train a run of its own"
+        )
     data = build_data(config)
     data.prepare_data()
     data.setup()
-    module = load_module(config.stage, checkpoint)
+    module, content = load_module(config.stage, checkpoint)
+    data.check_index_hash(content[type(data).__qualname__]["index_hash"])
     table, summary = judge(module, data, split)
     summary = {
         "run": str(folder),
@@ -67,13 +84,18 @@ def evaluate(run: Path, split: str, overrides: list[str]) -> dict[str, Any]:
         "data": config.data.name,
         "seed": config.seed,
         "split": split,
+        **({"leaks": "split by image"} if config.data.split == "image" else {}),
         **summary,
     }
-    target = folder / "evaluation" / split
+    # Only the best checkpoint's figures are the run's.
+    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
+    target = folder / "evaluation" / name
     target.mkdir(parents=True, exist_ok=True)
     table.to_csv(target / "images.csv", index=False)
-    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+    # JSON knows no NaN: what cannot be computed is null.
+    plain = {key: None if value != value else value for key, value in summary.items()}
+    (target / "summary.json").write_text(json.dumps(plain, indent=2) + "\n")
+    return {**summary, "written": str(target)}
 
 
 def judge(module: Any, data: Any, split: str) -> tuple[Any, dict[str, Any]]:
@@ -121,7 +143,7 @@ def describe(run: Path, split: str, summary: dict[str, Any]) -> str:
             for name, value in parts.items()
         )
         lines.append(f"  study kappa by body part:  {shown}")
-    lines.append(f"  written: {Path(summary['run']) / 'evaluation' / split}")
+    lines.append(f"  written: {summary['written']}")
     return "\n".join(lines)
 
 

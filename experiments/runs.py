@@ -23,28 +23,23 @@ class RunError(ValueError):
 
 
 def open_run(folder: Path, config: Config) -> None:
-    """Create the run directory, or make sure that the one there is of this configuration.
+    """Write ``config.yaml``, or make sure that the run begun here is of this configuration.
 
     Raises:
-        RunError: another configuration lives here (the difference is listed), or no write access.
+        RunError: another configuration lives here (the difference is listed).
     """
     saved = folder / "config.yaml"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if saved.is_file():
-            changed = differences(read_plain(saved), to_plain(config))
-            if changed:
-                listed = "\n  ".join(changed)
-                raise RunError(
-                    f"{folder} holds a run of another configuration:\n  {listed}\n"
-                    "Give this one a name of its own (run.name=..., make: RUN=...), or delete the "
-                    "folder"
-                )
-        save_config(config, saved)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
-        ) from error
+    # Before the first save nothing has been trained: a mistake can be mended in place.
+    if saved.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+        changed = differences(read_plain(saved), to_plain(config))
+        if changed:
+            listed = "\n  ".join(changed)
+            raise RunError(
+                f"{folder} holds a run of another configuration:\n  {listed}\n"
+                "Give this one a name of its own (run.name=..., make: RUN=...), or delete the "
+                "folder"
+            )
+    save_config(config, saved)
 
 
 @contextlib.contextmanager
@@ -52,9 +47,16 @@ def lock_run(folder: Path) -> Iterator[None]:
     """Keep every other process out of ``folder``; the kernel frees the lock when its owner dies.
 
     Raises:
-        RunError: another process trains in this folder.
+        RunError: another process trains in this folder, or it cannot be written.
     """
-    with (folder / ".lock").open("w") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RunError(
+            f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
+        ) from error
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,7 +70,7 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint to go on from and its content, or (None, {}) for a fresh start."""
     last = folder / "checkpoints" / "last.ckpt"
     for unfinished in last.parent.glob("*.partial"):
-        unfinished.unlink()  # a save that a crash cut short; last.ckpt is the one before it
+        unfinished.unlink(missing_ok=True)  # cut short by a crash; last.ckpt is the one before
     if not last.is_file():
         return None, {}
     try:
@@ -107,10 +109,15 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
 class MetricsCsv(Logger):
     """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
 
+    Args:
+        folder: the run directory.
+        epochs_kept: whole epochs that the checkpoint has behind it; 0: a fresh start.
+        last: figures of the last of them, as the checkpoint knows them.
+
     Lightning's CSVLogger deletes the file of the run that it resumes.
     """
 
-    def __init__(self, folder: Path, epochs_kept: int) -> None:
+    def __init__(self, folder: Path, epochs_kept: int, last: dict[str, float]) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
         self.rows: dict[int, dict[str, float]] = {}
@@ -118,6 +125,8 @@ class MetricsCsv(Logger):
             kept = pd.read_csv(self.path)
             for row in kept[kept["epoch"] < epochs_kept].to_dict("records"):
                 self.rows[int(row["epoch"])] = row
+            # A kill between an epoch's save and its last row: the checkpoint knows the figures.
+            self.rows.setdefault(epochs_kept - 1, {"epoch": epochs_kept - 1}).update(last)
 
     @property
     def name(self) -> str:
@@ -156,18 +165,21 @@ class MetricsCsv(Logger):
         unfinished.replace(self.path)
 
 
-def best_row(folder: Path, monitor: str = "val/auroc") -> dict[str, float]:
-    """The row of ``metrics.csv`` that the best checkpoint stands for."""
-    table = pd.read_csv(folder / "metrics.csv")
-    row = table.iloc[int(table[monitor].to_numpy().argmax())]
-    return {str(name): float(value) for name, value in row.items()}
+def best_row(folder: Path, monitor: str) -> dict[str, float]:
+    """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
+    path = folder / "metrics.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if monitor not in table or table[monitor].isna().all():
+        return {}
+    ranked = table.sort_values([monitor, "val/loss"], ascending=[False, True])
+    return {str(name): float(value) for name, value in ranked.iloc[0].items()}
 
 
-def load_module(stage: str, checkpoint: Path) -> LightningModule:
-    """The network of a checkpoint, its weights checked to be those of ``stage``.
+def load_module(stage: str, checkpoint: Path) -> tuple[LightningModule, dict[str, Any]]:
+    """The network of a checkpoint and the checkpoint's content; weights must be of ``stage``.
 
     Raises:
-        RunError: the file is damaged, or of another stage.
+        RunError: the file is damaged, or of another stage or version.
     """
     try:
         content = load_checkpoint(checkpoint)
@@ -175,6 +187,11 @@ def load_module(stage: str, checkpoint: Path) -> LightningModule:
         raise RunError(str(error)) from error
     if content.get("stage") != stage:
         raise RunError(f"{checkpoint} is a checkpoint of {content.get('stage')}, not of {stage}")
-    module = STAGES[stage](**content["hyper_parameters"])
-    module.load_state_dict(content["state_dict"])
-    return module
+    try:
+        module = STAGES[stage](**content["hyper_parameters"])
+        module.load_state_dict(content["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{checkpoint} was written by another version of this project: {error}"
+        ) from error
+    return module, content

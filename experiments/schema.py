@@ -74,6 +74,7 @@ class LossConfig:
     alpha: float | int | str = "accuracy"  # accuracy | balanced_accuracy | fixed number, 0 to 1
     lambda_lesion: float = 1.0  # weight of the lesion term L3
     classification: bool = True  # false: the lesion masks alone train (stage 3)
+    normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
 
 
 @dataclass
@@ -83,19 +84,18 @@ class AttentionConfig:
     omega: float = 10.0  # steepness
     sigma: float = 0.5  # threshold on the map, which runs from 0 to 1
     source: str = "abnormal"  # whose map: abnormal | predicted | true (leaks) | fcn (stage 3)
+    fill: float = 0.0  # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
 
 
 @dataclass
 class OptimizerConfig:
-    """How the weights move."""
+    """How the weights move: AdamW."""
 
-    name: str = "adamw"  # adamw
     learning_rate: float = 1e-3  # highest, after the warm-up
     weight_decay: float = 1e-2
     warmup_epochs: float = 1.0  # epochs, fractions allowed
     schedule: str = "cosine"  # cosine | constant, after the warm-up
     gradient_clip: float = 0.0  # highest gradient norm; 0: off
-    ema_decay: float = 0.0  # of the running average of the weights, a step; 0: off
 
 
 def trainer_defaults() -> dict[str, Any]:
@@ -162,7 +162,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.unreadable": ("error", "skip"),
     "loss.class_weights": ("balanced", "none"),
     "attention.source": ("abnormal", "predicted", "true", "fcn"),
-    "optimizer.name": ("adamw",),
     "optimizer.schedule": ("cosine", "constant"),
     "logger.wandb": ("auto", "online", "offline", "off"),
 }
@@ -190,17 +189,18 @@ INTERVALS: dict[str, str] = {
     "loss.lambda_lesion": "[0, inf)",
     "attention.omega": "(0, inf)",
     "attention.sigma": "[0, 1]",
+    "attention.fill": "[-1, 4]",  # the range of the model's input
     "optimizer.learning_rate": "(0, inf)",
     "optimizer.weight_decay": "[0, inf)",
     "optimizer.warmup_epochs": "[0, inf)",
     "optimizer.gradient_clip": "[0, inf)",
-    "optimizer.ema_decay": "[0, 1)",
     "checkpoint.every_minutes": "(0, inf)",
     "checkpoint.every_steps": "[1, inf)",
 }
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
+    "fast_dev_run": "use data.limit and trainer.max_epochs",
     "callbacks": "use checkpoint.*",
     "enable_checkpointing": "use checkpoint.*",
     "enable_progress_bar": "leave it out",

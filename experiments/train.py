@@ -8,9 +8,8 @@ done, 2 the request cannot be carried out.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import os
+import shlex
 import sys
 import time
 import warnings
@@ -43,26 +42,42 @@ def main(words: list[str] | None = None) -> int:
 
     try:
         data = build_data(config)
+        resolve(config, data)
         data.prepare_data()
         data.setup()
         if arguments.data_only:
             print(f"{describe_data(data)}\ncache  {data.cache_folder}")
             return 0
         return train(config, data)
-    except (ConfigError, DataError, RunError) as error:
+    except (ConfigError, DataError, RunError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def resolve(config: Config, data: Any) -> None:
+    """Put the source's own choices into the configuration: a run must not change with them."""
+    config.data.image_size = data.recipe.image_size
+    config.data.crop = data.recipe.crop
+    config.data.contrast = data.recipe.contrast
+    config.data.unreadable = data.on_unreadable
 
 
 def train(config: Config, data: Any) -> int:
     """Train or resume the run of ``config`` on data that is set up."""
+    from pytorch_lightning.utilities import rank_zero_only
+
     from experiments.runs import lock_run, open_run
 
     folder = run_directory(config)
-    open_run(folder, config)
-    # The other ranks are this process's children and work in its folder.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    with lock_run(folder) if first else contextlib.nullcontext():
+    if (
+        getattr(rank_zero_only, "rank", 0) != 0
+    ):  # the folder is the first rank's to lock and to write
+        return train_in(folder, config, data)
+    with lock_run(folder):
+        open_run(folder, config)
         return train_in(folder, config, data)
 
 
@@ -70,8 +85,9 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     """Train in a run directory that is this process's own."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from experiments.build import build_module
+    from experiments.build import build_module, start_from
     from experiments.hardware import choose_precision
     from experiments.runs import RunError, epochs_done, resume_point
     from experiments.wandb_run import close_wandb
@@ -94,20 +110,28 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     torch.set_float32_matmul_precision("high")
     settings = dict(config.trainer)
     settings["precision"] = settings["precision"] or choose_precision(settings["accelerator"])
-    trainer = Trainer(
-        **{
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,  # the data module's samplers know ranks and resume
-            "log_every_n_steps": 1,
-            "gradient_clip_val": config.optimizer.gradient_clip or None,
+    settings = {
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,  # the data module's samplers know ranks and resume
+        "log_every_n_steps": 1,
+        "gradient_clip_val": config.optimizer.gradient_clip or None,
+        **settings,
+    }
+    try:
+        trainer = Trainer(
             **settings,
-        },
-        enable_progress_bar=False,  # ours, among the callbacks
-        default_root_dir=folder,
-        callbacks=build_callbacks(config, folder),
-        logger=build_loggers(config, folder, done),
-    )
+            enable_progress_bar=False,  # ours, among the callbacks
+            default_root_dir=folder,
+            callbacks=build_callbacks(config, folder),
+            logger=False,  # below, when nothing can be wrong any more
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer.*: {str(error).strip()}") from error
+    last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
+    trainer.loggers = build_loggers(config, folder, done, last)
     module = build_module(config, data).to(memory_format=torch.channels_last)
+    if config.model.init_from and not resume:
+        start_from(module, config)
     if trainer.is_global_zero:
         print(describe_start(config, data, trainer, module, folder, resume, done))
     started = time.monotonic()
@@ -124,35 +148,58 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
 
 
 def build_callbacks(config: Config, folder: Path) -> list[Any]:
-    """Checkpoints, panels and progress of a run."""
-    from callbacks import EpochProgress, MapPanels, RunCheckpoints
+    """Confidence (from stage 2 on), checkpoints, panels and progress of a run."""
+    from callbacks import Confidence, EpochProgress, MapPanels, RunCheckpoints
 
+    guided = config.stage != "stage1" and config.loss.classification
     return [
+        *([Confidence(config.loss.alpha)] if guided else []),
         EpochProgress(),
-        MapPanels(folder / "panels"),
+        MapPanels(folder / "panels", to_loggers=images_leave(config)),
         RunCheckpoints(
             folder / "checkpoints",
+            monitor=monitor(config),
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
         ),
     ]
 
 
-def build_loggers(config: Config, folder: Path, epochs_kept: int) -> list[Any]:
+def monitor(config: Config) -> str:
+    """The value that makes a checkpoint best; without classification class scores say nothing."""
+    return "val/auroc" if config.loss.classification else "val/fcn/pixel_ap"
+
+
+def images_leave(config: Config) -> bool:
+    """Whether panels may go to W&B: only when asked, or where no patient is shown."""
+    allowed = config.logger.wandb_images
+    return config.data.name == "phantom" if allowed is None else allowed
+
+
+def build_loggers(
+    config: Config, folder: Path, epochs_kept: int, last: dict[str, float]
+) -> list[Any]:
     """``metrics.csv`` always, Weights & Biases when wanted."""
     from experiments.runs import MetricsCsv
     from experiments.wandb_run import wandb_logger
 
-    loggers: list[Any] = [MetricsCsv(folder, epochs_kept)]
+    loggers: list[Any] = [MetricsCsv(folder, epochs_kept, last)]
     remote = wandb_logger(config.logger, folder, to_plain(config))
     return [*loggers, remote] if remote else loggers
 
 
 def describe_data(data: Any) -> str:
-    """A line a split."""
+    """A line a split, and what is unusual."""
     from datamodules.index import summarise
 
-    return summarise(data.table)
+    lines = [summarise(data.table)]
+    left_out = data.cache_folder / "left_out.csv"
+    if left_out.is_file():
+        count = len(left_out.read_text().strip().splitlines()) - 1
+        lines.append(f"unreadable and left out: about {count}, see {left_out}")
+    if data.split == "image":
+        lines.append("SPLIT BY IMAGE: patients leak into test, figures are too good")
+    return "\n".join(lines)
 
 
 def describe_start(
@@ -166,6 +213,7 @@ def describe_start(
 ) -> str:
     """What a person wants to know before waiting: one block."""
     from experiments.hardware import describe_device
+    from experiments.wandb_run import wandb_mode
 
     ranks = trainer.world_size
     weights = sum(p.numel() for p in module.parameters()) / 1e6
@@ -178,6 +226,7 @@ def describe_start(
         f"  batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         f"= {data.batch_size * ranks} images a step",
         *[f"  {line}" for line in describe_data(data).splitlines()],
+        f"  W&B        {wandb_mode(config.logger.wandb)}",
         f"  run        {folder}",
     ]
     if resume:
@@ -189,13 +238,18 @@ def print_results(config: Config, folder: Path) -> None:
     """The best figures, where they lie and the next command."""
     from experiments.runs import best_row
 
-    row = best_row(folder)
+    row = best_row(folder, monitor(config))
     names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
-    shown = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names)
-    print(f"best epoch {int(row['epoch']) + 1} on val:  {shown}")
+    shown = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
+    print(f"best epoch {int(row['epoch']) + 1} on val:  {shown}" if row else "no figures on val")
     print(f"checkpoint  {folder / 'checkpoints' / 'best.ckpt'}")
     print(f"panels      {folder / 'panels'}")
-    print(f"next        python -m experiments.evaluate {folder}")
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    print(
+        f"next        {shlex.quote(str(python))} -m experiments.evaluate {shlex.quote(str(folder))}"
+    )
 
 
 def quiet_known_warnings() -> None:

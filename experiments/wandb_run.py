@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from experiments.config import LoggerConfig
+from experiments.config import ConfigError, LoggerConfig
 
 
 def has_api_key() -> bool:
@@ -25,13 +25,16 @@ def has_api_key() -> bool:
 
 def wandb_mode(wanted: str) -> str:
     """``online``, ``offline`` or ``off``: "auto" goes online only where a key is configured."""
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_MODE") in ("offline", "online"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return "off"
-    return "online" if has_api_key() else "offline"
+    if wanted == "auto" and os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return "off" if os.environ["WANDB_MODE"] == "disabled" else "offline"
+    if wanted in ("auto", "online") and not has_api_key():
+        if wanted == "online":
+            raise ConfigError(
+                "logger.wandb=online needs a key: set WANDB_API_KEY or run 'wandb login', or use "
+                "logger.wandb=offline"
+            )
+        return "offline"
+    return "online" if wanted == "auto" else wanted
 
 
 def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Any | None:
@@ -43,25 +46,39 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # what matters is printed by the run itself
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports
     import wandb
     from pytorch_lightning.loggers import WandbLogger
     from pytorch_lightning.utilities import rank_zero_only
 
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(project=config.wandb_project, save_dir=str(folder))
     identity = folder / "wandb_id"
     if not identity.is_file():
         identity.write_text(uuid.uuid4().hex[:12])
-    run = wandb.init(
-        project=config.wandb_project,
-        name="-".join(folder.parts[-3:]),
-        id=identity.read_text().strip(),
-        resume="allow",
-        dir=str(folder),
-        mode="offline" if mode == "offline" else "online",
-        config=settings,
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    )
+    options: dict[str, Any] = {
+        "project": config.wandb_project,
+        "name": "-".join(folder.parts[-3:]),
+        "id": identity.read_text().strip(),
+        "resume": "allow",
+        "dir": str(folder),
+        "config": settings,
+        # The configuration and the figures, nothing of the machine, its files or its code.
+        "settings": wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+        ),
+    }
+    try:
+        run = wandb.init(mode="online" if mode == "online" else "offline", **options)
+    except wandb.errors.Error as error:  # no network on a compute node, a key that expired
+        print(f"W&B cannot be reached ({error}); this run is kept offline")
+        run = wandb.init(mode="offline", **options)
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -69,7 +86,7 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
 
 
 def close_wandb() -> None:
-    """Write out and close this process's W&B run, if it has one."""
+    """Write out and close this process's W&B run, as failed where an error is under way."""
     wandb = sys.modules.get("wandb")
     if wandb is not None:
-        wandb.finish()
+        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))

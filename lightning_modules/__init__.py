@@ -1,7 +1,12 @@
 """What learns: one LightningModule a stage, on a common encoder."""
 
 from lightning_modules.stage1 import Stage1Classifier
+from lightning_modules.stage2 import Stage2GuidedAttention
+from lightning_modules.stage3 import Stage3WeaklySupervised
 
-STAGES = {"stage1": Stage1Classifier}
+STAGES: dict[str, type[Stage1Classifier]] = {
+    module.stage: module
+    for module in (Stage1Classifier, Stage2GuidedAttention, Stage3WeaklySupervised)
+}
 
-__all__ = ["STAGES", "Stage1Classifier"]
+__all__ = ["STAGES", "Stage1Classifier", "Stage2GuidedAttention", "Stage3WeaklySupervised"]

@@ -1,4 +1,4 @@
-"""The paper's losses, equations (3) and (4), and its confidence alpha: pure functions.
+"""The paper's losses, equations (3) and (4): pure functions.
 
 alpha weighs the confidence in the attention, lambda the lesion location (the paper writes lambda
 and lambda' for them).
@@ -6,33 +6,7 @@ and lambda' for them).
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
-
-
-def confidence(accuracy: float) -> float:
-    """Confidence in the attention, ``alpha = e^P / e``.
-
-    Args:
-        accuracy: P, the accuracy of classification; values outside [0, 1] are cut.
-
-    Returns:
-        alpha in [1/e, 1]: 0.61 at chance level (P = 0.5), 1 at P = 1, where L1 vanishes.
-
-    Raises:
-        ValueError: If the accuracy is NaN.
-
-    Example:
-        >>> round(confidence(0.5), 4)
-        0.6065
-    """
-    if math.isnan(accuracy):
-        raise ValueError(
-            "the accuracy that sets alpha is NaN: the validation set is empty or the model has "
-            "diverged; check the splits, or fix alpha with loss.alpha=0.6"
-        )
-    return math.exp(min(max(accuracy, 0.0), 1.0) - 1.0)
 
 
 def guided_loss(l1: Tensor, l2: Tensor, alpha: float | Tensor) -> Tensor:
@@ -41,7 +15,7 @@ def guided_loss(l1: Tensor, l2: Tensor, alpha: float | Tensor) -> Tensor:
     Args:
         l1: Classification loss on the image, a scalar.
         l2: Classification loss on the masked image, a scalar.
-        alpha: Confidence in [0, 1], see :func:`confidence`.
+        alpha: Confidence in [0, 1], e^P / e of the accuracy P.
 
     Returns:
         A scalar.
@@ -66,7 +40,7 @@ def weakly_supervised_loss(
         l1: Classification loss on the image, a scalar.
         l2: Classification loss on the masked image, a scalar.
         l3: Lesion loss, a scalar, see :func:`lesion_loss`.
-        alpha: Confidence in [0, 1], see :func:`confidence`.
+        alpha: Confidence in [0, 1], e^P / e of the accuracy P.
         lambda_: Weight of the lesion loss, at least 0; the paper sets 1.
 
     Returns:

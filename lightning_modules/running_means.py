@@ -29,7 +29,8 @@ class RunningMeans:
     def state(self, strategy: Strategy) -> dict[str, list[float]]:
         """Sum and number of images of each name over all ranks; every rank must call it."""
         return {
-            name: strategy.reduce(sums, reduce_op="sum").tolist()
+            # A copy: the strategy reduces in place, and these sums go on growing.
+            name: strategy.reduce(sums.clone(), reduce_op="sum").tolist()
             for name, sums in self.sums.items()
         }
 

@@ -69,6 +69,7 @@ class Stage1Classifier(LightningModule):
     def configure_metrics(self) -> None:
         """Create what accumulates over an epoch."""
         self.train_means = RunningMeans()
+        self._resumed_means: dict[str, list[float]] = {}
         self.val_means = RunningMeans()
         self.agreement = Agreement(body_parts=self.hparams["body_parts"] or [])
         self.peaks = CatMetric()
@@ -168,14 +169,22 @@ class Stage1Classifier(LightningModule):
 
     # The ends of epochs ---------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Take up the running means of an epoch that was cut in two, a share of them each rank."""
+        self.train_means.load(self._resumed_means, 1 / self.trainer.world_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop a run that diverged before its figures are computed."""
+        loss = self.train_means.compute(self.trainer.strategy).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} in epoch {self.current_epoch + 1}; lower "
+                "optimizer.learning_rate, or train with trainer.precision=32-true"
+            )
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means."""
         means = self.train_means.compute(self.trainer.strategy)
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss became {means['loss']} in epoch {self.current_epoch}; lower "
-                "optimizer.learning_rate, or train with trainer.precision=32-true"
-            )
         self.log_dict({f"train/{name}": value for name, value in means.items()})
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.train_means.reset()
@@ -192,7 +201,7 @@ class Stage1Classifier(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.agreement.compute().items()})
         self.agreement.reset()
         tops = self.peaks.compute().float()
-        self.map_scale.copy_(tops.quantile(SCALE_QUANTILE, dim=0).clamp(min=1e-6))
+        self.map_scale.copy_(tops.quantile(SCALE_QUANTILE, dim=0))
         self.peaks.reset()
         for name in self.map_methods:
             for figure, value in self.figures_of(name).compute().items():
@@ -236,5 +245,5 @@ class Stage1Classifier(LightningModule):
         checkpoint["train_means"] = self.train_means.state(self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the running means up again."""
-        self.train_means.load(checkpoint["train_means"], 1 / self.trainer.world_size)
+        """Remember the running means until the number of ranks is known."""
+        self._resumed_means = checkpoint["train_means"]

@@ -1,34 +1,11 @@
-import math
-
 import pytest
 import torch
 
 from lightning_modules.losses import (
-    confidence,
     guided_loss,
     lesion_loss,
     weakly_supervised_loss,
 )
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "alpha"),
-    [
-        (0.0, 1 / math.e),
-        (0.5, 0.6065306597),
-        (0.98, 0.9801986733),
-        (1.0, 1.0),
-        (-0.5, 1 / math.e),
-        (1.5, 1.0),
-    ],
-)
-def test_confidence_known_values(accuracy, alpha):
-    assert confidence(accuracy) == pytest.approx(alpha, abs=1e-9)
-
-
-def test_confidence_of_nan_is_refused():
-    with pytest.raises(ValueError, match=r"accuracy that sets alpha is NaN.*loss\.alpha"):
-        confidence(float("nan"))
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, 2.0), (0.25, 3.0), (1.0, 6.0)])

@@ -1,11 +1,7 @@
 """Real runs through the command that people use: train, resume, refuse, evaluate."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +9,11 @@ import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
+from datamodules import phantom
 from experiments import evaluate, train
+from experiments.runs import best_row
+from lightning_modules import Stage1Classifier
+from tests.runs import kill_at_step, run_folder, same_results
 
 pytestmark = pytest.mark.slow
 
@@ -32,29 +32,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "trainer.accelerator=cpu",
         "logger.wandb=off",
     ]
-
-
-def run_folder(root: Path, stage: str = "stage1", name: str = "seed0") -> Path:
-    """Where a run of the tiny phantom lies."""
-    return root / "phantom" / stage / name
-
-
-def same_results(one: Path, other: Path) -> None:
-    """Weights, optimiser and logged figures are equal to the last bit; speed may differ."""
-    a, b = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
-    assert a["global_step"] == b["global_step"]
-    for name, weights in a["state_dict"].items():
-        assert torch.equal(weights, b["state_dict"][name]), name
-    for state_a, state_b in zip(
-        a["optimizer_states"][0]["state"].values(),
-        b["optimizer_states"][0]["state"].values(),
-        strict=True,
-    ):
-        assert torch.equal(state_a["exp_avg"], state_b["exp_avg"])
-    tables = [
-        pd.read_csv(run / "metrics.csv").drop(columns="images_per_second") for run in (one, other)
-    ]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +65,8 @@ def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
     assert (finished / "config.yaml").is_file()
     assert len(list((finished / "panels").glob("*.png"))) == 3
     best = load_checkpoint(finished / "checkpoints" / "best.ckpt")
-    assert best["epoch"] == table["val/auroc"].idxmax()
+    assert best["epoch"] == best_row(finished, "val/auroc")["epoch"]
+    assert table["val/auroc"][best["epoch"]] == table["val/auroc"].max()
     assert (best["state_dict"]["map_scale"] > 0).all()
 
 
@@ -115,25 +93,6 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert step <= done < 21
     assert train.main(words) == 0
     same_results(finished, run)
-
-
-def kill_at_step(words: list[str], run: Path, step: int) -> None:
-    """Start a training process and SIGKILL it when a save at ``step`` or later is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    last = run / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if last.is_file() and load_checkpoint(last)["global_step"] >= step:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert last.is_file(), errors.decode()[-2000:]
 
 
 def test_a_save_that_was_cut_short_is_not_used(
@@ -180,6 +139,104 @@ def test_workers_do_not_change_the_result(finished: Path, tiny: list[str], tmp_p
     """Two loader processes give the same run as none."""
     assert train.main(["stage1", f"run.root={tmp_path}", *tiny, "data.num_workers=2"]) == 0
     same_results(finished, run_folder(tmp_path))
+
+
+def test_dropout_goes_on_with_its_random_numbers(tiny: list[str], tmp_path: Path) -> None:
+    """Killed and resumed, a run with dropout equals an uninterrupted one."""
+    words = ["stage1", *tiny, "model.dropout=0.3"]
+    assert train.main([*words, f"run.root={tmp_path / 'whole'}"]) == 0
+    cut = [*words, f"run.root={tmp_path / 'cut'}", "checkpoint.every_steps=2"]
+    kill_at_step(cut, run_folder(tmp_path / "cut"), 9)
+    assert train.main(cut) == 0
+    same_results(run_folder(tmp_path / "whole"), run_folder(tmp_path / "cut"))
+
+
+def test_other_data_under_the_same_run_is_refused(
+    finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resume and evaluation both compare the index: train images must not be judged."""
+    words = ["stage1", f"run.root={tmp_path}", *tiny]
+    assert train.main([*words, "trainer.max_epochs=1"]) == 0
+    run = run_folder(tmp_path)
+    tree = Path(next(word for word in tiny if word.startswith("data.root=")).split("=", 1)[1])
+    other = tmp_path / "other"
+    shutil.copytree(tree, other)
+    csv = other / "MURA-v1.1" / "train_image_paths.csv"
+    lines = csv.read_text().splitlines()
+    csv.write_text("\n".join(lines[:-4]) + "\n")  # a study less
+    note = other / "phantom.json"
+    described = json.loads(note.read_text())
+    described["csv_hash"] = phantom._hash_csvs(other)
+    note.write_text(json.dumps(described))
+    assert train.main([*words, f"data.root={other}"]) == 2
+    assert "is not the data that this run was trained on" in capsys.readouterr().err
+    assert evaluate.main([str(run), f"data.root={other}"]) == 2
+    assert "is not the data that this run was trained on" in capsys.readouterr().err
+
+
+def test_evaluate_judges_as_trained(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another seed of the splits would put train images into test."""
+    for word in ("data.seed=1", "data.split=image", "data.limit=8", "data.crop=content"):
+        assert evaluate.main([str(finished), "--split", "val", word]) == 2
+        assert "was trained otherwise" in capsys.readouterr().err
+    assert evaluate.main([str(finished), "--split", "val", "data.batch_size=3"]) == 0
+
+
+def test_a_checkpoint_opens_the_lightning_way(finished: Path) -> None:
+    """Plain values only, no trainer needed; maps keep their contract."""
+    path = finished / "checkpoints" / "best.ckpt"
+    module = Stage1Classifier.load_from_checkpoint(path, weights_only=True).eval()
+    with torch.no_grad():
+        maps = module.maps(torch.rand(2, 1, 64, 64))
+    for values in maps.values():
+        assert values.shape == (2, 1, 64, 64)
+        assert values.dtype == torch.float32
+        assert 0 <= float(values.min()) <= float(values.max()) <= 1
+
+
+def test_a_failed_start_can_be_mended_in_place(tiny: list[str], tmp_path: Path) -> None:
+    """Nothing was trained, so nothing is protected."""
+    words = ["stage1", f"run.root={tmp_path}", *tiny]
+    assert train.main([*words, "data.batch_size=500"]) == 2
+    assert train.main([*words, "trainer.max_epochs=1"]) == 0
+
+
+def test_wandb_offline_keeps_one_run_over_restarts(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same id in every offline folder, nothing sent, nothing asked."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = ["stage1", f"run.root={tmp_path}", *tiny, "logger.wandb=offline"]
+    for epochs in (1, 2):
+        assert train.main([*words, f"trainer.max_epochs={epochs}"]) == 0
+    run = run_folder(tmp_path)
+    identity = (run / "wandb_id").read_text()
+    folders = list((run / "wandb").glob("offline-run-*"))
+    assert folders
+    assert all(folder.name.endswith(identity) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.precision=foo", "trainer"),
+        ("logger.wandb=online", "logger.wandb=online needs a key"),
+        ("data.name=murra", "did you mean mura"),
+    ],
+)
+def test_what_cannot_be_is_said_without_a_traceback(
+    tiny: list[str],
+    tmp_path: Path,
+    word: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit status 2 and the key."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, word]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_split_is_said(

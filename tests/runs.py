@@ -1,0 +1,57 @@
+"""Helpers of the tests that train: where a run lies, killing one, comparing two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from callbacks.checkpoints import load_checkpoint
+
+
+def run_folder(root: Path, stage: str = "stage1", name: str = "seed0") -> Path:
+    """Where a run of the tiny phantom lies."""
+    return root / "phantom" / stage / name
+
+
+def same_results(one: Path, other: Path) -> None:
+    """Weights, optimiser and logged figures are equal to the last bit; speed may differ."""
+    a, b = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
+    assert a["global_step"] == b["global_step"]
+    for name, weights in a["state_dict"].items():
+        assert torch.equal(weights, b["state_dict"][name]), name
+    for state_a, state_b in zip(
+        a["optimizer_states"][0]["state"].values(),
+        b["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        assert torch.equal(state_a["exp_avg"], state_b["exp_avg"])
+    tables = [
+        pd.read_csv(run / "metrics.csv").drop(columns="images_per_second") for run in (one, other)
+    ]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def kill_at_step(words: list[str], run: Path, step: int) -> None:
+    """Start a training process and SIGKILL it when a save at ``step`` or later is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if last.is_file() and load_checkpoint(last)["global_step"] >= step:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert last.is_file(), errors.decode()[-2000:]

@@ -1,0 +1,248 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from lightning_modules import STAGES, Stage1Classifier, Stage2GuidedAttention
+from lightning_modules.attention import normalise, pcam, soft_mask, upsample
+from lightning_modules.stage2 import untracked_statistics
+from tests.stages import SIZE, names_without_gradient, settled, small_batch
+
+WIDTH = 0.25
+
+
+class Precise(Stage2GuidedAttention):
+    """In float64, for finite differences."""
+
+    def classify(self, features):
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return settled(Stage2GuidedAttention(width=WIDTH))
+
+
+def test_it_is_registered_and_keeps_its_arguments():
+    assert STAGES["stage2"] is Stage2GuidedAttention
+    module = Stage2GuidedAttention(width=WIDTH, omega=5.0, mask_source="predicted", mask_fill=-1.0)
+    again = STAGES["stage2"](**module.hparams)
+    assert dict(again.hparams) == dict(module.hparams)
+    assert (again.hparams["omega"], again.hparams["sigma"]) == (5.0, 0.5)
+
+
+def test_an_unknown_mask_source_is_refused():
+    with pytest.raises(ValueError, match=r"attention\.source=fcn is none of abnormal, predicted"):
+        Stage2GuidedAttention(width=WIDTH, mask_source="fcn")
+
+
+def test_alpha_begins_at_chance(module):
+    assert module.alpha == pytest.approx(math.exp(0.5) / math.e)
+
+
+def test_it_starts_as_stage_1_does():
+    states = []
+    for stage in (Stage1Classifier, Stage2GuidedAttention):
+        torch.manual_seed(3)
+        states.append(stage(width=WIDTH).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_losses_are_those_of_two_passes_written_out(module):
+    module.eval()
+    module.alpha = 0.7
+    batch = small_batch()
+    features = module.encoder(batch["image"])[-1]
+    mask = torch.sigmoid(
+        10 * (upsample(normalise(pcam(features, module.fc.weight[1:])), (SIZE, SIZE)) - 0.5)
+    )
+    cross_entropy = torch.nn.functional.cross_entropy
+    l1 = cross_entropy(module.fc(features.mean((2, 3))), batch["label"])
+    masked = module.fc(module.encoder(batch["image"] * mask)[-1].mean((2, 3)))
+    l2 = cross_entropy(masked, batch["label"])
+    named, logits, _ = module.losses(batch)
+    torch.testing.assert_close(named["l1"], l1)
+    torch.testing.assert_close(named["l2"], l2)
+    torch.testing.assert_close(named["loss"], 0.3 * l1 + 0.7 * l2)
+    assert named["alpha"].item() == pytest.approx(0.7)
+    torch.testing.assert_close(logits, module(batch["image"]))
+
+
+def test_masked_out_pixels_become_the_fill():
+    module = Stage2GuidedAttention(width=WIDTH, omega=1000.0, mask_fill=-1.0)
+    image = torch.full((1, 1, SIZE, SIZE), 3.0)
+    attention = torch.zeros(1, 1, 4, 4)
+    attention[..., :2] = 7.0
+    masked = module.mask_image(image, attention)
+    assert masked[..., : SIZE // 4].allclose(torch.tensor(3.0))
+    assert masked[..., -SIZE // 4 :].allclose(torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("source", ["abnormal", "predicted", "true"])
+def test_whose_map_makes_the_mask(source):
+    torch.manual_seed(0)
+    module = settled(Stage2GuidedAttention(width=WIDTH, mask_source=source)).eval()
+    batch = small_batch()
+    pyramid = module.encoder(batch["image"])
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    classes = {"abnormal": [1, 1, 1, 1], "predicted": [1, 0, 1, 0], "true": [0, 0, 1, 1]}[source]
+    maps = pcam(pyramid[-1], module.fc.weight)
+    expected = torch.stack([maps[row, c : c + 1] for row, c in enumerate(classes)])
+    assert torch.equal(module.mask_map(pyramid, logits, batch["label"]), expected)
+
+
+@pytest.mark.parametrize("source", ["abnormal", "predicted", "true"])
+def test_the_leak_test_swaps_the_class_of_the_map(source):
+    torch.manual_seed(0)
+    module = settled(Stage2GuidedAttention(width=WIDTH, mask_source=source)).eval()
+    batch = small_batch()
+    image, label = batch["image"], batch["label"]
+    pyramid = module.encoder(image)
+    maps = pcam(pyramid[-1], module.fc.weight)
+    chosen = {
+        "abnormal": torch.ones(4, dtype=torch.int64),
+        "predicted": module(image).argmax(1),
+        "true": label,
+    }[source]
+    for classes, method in (
+        (chosen, module.masked_logits),
+        (1 - chosen, module.swapped_masked_logits),
+    ):
+        attention = maps[torch.arange(4), classes].unsqueeze(1)
+        mask = soft_mask(upsample(normalise(attention), (SIZE, SIZE)))
+        given = (image, label) if source == "true" else (image,)
+        torch.testing.assert_close(method(*given), module(image * mask))
+    both = [m(image, label) for m in (module.masked_logits, module.swapped_masked_logits)]
+    assert not torch.equal(*both)
+
+
+def test_the_true_class_needs_the_label():
+    module = Stage2GuidedAttention(width=WIDTH, mask_source="true").eval()
+    with pytest.raises(ValueError, match=r"attention\.source=true makes the mask from the label"):
+        module.swapped_masked_logits(torch.zeros(1, 1, SIZE, SIZE))
+
+
+def test_the_masked_pass_leaves_the_running_statistics_alone(module):
+    other = Stage1Classifier(width=WIDTH)
+    other.load_state_dict(module.state_dict())
+    batch = small_batch()
+    for network in (module, other):
+        network.train().losses(batch)
+    buffers = dict(other.named_buffers())
+    counted = [name for name, _ in module.named_buffers() if "num_batches" in name]
+    assert counted
+    for name, buffer in module.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    assert all(
+        norm.track_running_stats
+        for norm in module.modules()
+        if isinstance(norm, torch.nn.BatchNorm2d)
+    )
+
+
+def test_untracked_statistics_are_tracked_again_after_an_error():
+    norm = torch.nn.BatchNorm2d(2)
+    network = torch.nn.Sequential(norm, torch.nn.Linear(3, 3))
+    with pytest.raises(RuntimeError, match="shapes"), untracked_statistics(network):
+        network(torch.ones(2, 2, 4, 4))
+    assert norm.track_running_stats
+    assert norm.num_batches_tracked == 0
+
+
+def test_in_evaluation_the_masked_pass_uses_the_running_statistics(module):
+    module.eval()
+    batch = small_batch()
+    alone = {name: value[:1] for name, value in batch.items()}
+    torch.testing.assert_close(
+        module.masked_logits(batch["image"])[:1], module.masked_logits(alone["image"])
+    )
+
+
+def test_every_parameter_gets_a_gradient(module):
+    module.train().losses(small_batch())[0]["loss"].backward()
+    assert names_without_gradient(module) == []
+    assert module.fc.weight.grad.abs().sum() > 0
+
+
+def test_gradient_of_l2_reaches_the_encoder_through_the_mask():
+    torch.manual_seed(0)
+    module = settled(Precise(width=0.125)).double().eval()
+    batch = small_batch(images=2)
+    image, label = batch["image"].double(), batch["label"]
+    second = copy.deepcopy(module).requires_grad_(False)  # the masked pass, held still
+
+    def l2():
+        pyramid = module.encoder(image)
+        masked = module.mask_image(
+            image, module.mask_map(pyramid, module.classify(pyramid[-1]), label)
+        )
+        return module.classification_loss(second(masked), label)
+
+    l2().backward()
+    checked = {
+        "stem": module.encoder.stem[0].weight,
+        "last convolution": module.encoder.stages[-1][-1].conv3.weight,
+        "fc": module.fc.weight,
+    }
+    for name, weight in checked.items():
+        gradient = weight.grad.flatten()
+        place = int(gradient.abs().argmax())
+        expected = difference(l2, weight, place)
+        assert abs(expected) > 1e-7, name
+        assert gradient[place].item() == pytest.approx(expected, rel=1e-4), name
+
+
+def test_gradient_of_l2_as_a_whole_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    module = settled(Precise(width=0.125)).double().eval()
+    batch = small_batch(images=2)
+    batch["image"] = batch["image"].double()
+    module.losses(batch)[0]["l2"].backward()
+    for weight in (module.encoder.stem[0].weight, module.encoder.stages[1][0].conv2.weight):
+        place = int(weight.grad.abs().argmax())
+        expected = difference(lambda: module.losses(batch)[0]["l2"], weight, place)
+        assert weight.grad.flatten()[place].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_losses_take_no_gradient_on_their_way(module, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a gradient inside the loss makes a second-order graph")
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    loss = module.train().losses(small_batch())[0]["loss"]
+    loss.backward()
+    assert not any(p.grad.requires_grad for p in module.parameters())
+
+
+def test_validation_counts_the_masked_pass(module):
+    module.eval()
+    batch = small_batch()
+    module.losses(batch)
+    right = (module.masked_logits(batch["image"]).argmax(1) == batch["label"]).sum()
+    assert module.val_means.sums["masked_accuracy"].tolist() == [right, 4]
+    module.train().losses(batch)
+    assert module.val_means.sums["masked_accuracy"][1] == 4
+
+
+def test_an_image_without_any_attention_gives_finite_gradients(module):
+    module.train()
+    with torch.no_grad():
+        module.fc.weight.fill_(-1.0)  # PCAM is zero everywhere
+    module.losses(small_batch())[0]["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def difference(loss, weight, place, step=1e-6):
+    """Central difference of a loss by one entry of a weight."""
+    values = []
+    with torch.no_grad():
+        entry = weight.view(-1)[place : place + 1]
+        kept = entry.clone()
+        for sign in (1, -1):
+            entry.copy_(kept + sign * step)
+            values.append(loss().item())
+        entry.copy_(kept)
+    return (values[0] - values[1]) / (2 * step)

@@ -1,0 +1,267 @@
+"""Real runs of stages 2 and 3 through the command that people use, and where they start from."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from callbacks.checkpoints import load_checkpoint
+from callbacks.confidence import confidence
+from experiments import train
+from experiments.build import start_from
+from experiments.config import load_config, save_config
+from experiments.runs import RunError
+from lightning_modules import STAGES
+from tests.runs import kill_at_step, run_folder, same_results
+
+NAMES = {"stage1": "seed0", "stage2": "seed0", "stage3": "lambda1.0-seed0"}
+WIDTH = 0.25
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words for a run of seconds: 80 phantom images at 64 px, 3 epochs of 7 to 9 steps."""
+    root = tmp_path_factory.mktemp("tiny")
+    return [
+        f"data.root={root / 'phantom'}",
+        f"data.cache_dir={root / 'cache'}",
+        "data.count=80",
+        "data.image_size=64",
+        "data.batch_size=8",
+        f"model.width={WIDTH}",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+        "logger.wandb=off",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each stage."""
+    root = tmp_path_factory.mktemp("runs")
+    for stage in STAGES:
+        assert train.main([stage, f"run.root={root}", *words_of(stage), *tiny]) == 0
+    return {stage: run_folder(root, stage, name) for stage, name in NAMES.items()}
+
+
+def words_of(stage):
+    return ["lesions.per_batch=2"] if stage == "stage3" else []
+
+
+def confidence_of(checkpoint):
+    return load_checkpoint(checkpoint)["callbacks"]["Confidence"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_a_run_logs_its_terms_unweighted(finished, stage):
+    table = pd.read_csv(finished[stage] / "metrics.csv")
+    names = ["train/l1", "train/l2", "train/alpha", "val/masked_accuracy"]
+    if stage == "stage3":
+        names += ["train/l3", "val/fcn/hit", "val/fcn/pixel_ap"]
+    assert table[names].notna().all().all()
+    expected = [math.exp(-0.5), *map(confidence, table["val/accuracy"][:2])]
+    assert table["train/alpha"].tolist() == pytest.approx(expected)
+    alpha, l1, l2 = (table[f"train/{name}"] for name in ("alpha", "l1", "l2"))
+    total = (1 - alpha) * l1 + alpha * l2 + (table["train/l3"] if stage == "stage3" else 0)
+    assert table["train/loss"].tolist() == pytest.approx(total.tolist())
+    kept = confidence_of(finished[stage] / "checkpoints" / "last.ckpt")
+    assert kept["accuracy"] == pytest.approx(table["val/accuracy"][2])
+    assert kept["alpha"] == confidence(kept["accuracy"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_killed_and_resumed_equals_uninterrupted(finished, tiny, tmp_path, stage):
+    """SIGKILL in the second epoch, where alpha has moved."""
+    words = [stage, f"run.root={tmp_path}", "checkpoint.every_steps=1", *words_of(stage), *tiny]
+    run = run_folder(tmp_path, stage, NAMES[stage])
+    whole = load_checkpoint(finished[stage] / "checkpoints" / "last.ckpt")
+    first_epoch = whole["global_step"] // 3
+    kill_at_step(words, run, first_epoch + 1)
+    killed = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert first_epoch < killed["global_step"] < whole["global_step"]
+    assert killed["callbacks"]["Confidence"]["alpha"] != math.exp(-0.5)
+    assert train.main(words) == 0
+    same_results(finished[stage], run)
+    assert confidence_of(run / "checkpoints" / "last.ckpt") == whole["callbacks"]["Confidence"]
+
+
+@pytest.mark.slow
+def test_without_any_lesion_term_stage_3_trains_as_stage_2(finished, tiny, tmp_path):
+    words = ["loss.lambda_lesion=0", "lesions.per_batch=0", *tiny]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
+    runs = finished["stage2"], run_folder(tmp_path, "stage3", "lambda0.0-seed0")
+    two, three = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in runs)
+    for name, weights in two["state_dict"].items():
+        if name != "map_scale":  # has an entry for the FCN
+            assert torch.equal(weights, three["state_dict"][name]), name
+    tables = [pd.read_csv(run / "metrics.csv") for run in runs]
+    same = [name for name in tables[0] if not name.startswith("images_per") and name != "val/loss"]
+    pd.testing.assert_frame_equal(tables[0][same], tables[1][same], check_exact=True)
+
+
+@pytest.mark.slow
+def test_masks_alone_train_without_confidence(tiny, tmp_path):
+    words = ["loss.classification=false", *words_of("stage3"), *tiny, "trainer.max_epochs=1"]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
+    run = run_folder(tmp_path, "stage3", NAMES["stage3"])
+    table = pd.read_csv(run / "metrics.csv")
+    assert table["train/loss"][0] == table["train/l3"][0] > 0
+    assert {"train/l1", "train/l2", "train/alpha"}.isdisjoint(table.columns)
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert "Confidence" not in best["callbacks"]
+    score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
+    assert score["best_score"] == pytest.approx(table["val/fcn/pixel_ap"][0])
+
+
+@pytest.mark.slow
+def test_stage_2_starts_from_stage_1_and_only_once(finished, tiny, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished["stage1"], start)
+    words = [
+        "stage2",
+        f"run.root={tmp_path}",
+        f"model.init_from={start}",
+        "optimizer.learning_rate=1e-9",  # stays where it starts
+        *tiny,
+    ]
+    assert train.main([*words, "trainer.max_epochs=1"]) == 0
+    weights = load_checkpoint(start / "checkpoints" / "best.ckpt")["state_dict"]
+    run = run_folder(tmp_path, "stage2") / "checkpoints" / "last.ckpt"
+    started = load_checkpoint(run)["state_dict"]
+    for name in (
+        "encoder.stem.0.weight",
+        "encoder.stages.2.2.conv3.weight",
+        "fc.weight",
+        "fc.bias",
+    ):
+        torch.testing.assert_close(started[name], weights[name], atol=1e-6, rtol=0)
+    shutil.rmtree(start)
+    assert train.main(words) == 0  # a resumed run needs it no more
+    assert load_checkpoint(run)["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_a_wrong_start_ends_with_status_2(tiny, tmp_path, capsys):
+    words = [f"run.root={tmp_path}", f"model.init_from={tmp_path / 'none'}", *tiny]
+    assert train.main(["stage2", *words]) == 2
+    assert f"model.init_from: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+
+
+def write_run(folder, stage="stage1", width=WIDTH, words=()):
+    """A run directory as training leaves it, without the training."""
+    save_config(load_config(stage, [f"model.width={width}", *words]), folder / "config.yaml")
+    torch.manual_seed(5)
+    module = STAGES[stage](width=width)
+    (folder / "checkpoints").mkdir()
+    content = {"stage": stage, "state_dict": module.state_dict()}
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return content
+
+
+def start(stage, path, *words):
+    torch.manual_seed(6)
+    module = STAGES[stage](width=WIDTH)
+    start_from(module, load_config(stage, [f"model.init_from={path}", *words]))
+    return module.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("stage", "earlier"), [("stage2", "stage1"), ("stage3", "stage1"), ("stage3", "stage2")]
+)
+@pytest.mark.parametrize("file", ["", "checkpoints/best.ckpt"])
+def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
+    given = write_run(tmp_path / "run", earlier)["state_dict"]
+    taken = start(stage, tmp_path / "run" / file)
+    shared = [name for name in taken if name.startswith(("encoder.", "fc."))]
+    assert len(shared) == len([name for name in given if name.startswith(("encoder.", "fc."))]) > 50
+    assert all(torch.equal(taken[name], given[name]) for name in shared)
+
+
+@pytest.mark.parametrize(
+    ("stage", "earlier", "remedy"),
+    [
+        ("stage1", "stage1", "leave it out"),
+        ("stage2", "stage2", "give one of stage1"),
+        ("stage2", "stage3", "give one of stage1"),
+        ("stage3", "stage3", "give one of stage1 or stage2"),
+    ],
+)
+def test_only_an_earlier_stage_is_taken(tmp_path, stage, earlier, remedy):
+    write_run(tmp_path / "run", earlier)
+    pattern = f"best.ckpt is a checkpoint of {earlier}, and {stage} can start .*; {remedy}"
+    with pytest.raises(RunError, match=pattern):
+        start(stage, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "word", ["data.seed=1", "data.name=mura", "data.split=image", "data.count=50"]
+)
+def test_a_run_on_other_data_is_refused(tmp_path, word):
+    write_run(tmp_path / "run", words=[word])
+    key, value = word.split("=")
+    with pytest.raises(RunError, match=f"was trained with {key}={value}, .* val or test images"):
+        start("stage2", tmp_path / "run")
+
+
+def test_the_phantoms_count_matters_to_the_phantom_only(tmp_path):
+    write_run(tmp_path / "run", words=["data.name=mura", "data.count=50"])
+    start("stage2", tmp_path / "run", "data.name=mura")
+
+
+def test_another_width_is_refused_and_nothing_changes(tmp_path):
+    write_run(tmp_path / "run", width=0.5)
+    torch.manual_seed(6)
+    module = STAGES["stage2"](width=WIDTH)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    config = load_config("stage2", [f"model.init_from={tmp_path / 'run'}"])
+    with pytest.raises(RunError, match=r"best.ckpt holds another network.*here.*model\.width"):
+        start_from(module, config)
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("fc.bias"), "fc.bias is missing"),
+        (lambda weights: weights.update({"fc.scale": torch.ones(1)}), "fc.scale is unknown here"),
+        (
+            lambda weights: weights.update({"fc.bias": torch.ones(3)}),
+            r"fc.bias is \(3,\), here \(2,\)",
+        ),
+    ],
+)
+def test_the_hand_over_is_strict(tmp_path, change, message):
+    content = write_run(tmp_path / "run")
+    change(content["state_dict"])
+    torch.save(content, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    with pytest.raises(RunError, match=f"^model.init_from: .*best.ckpt holds .*{message}"):
+        start("stage2", tmp_path / "run")
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("a,b\n")
+    for path, message in [
+        ("none", "does not exist; give a run directory"),
+        ("empty", "is no run directory"),
+        ("table.csv", "is no checkpoint; give a run directory"),
+    ]:
+        with pytest.raises(RunError, match=f"model.init_from: .*{path} {message}"):
+            start("stage2", tmp_path / path)
+
+
+def test_an_unfinished_or_damaged_run_is_said(tmp_path):
+    write_run(tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    best.unlink()
+    with pytest.raises(RunError, match=r"best\.ckpt does not exist: train the run"):
+        start("stage2", tmp_path / "run")
+    best.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"model\.init_from: .*best\.ckpt is no whole checkpoint"):
+        start("stage2", tmp_path / "run")
