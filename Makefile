@@ -15,7 +15,11 @@ STAGE ?=
 ARGS ?=
 PYTHON ?=
 
-export NO_ALBUMENTATIONS_UPDATE := 1  # else its import asks PyPI for news
+# Comments on lines of their own: after a value, the blanks before them would be part of it.
+# Albumentations, without this, asks PyPI for news when it is imported.
+export NO_ALBUMENTATIONS_UPDATE := 1
+# Tests on real radiographs, where there are some beside the checkout; empty: they are skipped.
+export DECISION_BASIS_TEST_DATA ?= $(wildcard ../shared/data)
 
 ifeq ($(strip $(PYTHON)),)
 PY := .venv/bin/python
@@ -64,13 +68,14 @@ stage1 stage2 stage3:
 	$(PY) -m experiments.train $@ $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
 
 evaluate: $(READY)  ## judge the latest run of each stage on test
-	@runs=(); \
+	@runs=(); root=runs; \
+	for word in $(ARGS); do case "$$word" in run.root=*) root="$${word#*=}";; esac; done; \
 	for stage in $(or $(STAGE),stage1 stage2 stage3); do \
-	  best=$$(ls -t runs/$(DATA)/$$stage/$(if $(RUN),$(call quote,$(RUN)),*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
+	  best=$$(ls -t "$$root"/$(DATA)/$$stage/$(if $(RUN),$(call quote,$(RUN)),*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
 	  [ -z "$$best" ] || runs+=("$${best%/checkpoints/best.ckpt}"); \
 	done; \
 	if [ $${#runs[@]} = 0 ]; then \
-	  echo "no trained run in runs/$(DATA)/; first: make stage1 DATA=$(DATA)" >&2; exit 2; \
+	  echo "no trained run in $$root/$(DATA)/; first: make stage1 DATA=$(DATA)" >&2; exit 2; \
 	fi; \
 	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,$(ROOT)) $(ARGS)
 

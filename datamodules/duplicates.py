@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from datamodules.decode import decode
+from datamodules.decode import decode, usable_cores
 from datamodules.index import DataError
 
 
@@ -33,7 +32,7 @@ def near_duplicates(
         Pairs of positions in ``paths``, the lower first, ascending.
     """
     side, cells, fewest = 8, 8, 8
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         thumbnails = np.stack(list(pool.map(_thumbnail, paths))) if paths else np.zeros((0, 64, 64))
     count = len(thumbnails)
     blocks = thumbnails.reshape(count, side, cells, side, cells).transpose(1, 3, 0, 2, 4)

@@ -25,7 +25,7 @@ from datamodules.annotations.coco import CocoImage, read_coco
 from datamodules.decode import upright_size
 from datamodules.duplicates import components, near_duplicates
 from datamodules.index import DataError
-from datamodules.lesions import Lesion, attach_lesions, write_lesions
+from datamodules.lesions import Lesion, attach_lesions, read_csv, write_lesions
 from datamodules.radiographs import RadiographDataModule
 from datamodules.roots import look_around
 
@@ -52,6 +52,7 @@ class FracAtlasDataModule(RadiographDataModule):
     default_image_size = 320
     default_crop = "content"  # much film is empty, and a median fracture is 0.25 % of the image
     default_contrast = "stretch"  # scans differ in how bright their film is
+    index_version = LESION_FORMAT
     unreadable = "skip"  # 59 upstream JPEGs are cut short
 
     def build_index(self) -> pd.DataFrame:
@@ -71,17 +72,27 @@ class FracAtlasDataModule(RadiographDataModule):
     def _draw_lesions(self, table: pd.DataFrame) -> Path:
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco = self.root / COCO
-        marked = read_coco(coco)
-        content = "\n".join([str(LESION_FORMAT), *sorted(table["path"])]).encode()
+        paths = {Path(path).name: path for path in table["path"]}
+        marked = [image for image in read_coco(coco) if image.file_name in paths]
+        sizes = {image.file_name: _size(self.root / paths[image.file_name]) for image in marked}
+        unreadable = sorted(name for name, size in sizes.items() if size is None)
+        if unreadable:  # whether that is an error is for the cache to decide
+            log.warning(
+                "%s: %d outlined images are unreadable, their masks are left out: %s",
+                coco,
+                len(unreadable),
+                ", ".join(unreadable[:3]),
+            )
+        # The unreadable count too, so that one which is fetched again gets its mask.
+        content = "\n".join([str(LESION_FORMAT), *sorted(table["path"]), *unreadable]).encode()
         key = hashlib.sha256(coco.read_bytes() + content).hexdigest()[:12]
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
             return folder
-        paths = {Path(path).name: path for path in table["path"]}
         drawn = (
-            Lesion(paths[image.file_name], _draw(image, self.root / paths[image.file_name]))
+            Lesion(paths[image.file_name], _draw(image, size))
             for image in marked
-            if image.file_name in paths
+            if (size := sizes[image.file_name]) is not None
         )
         try:
             write_lesions(folder, drawn)
@@ -107,11 +118,12 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     """
     csv, rows = root / CSV, _read_csv(root)
     found = _list_images(root)
-    missing = [name for name in rows["image_id"] if name not in found]
-    if missing:
+    missing = rows["image_id"][~rows["image_id"].isin(found)]
+    if len(missing):
+        shown = ", ".join(f"row {line}: {name}" for line, name in missing.iloc[:3].items())
         raise DataError(
             f"{csv}: {len(missing):,} of {len(rows):,} images that it lists are not there, such as "
-            f"{', '.join(missing[:3])}; unpack the archive again, or take their rows out"
+            f"{shown}; unpack the archive again, or take their rows out"
         )
     surplus = sorted(set(found) - set(rows["image_id"]))
     if surplus:
@@ -180,9 +192,17 @@ def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     return table.assign(patient=names[joined[blocks]])[~doubtful].reset_index(drop=True)
 
 
-def _draw(image: CocoImage, path: Path) -> np.ndarray:
-    """Draw the mask of ``image`` after checking that its frame is the upright one of ``path``."""
-    height, width = upright_size(path)
+def _size(path: Path) -> tuple[int, int] | None:
+    """Return (height, width) of the upright image, None where its header is unreadable."""
+    try:
+        return upright_size(path)
+    except DataError:
+        return None
+
+
+def _draw(image: CocoImage, size: tuple[int, int]) -> np.ndarray:
+    """Draw the mask of ``image`` after checking that its frame is the upright one of ``size``."""
+    height, width = size
     if (image.height, image.width) != (height, width):
         raise DataError(
             f"{image.source}: {image.file_name} is {image.width}x{image.height} there, the upright "
@@ -200,18 +220,12 @@ def _read_csv(root: Path) -> pd.DataFrame:
         raise look_around(root, lambda folder: (folder / CSV).is_file()) or DataError(
             f"{csv} is missing; data.root is the unpacked folder FracAtlas, with {CSV} in it"
         )
-    try:
-        rows = pd.read_csv(
-            csv, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
+    rows = read_csv(csv)
     flags = [*BODY_PARTS, "hardware", "fractured"]
     lacking = [name for name in ("image_id", *flags, "fracture_count") if name not in rows.columns]
     if lacking:
         raise DataError(f"{csv}: lacks the column {lacking[0]!r}; unpack the archive again")
-    rows.index += 2
-    rows = rows[(rows != "").any(axis=1)].apply(lambda column: column.str.strip())
+    rows = rows.apply(lambda column: column.str.strip())
     for name, valid, wanted in [
         *((name, r"[01]", "0 or 1") for name in flags),
         ("fracture_count", r"\d+", "a whole number"),

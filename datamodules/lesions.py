@@ -8,8 +8,8 @@ the size of the upright original. Masks follow their image's split.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from datamodules.decode import decode, upright_size
+from datamodules.decode import decode, upright_size, usable_cores
 from datamodules.index import DataError
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,40 @@ class Lesion(NamedTuple):
     lesion_type: str = ""
 
 
+def read_text(csv: Path) -> str:
+    """Read a CSV that a person may have edited: UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: It cannot be read, or is saved in another encoding.
+    """
+    try:
+        text = csv.read_text(encoding="utf-8-sig")
+    except UnicodeError as error:
+        raise DataError(f"{csv}: is no UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{csv}: cannot be read ({reason}); check its rights") from error
+    if "\0" in text:  # UTF-16 without byte order mark passes for UTF-8
+        raise DataError(f"{csv}: is no UTF-8 text (it holds zero bytes); save it as UTF-8")
+    return text
+
+
+def read_csv(csv: Path) -> pd.DataFrame:
+    """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
+
+    Raises:
+        DataError: See ``read_text``; or it is no CSV.
+    """
+    try:
+        rows = pd.read_csv(
+            io.StringIO(read_text(csv)), dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
+    rows.index += 2
+    return rows[(rows != "").any(axis=1)]
+
+
 def read_lesions(folder: Path) -> pd.DataFrame:
     """Read ``lesions.csv``; the table's index is the row of the file (the header is row 1).
 
@@ -45,8 +79,8 @@ def read_lesions(folder: Path) -> pd.DataFrame:
         Columns image, mask, lesion_type (str; the last "" where unknown or where the column lacks).
 
     Raises:
-        DataError: No such folder or CSV, a column or a field is missing, or an image or a mask is
-            listed twice.
+        DataError: No such folder or CSV, it is no UTF-8 or no CSV, a column or a field is missing,
+            or an image or a mask is listed twice.
     """
     csv = folder / CSV
     if not csv.is_file():
@@ -54,14 +88,7 @@ def read_lesions(folder: Path) -> pd.DataFrame:
             f"lesions.path={folder} holds no {CSV}; make one with experiments.import_lesions, or "
             f"write it by hand with the header {','.join(COLUMNS)}"
         )
-    try:
-        rows = pd.read_csv(
-            csv, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
-    rows.index += 2
-    rows = rows[(rows != "").any(axis=1)]
+    rows = read_csv(csv)
     lacking = [name for name in COLUMNS[:2] if name not in rows.columns]
     if lacking:
         raise DataError(
@@ -125,7 +152,7 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
             f"{csv}, row {normal.index[0]}: {row['image']} is labelled normal but has a lesion "
             "mask; take the row out, or correct the label"
         )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(lambda row: _check_mask(csv, row, folder, root), rows.itertuples()))
     masks, types = np.full((2, len(table)), "", dtype=object)
     masks[places] = [str((folder / mask).resolve()) for mask in rows["mask"]]

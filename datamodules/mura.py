@@ -24,7 +24,7 @@ import pandas as pd
 
 from datamodules import index
 from datamodules.index import DataError
-from datamodules.lesions import attach_lesions
+from datamodules.lesions import attach_lesions, read_text
 from datamodules.radiographs import RadiographDataModule
 from datamodules.roots import folders, look_around
 
@@ -56,11 +56,13 @@ class MuraDataModule(RadiographDataModule):
 
     def build_index(self) -> pd.DataFrame:
         """Index both splits, check them against the files, draw val, attach the lesion masks."""
-        table = index.assign_val(read_mura_tree(self.root), self.seed)
+        folder, table = find_mura(self.root), read_mura_tree(self.root)
+        if self.split == "patient":  # split by image, the official splits do not count
+            _check_official_splits(folder, table)
+        table = index.assign_val(table, self.seed)
         table = table.assign(lesion_mask="", lesion_type="", hardware=-1)
         if self.lesions_path is None:
             return table
-        folder = find_mura(self.root)
         if folder == self.root:
             return attach_lesions(table, self.lesions_path, self.root)
         # Lesion paths count from MURA-v1.1, so that one lesion folder serves either data.root.
@@ -120,8 +122,9 @@ def read_mura_tree(root: Path) -> pd.DataFrame:
         (``train`` or ``test``: the official valid split).
 
     Raises:
-        DataError: A CSV is missing; a row is no MURA path, names no file, carries another label
-            than its folder or than 0 and 1, or a study without label; the data is MURA v1.0.
+        DataError: A CSV is missing, empty or no UTF-8; a row is no MURA path, names no file,
+            carries another label than its folder or than 0 and 1, or a study without label; the
+            data is MURA v1.0.
     """
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
@@ -131,7 +134,7 @@ def read_mura_tree(root: Path) -> pd.DataFrame:
         tables.append(_read_images(folder / IMAGES_CSV.format(split), split, labels))
     table = pd.concat(tables, ignore_index=True)
     _check_files(folder, table)
-    return table.assign(path=prefix + table["path"])
+    return table.drop(columns=["csv", "line"]).assign(path=prefix + table["path"])
 
 
 def _read_studies(csv: Path, split: str) -> dict[str, int]:
@@ -155,7 +158,7 @@ def _read_studies(csv: Path, split: str) -> dict[str, int]:
 
 
 def _read_images(csv: Path, split: str, labels: dict[str, int]) -> pd.DataFrame:
-    """One row an image of ``csv``, with paths relative to MURA's folder."""
+    """One row an image of ``csv``, with paths relative to MURA's folder, and its line there."""
     rows, hidden = [], 0
     for number, line in _rows(csv):
         match = _parse(line, csv, number, split)
@@ -178,15 +181,31 @@ def _read_images(csv: Path, split: str, labels: dict[str, int]) -> pd.DataFrame:
                 patient,
                 f"{patient}/{part}/{match['study']}",
                 part,
+                number,
             )
         )
     if hidden:
         log.warning("%s: %d rows name ._* files (macOS leftovers), left out", csv, hidden)
-    table = pd.DataFrame(rows, columns=["path", "label", "patient", "study", "body_part"])
+    if not rows:
+        raise DataError(f"{csv}: no image stands in it; unpack the MURA archive again")
+    table = pd.DataFrame(rows, columns=["path", "label", "patient", "study", "body_part", "line"])
     empty = len(labels) - table["study"].nunique()
     if empty:
         log.warning("%s: %d labelled studies have no image", csv, empty)
-    return table.assign(split=SPLITS[split])
+    return table.assign(split=SPLITS[split], csv=csv.name)
+
+
+def _check_official_splits(folder: Path, table: pd.DataFrame) -> None:
+    """Both classes must stand in both splits: no seed can draw into the official valid split."""
+    for split, ours in SPLITS.items():
+        labels = set(table.loc[table["split"] == ours, "label"])
+        if labels != {0, 1}:
+            found, lacking = ("negative", "positive") if labels == {0} else ("positive", "negative")
+            raise DataError(
+                f"{folder / STUDIES_CSV.format(split)}: all studies with images are {found}, but "
+                f"the official {split} split needs both classes; unpack the MURA archive again, or "
+                f"add {lacking} studies here and their images to {IMAGES_CSV.format(split)}"
+            )
 
 
 def _check_files(folder: Path, table: pd.DataFrame) -> None:
@@ -203,12 +222,14 @@ def _check_files(folder: Path, table: pd.DataFrame) -> None:
     with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly but in parallel
         present = {path for paths in pool.map(listing, studies) for path in paths}
     wanted = set(table["path"])
-    missing = [path for path in table["path"] if path not in present]
-    if missing:
+    missing = table[~table["path"].isin(present)]
+    if len(missing):
+        first = missing[:3].itertuples()
+        shown = [f"{row.csv}, row {row.line}: {row.path} is not there" for row in first]
+        more = [f"and {len(missing) - 3:,} more"] if len(missing) > 3 else []
         raise DataError(
-            f"{folder}: {len(missing):,} of {len(table):,} images that the CSVs list are not "
-            f"there, such as {', '.join(missing[:3])}; unpack the archive again, or take their "
-            "rows out"
+            f"{folder}: {len(missing):,} of {len(table):,} images that the CSVs list are missing: "
+            f"{'; '.join(shown + more)}; unpack the archive again, or take their rows out"
         )
     surplus = sorted(path for path in present - wanted if path.lower().endswith(IMAGE_SUFFIXES))
     if surplus:
@@ -222,10 +243,11 @@ def _check_files(folder: Path, table: pd.DataFrame) -> None:
 
 def _rows(csv: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and contents; blank lines, Windows line ends, byte order mark do no harm."""
-    try:
-        text = csv.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{csv} is missing; unpack the MURA archive again") from error
+    if not csv.is_file():
+        raise DataError(f"{csv} is missing; unpack the MURA archive again")
+    text = read_text(csv)
+    if not text.strip():
+        raise DataError(f"{csv} is empty; unpack the MURA archive again")
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()

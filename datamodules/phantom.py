@@ -14,7 +14,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules import index
+from datamodules.decode import usable_cores
 from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
@@ -65,14 +65,37 @@ class PhantomDataModule(RadiographDataModule):
         super().__init__(**options)
         self.count = count
 
+    @property
+    def bytes_on_disk(self) -> int:
+        """What the tree takes, generously."""
+        return _bytes(self.count)
+
+    def is_drawn(self) -> bool:
+        """Whether the tree is there; nothing is written.
+
+        Raises:
+            DataError: ``root`` holds something else, or other images than these.
+        """
+        return _is_drawn(self.root, _wanted(self.seed, self.count))
+
     def prepare_source(self) -> None:
         """Draw the tree, unless it is there."""
         draw_tree(self.root, self.seed, self.count)
 
     def build_index(self) -> pd.DataFrame:
         """Read the tree as MURA is read; every abnormal image has a mask."""
-        table = index.assign_val(read_mura_tree(self.root), self.seed)
-        table = attach_lesions(table, self.lesions_path or self.root / "lesions", self.root)
+        try:
+            table = index.assign_val(read_mura_tree(self.root), self.seed)
+            if self.lesions_path is None:
+                table = attach_lesions(table, self.root / "lesions", self.root)
+        except DataError as error:
+            # What is wrong, without the remedy at its end, which is for data that was downloaded.
+            what = str(error).rpartition("; ")[0] or str(error)
+            raise DataError(
+                f"the phantom is damaged: {what}; delete {self.root} to have it drawn anew"
+            ) from error
+        if self.lesions_path is not None:
+            table = attach_lesions(table, self.lesions_path, self.root)
         hardware = (table["lesion_type"] == "hardware").astype(int)
         return table.assign(hardware=hardware)
 
@@ -90,9 +113,9 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
 
     Raises:
         DataError: ``root`` holds something else, or other images than these; too little disk
-            space; no right to write.
+            space; no right to write; so few images that a split would be empty.
     """
-    wanted = {"seed": seed, "count": count, "version": VERSION}
+    wanted = _wanted(seed, count)
     if _is_drawn(root, wanted):
         return
     try:
@@ -114,6 +137,14 @@ def image_path(known: Case, split: str) -> str:
         f"{MURA}/{split}/XR_{known.body_part.upper()}/patient{known.patient:05d}/"
         f"study{known.visit}_{label}/image{known.view + 1}.png"
     )
+
+
+def _bytes(count: int) -> int:
+    return count * KILOBYTES * 1024
+
+
+def _wanted(seed: int, count: int) -> dict[str, int]:
+    return {"seed": seed, "count": count, "version": VERSION}
 
 
 def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
@@ -172,7 +203,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _draw_into(root: Path, wanted: dict[str, int]) -> None:
     """Draw the tree beside ``root`` and rename it."""
     count = wanted["count"]
-    free, needed = shutil.disk_usage(root.parent).free, count * KILOBYTES * 1024
+    free, needed = shutil.disk_usage(root.parent).free, _bytes(count)
     if free < needed:
         raise DataError(
             f"{root.parent} has {free / 1e6:.0f} MB free and the phantom of {count} images needs "
@@ -201,6 +232,11 @@ def _fill(folder: Path, wanted: dict[str, int]) -> None:
         {"patient": [f"{known.patient:05d}" for known in cases], "label": [k.label for k in cases]}
     )
     drawn = index.assign_groups(table, seed, (0.8, 0.0, 0.2))["split"]
+    if drawn.nunique() < 2:
+        raise DataError(
+            f"data.count={count} images are of too few patients for a train and a test split; "
+            "use a larger data.count"
+        )
     paths = [
         image_path(known, "valid" if split == "test" else "train")
         for known, split in zip(cases, drawn, strict=True)
@@ -225,7 +261,7 @@ def _draw_images(folder: Path, seed: int, paths: list[str]) -> Iterator[Lesion]:
         made: Iterator[Lesion | None] = map(draw_one, range(len(paths)), paths)
         if len(paths) >= MANY:
             spawn = get_context("spawn")  # a fork of a process with threads may hang
-            pool = stack.enter_context(ProcessPoolExecutor(_processors(), mp_context=spawn))
+            pool = stack.enter_context(ProcessPoolExecutor(usable_cores(), mp_context=spawn))
             made = pool.map(draw_one, range(len(paths)), paths, chunksize=64)
         progress = tqdm(
             made, "drawing the phantom", len(paths), unit=" images", leave=False, disable=None
@@ -239,13 +275,6 @@ def _draw_image(folder: Path, seed: int, number: int, path: str) -> Lesion | Non
     # Not cv2.imwrite: on a full disk it only returns False.
     (folder / path).write_bytes(cv2.imencode(".png", drawing.image)[1].tobytes())
     return Lesion(path, drawing.mask, drawing.lesion_type) if drawing.label else None
-
-
-def _processors() -> int:
-    """Cores this process may use, which a cluster job or a container sets."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -248,10 +248,10 @@ def check_limits(config: Config) -> Iterator[Finding]:
 
 def loader_bytes(config: Config) -> int:
     """Bytes of the batches that wait in shared memory: two a worker, uint8 image + float32 mask."""
-    from experiments.hardware import usable_cores
+    from experiments.build import default_workers
 
     workers = config.data.num_workers
-    workers = usable_cores() // 2 if workers is None else workers
+    workers = default_workers() if workers is None else workers
     size = config.data.image_size or (160 if config.data.name == "phantom" else 320)
     return workers * 2 * config.data.batch_size * size * size * 5
 
@@ -272,7 +272,8 @@ def check_folder(topic: str, folder: Path, gibibytes: float) -> Finding:
     """Whether ``folder``, or the nearest one above that exists, can be written and has room."""
     folder = folder.absolute()
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    other = {"run.root": "run.root", "cache": "data.cache_dir"}.get(topic, "TMPDIR")
+    settings = {"run.root": "run.root", "cache": "data.cache_dir", "data": "data.root"}
+    other = settings.get(topic, "TMPDIR")
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"decision-basis")
@@ -288,13 +289,16 @@ def check_folder(topic: str, folder: Path, gibibytes: float) -> Finding:
 
 def check_data(config: Config) -> Iterator[Finding]:
     """The data set: its root, the files that decide its index, its cache."""
-    from datamodules.index import DataError
+    from datamodules import DataError
+    from datamodules.phantom import PhantomDataModule
     from experiments.build import build_data
 
     try:
         data = build_data(config)
-        if config.data.name == "phantom" and config.data.root is None:
-            text = f"phantom, draws itself ({config.data.count} images) on first use"
+        if isinstance(data, PhantomDataModule) and not data.is_drawn():
+            found = check_folder("data", data.root, data.bytes_on_disk / GIB)
+            text = f"phantom, draws itself ({data.count} images) into {data.root} on first use"
+            found = found if found.state == PROBLEM else Finding(OK, "data", text)
         elif not data.root.is_dir():
             raise DataError(f"data.root={data.root} is no folder; give the data set's own folder")
         else:
@@ -302,24 +306,26 @@ def check_data(config: Config) -> Iterator[Finding]:
                 data.build_index()  # says which file is missing, and where it would be
             text = f"{config.data.name} in {data.root}, index files there"
             text += ", cache built" if data.cache_folder.is_dir() else ", cache not built yet"
+            found = Finding(OK, "data", text)
     except DataError as error:
-        yield Finding(PROBLEM, "data", str(error))
+        found = Finding(PROBLEM, "data", str(error))
     except OSError as error:
-        yield Finding(PROBLEM, "data", f"{error.filename}: {error.strerror}; check data.root")
-    else:
-        yield Finding(OK, "data", text)
+        found = Finding(PROBLEM, "data", f"{error.filename}: {error.strerror}; check data.root")
+    yield found
 
 
 def check_wandb(config: Config) -> Iterator[Finding]:
     """Whether anything would be sent, without asking W&B."""
+    from experiments.config import ConfigError
     from experiments.wandb_run import has_api_key, wandb_mode
 
     key = "a key is configured" if has_api_key() else "no key configured"
-    mode = wandb_mode(config.logger.wandb)
-    if mode == "online" and not has_api_key():
-        text = "online, but no key configured: wandb login, or logger.wandb=offline"
-        yield Finding(PROBLEM, "W&B", text)
-    elif mode == "offline":
+    try:
+        mode = wandb_mode(config.logger.wandb)
+    except ConfigError as error:
+        yield Finding(PROBLEM, "W&B", str(error))
+        return
+    if mode == "offline":
         text = f"offline ({key}): nothing is sent; runs wait in the run directory"
         yield Finding(OK, "W&B", text)
     else:

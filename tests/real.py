@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+VARIABLE = "DECISION_BASIS_TEST_DATA"
 
 
 def real_data(name: str) -> Path:
     """Return the folder ``name`` of real radiographs, or skip the test."""
-    folder = Path(os.environ.get("DECISION_BASIS_TEST_DATA", BESIDE)) / name
+    given = os.environ.get(VARIABLE)
+    if not given:
+        pytest.skip(f"no real radiographs; name their folder in {VARIABLE}")
+    folder = Path(given) / name
     if not folder.is_dir():
-        pytest.skip(f"no real radiographs at {folder}; set DECISION_BASIS_TEST_DATA")
+        pytest.skip(f"no real radiographs at {folder}; correct {VARIABLE}")
     return folder

@@ -148,7 +148,9 @@ def test_small_shared_memory(monkeypatch):
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: Usage(2**26, 0, 2**26)
     )  # Docker's 64 MiB
-    config = load_config("stage1", ["data.num_workers=4", "data.image_size=320"])
+    config = load_config(
+        "stage1", ["data.num_workers=4", "data.image_size=320", "data.batch_size=32"]
+    )
     needed = 4 * 2 * 32 * 320 * 320 * 5  # workers, batches each, images, pixels, bytes
     assert doctor.loader_bytes(config) == needed
     found = one(doctor.check_limits(config), "shared memory")
@@ -156,6 +158,39 @@ def test_small_shared_memory(monkeypatch):
     assert f"64 MiB free in /dev/shm, loader workers need about {needed / 2**20:.0f}" in found.text
     without = load_config("stage1", ["data.num_workers=0"])
     assert one(doctor.check_limits(without), "shared memory").state == doctor.OK
+
+
+def test_workers_are_counted_as_a_run_starts_them(monkeypatch):
+    config = load_config("stage1", ["data.batch_size=32"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.loader_bytes(config) == 0  # without CUDA no loader process is started
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("experiments.build.usable_cores", lambda: 6)
+    assert doctor.loader_bytes(config) == 3 * 2 * 32 * 160 * 160 * 5
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_root_where_the_phantom_would_be_drawn(tmp_path, there):
+    root = tmp_path / "new"
+    if there:
+        root.mkdir()
+    words = [f"data.root={root}", f"run.root={tmp_path}", "data.count=12"]
+    (found,) = doctor.check_data(load_config("stage1", words))
+    assert found.state == doctor.OK
+    assert found.text == f"phantom, draws itself (12 images) into {root} on first use"
+    assert list(tmp_path.iterdir()) == [root] * there  # it looks, it does not touch
+
+
+def test_a_root_where_the_phantom_cannot_be_drawn(tmp_path, monkeypatch):
+    (tmp_path / "holiday.txt").write_text("sun")
+    (found,) = doctor.check_data(load_config("stage1", [f"data.root={tmp_path}"]))
+    assert found.state == doctor.PROBLEM
+    assert "is no phantom and not empty; choose another data.root" in found.text
+    below = tmp_path / "holiday.txt" / "new"
+    (found,) = doctor.check_data(load_config("stage1", [f"data.root={below}"]))
+    assert found.state == doctor.PROBLEM
+    assert "cannot be written (Not a directory); set data.root to another folder" in found.text
 
 
 def test_folder_that_cannot_be_written(tmp_path):
@@ -181,7 +216,7 @@ def test_wandb_login(config, monkeypatch, tmp_path):
     assert found.text.startswith("offline (no key configured)")
     (found,) = doctor.check_wandb(load_config("stage1", ["logger.wandb=online"]))
     assert found.state == doctor.PROBLEM
-    assert "wandb login, or logger.wandb=offline" in found.text
+    assert "run 'wandb login', or use logger.wandb=offline" in found.text
     monkeypatch.setenv("WANDB_API_KEY", "secret-value")
     (found,) = doctor.check_wandb(config)
     assert found.text == "online (a key is configured)"

@@ -28,11 +28,8 @@ class Archive:
     def __init__(self, root):
         self.root = root
         self.rows = []
-        self.coco = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": 0, "name": "fractured"}],
-        }
+        categories = [{"id": 0, "name": "fractured"}]
+        self.coco = {"images": [], "annotations": [], "categories": categories}
         for folder in ("Fractured", "Non_fractured"):
             (root / "images" / folder).mkdir(parents=True)
         (root / "Annotations" / "COCO JSON").mkdir(parents=True)
@@ -155,7 +152,7 @@ def test_rows_without_file_are_counted(filled):
     root = filled.write()
     for number in (0, 2, 20, 22):
         (root / "images" / "Non_fractured" / f"IMG{number:07d}.jpg").unlink()
-    with pytest.raises(DataError, match=r"4 of 40 images .* IMG0000000\.jpg, IMG0000002\.jpg, IMG"):
+    with pytest.raises(DataError, match=r"4 of 40 .* row 2: IMG0000000\.jpg, row 4: IMG0000002"):
         read_fracatlas_tree(root)
 
 
@@ -201,11 +198,14 @@ def test_an_image_without_number_is_named(archive):
         read_fracatlas_tree(archive.write())
 
 
-def test_a_missing_column_is_named(archive):
-    root = archive.write()
-    (root / "dataset.csv").write_text("image_id,hand\n")
-    with pytest.raises(DataError, match="lacks the column 'leg'"):
-        read_fracatlas_tree(root)
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-8", "lacks the column 'leg'"), ("utf-16", "is no UTF-8 text .*; save it as UTF-8")],
+)
+def test_a_missing_column_or_another_encoding_is_named(archive, encoding, message):
+    (archive.write() / "dataset.csv").write_text("image_id,hand\n", encoding=encoding)
+    with pytest.raises(DataError, match=rf"dataset\.csv: {message}"):
+        read_fracatlas_tree(archive.root)
 
 
 def test_windows_line_ends_and_blank_lines(filled):
@@ -350,6 +350,22 @@ def test_truncated_radiographs_are_left_out_of_the_cache(filled, tmp_path, caplo
     strict = module(data.root, tmp_path, image_size=32, unreadable="error")
     with pytest.raises(DataError, match=r"IMG0000002\.jpg: damaged image"):
         strict.prepare_data()
+
+
+def test_an_outlined_image_without_header_is_left_to_the_cache(filled, tmp_path, caplog):
+    path = filled.root / "images" / "Fractured" / "IMG0000001.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    data = module(filled.write(), tmp_path, image_size=32)
+    data.prepare_data()
+    data.setup()
+    assert len(data.table) == 39
+    assert (data.table["lesion_mask"] != "").sum() == 19
+    assert "1 outlined images are unreadable, their masks are left out: IMG0000001" in caplog.text
+    with pytest.raises(DataError, match=r"IMG0000001\.jpg: damaged image"):
+        module(data.root, tmp_path, image_size=32, unreadable="error").prepare_data()
+    path.write_bytes(whole)  # fetched again, it gets its mask
+    assert (module(data.root, tmp_path).build_index()["lesion_mask"] != "").sum() == 20
 
 
 # Real radiographs ---------------------------------------------------------------------------------

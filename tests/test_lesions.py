@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from datamodules import lesions
+from datamodules import decode, duplicates, lesions
 from datamodules.annotations.coco import read_coco
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, attach_lesions, choose_lesions, read_lesions, write_lesions
@@ -154,6 +155,40 @@ def test_a_folder_without_csv_or_column(tmp_path, folder):
     (folder / "lesions.csv").write_text("")
     with pytest.raises(DataError, match="cannot be read as CSV"):
         read_lesions(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_csv_in_another_encoding_is_named(folder, encoding):
+    write(folder, "a/image1.png,m.png,")
+    csv = folder / "lesions.csv"
+    csv.write_bytes(csv.read_text().encode(encoding))
+    with pytest.raises(DataError, match=r"lesions\.csv: is no UTF-8 text .*save it as UTF-8"):
+        read_lesions(folder)
+
+
+def test_threads_are_as_many_as_usable_cores(root, table, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(decode, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(3)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads):
+            asked.append(threads)
+            super().__init__(threads)
+
+    monkeypatch.setattr(lesions, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(duplicates, "ThreadPoolExecutor", Pool)
+    write(folder, "a/image1.png,m.png,")
+    attach_lesions(table, folder, root)
+    duplicates.near_duplicates([root / "a/image1.png"])
+    (tmp_path / "cpu.max").write_text("150000 100000\n")  # a container of 1.5 cores
+    duplicates.near_duplicates([root / "a/image1.png"])
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    duplicates.near_duplicates([root / "a/image1.png"])
+    assert asked == [3, 3, 2, 3]
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert decode.usable_cores() == 64
 
 
 def test_writing_leaves_all_or_nothing(folder, tmp_path):

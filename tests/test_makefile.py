@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from tests import real
+
 HOUSE = Path(__file__).parents[1]
 FILES = ("Makefile", "pyproject.toml", "constraints.txt")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 RECORDER = """#!{python}
-import json, pathlib, shutil, sys
+import json, os, pathlib, shutil, sys
 with open({log!r}, "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+with open({log!r} + ".environment", "w") as file:
+    json.dump(dict(os.environ), file)
 if sys.argv[1:3] == ["-m", "venv"]:
     (pathlib.Path(sys.argv[3]) / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(sys.argv[0], pathlib.Path(sys.argv[3]) / "bin" / "python")
@@ -42,7 +47,7 @@ def clone(tmp_path):
 
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = ("MAKE", "DATA", "ROOT", "RUN", "STAGE", "ARGS", "PYTHON", "MFLAGS")
+    own = ("MAKE", "DATA", "ROOT", "RUN", "STAGE", "ARGS", "PYTHON", "MFLAGS", "DECISION", "NO_ALB")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {"PATH": str(folder / "bin"), **variables}
     return subprocess.run(
@@ -155,6 +160,54 @@ def test_evaluate_takes_the_latest_trained_run_of_each_stage(clone):
     assert calls(clone) == [[*evaluate, "runs/phantom/stage1/new run", "runs/phantom/stage3/seed0"]]
     make(clone, "evaluate", "PYTHON=python3", "STAGE=stage1", "RUN=old")
     assert calls(clone)[1:] == [[*evaluate, "runs/phantom/stage1/old"]]
+
+
+@pytest.mark.parametrize("root", ["elsewhere", "else where"])
+def test_evaluate_looks_where_the_runs_were_written(clone, root):
+    for place in ("runs", root):
+        best = clone / place / "phantom" / "stage1" / "seed0" / "checkpoints" / "best.ckpt"
+        best.parent.mkdir(parents=True)
+        best.touch()
+    setting = f"run.root={root}"
+    done = make(clone, "evaluate", "PYTHON=python3", f"ARGS=--split val 'run.root={root}'")
+    assert done.returncode == 0, done.stderr
+    run = f"{root}/phantom/stage1/seed0"
+    assert calls(clone) == [["-m", "experiments.evaluate", run, "--split", "val", setting]]
+    done = make(clone, "evaluate", "PYTHON=python3", "ARGS=run.root=nowhere")
+    assert done.returncode == 2
+    assert "no trained run in nowhere/phantom/; first: make stage1" in done.stderr
+
+
+def test_what_is_exported_holds_no_blanks(clone):
+    make(clone, "test", "PYTHON=python3")
+    environment = json.loads((clone / "calls.environment").read_text())
+    assert environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    assert environment["DECISION_BASIS_TEST_DATA"] == ""
+    assignments = re.findall(
+        r"^(?:export )?[\w.]+ *[:?+]?= *.*$", (HOUSE / "Makefile").read_text(), re.MULTILINE
+    )
+    assert len(assignments) > 10
+    assert [line for line in assignments if "#" in line or line.endswith(" ")] == []
+
+
+def test_real_radiographs_beside_the_checkout_are_found_unless_named(clone):
+    (clone.parent / "shared" / "data").mkdir(parents=True)
+    for given, expected in [(None, "../shared/data"), ("/x", "/x"), ("", "")]:
+        variables = {} if given is None else {real.VARIABLE: given}
+        make(clone, "test", "PYTHON=python3", **variables)
+        environment = json.loads((clone / "calls.environment").read_text())
+        assert environment[real.VARIABLE] == expected
+
+
+def test_tests_on_real_radiographs_skip_and_say_why(tmp_path, monkeypatch):
+    monkeypatch.setenv(real.VARIABLE, "")
+    with pytest.raises(pytest.skip.Exception, match="name their folder in DECISION"):
+        real.real_data("set")
+    monkeypatch.setenv(real.VARIABLE, str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match=r"no real radiographs at .*set; correct DEC"):
+        real.real_data("set")
+    (tmp_path / "set").mkdir()
+    assert real.real_data("set") == tmp_path / "set"
 
 
 def test_evaluate_without_a_run_says_what_to_do(clone):

@@ -170,13 +170,61 @@ def test_missing_files_are_counted_and_shown(mura):
     gone = sorted((mura / "train").rglob("*.png"))[:5]
     for path in gone:
         path.unlink()
-    with pytest.raises(
-        DataError, match=r"5 of 10 images that the CSVs list are not there, such as"
-    ):
-        read_mura_tree(mura)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="5 of 10 images that the CSVs list are missing") as caught:
         read_mura_tree(mura)
     assert len(re.findall(r"image\d\.png", str(caught.value))) == 3
+    assert "; and 2 more; unpack the archive again" in str(caught.value)
+
+
+def test_a_row_without_file_is_named_with_its_csv_and_line(mura):
+    csv = mura / "valid_image_paths.csv"
+    csv.write_text("\n\n" + csv.read_text())  # blank lines count as an editor counts them
+    for path in (
+        "XR_ELBOW/patient00009/study1_negative",
+        "XR_SHOULDER/patient00010/study1_positive",
+    ):
+        (mura / "valid" / path / "image1.png").unlink()
+    message = (
+        r"2 of 10 images that the CSVs list are missing: "
+        r"valid_image_paths\.csv, row 3: valid/XR_ELBOW/.*/image1\.png is not there; "
+        r"valid_image_paths\.csv, row 5: valid/XR_SHOULDER/.*/image1\.png is not there; unpack"
+    )
+    with pytest.raises(DataError, match=message):
+        read_mura_tree(mura)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_empty_csvs_are_named(mura, content):
+    for csv in mura.glob("*.csv"):
+        csv.write_text(content)
+    with pytest.raises(DataError, match=r"train_labeled_studies\.csv is empty; unpack the MURA"):
+        read_mura_tree(mura)
+
+
+def test_a_csv_of_macos_files_alone_holds_no_image(mura):
+    row = "MURA-v1.1/valid/XR_ELBOW/patient00009/study1_negative/._image1.png\n"
+    (mura / "valid_image_paths.csv").write_text(row)
+    with pytest.raises(DataError, match=r"valid_image_paths\.csv: no image stands in it; unpack"):
+        read_mura_tree(mura)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_csv_in_another_encoding_is_named(mura, encoding):
+    csv = mura / "train_image_paths.csv"
+    csv.write_bytes(csv.read_text().encode(encoding))
+    with pytest.raises(
+        DataError, match=r"train_image_paths\.csv: is no UTF-8 text \(.*\); save it as UTF-8"
+    ):
+        read_mura_tree(mura)
+
+
+def test_a_csv_that_may_not_be_read_is_named(mura, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refused)
+    with pytest.raises(DataError, match=r"studies\.csv: cannot be read \(Permission denied\)"):
+        read_mura_tree(mura)
 
 
 def test_a_missing_study_folder_counts_its_images(mura):
@@ -258,6 +306,28 @@ def test_val_is_a_patient_grouped_tenth_of_train_and_test_the_official_valid(man
     assert (table["path"].str.startswith("valid/") == (table["split"] == "test")).all()
     assert (table["lesion_mask"] == "").all()
     assert (table["hardware"] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("split", "gone", "found", "lacking"),
+    [
+        ("train", "positive", "negative", "positive"),
+        ("valid", "positive", "negative", "positive"),
+        ("valid", "negative", "positive", "negative"),
+    ],
+)
+def test_an_official_split_of_one_class_is_named(many, split, gone, found, lacking):
+    for csv in many.glob(f"{split}_*.csv"):
+        lines = csv.read_text().splitlines(keepends=True)
+        csv.write_text("".join(line for line in lines if gone not in line))
+    message = (
+        rf"{split}_labeled_studies\.csv: all studies with images are {found}, but the official "
+        rf"{split} split needs both classes; .* add {lacking} studies .* {split}_image_paths\.csv"
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        module(many).build_index()
+    assert "seed" not in str(caught.value)  # no seed changes an official split
+    assert len(module(many, split="image").build_index()) in (60, 90)  # it is not used there
 
 
 @pytest.mark.parametrize("above", [False, True])

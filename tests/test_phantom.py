@@ -271,6 +271,39 @@ def test_edited_csv_is_noticed(tree, tmp_path):
         module_of(tmp_path / "edited").prepare_source()
 
 
+@pytest.mark.parametrize(
+    ("kind", "damage", "words"),
+    [
+        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv, row \d+: .* is not there"),
+        ("lesions/masks", "delete", r"lesions\.csv, row \d+: the mask .* does not exist"),
+        ("lesions/masks", "cut", r"image1\.png\.png: damaged image \(the PNG is cut short\)"),
+    ],
+)
+def test_a_damaged_tree_is_to_be_drawn_anew(tree, tmp_path, kind, damage, words):
+    root = tmp_path / "damaged"
+    shutil.copytree(tree, root)
+    path = sorted(path for folder in root.glob(kind) for path in folder.rglob("image1.png*"))[0]
+    content = path.read_bytes()
+    path.unlink() if damage == "delete" else path.write_bytes(content[: len(content) // 2])
+    message = rf"the phantom is damaged: .*{words}; delete {root} to have it drawn anew"
+    with pytest.raises(DataError, match=message) as caught:
+        module_of(root).build_index()
+    assert "MURA archive" not in str(caught.value)
+    assert "again" not in str(caught.value)
+
+
+def test_a_wrong_lesion_folder_of_the_user_is_no_damage(tree, tmp_path):
+    with pytest.raises(DataError, match=r"lesions\.path=.* holds no lesions\.csv") as caught:
+        module_of(tree, lesions_path=str(tmp_path)).build_index()
+    assert "drawn anew" not in str(caught.value)
+
+
+def test_too_few_images_for_two_splits(tmp_path):
+    with pytest.raises(DataError, match=r"data\.count=2 images .* use a larger data\.count"):
+        module_of(tmp_path / "tree", count=2).prepare_source()
+    assert not (tmp_path / "tree").exists()
+
+
 def test_damaged_note(tree, tmp_path):
     (tmp_path / "phantom.json").write_text('{"seed": ')
     with pytest.raises(DataError, match="phantom.json is damaged"):
