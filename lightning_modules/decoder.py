@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         self.reduce = nn.ModuleList()
         self.lateral = nn.ModuleList()
         self.join = nn.ModuleList()
-        for above, here, lateral in zip(_WIDTHS, _WIDTHS[1:], coarse_to_fine[1:], strict=False):
+        for above, here, lateral in zip(_WIDTHS[:-1], _WIDTHS[1:], coarse_to_fine[1:], strict=True):
             # Projecting before the upsampling costs a quarter of projecting after it.
             self.reduce.append(nn.Conv2d(above, here, kernel_size=1, bias=False))
             self.lateral.append(nn.Conv2d(lateral, here, kernel_size=1, bias=False))
