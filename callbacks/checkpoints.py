@@ -82,8 +82,9 @@ class RunCheckpoints(Checkpoint):
         """Save the last, and the best if this epoch's validation is it."""
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         score = self.metrics.get(self.monitor, float("nan"))
-        # Of equal scores, as on a small val split, the surer one.
-        rank = (score, -self.metrics.get("val/loss", float("inf")))
+        # Of equal scores, as on a small val split, the surer one: by L1, since alpha moves L.
+        loss = self.metrics.get("val/l1", self.metrics.get("val/loss", float("inf")))
+        rank = (score, -loss)
         if rank > self.best:
             self.best = rank
             self._save(trainer, "best.ckpt")

@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import cache, index, lesions
 from datamodules.augmentation import Augmentation, AugmentationStrength
+from datamodules.decode import decode
+from datamodules.geometry import from_square
 from datamodules.index import DataError
 from datamodules.sampler import EvaluationBatches, TrainBatches
 
@@ -343,6 +345,16 @@ class RadiographDataModule(LightningDataModule):
     def rows_of(self, split: str) -> np.ndarray:
         """Index rows of a split."""
         return np.flatnonzero(self.table["split"] == split)
+
+    def original_mask(self, row: int) -> np.ndarray | None:
+        """The lesion mask uint8 (H, W), 0 or 255, of the upright original; None without one."""
+        path = str(self.table["lesion_mask"].iat[row])
+        return np.where(decode(Path(path)) > 127, 255, 0).astype(np.uint8) if path else None
+
+    def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
+        """Bring a map (S, S) of an index row back to its upright original (H, W)."""
+        assert self.pixels is not None, "setup() opens the cache"
+        return from_square(square, self.pixels.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
         """Weights (normal, abnormal) that make both classes of train count the same, mean 1."""

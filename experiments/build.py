@@ -93,6 +93,8 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
             "lambda_lesion": config.loss.lambda_lesion,
             "classification": config.loss.classification,
             "normal_masks": config.loss.normal_masks,
+            "lambda_attention": config.loss.lambda_attention,
+            "attention_target": config.attention.target,
         }
     return stage_class(config.stage)(**arguments)
 

@@ -14,7 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, differences, load_config, read_plain, to_plain
+import pandas as pd
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from tqdm import tqdm
+
+from experiments.config import ConfigError, differences, load_config, to_plain
+from lightning_modules.attention import peak
+from lightning_modules.metrics import Agreement, HitRate, PixelAveragePrecision
+from lightning_modules.metrics.localisation import hit
+
+# Equal steps of a map in [0, 1] when pixels are ranked: as fine as a 16-bit image.
+MAP_LEVELS = 2**16
 
 
 def main(words: list[str] | None = None) -> int:
@@ -58,11 +70,12 @@ def evaluate(run: Path, split: str, overrides: list[str]) -> dict[str, Any]:
     from experiments.runs import RunError, find_checkpoint, load_module
 
     folder, checkpoint = find_checkpoint(run)
-    saved = read_plain(folder / "config.yaml")
-    config = load_config(str(folder / "config.yaml"), overrides)
+    saved = str(folder / "config.yaml")
+    config = load_config(saved, overrides)
     changed = [
         line
-        for line in differences(saved, to_plain(config))
+        # As resolved today: a run of before a key existed has that key's default.
+        for line in differences(to_plain(load_config(saved, [])), to_plain(config))
         if not line.startswith("data.batch_size")
     ]
     if changed:
@@ -98,42 +111,91 @@ def evaluate(run: Path, split: str, overrides: list[str]) -> dict[str, Any]:
     return {**summary, "written": str(target)}
 
 
-def judge(module: Any, data: Any, split: str) -> tuple[Any, dict[str, Any]]:
-    """Run the network over a split: the table of per-image rows and the figures."""
-    import torch
-    from tqdm import tqdm
+def judge(module: Any, data: Any, split: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Run the network over a split: the table of per-image rows and the figures.
 
-    from lightning_modules.metrics import Agreement
-
+    Maps are judged on the abnormal images with a lesion mask, at the images' original size. From
+    stage 2 on, ``masked_accuracy`` is the accuracy under the mask of the training and
+    ``swapped_masked_accuracy`` that under the other class's map, with ``swapped_masked_abnormal``,
+    the share of images then called abnormal: a network that reads the class off the mask's shape
+    falls to 0 or sticks to one class.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = module.to(device).eval()
+    classifies = bool(module.hparams.get("classification", True))
+    # A network trained on the masks alone has an FC layer that nobody taught: only its FCN counts.
+    methods = module.map_methods if classifies else ("fcn",)
+    looks_twice = classifies and hasattr(module, "masked_logits")
     agreement = Agreement(body_parts=data.body_parts)
-    probabilities, rows = [], []
+    localisation = {
+        name: MetricCollection(
+            {"hit": HitRate(), "pixel_ap": PixelAveragePrecision(levels=MAP_LEVELS)}
+        )
+        for name in methods
+    }
+    rows: list[dict[str, Any]] = []
     loader = data.evaluation_dataloader(split)
     with torch.inference_mode():
         for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False):
             on_device = {name: value.to(device) for name, value in batch.items()}
             image = data.on_after_batch_transfer(on_device, 0)["image"]
-            probability = module(image).softmax(1)[:, 1].cpu()
-            agreement.update(
-                probability, batch["label"], batch["index"], batch["study"], batch["body_part"]
-            )
-            probabilities.append(probability)
-            rows.append(batch["index"])
-    order = torch.cat(rows).numpy()
+            probability, maps = module.explain(image)
+            seen: dict[str, Tensor] = {}
+            if classifies:
+                seen["probability"] = probability
+                agreement.update(
+                    probability.cpu(),
+                    batch["label"],
+                    batch["index"],
+                    batch["study"],
+                    batch["body_part"],
+                )
+            if looks_twice:
+                label = on_device["label"]
+                for name in ("masked", "swapped_masked"):
+                    scores = getattr(module, f"{name}_logits")(image, label)
+                    seen[f"{name}_probability"] = scores.softmax(1)[:, 1]
+            for place, number in enumerate(batch["index"]):
+                row = {name: float(values[place]) for name, values in seen.items()}
+                mask = data.original_mask(int(number)) if batch["has_lesion"][place] else None
+                for name in methods:
+                    square = maps[name][place, 0].cpu().numpy()
+                    shown = torch.from_numpy(data.to_original(square, int(number)))[None, None]
+                    x, y = peak(shown)[0].tolist()
+                    row |= {f"{name}_peak_x": int(x), f"{name}_peak_y": int(y)}
+                    if mask is not None:
+                        lesion = torch.from_numpy(mask / 255.0)[None, None]
+                        row[f"{name}_hit"] = int(hit(shown, lesion))
+                        localisation[name].update(
+                            shown, lesion, number.view(1), torch.tensor([True])
+                        )
+                rows.append({"row": int(number), **row})
+    found = pd.DataFrame(rows).set_index("row")
+    hits = [name for name in found if name.endswith("_hit")]
+    found[hits] = found[hits].astype("Int64")  # empty where there is no lesion, not 1.0
     columns = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
-    table = data.table.iloc[order][columns].assign(probability=torch.cat(probabilities).numpy())
-    figures = {name: float(value) for name, value in agreement.compute().items()}
-    return table, {"images": len(table), "studies": int(table["study"].nunique()), **figures}
+    table = data.table.loc[found.index, columns].join(found)
+    figures: dict[str, float] = {"images": len(table), "studies": int(table["study"].nunique())}
+    if classifies:
+        figures |= {name: float(value) for name, value in agreement.compute().items()}
+    if looks_twice:
+        for name in ("masked", "swapped_masked"):
+            called = table[f"{name}_probability"] > 0.5
+            figures[f"{name}_accuracy"] = float((called == (table["label"] == 1)).mean())
+        figures["swapped_masked_abnormal"] = float(called.mean())
+    figures["lesions"] = int(table[hits[0]].notna().sum()) if hits else 0
+    for name in methods if hits else ():
+        for figure, value in localisation[name].compute().items():
+            figures[f"{name}/{figure}"] = float(value)
+    return table, figures
 
 
 def describe(run: Path, split: str, summary: dict[str, Any]) -> str:
     """The figures as a person reads them."""
     main_names = ["accuracy", "balanced_accuracy", "auroc", "kappa", "study_kappa"]
-    lines = [
-        f"{run}: {split}, {summary['images']} images of {summary['studies']} studies",
-        "  " + "  ".join(f"{name} {summary[name]:.3f}" for name in main_names),
-    ]
+    lines = [f"{run}: {split}, {summary['images']} images of {summary['studies']} studies"]
+    if "accuracy" in summary:
+        lines.append("  " + "  ".join(f"{name} {summary[name]:.3f}" for name in main_names))
     parts = {name: value for name, value in summary.items() if name.startswith("study_kappa/")}
     if parts:
         shown = "  ".join(
@@ -143,6 +205,23 @@ def describe(run: Path, split: str, summary: dict[str, Any]) -> str:
             for name, value in parts.items()
         )
         lines.append(f"  study kappa by body part:  {shown}")
+    if "masked_accuracy" in summary:
+        lines.append(
+            f"  masked accuracy {summary['masked_accuracy']:.3f}, under the other class's map "
+            f"{summary['swapped_masked_accuracy']:.3f} "
+            f"({summary['swapped_masked_abnormal']:.0%} called abnormal)"
+        )
+    methods = [name.split("/")[0] for name in summary if name.endswith("/hit")]
+    for name in methods:
+        lines.append(
+            f"  {name:5} hit {summary[f'{name}/hit']:.3f}  "
+            f"pixel AP {summary[f'{name}/pixel_ap']:.3f}"
+        )
+    lines.append(
+        f"  maps judged on {summary['lesions']} lesion masks at original size"
+        if methods
+        else f"  no lesion mask in {split}: maps are not judged"
+    )
     lines.append(f"  written: {summary['written']}")
     return "\n".join(lines)
 

@@ -171,7 +171,8 @@ def best_row(folder: Path, monitor: str) -> dict[str, float]:
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     if monitor not in table or table[monitor].isna().all():
         return {}
-    ranked = table.sort_values([monitor, "val/loss"], ascending=[False, True])
+    tie = "val/l1" if "val/l1" in table else "val/loss"
+    ranked = table.sort_values([monitor, tie], ascending=[False, True])
     return {str(name): float(value) for name, value in ranked.iloc[0].items()}
 
 

@@ -74,6 +74,7 @@ class LossConfig:
     alpha: float | int | str = "accuracy"  # accuracy | balanced_accuracy | fixed number, 0 to 1
     lambda_lesion: float = 1.0  # weight of the lesion term L3
     classification: bool = True  # false: the lesion masks alone train (stage 3)
+    lambda_attention: float = 0.0  # weight of L4, PCAM's distance from attention.target (ours)
     normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
 
 
@@ -84,6 +85,7 @@ class AttentionConfig:
     omega: float = 10.0  # steepness
     sigma: float = 0.5  # threshold on the map, which runs from 0 to 1
     source: str = "abnormal"  # whose map: abnormal | predicted | true (leaks) | fcn (stage 3)
+    target: str = "fcn"  # of L4: masks (the drawn lesions) | fcn (elsewhere what the FCN draws)
     fill: float = 0.0  # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
 
 
@@ -162,6 +164,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.unreadable": ("error", "skip"),
     "loss.class_weights": ("balanced", "none"),
     "attention.source": ("abnormal", "predicted", "true", "fcn"),
+    "attention.target": ("fcn", "masks"),
     "optimizer.schedule": ("cosine", "constant"),
     "logger.wandb": ("auto", "online", "offline", "off"),
 }
@@ -187,6 +190,7 @@ INTERVALS: dict[str, str] = {
     "model.dropout": "[0, 1)",
     "loss.label_smoothing": "[0, 1)",
     "loss.lambda_lesion": "[0, inf)",
+    "loss.lambda_attention": "[0, inf)",
     "attention.omega": "(0, inf)",
     "attention.sigma": "[0, 1]",
     "attention.fill": "[-1, 4]",  # the range of the model's input

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_modules.attention import normalise, upsample
 from lightning_modules.decoder import Decoder
 from lightning_modules.losses import lesion_loss, weakly_supervised_loss
-from lightning_modules.stage1 import Batch
+from lightning_modules.stage1 import ABNORMAL, Batch
 from lightning_modules.stage2 import MASK_SOURCES, Stage2GuidedAttention
+
+ATTENTION_TARGETS = ("fcn", "masks")
+# From here on the FCN's output counts as a lesion that it sees.
+SEEN = 0.5
 
 
 class Stage3WeaklySupervised(Stage2GuidedAttention):
@@ -35,9 +40,14 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         classification: False trains the FCN on the masks alone, lambda L3: the reference that tells
             what the image labels add.
         normal_masks: give normal images an empty mask in L3 (ours, not the paper's).
+        lambda_attention: weight of L4, the squared distance of PCAM from ``attention_target``; 0
+            leaves it out (ours: the paper's shared encoder alone moves the classifier's map
+            little).
+        attention_target: "masks", the drawn lesions, or "fcn": those where there are any and on
+            all other abnormal images what the FCN draws.
 
     Raises:
-        ValueError: ``mask_source`` is unknown.
+        ValueError: ``mask_source`` or ``attention_target`` is unknown.
     """
 
     stage = "stage3"
@@ -61,6 +71,8 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,
+        lambda_attention: float = 0.0,
+        attention_target: str = "fcn",
     ) -> None:
         super().__init__(
             body_parts=body_parts,
@@ -77,6 +89,10 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             mask_source=mask_source,
             mask_fill=mask_fill,
         )
+        if attention_target not in ATTENTION_TARGETS:
+            raise ValueError(
+                f"attention.target={attention_target} is none of {', '.join(ATTENTION_TARGETS)}"
+            )
         # After the encoder and the FC layer, and with the random state put back: with the same seed
         # both start, and drop out, as stage 2's do.
         with torch.random.fork_rng(devices=[]):
@@ -124,10 +140,26 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         weight = self.hparams["lambda_lesion"]
         if self.hparams["classification"]:
             loss = weakly_supervised_loss(named["l1"], named["l2"], l3, self.alpha, weight)
+            if self.hparams["lambda_attention"]:
+                named["l4"] = self.attention_loss(batch, pyramid)
+                loss = loss + self.hparams["lambda_attention"] * named["l4"]
         else:
             # The FC layer stays in the graph: DDP waits for a gradient of every parameter.
             loss = weight * l3 + 0.0 * logits.sum()
         return {**named, "loss": loss, "l3": l3}, logits, pyramid
+
+    def attention_loss(self, batch: Batch, pyramid: list[Tensor]) -> Tensor:
+        """L4: mean squared error of each image's PCAM, stretched to [0, 1], from its target."""
+        target, counts = batch["lesion_mask"], batch["has_lesion"]
+        if self.hparams["attention_target"] == "fcn":
+            # Detached: PCAM follows the FCN, never the other way round. An FCN that sees nothing
+            # yet teaches nothing.
+            drawn = self.draw(pyramid).detach()
+            sees = (batch["label"] == ABNORMAL) & (drawn.amax((1, 2, 3)) > SEEN)
+            target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
+            counts = counts | sees
+        own = normalise(self.raw_maps(pyramid)["pcam"])
+        return lesion_loss(upsample(own, target.shape[-2:]), target, counts)
 
     def on_validation_epoch_end(self) -> None:
         """As before; the FCN's output is a probability already and keeps its own scale."""

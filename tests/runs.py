@@ -15,6 +15,20 @@ import torch
 from callbacks.checkpoints import load_checkpoint
 
 
+def tiny_words(root: Path) -> list[str]:
+    """Words for a run of seconds: 80 phantom images at 64 px, 3 epochs of 7 to 9 steps."""
+    return [
+        f"data.root={root / 'phantom'}",
+        f"data.cache_dir={root / 'cache'}",
+        "data.count=80",
+        "data.image_size=64",
+        "data.batch_size=8",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+        "logger.wandb=off",
+    ]
+
+
 def run_folder(root: Path, stage: str = "stage1", name: str = "seed0") -> Path:
     """Where a run of the tiny phantom lies."""
     return root / "phantom" / stage / name

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_modules import STAGES, Stage2GuidedAttention, Stage3WeaklySupervised
+from lightning_modules.attention import normalise, upsample
 from tests.stages import SIZE, names_without_gradient, settled, small_batch
 
 WIDTH = 0.25
@@ -130,3 +131,40 @@ def test_maps_hold_the_fcns_output_as_it_is():
     assert list(maps) == ["cam", "pcam", "fcn"]
     assert all(shown.shape == (4, 1, SIZE, SIZE) for shown in maps.values())
     torch.testing.assert_close(maps["fcn"], module.decoder(module.encoder(image)))
+
+
+def stretched_pcam(module, pyramid):
+    features, weight = pyramid[-1], module.fc.weight[1:2].clamp(min=0)
+    return upsample(normalise(torch.einsum("bchw,kc->bkhw", features, weight)), (SIZE, SIZE))
+
+
+def test_pcam_may_be_drawn_towards_the_masks():
+    module = settled(stage3(lambda_attention=2.0, attention_target="masks")).eval()
+    batch = small_batch()
+    named, _, pyramid = module.losses(batch)
+    error = (stretched_pcam(module, pyramid) - batch["lesion_mask"]).square()
+    torch.testing.assert_close(named["l4"], error[-1].mean())
+    plain, _, _ = settled(stage3()).eval().losses(batch)
+    torch.testing.assert_close(named["loss"], plain["loss"] + 2.0 * named["l4"])
+
+
+def test_pcam_may_follow_what_the_fcn_sees():
+    """Masks where there are any, the FCN's drawing on abnormal images, nothing where it is dark."""
+    module = settled(stage3(lambda_attention=1.0, attention_target="fcn")).eval()
+    batch = small_batch()
+    torch.nn.init.constant_(module.decoder.output.bias, -9.0)
+    named, _, pyramid = module.losses(batch)
+    error = (stretched_pcam(module, pyramid) - batch["lesion_mask"]).square().mean((1, 2, 3))
+    torch.testing.assert_close(named["l4"], error[3])  # only the mask: the FCN sees nothing
+    torch.nn.init.constant_(module.decoder.output.bias, 3.0)
+    named, _, pyramid = module.losses(batch)
+    drawn = (stretched_pcam(module, pyramid) - pyramid.drawn).square().mean((1, 2, 3))
+    torch.testing.assert_close(named["l4"], (drawn[2] + error[3]) / 2)
+    named["l4"].backward()
+    assert all(p.grad is None for p in module.decoder.parameters())
+    assert module.encoder.stem[0].weight.grad.abs().sum() > 0
+
+
+def test_an_unknown_attention_target_is_refused():
+    with pytest.raises(ValueError, match=r"attention\.target=cam is none of fcn, masks"):
+        stage3(attention_target="cam")

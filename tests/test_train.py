@@ -13,25 +13,15 @@ from datamodules import phantom
 from experiments import evaluate, train
 from experiments.runs import best_row
 from lightning_modules import Stage1Classifier
-from tests.runs import kill_at_step, run_folder, same_results
+from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a run of seconds: 80 phantom images at 64 px, 3 epochs of 7 steps."""
-    root = tmp_path_factory.mktemp("tiny")
-    return [
-        f"data.root={root / 'phantom'}",
-        f"data.cache_dir={root / 'cache'}",
-        "data.count=80",
-        "data.image_size=64",
-        "data.batch_size=8",
-        "trainer.max_epochs=3",
-        "trainer.accelerator=cpu",
-        "logger.wandb=off",
-    ]
+    """Words for a run of seconds."""
+    return tiny_words(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

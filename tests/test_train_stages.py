@@ -1,5 +1,6 @@
 """Real runs of stages 2 and 3 through the command that people use, and where they start from."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -10,12 +11,12 @@ import torch
 
 from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
-from experiments import train
+from experiments import evaluate, train
 from experiments.build import start_from
 from experiments.config import load_config, save_config
 from experiments.runs import RunError
 from lightning_modules import STAGES
-from tests.runs import kill_at_step, run_folder, same_results
+from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 NAMES = {"stage1": "seed0", "stage2": "seed0", "stage3": "lambda1.0-seed0"}
 WIDTH = 0.25
@@ -23,19 +24,8 @@ WIDTH = 0.25
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a run of seconds: 80 phantom images at 64 px, 3 epochs of 7 to 9 steps."""
-    root = tmp_path_factory.mktemp("tiny")
-    return [
-        f"data.root={root / 'phantom'}",
-        f"data.cache_dir={root / 'cache'}",
-        "data.count=80",
-        "data.image_size=64",
-        "data.batch_size=8",
-        f"model.width={WIDTH}",
-        "trainer.max_epochs=3",
-        "trainer.accelerator=cpu",
-        "logger.wandb=off",
-    ]
+    """Words for a run of seconds, of a narrow network."""
+    return [*tiny_words(tmp_path_factory.mktemp("tiny")), f"model.width={WIDTH}"]
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +102,34 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path):
     table = pd.read_csv(run / "metrics.csv")
     assert table["train/loss"][0] == table["train/l3"][0] > 0
     assert {"train/l1", "train/l2", "train/alpha"}.isdisjoint(table.columns)
+    assert evaluate.main([str(run)]) == 0
+    summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+    assert {"accuracy", "masked_accuracy", "pcam/hit"}.isdisjoint(summary)
+    assert summary["fcn/pixel_ap"] > 0
     best = load_checkpoint(run / "checkpoints" / "best.ckpt")
     assert "Confidence" not in best["callbacks"]
     score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
     assert score["best"][0] == pytest.approx(table["val/fcn/pixel_ap"][0])
+
+
+@pytest.mark.slow
+def test_evaluate_judges_masked_passes_and_maps(finished, tmp_path):
+    """From stage 2 on both masked accuracies, from stage 3 on the FCN; all from written rows."""
+    for stage, run in finished.items():
+        assert evaluate.main([str(run)]) == 0
+        rows = pd.read_csv(run / "evaluation" / "test" / "images.csv")
+        summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+        methods = {name.split("/")[0] for name in summary if name.endswith("/pixel_ap")}
+        assert methods == {"cam", "pcam"} | ({"fcn"} if stage == "stage3" else set())
+        for name in methods:
+            assert summary[f"{name}/hit"] == pytest.approx(rows[f"{name}_hit"].mean())
+        assert rows["pcam_hit"].notna().sum() == summary["lesions"] == (rows["label"] == 1).sum()
+        assert ("masked_accuracy" in summary) == (stage != "stage1")
+        if stage != "stage1":
+            called = rows["swapped_masked_probability"] > 0.5
+            assert summary["swapped_masked_abnormal"] == pytest.approx(called.mean())
+            right = (called == (rows["label"] == 1)).mean()
+            assert summary["swapped_masked_accuracy"] == pytest.approx(right)
 
 
 @pytest.mark.slow
