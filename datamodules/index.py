@@ -142,7 +142,7 @@ def limit_split(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
 def summarise(table: pd.DataFrame) -> str:
     """A line a split: images, abnormal share, studies, patients, lesion masks."""
     lines = []
-    for split in SPLITS:
+    for split in [*SPLITS, *sorted(set(table["split"]) - set(SPLITS))]:
         rows = table[table["split"] == split]
         lines.append(
             f"{split:<5} {len(rows):>6,} images  {rows['label'].mean():>4.0%} abnormal  "

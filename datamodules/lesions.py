@@ -27,6 +27,8 @@ from datamodules.index import DataError
 log = logging.getLogger(__name__)
 
 CSV = "lesions.csv"
+# The split of images whose masks judge a training that must not see them (cross-fitting).
+LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
 
 
@@ -220,6 +222,40 @@ def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     pool["turn"] = pool.groupby(["round", "body_part"]).cumcount()
     chosen = pool.sort_values(["round", "turn", "key"])["row"].to_numpy(np.int64)[: max(count, 0)]
     return np.sort(chosen)
+
+
+def leave_out_fold(
+    table: pd.DataFrame, rows: np.ndarray, folds: int, fold: int, seed: int
+) -> pd.DataFrame:
+    """Take one fold of the lesion subset out of training, whole patients, to judge maps on it.
+
+    For who owns masks of train images only: ``folds`` trainings, each judged on the masks that it
+    has not seen, together judge all of them.
+
+    Args:
+        table: Index table.
+        rows: The lesion subset, as ``choose_lesions`` picks it.
+        folds: Number of parts, at least 2.
+        fold: Which of them is left out, from 0.
+        seed: ``data.seed``.
+
+    Returns:
+        A copy of ``table``; all train images of the fold's patients have the split ``left_out``.
+
+    Raises:
+        DataError: The subset has fewer patients than there are folds.
+    """
+    patients = sorted(
+        table["patient"].iloc[rows].unique(),
+        key=lambda name: hashlib.sha256(f"fold/{seed}/{name}".encode()).hexdigest(),
+    )
+    if len(patients) < folds:
+        raise DataError(
+            f"lesions.folds={folds}, but the lesion masks of train are of {len(patients)} "
+            "patients; choose fewer folds, or give more masks"
+        )
+    chosen = table["patient"].isin(patients[fold::folds]) & (table["split"] == "train")
+    return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
 
 
 def _check_mask(csv: Path, row: tuple, folder: Path, root: Path) -> None:

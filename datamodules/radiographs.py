@@ -110,6 +110,8 @@ class RadiographDataModule(LightningDataModule):
         lesions_path: folder with ``lesions.csv`` and masks; None: the source's own, if any.
         lesions_count: at most so many masks of train images are trained on.
         lesions_per_batch: images of them in every training batch.
+        lesions_folds: cross-fitting, see ``lesions.leave_out_fold``; None: all are trained on.
+        lesions_fold: the fold that is left out, from 0.
     """
 
     name = "radiographs"
@@ -137,6 +139,8 @@ class RadiographDataModule(LightningDataModule):
         lesions_path: str | None = None,
         lesions_count: int = 100,
         lesions_per_batch: int = 0,
+        lesions_folds: int | None = None,
+        lesions_fold: int = 0,
     ) -> None:
         super().__init__()
         if root is None:
@@ -161,6 +165,8 @@ class RadiographDataModule(LightningDataModule):
         self.lesions_path = Path(lesions_path) if lesions_path else None
         self.lesions_count = lesions_count
         self.lesions_per_batch = lesions_per_batch
+        self.lesions_folds = lesions_folds
+        self.lesions_fold = lesions_fold
         self.pixels: cache.PixelCache | None = None
         self.sampler: TrainBatches | None = None
         self._resume_at: tuple[int, int] = (0, 0)
@@ -201,12 +207,23 @@ class RadiographDataModule(LightningDataModule):
         if self.split == "image":
             log.warning("data.split=image LEAKS: patients stand in train and test alike")
         self.pixels = cache.PixelCache(self.cache_folder)
-        rows = self.table
-        masked = (rows["lesion_mask"] != "").to_numpy()
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
-        self.lesion_rows = lesions.choose_lesions(rows, self.lesions_count, self.seed)
+        chosen = lesions.choose_lesions(self.table, self.lesions_count, self.seed)
+        if self.lesions_folds:
+            self.pixels.table = lesions.leave_out_fold(
+                self.table, chosen, self.lesions_folds, self.lesions_fold, self.seed
+            )
+        rows = self.table
+        self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
+        masked = (rows["lesion_mask"] != "").to_numpy()
         shown = masked & (rows["split"] != "train").to_numpy()
         shown[self.lesion_rows] = True
+        if len(self.lesion_rows) and not (masked & (rows["split"] != "train")).any():
+            log.warning(
+                "all %d lesion masks lie in train: they train, and no map can be judged; with "
+                "lesions.folds=5 a fifth of them is left out to judge",
+                masked.sum(),
+            )
         self._shows_lesion = shown
         self._codes = {
             "label": rows["label"].to_numpy(np.int64),

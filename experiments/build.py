@@ -54,6 +54,8 @@ def build_data(config: Config) -> RadiographDataModule:
         lesions_path=config.lesions.path,
         lesions_count=config.lesions.count,
         lesions_per_batch=config.lesions.per_batch,
+        lesions_folds=config.lesions.folds,
+        lesions_fold=config.lesions.fold,
         **only_here,
     )
 
@@ -139,6 +141,13 @@ def check_same_data(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
                 f"{folder} was trained with data.{key}={was}, this run has data.{key}={now}: its "
                 "train images may be val or test images here; start from a run on the same data"
             )
+    fold = {key: ours["lesions"][key] for key in ("count", "folds", "fold")}
+    if fold["folds"] and fold != {key: theirs.get("lesions", {}).get(key) for key in fold}:
+        raise RunError(
+            f"{folder} did not leave out fold {fold['fold']} of {fold['folds']}: it was trained on "
+            "images that judge this run; start from a run with the same lesions.count, "
+            "lesions.folds and lesions.fold"
+        )
 
 
 def hand_over(weights: dict[str, torch.Tensor], module: LightningModule, source: Path) -> None:

@@ -133,6 +133,8 @@ def run_directory(config: Config) -> Path:
     name = config.run.name or f"seed{config.seed}"
     if config.run.name is None and config.stage == "stage3":
         name = f"lambda{config.loss.lambda_lesion}-{name}"
+    if config.run.name is None and config.lesions.folds:
+        name = f"{name}-fold{config.lesions.fold}"
     return Path(config.run.root) / config.data.name / config.stage / name
 
 
@@ -185,6 +187,8 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
         fail("data.image_size", f"must be a multiple of 16, such as {low} or {low + 16}")
     if config.lesions.per_batch > config.data.batch_size:
         fail("lesions.per_batch", f"more than data.batch_size = {config.data.batch_size}")
+    if config.lesions.folds and config.lesions.fold >= config.lesions.folds:
+        fail("lesions.fold", f"at most lesions.folds - 1 = {config.lesions.folds - 1}")
     alpha = config.loss.alpha
     if isinstance(alpha, str):
         if alpha not in ("accuracy", "balanced_accuracy"):

@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
         prog="python -m experiments.evaluate", description="Judge runs on val or test."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories or checkpoints")
-    parser.add_argument("--split", choices=["test", "val"], default="test")
+    parser.add_argument("--split", choices=["test", "val", "left_out"], default="test")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -89,6 +89,10 @@ def evaluate(run: Path, split: str, overrides: list[str]) -> dict[str, Any]:
     data.setup()
     module, content = load_module(config.stage, checkpoint)
     data.check_index_hash(content[type(data).__qualname__]["index_hash"])
+    if not len(data.rows_of(split)):
+        raise RunError(
+            f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
+        )
     table, summary = judge(module, data, split)
     summary = {
         "run": str(folder),

@@ -53,6 +53,8 @@ class LesionsConfig:
 
     path: str | None = None  # folder with lesions.csv; null: what the source brings
     count: int = 100  # train images whose mask may be used
+    folds: int | None = None  # cross-fitting: masks in so many parts; null: all of train's train
+    fold: int = 0  # the part left out, 0 to folds - 1: judge it with evaluate --split left_out
     per_batch: int = 0  # images with a mask in every train batch; 0: as they come
 
 
@@ -186,6 +188,8 @@ INTERVALS: dict[str, str] = {
     "augmentation.noise": "[0, 1]",
     "lesions.count": "[0, inf)",
     "lesions.per_batch": "[0, inf)",
+    "lesions.folds": "[2, inf)",
+    "lesions.fold": "[0, inf)",
     "model.width": "(0, inf)",
     "model.dropout": "[0, 1)",
     "loss.label_smoothing": "[0, 1)",

@@ -258,6 +258,13 @@ def test_run_directory():
     assert run_directory(stage3) == Path("/x/mura/stage3/lambda0.3-seed0")
     named = load_config("stage3", ["run.name=try"])
     assert run_directory(named) == Path("runs/phantom/stage3/try")
+    fold = load_config("stage3", ["lesions.folds=5", "lesions.fold=2"])
+    assert run_directory(fold) == Path("runs/phantom/stage3/lambda1.0-seed0-fold2")
+
+
+def test_a_fold_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match=r"lesions\.fold = 5 .*at most lesions\.folds - 1 = 4"):
+        load_config("stage3", ["lesions.folds=5", "lesions.fold=5"])
 
 
 def test_differences_name_what_changes_a_result():

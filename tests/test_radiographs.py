@@ -71,6 +71,39 @@ def test_masks_of_train_are_limited_and_all_of_val_and_test_judge(folder):
         assert (batch["lesion_mask"][~hidden].amax((1, 2, 3)) > 0).all()
 
 
+def test_folds_judge_every_mask_once_and_keep_patients_apart(folder):
+    whole = phantom(folder, lesions_count=12)
+    judged = []
+    for fold in range(3):
+        data = phantom(folder, lesions_count=12, lesions_folds=3, lesions_fold=fold)
+        left_out = data.table[data.table["split"] == "left_out"]
+        trained = data.table[data.table["split"] == "train"]
+        assert set(left_out["patient"]).isdisjoint(trained["patient"])
+        assert set(left_out.index) | set(trained.index) == set(whole.rows_of("train"))
+        seen = set(data.lesion_rows)
+        assert seen == set(whole.lesion_rows) - set(left_out.index)
+        judged += [row for row in whole.lesion_rows if row not in seen]
+        shown = sum(int(b["has_lesion"].sum()) for b in data.evaluation_dataloader("left_out"))
+        assert shown == (left_out["label"] == 1).sum() > 0
+        assert data.index_hash != whole.index_hash
+    assert sorted(judged) == sorted(whole.lesion_rows)
+
+
+def test_more_folds_than_patients_is_said(folder):
+    with pytest.raises(DataError, match=r"lesions\.folds=13.* of 12 patients"):
+        phantom(folder, lesions_count=12, lesions_folds=13)
+
+
+def test_masks_of_train_only_are_said_to_judge_nothing(folder, caplog):
+    data = phantom(folder)
+    data.pixels.table.loc[data.table["split"] != "train", "lesion_mask"] = ""
+    table, data.pixels = data.pixels, None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datamodules.cache.PixelCache", lambda folder: table)
+        data.setup()
+    assert "no map can be judged; with lesions.folds=5" in caplog.text
+
+
 def test_augmentation_moves_image_and_mask_and_is_the_same_for_any_workers(folder):
     alone = list(phantom(folder).train_dataloader())
     helped = list(phantom(folder, num_workers=2).train_dataloader())

@@ -222,6 +222,15 @@ def test_a_run_on_other_data_is_refused(tmp_path, word):
         start("stage2", tmp_path / "run")
 
 
+def test_a_start_must_have_left_out_the_same_fold(tmp_path):
+    words = ["lesions.folds=3", "lesions.fold=1"]
+    write_run(tmp_path / "same", words=words)
+    start("stage3", tmp_path / "same", *words)
+    write_run(tmp_path / "whole")
+    with pytest.raises(RunError, match="did not leave out fold 1 of 3"):
+        start("stage3", tmp_path / "whole", *words)
+
+
 def test_the_phantoms_count_matters_to_the_phantom_only(tmp_path):
     write_run(tmp_path / "run", words=["data.name=mura", "data.count=50"])
     start("stage2", tmp_path / "run", "data.name=mura")
