@@ -144,9 +144,7 @@ class Stage1Classifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect probabilities and maps of a batch."""
         losses, logits, pyramid = self.losses(batch)
-        # Beside L1, since alpha changes what the whole loss means from epoch to epoch.
-        means = {name: value for name, value in losses.items() if name in ("loss", "l1")}
-        self.val_means.add(means, len(batch["label"]))
+        self.val_means.add({"loss": losses["loss"]}, len(batch["label"]))
         image_ids = batch["index"]
         self.agreement.update(
             logits.softmax(1)[:, ABNORMAL],

@@ -56,7 +56,8 @@ def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
     assert len(list((finished / "panels").glob("*.png"))) == 3
     best = load_checkpoint(finished / "checkpoints" / "best.ckpt")
     assert best["epoch"] == best_row(finished, "val/auroc")["epoch"]
-    assert table["val/auroc"][best["epoch"]] == table["val/auroc"].max()
+    scores = table["val/auroc"].round(3)
+    assert best["epoch"] == scores[scores == scores.max()].index[-1]
     assert (best["state_dict"]["map_scale"] > 0).all()
 
 
