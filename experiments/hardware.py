@@ -15,10 +15,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(accelerator: str = "auto") -> torch.device:
-    """The device that Lightning picks for ``trainer.accelerator``: CUDA, then MPS, then the CPU."""
+    """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU.
+
+    Apple's GPU only when asked for: it knows no float64, in which figures are added up here.
+    """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if accelerator in ("gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps", 0)
     return torch.device("cpu")
 

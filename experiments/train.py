@@ -88,7 +88,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from experiments.build import build_module, start_from
-    from experiments.hardware import choose_precision
+    from experiments.hardware import choose_device, choose_precision
     from experiments.runs import RunError, epochs_done, resume_point
     from experiments.wandb_run import close_wandb
 
@@ -110,6 +110,8 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     torch.set_float32_matmul_precision("high")
     settings = dict(config.trainer)
     settings["precision"] = settings["precision"] or choose_precision(settings["accelerator"])
+    if settings["accelerator"] == "auto":
+        settings["accelerator"] = choose_device().type
     settings = {
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # the data module's samplers know ranks and resume

@@ -136,6 +136,13 @@ def test_accelerator_that_is_not_there(monkeypatch):
     assert "trainer.accelerator=gpu" in found.text
 
 
+def test_apples_gpu_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert hardware.choose_device("auto").type == "cpu"
+    assert hardware.choose_device("mps").type == "mps"
+
+
 def test_emulated_bf16_is_noted(monkeypatch):
     monkeypatch.setattr(hardware, "native_bf16", lambda device: False)
     config = load_config("stage1", ["trainer.precision=bf16-mixed", "trainer.accelerator=cpu"])
