@@ -374,9 +374,13 @@ class RadiographDataModule(LightningDataModule):
         return from_square(square, self.pixels.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
-        """Weights (normal, abnormal) that make both classes of train count the same, mean 1."""
+        """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1.
+
+        With ``lesions.per_batch`` a batch holds more abnormal images than the train split does.
+        """
         labels = self.table.loc[self.table["split"] == "train", "label"]
-        share = float(labels.mean())
+        added = self.lesions_per_batch / self.batch_size
+        share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
     def _checked_index(self) -> pd.DataFrame:

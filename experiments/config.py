@@ -185,8 +185,8 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
     if config.data.image_size is not None and config.data.image_size % 16:
         low = config.data.image_size // 16 * 16
         fail("data.image_size", f"must be a multiple of 16, such as {low} or {low + 16}")
-    if config.lesions.per_batch > config.data.batch_size:
-        fail("lesions.per_batch", f"more than data.batch_size = {config.data.batch_size}")
+    if config.lesions.per_batch >= config.data.batch_size:
+        fail("lesions.per_batch", f"must be less than data.batch_size = {config.data.batch_size}")
     if config.lesions.folds and config.lesions.fold >= config.lesions.folds:
         fail("lesions.fold", f"at most lesions.folds - 1 = {config.lesions.folds - 1}")
     alpha = config.loss.alpha

@@ -152,7 +152,7 @@ def test_unknown_key_names_the_nearest(word, nearest):
             "trainer.max_epochs = -1 (command line): expected a whole number",
         ),
         ("trainer.devices=[1", "cannot be read as a value"),
-        ("lesions.per_batch=64", "more than data.batch_size = 16"),
+        ("lesions.per_batch=64", "must be less than data.batch_size = 16"),
         ("loss.classification=false", "only stage3 can train on lesion masks alone"),
         ("attention.source=fcn", "only stage3 has an FCN"),
         ("run.name=../x", "is a folder's name"),

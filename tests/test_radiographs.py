@@ -128,6 +128,14 @@ def test_class_weights_balance_the_classes(folder):
     assert np.where(labels == 1, abnormal, normal).mean() == pytest.approx(1.0)
 
 
+def test_class_weights_know_of_the_lesions_added_to_each_batch(folder):
+    data = phantom(folder, lesions_per_batch=4)
+    normal, abnormal = data.class_weights()
+    labels = torch.cat([batch["label"] for batch in data.train_dataloader()])
+    share = labels.float().mean().item()
+    assert normal * (1 - share) == pytest.approx(abnormal * share, rel=0.1)
+
+
 def test_says_when_the_root_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"needs data\.root"):
         RadiographDataModule()
