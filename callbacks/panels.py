@@ -19,9 +19,9 @@ HEADER = 22
 class MapPanels(Callback):
     """Write ``epoch_NNN.png``: a row an image, image | maps | lesion mask.
 
-    The images are the first ``count`` of the val loader: up to three quarters abnormal, those with
-    a mask first, the rest normal. Maps are drawn over the image with the run's scale, not stretched
-    image by image: a dark map says that the network saw little.
+    The images are the first of the val loader, of as many body parts as there are: up to three
+    quarters abnormal, those with a mask first, the rest normal. Maps are drawn over the image with
+    the run's scale, not stretched image by image: a dark map says that the network saw little.
 
     Args:
         folder: where the panels go.
@@ -56,9 +56,8 @@ class MapPanels(Callback):
         """Look for the fixed images, once."""
         if self._complete or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        found = {
-            name: batch[name].cpu() for name in ("image", "label", "lesion_mask", "has_lesion")
-        }
+        names = ("image", "label", "lesion_mask", "has_lesion", "body_part")
+        found = {name: batch[name].cpu() for name in names if name in batch}
         if self._chosen:
             found = {name: torch.cat([self._chosen[name], found[name]]) for name in found}
         keep = _spread(found, self.count)
@@ -92,13 +91,27 @@ class MapPanels(Callback):
 def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
     """Places of up to ``count`` images: three quarters abnormal, masked ones first, then normal."""
     abnormal = batch["label"] == 1
-    order = [
-        torch.nonzero(abnormal & batch["has_lesion"]).flatten(),
-        torch.nonzero(abnormal & ~batch["has_lesion"]).flatten(),
-    ]
-    lesion = torch.cat(order)[: count - count // 4]
-    normal = torch.nonzero(~abnormal).flatten()[: count - len(lesion)]
-    return torch.cat([lesion, normal])
+    part = batch.get("body_part", torch.zeros_like(batch["label"])).tolist()
+    masked, unmasked, normal = (
+        _by_turns(torch.nonzero(chosen).flatten().tolist(), part)
+        for chosen in (
+            abnormal & batch["has_lesion"],
+            abnormal & ~batch["has_lesion"],
+            ~abnormal,
+        )
+    )
+    lesion = (masked + unmasked)[: count - count // 4]
+    return torch.tensor(lesion + normal[: count - len(lesion)], dtype=torch.int64)
+
+
+def _by_turns(places: list[int], part: list[int]) -> list[int]:
+    """The first place of every part, then the second of every part, and so on."""
+    seen: dict[int, int] = {}
+    turns = []
+    for place in places:
+        seen[part[place]] = seen.get(part[place], 0) + 1
+        turns.append((seen[part[place]], place))
+    return [place for _, place in sorted(turns)]
 
 
 def draw_panel(
