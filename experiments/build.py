@@ -89,6 +89,7 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
             "sigma": config.attention.sigma,
             "mask_source": config.attention.source,
             "mask_fill": config.attention.fill,
+            "mask_statistics": config.attention.statistics,
         }
     if config.stage == "stage3":
         arguments |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         mask_source: whose PCAM makes the mask: "abnormal" (that class for every image), "predicted"
             class, or "true" class: that mask's shape tells the label, an ablation.
         mask_fill: what masked-out pixels become, in units of the model's input.
+        mask_statistics: let the masked pass move BatchNorm's running statistics, too.
 
     Raises:
         ValueError: ``mask_source`` is unknown.
@@ -66,6 +67,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         sigma: float = 0.5,
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
+        mask_statistics: bool = False,
     ) -> None:
         super().__init__(
             body_parts=body_parts,
@@ -120,7 +122,8 @@ class Stage2GuidedAttention(Stage1Classifier):
 
     def classify_masked(self, image: Tensor, attention: Tensor) -> Tensor:
         """Class scores (B, 2) of the masked image; the mask carries gradient to the encoder."""
-        with untracked_statistics(self.encoder):
+        tracks = bool(self.hparams["mask_statistics"])
+        with nullcontext() if tracks else untracked_statistics(self.encoder):
             return self.classify(self.encoder(self.mask_image(image, attention))[-1])
 
     def masked_logits(self, image: Tensor, label: Tensor | None = None) -> Tensor:
