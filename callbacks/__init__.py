@@ -1,8 +1,9 @@
 """What happens around training."""
 
+from callbacks.averaging import AveragedWeights
 from callbacks.checkpoints import RunCheckpoints
 from callbacks.confidence import Confidence
 from callbacks.panels import MapPanels
 from callbacks.progress import EpochProgress
 
-__all__ = ["Confidence", "EpochProgress", "MapPanels", "RunCheckpoints"]
+__all__ = ["AveragedWeights", "Confidence", "EpochProgress", "MapPanels", "RunCheckpoints"]

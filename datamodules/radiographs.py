@@ -7,28 +7,25 @@ everything else is here.
 from __future__ import annotations
 
 import logging
-import signal
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules import cache, index, lesions
 from datamodules.augmentation import Augmentation, AugmentationStrength
+from datamodules.batches import Batch, BatchDataset, start_worker
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
 from datamodules.sampler import EvaluationBatches, TrainBatches
 
 log = logging.getLogger(__name__)
-
-Batch = dict[str, Tensor]
 
 # Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
 MEAN, STD = 0.2, 0.2
@@ -37,56 +34,6 @@ MEAN, STD = 0.2, 0.2
 def to_model_input(image: Tensor) -> Tensor:
     """Turn uint8 images (B, 1, H, W) into float32, black at -1 and white at 4."""
     return (image.float() / 255.0 - MEAN) / STD
-
-
-class BatchDataset(Dataset[Batch]):
-    """Reads whole batches from the cache; an item is asked for as (epoch, rows)."""
-
-    def __init__(
-        self,
-        pixels: cache.PixelCache,
-        codes: dict[str, np.ndarray],
-        shows_lesion: np.ndarray,
-        augmentation: Augmentation | None,
-    ) -> None:
-        self.pixels = pixels
-        self.codes = codes
-        self.shows_lesion = shows_lesion
-        self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        """Rows of the index table."""
-        return len(self.shows_lesion)
-
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
-        """Return the batch of ``rows`` as augmented in ``epoch``."""
-        epoch, rows = item
-        size = self.pixels.images.shape[-1]
-        images = np.empty((len(rows), 1, size, size), dtype=np.uint8)
-        masks = np.zeros((len(rows), 1, size, size), dtype=np.float32)
-        for place, row in enumerate(rows):
-            image = self.pixels.image(row)
-            mask = self.pixels.mask(row) if self.shows_lesion[row] else None
-            if self.augmentation is not None:
-                image, mask = self.augmentation(image, mask, epoch, int(row))
-            images[place, 0] = image
-            if mask is not None:
-                masks[place, 0] = mask
-        masks /= 255.0
-        return {
-            "image": torch.from_numpy(images),
-            "lesion_mask": torch.from_numpy(masks),
-            "has_lesion": torch.from_numpy(self.shows_lesion[rows]),
-            "index": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-            **{name: torch.from_numpy(values[rows]) for name, values in self.codes.items()},
-        }
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
-    # Preemption is the main process's business: a worker that ran its handler would save over it.
-    for name in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN if name == signal.SIGUSR1 else signal.SIG_DFL)
 
 
 class RadiographDataModule(LightningDataModule):
@@ -401,7 +348,7 @@ class RadiographDataModule(LightningDataModule):
             batch_size=None,  # an item of the sampler is a whole batch
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: starting a loader would otherwise move the one dropout draws from.
             generator=torch.Generator(),

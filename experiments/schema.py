@@ -101,6 +101,7 @@ class OptimizerConfig:
     warmup_epochs: float = 1.0  # epochs, fractions allowed
     schedule: str = "cosine"  # cosine | constant, after the warm-up
     gradient_clip: float = 0.0  # highest gradient norm; 0: off
+    average_epochs: float = 1.0  # weights are judged and kept as an average over them; 0: off
 
 
 def trainer_defaults() -> dict[str, Any]:
@@ -203,6 +204,7 @@ INTERVALS: dict[str, str] = {
     "optimizer.weight_decay": "[0, inf)",
     "optimizer.warmup_epochs": "[0, inf)",
     "optimizer.gradient_clip": "[0, inf)",
+    "optimizer.average_epochs": "[0, inf)",
     "checkpoint.every_minutes": "(0, inf)",
     "checkpoint.every_steps": "[1, inf)",
 }

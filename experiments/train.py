@@ -151,13 +151,14 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
 
 def build_callbacks(config: Config, folder: Path) -> list[Any]:
     """Confidence (from stage 2 on), checkpoints, panels and progress of a run."""
-    from callbacks import Confidence, EpochProgress, MapPanels, RunCheckpoints
+    from callbacks import AveragedWeights, Confidence, EpochProgress, MapPanels, RunCheckpoints
 
     guided = config.stage != "stage1" and config.loss.classification
     return [
         *([Confidence(config.loss.alpha)] if guided else []),
         EpochProgress(),
         MapPanels(folder / "panels", to_loggers=images_leave(config)),
+        *([AveragedWeights(epochs)] if (epochs := config.optimizer.average_epochs) else []),
         RunCheckpoints(
             folder / "checkpoints",
             monitor=monitor(config),

@@ -38,8 +38,9 @@ def same_results(one: Path, other: Path) -> None:
     """Weights, optimiser and logged figures are equal to the last bit; speed may differ."""
     a, b = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
     assert a["global_step"] == b["global_step"]
-    for name, weights in a["state_dict"].items():
-        assert torch.equal(weights, b["state_dict"][name]), name
+    for kind in ("state_dict", "current_model_state"):  # the average and the latest
+        for name, weights in a[kind].items():
+            assert torch.equal(weights, b[kind][name]), (kind, name)
     for state_a, state_b in zip(
         a["optimizer_states"][0]["state"].values(),
         b["optimizer_states"][0]["state"].values(),

@@ -1,0 +1,86 @@
+"""Validate and keep an average of the weights instead of the latest ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of all weights and BatchNorm statistics, step by step.
+
+    With a few hundred images to validate on, the figures of the latest weights jump from epoch to
+    epoch, and the best checkpoint and the paper's alpha jump with them. Training goes on with the
+    latest weights; validation, maps, panels and the weights in a checkpoint are of the average.
+
+    Must stand behind all callbacks that look at the network when validation ends.
+
+    Args:
+        epochs: time constant of the average in epochs; shorter at the very beginning.
+
+    Raises:
+        ValueError: ``epochs`` is not positive.
+    """
+
+    def __init__(self, epochs: float = 1.0) -> None:
+        if not epochs > 0:
+            raise ValueError(f"weights are averaged over {epochs} epochs: give more than 0")
+        super().__init__(multi_avg_fn=self.average)
+        self.epochs = epochs
+        self.decay = 0.0
+        self._horizon = 1.0
+        self._buffers: dict[str, Tensor] = {}
+
+    def average(self, averaged: Any, latest: Any, _: Any) -> None:
+        """Move lists of averaged tensors towards the latest ones by ``1 - decay``."""
+        get_ema_multi_avg_fn(self.decay)(averaged, latest, None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn how long an epoch is; go where the network has gone."""
+        steps = int(trainer.estimated_stepping_batches) / max(1, trainer.max_epochs or 1)
+        self._horizon = max(1.0, self.epochs * steps)
+        assert self._average_model is not None, "setup() made it"
+        self._average_model.to(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the step's weights in."""
+        # At the beginning a shorter average: the first weights are not worth remembering.
+        step = trainer.global_step
+        self.decay = min(1 - 1 / self._horizon, (1 + step) / (10 + step))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in place."""
+        if self._average_model is not None:
+            self._swap_models(pl_module)
+            self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the latest weights back."""
+        if self._average_model is None:
+            return
+        # What validation found, such as the scale of the maps, is no weight to be averaged.
+        found = {
+            name: buffer.clone()
+            for name, buffer in pl_module.named_buffers()
+            if not torch.equal(buffer, self._buffers[name])
+        }
+        self._swap_models(pl_module)
+        for name, value in found.items():
+            pl_module.get_buffer(name).copy_(value)
+
+    # Lightning swaps at the ends of the epoch's loop: there the module has yet to set its map scale
+    # and the panels have yet to be drawn.
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: see ``on_validation_start``."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: see ``on_validation_end``."""

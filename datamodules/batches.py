@@ -1,0 +1,67 @@
+"""Whole batches read from the cache, and what happens in a process that does so."""
+
+from __future__ import annotations
+
+import signal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules import cache
+from datamodules.augmentation import Augmentation
+
+Batch = dict[str, Tensor]
+
+
+class BatchDataset(Dataset[Batch]):
+    """Reads whole batches from the cache; an item is asked for as (epoch, rows)."""
+
+    def __init__(
+        self,
+        pixels: cache.PixelCache,
+        codes: dict[str, np.ndarray],
+        shows_lesion: np.ndarray,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self.pixels = pixels
+        self.codes = codes
+        self.shows_lesion = shows_lesion
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        """Rows of the index table."""
+        return len(self.shows_lesion)
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
+        """Return the batch of ``rows`` as augmented in ``epoch``."""
+        epoch, rows = item
+        size = self.pixels.images.shape[-1]
+        images = np.empty((len(rows), 1, size, size), dtype=np.uint8)
+        masks = np.zeros((len(rows), 1, size, size), dtype=np.float32)
+        for place, row in enumerate(rows):
+            image = self.pixels.image(row)
+            mask = self.pixels.mask(row) if self.shows_lesion[row] else None
+            if self.augmentation is not None:
+                image, mask = self.augmentation(image, mask, epoch, int(row))
+            images[place, 0] = image
+            if mask is not None:
+                masks[place, 0] = mask
+        masks /= 255.0
+        return {
+            "image": torch.from_numpy(images),
+            "lesion_mask": torch.from_numpy(masks),
+            "has_lesion": torch.from_numpy(self.shows_lesion[rows]),
+            "index": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+            **{name: torch.from_numpy(values[rows]) for name, values in self.codes.items()},
+        }
+
+
+def start_worker(_: int) -> None:
+    """Prepare a loader process."""
+    cv2.setNumThreads(0)
+    # Preemption is the main process's business: a worker that ran its handler would save over it.
+    for name in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN if name == signal.SIGUSR1 else signal.SIG_DFL)
