@@ -30,10 +30,11 @@ READY :=
 endif
 
 # A value as one word of the shell: ROOT may hold spaces and quotes.
+# Through $(value), or make would look for variables of its own in ROOT=/data/$set.
 quote = '$(subst ','\'',$(1))'
-option = $(if $(2),$(1)=$(call quote,$(2)))
-SOURCE = data.name=$(DATA) $(call option,data.root,$(ROOT))
-RUN_NAME = $(call option,run.name,$(RUN))
+option = $(if $(value $(2)),$(1)=$(call quote,$(value $(2))))
+SOURCE = data.name=$(DATA) $(call option,data.root,ROOT)
+RUN_NAME = $(call option,run.name,RUN)
 
 .PHONY: help setup test lint data stage1 stage2 stage3 evaluate doctor
 
@@ -68,16 +69,20 @@ stage1 stage2 stage3:
 	$(PY) -m experiments.train $@ $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
 
 evaluate: $(READY)  ## judge the latest run of each stage on test
-	@runs=(); root=runs; \
+	@runs=(); root=runs; name=$(if $(value RUN),$(call quote,$(value RUN)),*); \
+	for stage in $(STAGE); do case "$$stage" in stage[123]) ;; *) \
+	  echo "STAGE=$$stage is none of stage1, stage2, stage3" >&2; exit 2;; esac; done; \
 	for word in $(ARGS); do case "$$word" in run.root=*) root="$${word#*=}";; esac; done; \
+	root="$${root/#\~/$$HOME}"; \
 	for stage in $(or $(STAGE),stage1 stage2 stage3); do \
-	  best=$$(ls -t "$$root"/$(DATA)/$$stage/$(if $(RUN),$(call quote,$(RUN)),*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
+	  best=$$(ls -t "$$root"/$(DATA)/$$stage/$(if $(value RUN),"$$name",*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
 	  [ -z "$$best" ] || runs+=("$${best%/checkpoints/best.ckpt}"); \
 	done; \
 	if [ $${#runs[@]} = 0 ]; then \
-	  echo "no trained run in $$root/$(DATA)/; first: make stage1 DATA=$(DATA)" >&2; exit 2; \
+	  echo "no trained run $$root/$(DATA)/$(or $(STAGE),*)/$$name; there are:" $$(ls -d "$$root"/$(DATA)/stage*/*/ 2>/dev/null || echo none) >&2; \
+	  echo "to train one: make stage1 DATA=$(DATA)" >&2; exit 2; \
 	fi; \
-	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,$(ROOT)) $(ARGS)
+	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
 
 doctor: $(READY)  ## tell what a run here would use, and what is wrong
 	$(PY) -m experiments.doctor $(strip $(SOURCE) $(ARGS))

@@ -60,8 +60,9 @@ class RunCheckpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the generator that dropout draws from."""
+        """Keep the generator that dropout draws from, and how long the run was meant to be."""
         checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["max_epochs"] = trainer.max_epochs
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -112,10 +113,13 @@ class RunCheckpoints(Checkpoint):
                 partial.replace(place)
         except OSError as error:
             partial.unlink(missing_ok=True)
+            before = (
+                "the one before it is whole: make room, and the same command goes on from there"
+                if place.is_file()
+                else "it is the first: make room, and the same command starts anew"
+            )
             raise OSError(
-                error.errno,
-                f"{place} could not be saved ({error.strerror}); the one before it is whole: make "
-                "room, and the same command goes on from there",
+                error.errno, f"{place} could not be saved ({error.strerror}); {before}"
             ) from error
         trainer.strategy.barrier("checkpoint saved")
         self._saved_at = time.monotonic()
@@ -132,7 +136,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"{path} is no whole checkpoint of this project ({str(error).splitlines()[0]}); "
-            "delete it and run the same command again"
-        ) from error
+        reason = "the file is empty" if not path.stat().st_size else type(error).__name__
+        raise ValueError(f"{path} is no whole checkpoint of this project ({reason})") from error

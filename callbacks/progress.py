@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -122,7 +123,7 @@ class EpochProgress(Callback):
         return "".join(
             f"{self.show.get(name, name)} {float(values[name]):.3f}  "
             for name in names
-            if name in values
+            if name in values and not math.isnan(float(values[name]))  # no masks to judge by
         )
 
     def _open(self, trainer: Trainer, done: int = 0) -> None:
@@ -135,7 +136,7 @@ class EpochProgress(Callback):
             leave=False,
             dynamic_ncols=True,
             disable=not (trainer.is_global_zero and sys.stderr.isatty()),
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}  {postfix}",
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def _left(self, trainer: Trainer, epochs: float) -> str:

@@ -271,6 +271,9 @@ def _fill(
     kept = _report_unreadable(table, errors, on_unreadable, folder, root)
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry[kept])
+    for name in ("index.csv", "geometry.npz"):
+        with (folder / name).open("rb") as written:
+            os.fsync(written.fileno())
     meta = {
         "image_size": recipe.image_size,
         "images": len(table),

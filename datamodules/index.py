@@ -85,8 +85,8 @@ def check_patients_apart(table: pd.DataFrame, source: str) -> None:
         rows = table[table["patient"] == patient].drop_duplicates("split")
         where = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
         raise DataError(
-            f"{source}: {len(shared)} patients stand in two splits, {patient} in {where}; the test "
-            "would see patients it was trained on: move all images of a patient to one split"
+            f"{source}: patients stand in two splits ({len(shared)}), {patient} in {where}; the "
+            "test would see patients it was trained on: move all images of a patient to one split"
         )
 
 
@@ -139,14 +139,14 @@ def limit_split(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     return table.loc[sorted(np.concatenate(kept))].reset_index(drop=True)
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """A line a split: images, abnormal share, studies, patients, lesion masks."""
+def summarise(table: pd.DataFrame, patients: str = "patients") -> str:
+    """A line a split: images, abnormal share, studies, ``patients``, lesion masks."""
     lines = []
     for split in [*SPLITS, *sorted(set(table["split"]) - set(SPLITS))]:
         rows = table[table["split"] == split]
         lines.append(
-            f"{split:<5} {len(rows):>6,} images  {rows['label'].mean():>4.0%} abnormal  "
-            f"{rows['study'].nunique():>6,} studies  {rows['patient'].nunique():>6,} patients  "
+            f"{split:<8} {len(rows):>6,} images  {rows['label'].mean():>4.0%} abnormal  "
+            f"{rows['study'].nunique():>6,} studies  {rows['patient'].nunique():>6,} {patients}  "
             f"{(rows['lesion_mask'] != '').sum():>5,} lesion masks"
         )
     return "\n".join(lines)

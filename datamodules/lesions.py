@@ -87,8 +87,10 @@ def read_lesions(folder: Path) -> pd.DataFrame:
     csv = folder / CSV
     if not csv.is_file():
         raise DataError(
-            f"lesions.path={folder} holds no {CSV}; make one with experiments.import_lesions, or "
-            f"write it by hand with the header {','.join(COLUMNS)}"
+            f"lesions.path={folder} is a file; give the folder that it lies in"
+            if folder.is_file()
+            else f"lesions.path={folder} holds no {CSV}; write one with the header "
+            f"{','.join(COLUMNS)}, a row a mask"
         )
     rows = read_csv(csv)
     lacking = [name for name in COLUMNS[:2] if name not in rows.columns]
@@ -263,7 +265,9 @@ def _check_mask(csv: Path, row: tuple, folder: Path, root: Path) -> None:
     number, image, name = row[:3]
     path = folder / name
     if not path.is_file():
-        raise DataError(f"{csv}, row {number}: the mask {path} does not exist")
+        raise DataError(
+            f"{csv}, row {number}: the mask {path} does not exist; add it, or take its row out"
+        )
     mask = decode(path)
     fault = _fault(mask)
     if fault:

@@ -185,7 +185,7 @@ def _read_images(csv: Path, split: str, labels: dict[str, int]) -> pd.DataFrame:
             )
         )
     if hidden:
-        log.warning("%s: %d rows name ._* files (macOS leftovers), left out", csv, hidden)
+        log.warning("%s: rows that name ._* files (macOS leftovers), left out: %d", csv, hidden)
     if not rows:
         raise DataError(f"{csv}: no image stands in it; unpack the MURA archive again")
     table = pd.DataFrame(rows, columns=["path", "label", "patient", "study", "body_part", "line"])

@@ -66,6 +66,7 @@ class RadiographDataModule(LightningDataModule):
     default_crop = "none"
     default_contrast = "none"
     unreadable = "error"
+    patients_are = "patients"  # what the index's column patient stands for, as people are told
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
 
     def __init__(

@@ -61,7 +61,7 @@ class TrainBatches(Sampler[Batch]):
         if lesions_per_batch and len(self.lesion_rows) == 0:
             raise DataError(
                 f"lesions.per_batch={lesions_per_batch}, but no training image has a lesion mask; "
-                "give lesions.path, or set lesions.per_batch=0"
+                "give lesions.path (and lesions.count above 0), or set lesions.per_batch=0"
             )
         if lesions_per_batch >= batch_size:
             raise DataError(

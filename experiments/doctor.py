@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from experiments.command import install, run
+
 if TYPE_CHECKING:  # at run time each check imports what it needs: any of it may be what is broken
     from packaging.requirements import Requirement
 
@@ -65,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         from experiments.config import ConfigError, load_config, run_directory
     except ImportError as error:
-        print(f"error: {error}; install what is missing: make setup", file=sys.stderr)
+        print(f"error: {error}; {install()}", file=sys.stderr)
         return 2
     try:
         config = load_config(stage, words[1:] if words[:1] == [stage] else words)
@@ -391,4 +393,4 @@ def _count(number: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -29,8 +29,14 @@ def open_run(folder: Path, config: Config) -> None:
         RunError: another configuration lives here (the difference is listed).
     """
     saved = folder / "config.yaml"
+    trained = (folder / "checkpoints" / "last.ckpt").is_file()
+    if trained and not saved.is_file():
+        raise RunError(
+            f"{folder} holds checkpoints but no config.yaml: what they were trained with is not "
+            "known; put it back, or choose another run.name"
+        )
     # Before the first save nothing has been trained: a mistake can be mended in place.
-    if saved.is_file() and (folder / "checkpoints" / "last.ckpt").is_file():
+    if trained:
         changed = differences(read_plain(saved), to_plain(config))
         if changed:
             listed = "\n  ".join(changed)
@@ -72,11 +78,26 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     for unfinished in last.parent.glob("*.partial"):
         unfinished.unlink(missing_ok=True)  # cut short by a crash; last.ckpt is the one before
     if not last.is_file():
+        best = last.with_name("best.ckpt")
+        # A kill between the first epoch's two saves may leave this one alone.
+        if best.is_file() and _load(best, "")["epoch"] > 0:
+            raise RunError(
+                f"{last} is lost, and training would start over and overwrite best.ckpt; put it "
+                "back, choose another run.name, or delete the folder to start over"
+            )
         return None, {}
+    return last, _load(
+        last,
+        f"; what it was trained to is lost (best.ckpt can still be evaluated): delete {folder} to "
+        "start over, or choose another run.name",
+    )
+
+
+def _load(checkpoint: Path, remedy: str) -> dict[str, Any]:
     try:
-        return last, load_checkpoint(last)
+        return load_checkpoint(checkpoint)
     except ValueError as error:
-        raise RunError(str(error)) from error
+        raise RunError(f"{error}{remedy}") from error
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
@@ -102,7 +123,11 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
             "runs/phantom/stage1/seed0"
         )
     if not checkpoint.is_file():
-        raise RunError(f"{checkpoint} does not exist: train the run to its first epoch's end first")
+        last = checkpoint.with_name("last.ckpt")
+        raise RunError(
+            f"{checkpoint} does not exist; "
+            + (f"name {last}" if last.is_file() else "train the run to its first epoch's end first")
+        )
     return folder, checkpoint
 
 
@@ -182,10 +207,7 @@ def load_module(stage: str, checkpoint: Path) -> tuple[LightningModule, dict[str
     Raises:
         RunError: the file is damaged, or of another stage or version.
     """
-    try:
-        content = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    content = _load(checkpoint, "; name another one of the run, such as checkpoints/last.ckpt")
     if content.get("stage") != stage:
         raise RunError(f"{checkpoint} is a checkpoint of {content.get('stage')}, not of {stage}")
     try:

@@ -14,9 +14,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.config import Config, ConfigError, load_config, run_directory, to_plain
+from experiments.command import BY_SIGTERM, STOPPED, run
+
+if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
+    from experiments.config import Config
 
 
 def main(words: list[str] | None = None) -> int:
@@ -29,6 +32,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data-only", action="store_true", help="prepare the data and stop")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from experiments.config import ConfigError, load_config
+
     try:
         # Before the heavy imports: a typing mistake is answered at once.
         config = load_config(arguments.stage, arguments.overrides)
@@ -69,6 +74,7 @@ def train(config: Config, data: Any) -> int:
     """Train or resume the run of ``config`` on data that is set up."""
     from pytorch_lightning.utilities import rank_zero_only
 
+    from experiments.config import run_directory
     from experiments.runs import lock_run, open_run
 
     folder = run_directory(config)
@@ -88,6 +94,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from experiments.build import build_module, start_from
+    from experiments.config import ConfigError
     from experiments.hardware import choose_device, choose_precision
     from experiments.runs import RunError, epochs_done, resume_point
     from experiments.wandb_run import close_wandb
@@ -135,12 +142,18 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     if config.model.init_from and not resume:
         start_from(module, config)
     if trainer.is_global_zero:
-        print(describe_start(config, data, trainer, module, folder, resume, done))
+        print(describe_start(config, data, trainer, module, folder, resume, checkpoint))
     started = time.monotonic()
     try:
         trainer.fit(
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
+    except SystemExit:
+        # Lightning ends a run that got SIGTERM; in silence, and as if it had been finished.
+        if not trainer.received_sigterm:
+            raise
+        print(f"SIGTERM: {STOPPED}", file=sys.stderr)
+        return BY_SIGTERM
     finally:
         close_wandb()
     if trainer.is_global_zero:
@@ -183,6 +196,7 @@ def build_loggers(
     config: Config, folder: Path, epochs_kept: int, last: dict[str, float]
 ) -> list[Any]:
     """``metrics.csv`` always, Weights & Biases when wanted."""
+    from experiments.config import to_plain
     from experiments.runs import MetricsCsv
     from experiments.wandb_run import wandb_logger
 
@@ -195,7 +209,7 @@ def describe_data(data: Any) -> str:
     """A line a split, and what is unusual."""
     from datamodules.index import summarise
 
-    lines = [summarise(data.table)]
+    lines = [summarise(data.table, data.patients_are)]
     left_out = data.cache_folder / "left_out.csv"
     if left_out.is_file():
         count = len(left_out.read_text().strip().splitlines()) - 1
@@ -212,10 +226,11 @@ def describe_start(
     module: Any,
     folder: Path,
     resume: Path | None,
-    done: int,
+    checkpoint: dict[str, Any],
 ) -> str:
     """What a person wants to know before waiting: one block."""
     from experiments.hardware import describe_device
+    from experiments.runs import epochs_done
     from experiments.wandb_run import wandb_mode
 
     ranks = trainer.world_size
@@ -229,11 +244,18 @@ def describe_start(
         f"  batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         f"= {data.batch_size * ranks} images a step",
         *[f"  {line}" for line in describe_data(data).splitlines()],
+        *([f"  starts     from {config.model.init_from}"] if config.model.init_from else []),
         f"  W&B        {wandb_mode(config.logger.wandb)}",
         f"  run        {folder}",
     ]
     if resume:
+        done, planned = epochs_done(checkpoint), checkpoint["max_epochs"]
         lines.append(f"  resumes    {resume} ({done} of {trainer.max_epochs} epochs done)")
+        if config.optimizer.schedule == "cosine" and planned < config.trainer["max_epochs"]:
+            lines.append(
+                f"  EXTENDED   from {planned} epochs: the learning rate, already lowered, rises "
+                "again; a fresh run of this length ends otherwise"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -245,13 +267,17 @@ def print_results(config: Config, folder: Path) -> None:
     names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
     shown = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
     print(f"best epoch {int(row['epoch']) + 1} on val:  {shown}" if row else "no figures on val")
-    print(f"checkpoint  {folder / 'checkpoints' / 'best.ckpt'}")
+    best = folder / "checkpoints" / "best.ckpt"
+    lost = not best.is_file() or not best.stat().st_size
+    checkpoint = best.with_name("last.ckpt") if lost else best
+    print(f"checkpoint  {checkpoint}{' (best.ckpt is lost)' if lost else ''}")
     print(f"panels      {folder / 'panels'}")
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     print(
-        f"next        {shlex.quote(str(python))} -m experiments.evaluate {shlex.quote(str(folder))}"
+        f"next        {shlex.quote(str(python))} -m experiments.evaluate "
+        f"{shlex.quote(str(checkpoint if lost else folder))}"
     )
 
 
@@ -267,4 +293,4 @@ def quiet_known_warnings() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

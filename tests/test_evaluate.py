@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datamodules.geometry import from_square, letterbox, to_square
-from experiments.evaluate import judge
+from experiments.judge import judge
 
 SIZE = 32
 GEOMETRY = letterbox(80, 48, SIZE)  # a tall original: bars left and right in the square

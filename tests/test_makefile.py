@@ -175,7 +175,7 @@ def test_evaluate_looks_where_the_runs_were_written(clone, root):
     assert calls(clone) == [["-m", "experiments.evaluate", run, "--split", "val", setting]]
     done = make(clone, "evaluate", "PYTHON=python3", "ARGS=run.root=nowhere")
     assert done.returncode == 2
-    assert "no trained run in nowhere/phantom/; first: make stage1" in done.stderr
+    assert "no trained run nowhere/phantom/*/*; there are: none" in done.stderr
 
 
 def test_what_is_exported_holds_no_blanks(clone):
@@ -213,8 +213,24 @@ def test_tests_on_real_radiographs_skip_and_say_why(tmp_path, monkeypatch):
 def test_evaluate_without_a_run_says_what_to_do(clone):
     done = make(clone, "evaluate", "PYTHON=python3", "DATA=mura")
     assert done.returncode == 2
-    assert "no trained run in runs/mura/; first: make stage1 DATA=mura" in done.stderr
+    assert "no trained run runs/mura/*/*; there are: none" in done.stderr
+    assert "to train one: make stage1 DATA=mura" in done.stderr
     assert calls(clone) == []
+    done = make(clone, "evaluate", "PYTHON=python3", "STAGE=stage9")
+    assert done.returncode == 2
+    assert "STAGE=stage9 is none of stage1, stage2, stage3" in done.stderr
+
+
+def test_evaluate_names_the_runs_that_there_are(clone):
+    (clone / "runs" / "phantom" / "stage1" / "one").mkdir(parents=True)
+    done = make(clone, "evaluate", "PYTHON=python3", "RUN=other")
+    assert done.returncode == 2
+    assert "runs/phantom/*/other; there are: runs/phantom/stage1/one/" in done.stderr
+
+
+def test_a_dollar_in_a_path_reaches_the_command(clone):
+    make(clone, "stage1", "PYTHON=python3", "ROOT=/data/$HOME", "RUN=a$b")
+    assert calls(clone)[0][-2:] == ["data.root=/data/$HOME", "run.name=a$b"]
 
 
 def test_no_suitable_python_says_what_to_do(clone):

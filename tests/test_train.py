@@ -122,6 +122,7 @@ def test_a_checkpoint_of_another_stage_is_refused(
     folder.mkdir(parents=True)
     content = load_checkpoint(finished / "checkpoints" / "last.ckpt")
     torch.save({**content, "stage": "stage2"}, folder / "last.ckpt")
+    shutil.copy(finished / "config.yaml", folder.parent)
     assert train.main([*words, "trainer.max_epochs=4"]) == 2
     assert "is a checkpoint of stage2, not of stage1" in capsys.readouterr().err
 

@@ -283,7 +283,7 @@ def test_an_unfinished_or_damaged_run_is_said(tmp_path):
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     whole = best.read_bytes()
     best.unlink()
-    with pytest.raises(RunError, match=r"best\.ckpt does not exist: train the run"):
+    with pytest.raises(RunError, match=r"best\.ckpt does not exist; train the run"):
         start("stage2", tmp_path / "run")
     best.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match=r"model\.init_from: .*best\.ckpt is no whole checkpoint"):

@@ -1,0 +1,142 @@
+"""How commands end: signals, missing packages, lost and damaged files of a run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import command, evaluate, train
+from tests.runs import run_folder, tiny_words
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_words(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
+    return run_folder(root)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to damage."""
+    shutil.copytree(finished, run_folder(tmp_path))
+    return run_folder(tmp_path)
+
+
+def again(tiny, run, *words):
+    return train.main(["stage1", f"run.root={run.parents[2]}", *tiny, *words])
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_a_line_and_its_own_status(tiny, tmp_path):
+    process = start("stage1", f"run.root={tmp_path}", *tiny, "trainer.max_epochs=500")
+    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: stopped; the same command goes on from the last save" in errors
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_starting_leaves_no_traceback(tiny, tmp_path):
+    process = start("stage1", f"run.root={tmp_path}", *tiny)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "stopped; the same command goes on" in errors
+
+
+def test_missing_packages_are_said(capsys):
+    def main():
+        raise ModuleNotFoundError("No module named 'omegaconf'", name="omegaconf")
+
+    assert command.run(main) == 2
+    told = capsys.readouterr().err
+    assert f"make setup PYTHON={sys.executable}" in told
+    assert "No module named 'omegaconf'" in told
+
+
+def test_a_fault_of_ours_is_no_missing_package():
+    def main():
+        raise ModuleNotFoundError("No module named 'datamodules.x'", name="datamodules.x")
+
+    with pytest.raises(ModuleNotFoundError):
+        command.run(main)
+
+
+@pytest.mark.slow
+def test_an_empty_last_checkpoint_is_said(tiny, run, capsys):
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert again(tiny, run) == 2
+    told = capsys.readouterr().err
+    assert "last.ckpt is no whole checkpoint of this project (the file is empty)" in told
+    assert f"delete {run} to start over" in told
+
+
+@pytest.mark.slow
+def test_a_lost_last_checkpoint_does_not_start_over(tiny, run, capsys):
+    before = (run / "checkpoints" / "best.ckpt").read_bytes()
+    (run / "checkpoints" / "last.ckpt").unlink()
+    epoch = train_epoch(run)
+    status = again(tiny, run)
+    if epoch == 0:  # the first epoch's best alone: a kill between two saves
+        assert status == 0
+    else:
+        assert status == 2
+        assert "last.ckpt is lost, and training would start over" in capsys.readouterr().err
+        assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def train_epoch(run):
+    from callbacks.checkpoints import load_checkpoint
+
+    return load_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
+
+
+@pytest.mark.slow
+def test_a_lost_best_checkpoint_leads_to_the_last(tiny, run, capsys):
+    (run / "checkpoints" / "best.ckpt").unlink()
+    assert again(tiny, run) == 0
+    told = capsys.readouterr().out
+    assert "last.ckpt (best.ckpt is lost)" in told
+    assert told.strip().endswith("last.ckpt")
+    assert evaluate.main([str(run)]) == 2
+    assert f"name {run / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_lost_configuration_is_not_made_up(tiny, run, capsys):
+    (run / "config.yaml").unlink()
+    assert again(tiny, run, "optimizer.learning_rate=0.5") == 2
+    assert "holds checkpoints but no config.yaml" in capsys.readouterr().err
+    assert not (run / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_longer_run_is_said_to_be_extended(tiny, run, capsys):
+    assert again(tiny, run, "trainer.max_epochs=4") == 0
+    assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
