@@ -32,12 +32,12 @@ class AugmentationStrength:
         noise: largest standard deviation of added noise, share of the range.
     """
 
-    rotate: float = 15.0
+    rotate: float = 10.0
     scale: float = 0.1
     shift: float = 0.05
     flip: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.2
+    brightness: float = 0.1
+    contrast: float = 0.1
     noise: float = 0.0
 
 

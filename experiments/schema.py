@@ -38,12 +38,12 @@ class AugmentationConfig:
     """Random changes of train images, a pure function of (seed, epoch, image)."""
 
     enabled: bool = True
-    rotate: float = 15.0  # degrees, either way
+    rotate: float = 10.0  # degrees, either way
     scale: float = 0.1  # share of the size, either way
     shift: float = 0.05  # share of the side, either way
     flip: float = 0.5  # probability of a left-right flip
-    brightness: float = 0.2  # share of the grey range, either way
-    contrast: float = 0.2  # share of the contrast, either way
+    brightness: float = 0.1  # share of the grey range, either way
+    contrast: float = 0.1  # share of the contrast, either way
     noise: float = 0.0  # highest standard deviation, share of the grey range
 
 
@@ -97,7 +97,7 @@ class OptimizerConfig:
     """How the weights move: AdamW."""
 
     learning_rate: float = 1e-3  # highest, after the warm-up
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.3  # a step takes learning_rate * weight_decay of each weight
     warmup_epochs: float = 1.0  # epochs, fractions allowed
     schedule: str = "cosine"  # cosine | constant, after the warm-up
     gradient_clip: float = 0.0  # highest gradient norm; 0: off

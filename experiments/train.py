@@ -46,6 +46,8 @@ def main(words: list[str] | None = None) -> int:
     from experiments.runs import RunError
 
     try:
+        if Path(config.run.root).is_file():
+            raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
         data = build_data(config)
         resolve(config, data)
         data.prepare_data()

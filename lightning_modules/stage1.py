@@ -52,7 +52,7 @@ class Stage1Classifier(LightningModule):
         dropout: float = 0.0,
         width: float = 1.0,
         learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.3,
         warmup_epochs: float = 1.0,
         schedule: str = "cosine",
     ) -> None:

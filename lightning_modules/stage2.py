@@ -60,7 +60,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         dropout: float = 0.0,
         width: float = 1.0,
         learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.3,
         warmup_epochs: float = 1.0,
         schedule: str = "cosine",
         omega: float = 10.0,
