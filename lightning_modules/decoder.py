@@ -23,28 +23,28 @@ class Decoder(nn.Module):
     encoder's features and joins the two by a 3x3 convolution.
 
     Args:
-        channels: Channels of the encoder's features at strides 2, 4, 8 and 16
-            (:attr:`Encoder.channels`). The first are not used.
+        channels: Channels of the encoder's features at strides 4, 8 and 16
+            (:attr:`Encoder.channels`).
 
     Raises:
-        ValueError: If there are not four of them.
+        ValueError: If there are not three of them.
 
     Example:
         >>> import torch
-        >>> decoder = Decoder((32, 64, 128, 128)).eval()
-        >>> pyramid = [torch.rand(1, c, s, s) for c, s in ((32, 32), (64, 16), (128, 8), (128, 4))]
+        >>> decoder = Decoder((64, 128, 128)).eval()
+        >>> pyramid = [torch.rand(1, c, s, s) for c, s in ((64, 16), (128, 8), (128, 4))]
         >>> decoder(pyramid).shape
         torch.Size([1, 1, 64, 64])
     """
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
-        if len(channels) != 4:
+        if len(channels) != 3:
             raise ValueError(
                 f"the decoder got {len(channels)} channel counts {tuple(channels)}: it needs those "
-                "of the four features at strides 2, 4, 8 and 16"
+                "of the three features at strides 4, 8 and 16"
             )
-        coarse_to_fine = channels[:0:-1]
+        coarse_to_fine = channels[::-1]
         self.top = _block(coarse_to_fine[0], _WIDTHS[0], kernel_size=1)
         self.reduce = nn.ModuleList()
         self.lateral = nn.ModuleList()
@@ -69,12 +69,12 @@ class Decoder(nn.Module):
         """Draw the lesion map.
 
         Args:
-            pyramid: Features ``(B, C_i, H / s, W / s)`` at strides s = 2, 4, 8 and 16.
+            pyramid: Features ``(B, C_i, H / s, W / s)`` at strides s = 4, 8 and 16.
 
         Returns:
             float32 ``(B, 1, H, W)`` in [0, 1], at the size of the image.
         """
-        _, fine, middle, coarse = pyramid
+        fine, middle, coarse = pyramid
         x = self.top(coarse)
         steps = zip(self.reduce, self.lateral, self.join, (middle, fine), strict=True)
         for reduce, lateral, join, features in steps:

@@ -85,5 +85,5 @@ def test_learns_where_a_bright_square_is():
 
 
 def test_other_pyramids_are_refused():
-    with pytest.raises(ValueError, match="got 3 channel counts .* strides 2, 4, 8 and 16"):
-        Decoder((32, 64, 128))
+    with pytest.raises(ValueError, match="got 4 channel counts .* strides 4, 8 and 16"):
+        Decoder((32, 64, 128, 128))

@@ -146,7 +146,7 @@ def test_the_masked_pass_leaves_the_running_statistics_alone(module):
 def test_the_masked_pass_may_move_the_running_statistics():
     module = Stage2GuidedAttention(width=WIDTH, mask_statistics=True).train()
     module.losses(small_batch())
-    assert module.encoder.stem[1].num_batches_tracked == 2
+    assert module.encoder.stem[2].num_batches_tracked == 2
 
 
 def test_untracked_statistics_are_tracked_again_after_an_error():
