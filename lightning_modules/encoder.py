@@ -4,9 +4,9 @@ Counting rule (the usual one of the ResNet paper, He et al. 2016): convolutions 
 and the fully connected layer count, projections of shortcuts do not. One 7x7 stem, seven
 bottleneck blocks of three convolutions and the classifier's FC layer make 1 + 7 * 3 + 1 = 23.
 
-The layout 2-2-3 and its widths are ours, the paper gives neither. They were chosen for capacity
-per second on a processor: the blocks at stride 4 cost most (80 x 80 positions at 320 px) and stay
-narrow, so most of the weights sit at stride 16, where CAM reads. All default widths are multiples
+The layout 1-2-4 and its widths are ours, the paper gives neither. They were chosen for capacity
+per second on a processor: a block at stride 4 costs most (80 x 80 positions at 320 px), so there is
+one, and most of the weights sit at stride 16, where CAM reads. All default widths are multiples
 of 32, which is what vectorised bf16 convolutions fill without padding.
 """
 
@@ -24,7 +24,7 @@ OUT_CHANNELS = 128
 
 _STEM_WIDTH = 32
 # (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
-_STAGES = ((2, 32, 64, 1), (2, 64, 128, 2), (3, 128, OUT_CHANNELS, 2))
+_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, OUT_CHANNELS, 2))
 
 
 class Encoder(nn.Module):
