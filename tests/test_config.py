@@ -68,7 +68,7 @@ def test_values_from_the_command_line():
     assert config.augmentation.enabled is False
     assert config.loss.alpha == 1
     assert config.trainer["devices"] == 2
-    assert config.trainer["max_epochs"] == 20  # the others stay
+    assert config.trainer["max_epochs"] == 24  # the stage's own stays
     assert config.trainer["limit_train_batches"] == 0.5
     assert config.logger.wandb_images is None
 
