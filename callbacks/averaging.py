@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class AveragedWeights(WeightAveraging):
     Must stand behind all callbacks that look at the network when validation ends.
 
     Args:
-        epochs: time constant of the average in epochs; shorter at the very beginning.
+        epochs: time constant of the average in epochs; at first a ninth of the steps so far.
 
     Raises:
         ValueError: ``epochs`` is not positive.
@@ -42,7 +43,7 @@ class AveragedWeights(WeightAveraging):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn how long an epoch is; go where the network has gone."""
-        steps = int(trainer.estimated_stepping_batches) / max(1, trainer.max_epochs or 1)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         self._horizon = max(1.0, self.epochs * steps)
         assert self._average_model is not None, "setup() made it"
         self._average_model.to(pl_module.device)
@@ -70,7 +71,8 @@ class AveragedWeights(WeightAveraging):
         found = {
             name: buffer.clone()
             for name, buffer in pl_module.named_buffers()
-            if not torch.equal(buffer, self._buffers[name])
+            # DDP sends the first rank's BatchNorm statistics around in validation, too.
+            if not torch.equal(buffer, self._buffers[name]) and "running_" not in name
         }
         self._swap_models(pl_module)
         for name, value in found.items():

@@ -47,6 +47,7 @@ class RunCheckpoints(Checkpoint):
         self.metrics: dict[str, float] = {}
         self._random_state: torch.Tensor | None = None
         self._saved_at = time.monotonic()
+        self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """What "best" means so far, and the figures of the last whole epoch."""
@@ -83,8 +84,16 @@ class RunCheckpoints(Checkpoint):
         if batch_idx + 1 < trainer.num_training_batches and self._is_due(trainer):
             self._save(trainer, "last.ckpt")
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that the figures are of this epoch, and not of an earlier one."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last, and the best if this epoch's validation is it."""
+        if not self._validated:
+            self._save(trainer, "last.ckpt")
+            return
+        self._validated = False
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         score = self.metrics.get(self.monitor, float("nan"))
         if round(score, DECIMALS) >= round(self.best, DECIMALS):

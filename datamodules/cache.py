@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
 FORMAT = 1
 # Images that could not be read, with the reason and what they looked like then.
-LEFT_OUT = "left_out.csv"
+UNREADABLE = "unreadable.csv"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _stamp(path: Path) -> str:
 def _repaired(folder: Path, root: Path) -> bool:
     """Whether an image that was left out has changed since."""
     try:
-        left_out = pd.read_csv(folder / LEFT_OUT, dtype=str)
+        left_out = pd.read_csv(folder / UNREADABLE, dtype=str)
     except FileNotFoundError:
         return False
     return any(
@@ -316,9 +316,9 @@ def _report_unreadable(
             stamp=[_stamp(root / path) for path in table.iloc[bad]["path"]],
             reason=[errors[row] for row in bad],
         )
-        left_out.to_csv(folder / LEFT_OUT, index=False)
+        left_out.to_csv(folder / UNREADABLE, index=False)
         log.warning(
-            "%d of %d images cannot be read and are left out (left_out.csv in the cache):\n  %s",
+            "%d of %d images cannot be read and are left out (unreadable.csv in the cache):\n  %s",
             len(errors),
             len(table),
             shown,

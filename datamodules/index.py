@@ -8,7 +8,7 @@ label          int      1 = abnormal, 0 = normal
 patient        str      whoever the image is of; splits never cut a patient
 study          str      one visit of one patient; views of a study share it
 body_part      str      lower case, ``hand``; several joined by ``+``
-split          str      ``train``, ``val`` or ``test``
+split          str      ``train``, ``val`` or ``test`` (``left_out`` of training: cross-fitting)
 lesion_mask    str      absolute path of a PNG mask in the upright original frame, "" = none
 lesion_type    str      "" = unknown
 hardware       int      1 = plates, nails, wires seen; 0 = none; -1 = unknown

@@ -168,8 +168,8 @@ class RadiographDataModule(LightningDataModule):
         shown[self.lesion_rows] = True
         if len(self.lesion_rows) and not (masked & (rows["split"] != "train")).any():
             log.warning(
-                "all %d lesion masks lie in train: they train, and no map can be judged; with "
-                "lesions.folds=5 a fifth of them is left out to judge",
+                "all %d lesion masks lie in train: no map can be judged; with lesions.folds=5 a "
+                "fifth of the lesion subset is left out to judge",
                 masked.sum(),
             )
         self._shows_lesion = shown

@@ -102,7 +102,9 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
     return stage_class(config.stage)(**arguments)
 
 
-def start_from(module: LightningModule, config: Config) -> None:
+def start_from(
+    module: LightningModule, config: Config, data: RadiographDataModule | None = None
+) -> None:
     """Give ``module`` the encoder and the FC layer of ``model.init_from``, an earlier stage's run.
 
     A directory stands for its best checkpoint. Everything else of ``module`` stays as initialised.
@@ -120,6 +122,8 @@ def start_from(module: LightningModule, config: Config) -> None:
         folder, checkpoint = find_checkpoint(path)
         check_same_data(read_plain(folder / "config.yaml"), to_plain(config), folder)
         content = load_checkpoint(checkpoint)
+        if config.lesions.folds and data is not None:
+            check_same_fold(content, config, data, folder)
         earlier = list(STAGES)[: list(STAGES).index(config.stage)]
         if content.get("stage") not in earlier:
             remedy = f"give one of {' or '.join(earlier)}" if earlier else "leave it out"
@@ -142,12 +146,19 @@ def check_same_data(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
                 f"{folder} was trained with data.{key}={was}, this run has data.{key}={now}: its "
                 "train images may be val or test images here; start from a run on the same data"
             )
-    fold = {key: ours["lesions"][key] for key in ("count", "folds", "fold")}
-    if fold["folds"] and fold != {key: theirs.get("lesions", {}).get(key) for key in fold}:
+
+
+def check_same_fold(
+    content: dict[str, Any], config: Config, data: RadiographDataModule, folder: Path
+) -> None:
+    """Raise a RunError unless the run in ``folder`` left out the images that judge this one."""
+    # One mask more deals all folds anew: only the very same splits are safe.
+    trained_on = content[type(data).__qualname__]["index_hash"]
+    if trained_on != data.index_hash:
         raise RunError(
-            f"{folder} did not leave out fold {fold['fold']} of {fold['folds']}: it was trained on "
-            "images that judge this run; start from a run with the same lesions.count, "
-            "lesions.folds and lesions.fold"
+            f"{folder} did not leave out fold {config.lesions.fold} of {config.lesions.folds} of "
+            "these masks: it was trained on images that judge this run; start from a run with the "
+            "same lesions.* and data.limit"
         )
 
 

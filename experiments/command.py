@@ -1,4 +1,4 @@
-"""How every command here begins and ends: missing packages, Ctrl-C, SIGTERM."""
+"""How every command here begins and ends: missing packages, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print(f"\n{STOPPED}", file=sys.stderr)
+        print("\nstopped; nothing is lost, the same command goes on", file=sys.stderr)
         return BY_CTRL_C
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in OURS:

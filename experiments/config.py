@@ -200,6 +200,12 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
             fail("loss.classification", "only stage3 can train on lesion masks alone")
         if config.attention.source == "fcn":
             fail("attention.source", "only stage3 has an FCN")
+        if config.loss.normal_masks:
+            fail("loss.normal_masks", "only stage3 learns from masks")
+    if config.loss.lambda_attention and (
+        config.stage != "stage3" or not config.loss.classification
+    ):
+        fail("loss.lambda_attention", "only stage3 with loss.classification has L4")
     for key, name in (("data.name", config.data.name), ("run.name", config.run.name)):
         if name is not None and (not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name[0] == "."):
             fail(key, "is a folder's name: no '/', '\\' or leading '.'; use run.root for a path")

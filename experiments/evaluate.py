@@ -1,4 +1,6 @@
-"""Judge runs: ``python -m experiments.evaluate RUN_DIR... [--split test|val] [key=value ...]``.
+"""Judge runs: ``python -m experiments.evaluate RUN_DIR... [--split SPLIT] [key=value ...]``.
+
+SPLIT is test (unless told), val, or left_out: what cross-fitting kept out of training.
 
 Each image of the split is seen once, by the best checkpoint, in float32, in one process. Writes
 ``evaluation/<split>/images.csv`` (a row an image) and ``summary.json`` into the run directory and

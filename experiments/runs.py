@@ -29,7 +29,7 @@ def open_run(folder: Path, config: Config) -> None:
         RunError: another configuration lives here (the difference is listed).
     """
     saved = folder / "config.yaml"
-    trained = (folder / "checkpoints" / "last.ckpt").is_file()
+    trained = any((folder / "checkpoints").glob("*.ckpt"))
     if trained and not saved.is_file():
         raise RunError(
             f"{folder} holds checkpoints but no config.yaml: what they were trained with is not "
@@ -98,6 +98,16 @@ def _load(checkpoint: Path, remedy: str) -> dict[str, Any]:
         return load_checkpoint(checkpoint)
     except ValueError as error:
         raise RunError(f"{error}{remedy}") from error
+
+
+def check_network(module: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a RunError unless the checkpoint's weights are of ``module``'s names and shapes."""
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
+        raise RunError(
+            f"{path} was written by another version of this project, with another network; finish "
+            "the run with that version, or choose another run.name"
+        )
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 STAGE is stage1, stage2, stage3 or a YAML file. The same command again resumes an unfinished run and
 says that a finished one is finished. ``--data-only`` prepares the data and stops. Exit status: 0
-done, 2 the request cannot be carried out.
+done, 2 the request cannot be carried out, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import BY_SIGTERM, STOPPED, run
+from experiments.command import BY_CTRL_C, BY_SIGTERM, STOPPED, run
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from experiments.config import Config
@@ -93,12 +93,15 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     """Train in a run directory that is this process's own."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.utilities.exceptions import (
+        MisconfigurationException,
+        SIGTERMException,
+    )
 
     from experiments.build import build_module, start_from
     from experiments.config import ConfigError
     from experiments.hardware import choose_device, choose_precision
-    from experiments.runs import RunError, epochs_done, resume_point
+    from experiments.runs import RunError, check_network, epochs_done, resume_point
     from experiments.wandb_run import close_wandb
 
     resume, checkpoint = resume_point(folder)
@@ -141,23 +144,29 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
     trainer.loggers = build_loggers(config, folder, done, last)
     module = build_module(config, data).to(memory_format=torch.channels_last)
-    if config.model.init_from and not resume:
-        start_from(module, config)
+    if resume:
+        check_network(module, checkpoint, resume)
+    elif config.model.init_from:
+        start_from(module, config, data)
     if trainer.is_global_zero:
         print(describe_start(config, data, trainer, module, folder, resume, checkpoint))
-    started = time.monotonic()
+    started, failed = time.monotonic(), True
     try:
         trainer.fit(
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
-    except SystemExit:
-        # Lightning ends a run that got SIGTERM; in silence, and as if it had been finished.
-        if not trainer.received_sigterm:
-            raise
-        print(f"SIGTERM: {STOPPED}", file=sys.stderr)
+        failed = False
+    except SIGTERMException:
+        # Lightning leaves in silence, and with the status of a run that was finished.
+        if trainer.is_global_zero:
+            print(f"SIGTERM: {STOPPED}", file=sys.stderr)
         return BY_SIGTERM
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        return BY_CTRL_C
     finally:
-        close_wandb()
+        close_wandb(failed)
     if trainer.is_global_zero:
         print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
         print_results(config, folder)
@@ -165,7 +174,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
 
 
 def build_callbacks(config: Config, folder: Path) -> list[Any]:
-    """Confidence (from stage 2 on), checkpoints, panels and progress of a run."""
+    """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
     from callbacks import AveragedWeights, Confidence, EpochProgress, MapPanels, RunCheckpoints
 
     guided = config.stage != "stage1" and config.loss.classification
@@ -212,10 +221,10 @@ def describe_data(data: Any) -> str:
     from datamodules.index import summarise
 
     lines = [summarise(data.table, data.patients_are)]
-    left_out = data.cache_folder / "left_out.csv"
-    if left_out.is_file():
-        count = len(left_out.read_text().strip().splitlines()) - 1
-        lines.append(f"unreadable and left out: about {count}, see {left_out}")
+    unreadable = data.cache_folder / "unreadable.csv"
+    if unreadable.is_file():
+        count = len(unreadable.read_text().strip().splitlines()) - 1
+        lines.append(f"unreadable and not used: about {count}, see {unreadable}")
     if data.split == "image":
         lines.append("SPLIT BY IMAGE: patients leak into test, figures are too good")
     return "\n".join(lines)
@@ -266,7 +275,9 @@ def print_results(config: Config, folder: Path) -> None:
     from experiments.runs import best_row
 
     row = best_row(folder, monitor(config))
-    names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
+    names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class
+    if config.loss.classification:
+        names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
     shown = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
     print(f"best epoch {int(row['epoch']) + 1} on val:  {shown}" if row else "no figures on val")
     best = folder / "checkpoints" / "best.ckpt"

@@ -85,8 +85,8 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     return WandbLogger(experiment=run, save_dir=str(folder))
 
 
-def close_wandb() -> None:
-    """Write out and close this process's W&B run, as failed where an error is under way."""
+def close_wandb(failed: bool) -> None:
+    """Write out and close this process's W&B run."""
     wandb = sys.modules.get("wandb")
     if wandb is not None:
-        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+        wandb.finish(exit_code=int(failed))

@@ -24,7 +24,7 @@ def trained(steps, epochs=2.0, steps_per_epoch=5):
     """A network whose weight and statistic are the number of the step, and its callback."""
     network, callback = Network(), AveragedWeights(epochs)
     trainer = SimpleNamespace(
-        estimated_stepping_batches=steps_per_epoch * 10, max_epochs=10, global_step=0
+        num_training_batches=steps_per_epoch, accumulate_grad_batches=1, global_step=0
     )
     callback.setup(trainer, network, "fit")
     callback.on_train_start(trainer, network)

@@ -113,7 +113,7 @@ def test_unreadable_images_are_all_named(source: tuple[Path, pd.DataFrame], tmp_
     assert opened.table["path"].tolist() == ["0.png", "2.png", "3.png", "5.png"]
     assert (opened.image(2) == RECIPE.apply(cv2.imread(str(root / "3.png"), 0))[0]).all()
     assert opened.mask(2) is not None
-    assert pd.read_csv(folder / "left_out.csv")["path"].tolist() == ["1.png", "4.png"]
+    assert pd.read_csv(folder / "unreadable.csv")["path"].tolist() == ["1.png", "4.png"]
 
 
 def test_a_repaired_image_is_looked_at_again(

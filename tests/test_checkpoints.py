@@ -11,6 +11,7 @@ class Trainer(SimpleNamespace):
     """Writes its epoch instead of a checkpoint."""
 
     is_global_zero = True
+    sanity_checking = False
     strategy = SimpleNamespace(barrier=lambda name: None)
 
     def save_checkpoint(self, path, weights_only):
@@ -38,6 +39,18 @@ def test_best_is_the_latest_of_the_highest_scores(tmp_path, scores, best):
             checkpoints = RunCheckpoints(tmp_path)
             checkpoints.load_state_dict(state)
         trainer = Trainer(epoch=epoch, callback_metrics={"val/auroc": score})
+        checkpoints.on_validation_end(trainer, None)
         checkpoints.on_train_epoch_end(trainer, None)
     assert (tmp_path / "best.ckpt").read_text() == str(best)
     assert (tmp_path / "last.ckpt").read_text() == str(len(scores) - 1)
+
+
+def test_an_epoch_without_validation_is_never_best(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path)
+    for epoch in range(4):
+        trainer = Trainer(epoch=epoch, callback_metrics={"val/auroc": 0.9})
+        if epoch in (0, 2):
+            checkpoints.on_validation_end(trainer, None)
+        checkpoints.on_train_epoch_end(trainer, None)
+    assert (tmp_path / "best.ckpt").read_text() == "2"
+    assert (tmp_path / "last.ckpt").read_text() == "3"

@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from callbacks.checkpoints import load_checkpoint
 from experiments import command, evaluate, train
 from tests.runs import run_folder, tiny_words
 
@@ -60,14 +62,24 @@ def test_sigterm_ends_with_a_line_and_its_own_status(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_starting_leaves_no_traceback(tiny, tmp_path):
-    process = start("stage1", f"run.root={tmp_path}", *tiny)
-    time.sleep(2.0)
+def test_ctrl_c_in_training_has_its_own_status(tiny, tmp_path):
+    process = start("stage1", f"run.root={tmp_path}", *tiny, "trainer.max_epochs=500")
+    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    told, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    assert "stopped; the same command goes on" in errors
+    assert "stopped; the same command goes on from the last save" in told
+
+
+def test_ctrl_c_while_starting_leaves_no_traceback(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert command.run(main) == 130
+    assert "stopped; nothing is lost, the same command goes on" in capsys.readouterr().err
 
 
 def test_missing_packages_are_said(capsys):
@@ -98,23 +110,19 @@ def test_an_empty_last_checkpoint_is_said(tiny, run, capsys):
 
 
 @pytest.mark.slow
-def test_a_lost_last_checkpoint_does_not_start_over(tiny, run, capsys):
-    before = (run / "checkpoints" / "best.ckpt").read_bytes()
-    (run / "checkpoints" / "last.ckpt").unlink()
-    epoch = train_epoch(run)
-    status = again(tiny, run)
-    if epoch == 0:  # the first epoch's best alone: a kill between two saves
-        assert status == 0
-    else:
-        assert status == 2
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_lost_last_checkpoint_does_not_start_over(tiny, run, capsys, epoch):
+    """Unless the best is the first epoch's: a kill between its two saves."""
+    best = run / "checkpoints" / "best.ckpt"
+    torch.save({**load_checkpoint(best), "epoch": epoch}, best)
+    before = best.read_bytes()
+    best.with_name("last.ckpt").unlink()
+    assert again(tiny, run, "optimizer.learning_rate=0.5") == 2
+    assert "holds a run of another configuration" in capsys.readouterr().err
+    assert again(tiny, run) == (0 if epoch == 0 else 2)
+    if epoch:
         assert "last.ckpt is lost, and training would start over" in capsys.readouterr().err
-        assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
-
-
-def train_epoch(run):
-    from callbacks.checkpoints import load_checkpoint
-
-    return load_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
+        assert best.read_bytes() == before
 
 
 @pytest.mark.slow

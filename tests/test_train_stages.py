@@ -12,7 +12,7 @@ import torch
 from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
 from experiments import evaluate, train
-from experiments.build import start_from
+from experiments.build import check_same_fold, start_from
 from experiments.config import load_config, save_config
 from experiments.runs import RunError
 from lightning_modules import STAGES
@@ -110,6 +110,21 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path):
     assert "Confidence" not in best["callbacks"]
     score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
     assert score["best"] == pytest.approx(table["val/fcn/pixel_ap"][0])
+
+
+@pytest.mark.slow
+def test_cross_fitting_judges_what_was_left_out(finished, tiny, tmp_path, capsys):
+    words = ["lesions.folds=3", "lesions.fold=1", "loss.lambda_attention=1", *words_of("stage3")]
+    words += [*tiny, "trainer.max_epochs=1", "optimizer.average_epochs=0"]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
+    run = run_folder(tmp_path, "stage3", f"{NAMES['stage3']}-fold1")
+    assert pd.read_csv(run / "metrics.csv")["train/l4"][0] > 0
+    assert "current_model_state" not in load_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert evaluate.main([str(run), "--split", "left_out"]) == 0
+    summary = json.loads((run / "evaluation" / "left_out" / "summary.json").read_text())
+    assert summary["lesions"] > 0
+    assert evaluate.main([str(finished["stage1"]), "--split", "left_out"]) == 2
+    assert "left no image out of training" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -222,13 +237,17 @@ def test_a_run_on_other_data_is_refused(tmp_path, word):
         start("stage2", tmp_path / "run")
 
 
+class Data:
+    """Of a data module what counts here."""
+
+    index_hash = "mine"
+
+
 def test_a_start_must_have_left_out_the_same_fold(tmp_path):
-    words = ["lesions.folds=3", "lesions.fold=1"]
-    write_run(tmp_path / "same", words=words)
-    start("stage3", tmp_path / "same", *words)
-    write_run(tmp_path / "whole")
+    config = load_config("stage3", ["lesions.folds=3", "lesions.fold=1"])
+    check_same_fold({"Data": {"index_hash": "mine"}}, config, Data(), tmp_path)
     with pytest.raises(RunError, match="did not leave out fold 1 of 3"):
-        start("stage3", tmp_path / "whole", *words)
+        check_same_fold({"Data": {"index_hash": "other"}}, config, Data(), tmp_path)
 
 
 def test_the_phantoms_count_matters_to_the_phantom_only(tmp_path):
