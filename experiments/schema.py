@@ -76,9 +76,7 @@ class LossConfig:
     alpha: float | int | str = "accuracy"  # accuracy | balanced_accuracy | fixed number, 0 to 1
     lambda_lesion: float = 1.0  # weight of the lesion term L3
     classification: bool = True  # false: the lesion masks alone train (stage 3)
-    lambda_attention: float = (
-        0.0  # weight of L4, PCAM's distance from attention.target (stage 3; ours)
-    )
+    lambda_attention: float = 0.0  # weight of L4, PCAM against its target (stage 3; ours)
     normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
 
 
@@ -131,9 +129,8 @@ class RunConfig:
     """Where results lie: ``<root>/<data.name>/<stage>/<name>/``."""
 
     root: str = "runs"
-    name: str | None = (
-        None  # null: seed<seed>, in stage 3 lambda<loss.lambda_lesion>-seed<seed>; -fold<n>
-    )
+    # null: seed<seed>, in stage 3 lambda<loss.lambda_lesion>-seed<seed>; with folds -fold<n> more
+    name: str | None = None
 
 
 @dataclass
