@@ -1,7 +1,7 @@
 # Every target prints the command that it runs, so that it can be copied and changed.
 #   make stage1 stage2 stage3                             the whole paper on the embedded phantom
 #   make stage1 DATA=mura ROOT=/data/MURA-v1.1            on real radiographs
-#   make stage1 ARGS="seed=1 trainer.max_epochs=40"       with other settings (experiments/schema.py)
+#   make stage1 ARGS="seed=1 trainer.max_epochs=60"       with other settings (experiments/schema.py)
 #   make stage1 PYTHON=python                             in an environment of your own, no .venv made
 
 SHELL := bash

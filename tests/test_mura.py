@@ -109,7 +109,7 @@ def test_rows_of_macos_files_are_left_out_with_a_notice(mura, caplog):
     row = "MURA-v1.1/train/XR_HAND/patient00001/study1_positive/"
     csv.write_text(csv.read_text() + f"{row}._image1.png\n")
     assert len(read_mura_tree(mura)) == 10
-    assert "1 rows name ._* files" in caplog.text
+    assert "rows that name ._* files (macOS leftovers), left out: 1" in caplog.text
 
 
 def test_a_labelled_study_without_image_is_announced(mura, caplog):
