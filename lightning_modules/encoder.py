@@ -52,8 +52,8 @@ class Encoder(nn.Module):
         if not width > 0:
             raise ValueError(f"model.width is {width}: it must be greater than 0 (default 1.0)")
         stem_width = _scaled(_STEM_WIDTH, width)
-        # The maximum is taken before BatchNorm and ReLU, which then work on a quarter of the
-        # positions: a step is 9 % faster, and a ReLU after a maximum is the maximum of ReLUs.
+        # The maximum is taken before BatchNorm and ReLU, unlike in the usual ResNet: memory-bound
+        # both, they then work on a quarter of the positions.
         self.stem = nn.Sequential(
             nn.Conv2d(1, stem_width, kernel_size=7, stride=2, padding=3, bias=False),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
