@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,9 +208,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or holds more than tensors and plain values.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
-        reason = "the file is empty" if not path.stat().st_size else type(error).__name__
+        told = str(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = "the file is empty" if not path.stat().st_size else told
         raise ValueError(f"{path} is no whole checkpoint of this project ({reason})") from error
