@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike as Column
 
 from experiments.statistics import Figure
-
-Column = Sequence[float] | np.ndarray
 
 OVERLAPS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
@@ -105,10 +104,10 @@ def kappa(decision: Column, label: Column) -> Figure:
 def calibration_error(probability: Column, label: Column, bins: int = 15) -> Figure:
     """Expected calibration error of the probability of abnormal, on bins of equal width.
 
-    Naeini et al. 2015 and Guo et al. 2017 (equation 3), with the probability of abnormal in place
-    of the confidence in the decision: the weighted mean over the bins (0 to 1, the last one closed)
-    of ``|mean probability - share of abnormal|``. Few images make it too large, and resamples,
-    which repeat images, more so than the data: an interval of it lies too high.
+    Naeini et al. 2015 and Guo et al. 2017, with the probability of abnormal in place of the
+    confidence in the decision: the weighted mean over the bins (0 to 1, the last one closed) of
+    ``|mean probability - share of abnormal|``. Few images make it too large, and resamples, which
+    repeat images, more so than the data: an interval of it lies too high.
 
     Example:
         >>> import numpy as np

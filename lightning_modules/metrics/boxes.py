@@ -22,12 +22,13 @@ class MaxBoxAccuracy(CurveOverLesions):
     """MaxBoxAccV2 of the WSOL benchmark: how often a box around a claimed area fits the lesion.
 
     Choe et al. 2022, "Evaluation for weakly supervised object localization: protocol, metrics, and
-    datasets", TPAMI, section 4.1. Each map is stretched to [0, 1] by its own minimum and maximum
-    and cut down to 256 levels. Above each of the levels 0 to 254, every 8-connected area of the map
-    has a box. At an overlap d, an image is right at a level if one of these boxes has an IoU of at
-    least d with the box of one 8-connected area of the lesion mask. The accuracy is the share of
-    right images at the best level for all images, and the figure its mean over the overlaps d =
-    0.3, 0.5 and 0.7. The level is the best for these very masks: an upper bound.
+    datasets", arXiv 2007.04178, and its code (clovaai/wsolevaluation, evaluation.py). Each map is
+    stretched to [0, 1] by its own minimum and maximum and cut down to 256 levels. Above each of the
+    levels 0 to 254, every 8-connected area of the map has a box. At an overlap d, an image is right
+    at a level if one of these boxes has an IoU of at least d with the box of one 8-connected area
+    of the lesion mask. The accuracy is the share of right images at the best level for all images,
+    and the figure its mean over the overlaps d = 0.3, 0.5 and 0.7. The level is the best for these
+    very masks: an upper bound.
 
     Two details differ from the published code: boxes end where the area ends (theirs are a pixel
     wider and higher), and a hole in an area is no area of its own. Which images count: see

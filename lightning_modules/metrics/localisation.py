@@ -23,10 +23,10 @@ TOLERANCE = 0.025
 class HitRate(MeanOverLesions):
     """Share of images with a lesion mask whose map peaks in the lesion, or close to it.
 
-    The pointing game (Zhang et al. 2018, "Top-down neural attention by excitation backprop", IJCV
-    126, section 4.1), which CheXlocalize calls hit rate (Saporta et al. 2022). The peak is the
-    middle of the plateau of the maximum (:func:`attention.peak`); a map of one value claims nothing
-    and misses. Which images count: see :class:`MeanOverLesions`.
+    The pointing game (Zhang et al. 2018, "Top-down neural attention by excitation backprop", IJCV),
+    which CheXlocalize calls hit rate (Saporta et al. 2022). The peak is the middle of the plateau
+    of the maximum (:func:`attention.peak`); a map of one value claims nothing and misses. Which
+    images count: see :class:`MeanOverLesions`.
 
     With a ``tolerance`` a peak also hits from outside: at most that far from the nearest pixel of
     the lesion (centre to centre), as a fraction of the image's diagonal. A fraction, because images

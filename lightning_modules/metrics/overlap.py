@@ -73,9 +73,9 @@ def dice(region: Tensor, lesion: Tensor) -> Tensor:
 def energy_in_mask(map: Tensor, lesion: Tensor) -> Tensor:
     """Share of the map's sum that lies in the lesion, without any threshold.
 
-    The proportion of the energy-based pointing game (Wang et al. 2020, Score-CAM, section 4.3),
-    with the lesion's outline where they have a box. A map that knows nothing, the same everywhere,
-    gets the lesion's share of the image (:func:`area`).
+    The proportion of the energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv
+    1910.01279), with the lesion's outline where they have a box. A map that knows nothing, the same
+    everywhere, gets the lesion's share of the image (:func:`area`).
 
     Args:
         map: ``(B, 1, H, W)``; negative values count as 0: they are no evidence for the class.
@@ -105,9 +105,9 @@ def energy_in_mask(map: Tensor, lesion: Tensor) -> Tensor:
 def otsu_threshold(map: Tensor) -> Tensor:
     """Otsu's threshold of each map: the split of its values that explains most of their variance.
 
-    Otsu 1979, "A threshold selection method from gray-level histograms", equation (18), on a
-    histogram of :data:`OTSU_BINS` equal bins between the map's own minimum and maximum: the split
-    maximises ``w0 w1 (m0 - m1)^2``; of equal ones the lowest. It knows the map alone, no mask.
+    Otsu 1979, "A threshold selection method from gray-level histograms", on a histogram of
+    :data:`OTSU_BINS` equal bins between the map's own minimum and maximum: the split maximises ``w0
+    w1 (m0 - m1)^2``; of equal ones the lowest. It knows the map alone, no mask.
 
     Args:
         map: ``(B, 1, H, W)``, any range.
