@@ -20,6 +20,10 @@ hold the spread over seeds, which three runs cannot tell: print the runs beside 
 **NaN.** A figure undefined in a resample (a class or a lesion is missing) leaves that resample out;
 ``undefined`` is the share left out. A figure undefined on the data itself is NaN, with no interval;
 that of fewer than two patients has none either. A mean over seeds is undefined where one is.
+
+**At the limit.** Where all images are right, so are all resamples: the interval has no width, which
+says nothing of how sure the figure is. Of n patients, all right, up to 3 / n may be wrong (the rule
+of three).
 """
 
 from __future__ import annotations

@@ -27,11 +27,11 @@ def mean(values: Column) -> Figure:
     """
     column = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(column)
-    kept = column[known]
+    columns = np.stack([np.where(known, column, 0.0), known], axis=1)
 
     def figure(weights: np.ndarray) -> np.ndarray:
-        drawn = weights[:, known]
-        return _ratio(drawn @ kept, drawn.sum(axis=1))
+        total, weight = (weights @ columns).T
+        return _ratio(total, weight)
 
     return figure
 
@@ -141,13 +141,15 @@ def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Fi
         >>> figure(np.ones((1, 1))).round(4)
         array([0.8333])
     """
-    size = pixels.sum(axis=1, keepdims=True, dtype=np.float64)
-    share = np.where(size > 0, 1 / np.where(size > 0, size, 1), 0.0)
-    lesion_share, pixel_share = lesion_pixels[:, ::-1] * share, pixels[:, ::-1] * share
+    counted = np.flatnonzero(pixels.any(axis=1))
+    size = pixels[counted].sum(axis=1, keepdims=True, dtype=np.float64)
+    lesion_share = lesion_pixels[counted, ::-1] / size
+    pixel_share = pixels[counted, ::-1] / size
 
     def figure(weights: np.ndarray) -> np.ndarray:
-        gain = weights @ lesion_share
-        precision = _ratio(gain.cumsum(axis=1), (weights @ pixel_share).cumsum(axis=1))
+        drawn = weights[:, counted]
+        gain = drawn @ lesion_share
+        precision = _ratio(gain.cumsum(axis=1), (drawn @ pixel_share).cumsum(axis=1))
         return _ratio((np.nan_to_num(precision) * gain).sum(axis=1), gain.sum(axis=1))
 
     return figure
