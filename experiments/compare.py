@@ -91,7 +91,13 @@ def pairs_of_runs(runs: Mapping[str, Seeds], figures: Sequence[str]) -> list[Pai
         figures: Names such as ``auroc`` or ``pcam/hit``.
     """
     return [
-        Pair(name, later, earlier, _joined(runs[later], name), _joined(runs[earlier], name))
+        Pair(
+            name,
+            _named(later, runs[later]),
+            _named(earlier, runs[earlier]),
+            _joined(runs[later], name),
+            _joined(runs[earlier], name),
+        )
         for name in figures
         for earlier, later in itertools.combinations(runs, 2)
         if _has(runs[later], name) and _has(runs[earlier], name)
@@ -112,8 +118,8 @@ def pairs_of_methods(
     return [
         Pair(
             name,
-            f"{run}'s {later}",
-            f"{run}'s {earlier}",
+            f"{METHODS.get(later, later)} of {_named(run, seeds)}",
+            f"{METHODS.get(earlier, earlier)} of {_named(run, seeds)}",
             _joined(seeds, f"{later}/{name}"),
             _joined(seeds, f"{earlier}/{name}"),
         )
@@ -234,6 +240,10 @@ def say(figure: str) -> str:
 
 def _has(seeds: Seeds, name: str) -> bool:
     return bool(seeds) and all(name in figures for figures in seeds)
+
+
+def _named(run: str, seeds: Seeds) -> str:
+    return f"{run} (mean of {len(seeds)} seeds)" if len(seeds) > 1 else run
 
 
 def _joined(seeds: Seeds, name: str) -> Figure:

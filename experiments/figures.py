@@ -59,7 +59,10 @@ def read_images(path: Path) -> pd.DataFrame:
         ValueError: If it is no table of images, or holds an image twice.
     """
     names = ("path", "patient", "study", "body_part", "lesion_type")
-    table = pd.read_csv(path, dtype=dict.fromkeys(names, str))
+    # Only an empty field is missing: a patient may be called NA.
+    table = pd.read_csv(
+        path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""]
+    )
     lacking = [name for name in names if name not in table.columns]
     if lacking:
         raise ValueError(f"{path} lacks the column {lacking[0]!r}: it is no table of images")
@@ -76,7 +79,7 @@ def fit(val: pd.DataFrame) -> Fitted:
     less extreme than one of them. Where val has one class only, they are 0.5 and the temperature 1.
 
     Raises:
-        ValueError: If a column is missing, or a study spans patients.
+        ValueError: If a column or probability is missing, or a study spans patients.
     """
     views, joined = _checked(val), studies(val)
     thresholds = [youden(rows["probability"], rows["label"]) for rows in (views, joined)]
@@ -196,7 +199,7 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
         ``first``, the position of the study's first view.
 
     Raises:
-        ValueError: If a column is missing, or a study spans patients.
+        ValueError: If a column or probability is missing, or a study spans patients.
     """
     rows = _checked(table)
     views = rows.assign(first=np.arange(len(rows))).groupby("study", sort=False)
@@ -231,7 +234,7 @@ def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
         fitted: Of :func:`fit`, from val.
 
     Raises:
-        ValueError: If a column is missing, or a study spans patients.
+        ValueError: If a column or probability is missing, or a study spans patients.
     """
     views = _checked(table)
     figures = _by_units(views, fitted.threshold, np.arange(len(views)), "")
@@ -282,6 +285,9 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             f"the table lacks the column {lacking[0]!r}"
             + (": this run has no classifier" if lacking == ["probability"] else "")
         )
+    known = table["probability"].between(0, 1)
+    if not known.all():
+        raise ValueError(f"{table['path'][~known].iloc[0]} has no probability in [0, 1]")
     return table
 
 

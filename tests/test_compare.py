@@ -48,16 +48,16 @@ def test_later_runs_are_compared_with_earlier_ones_where_both_have_the_figure():
         for pair in pairs_of_runs(RUNS, ["pcam/hit", "auroc", "fcn/hit"])
     ]
     assert found == [
-        ("pcam/hit", "stage2", "stage1"),
-        ("pcam/hit", "stage3", "stage1"),
+        ("pcam/hit", "stage2", "stage1 (mean of 3 seeds)"),
+        ("pcam/hit", "stage3", "stage1 (mean of 3 seeds)"),
         ("pcam/hit", "stage3", "stage2"),
-        ("auroc", "stage2", "stage1"),
+        ("auroc", "stage2", "stage1 (mean of 3 seeds)"),
     ]
     methods = pairs_of_methods("stage3", RUNS["stage3"], ["cam", "pcam", "fcn"], ["hit", "iou"])
     assert [(pair.first, pair.second) for pair in methods] == [
-        ("stage3's pcam", "stage3's cam"),
-        ("stage3's fcn", "stage3's cam"),
-        ("stage3's fcn", "stage3's pcam"),
+        ("PCAM of stage3", "CAM of stage3"),
+        ("the FCN of stage3", "CAM of stage3"),
+        ("the FCN of stage3", "PCAM of stage3"),
     ]
 
 
@@ -82,18 +82,19 @@ def test_a_sentence_claims_only_what_is_shown():
     row = found.iloc[0]
     assert said[0] == (
         "On 200 test images of 100 patients (100 with a lesion mask, 100 patients), PCAM's hit "
-        f"rate is {row.difference:.3f} higher for stage2 than for stage1 ({row.first_value:.3f} "
-        f"against {row.second_value:.3f}; 95 % interval of the difference {row.low:+.3f} to "
-        f"{row.high:+.3f}, p = 0.016, Holm-corrected for 4 comparisons)."
+        f"rate is {row.difference:.3f} higher for stage2 than for stage1 (mean of 3 seeds) "
+        f"({row.first_value:.3f} against {row.second_value:.3f}; 95 % "
+        f"interval of the difference {row.low:+.3f} to {row.high:+.3f}, p = 0.016, "
+        "Holm-corrected for 4 comparisons)."
     )
     assert "no difference in PCAM's hit rate is shown between stage3 and stage2" in said[2]
-    assert "no difference in AUROC is shown between stage2 and stage1" in said[3]
+    assert "no difference in AUROC is shown between stage2 and stage1 (mean" in said[3]
 
 
 def test_a_worse_run_is_called_worse():
     worse = {"a": RUNS["stage2"], "b": RUNS["stage1"]}
     said = sentences(compare(pairs_of_runs(worse, ["pcam/hit"]), WEIGHTS), "There")
-    assert "lower for b than for a" in said[0]
+    assert "lower for b (mean of 3 seeds) than for a (" in said[0]
     assert "Holm" not in said[0]  # one comparison needs no correction
 
 

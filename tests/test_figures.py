@@ -233,7 +233,7 @@ def test_scaling_mends_an_overconfident_network():
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
-    table = draw()
+    table = draw().replace({"patient": {"003": "NA"}})
     table.to_csv(tmp_path / "images.csv", index=False)
     read = read_images(tmp_path / "images.csv")
     assert read.patient.tolist() == table.patient.tolist()  # 007 is no number
@@ -245,6 +245,8 @@ def test_tables_without_what_is_needed_are_refused(tmp_path):
     table = draw()
     with pytest.raises(ValueError, match="lacks the column 'probability': this run has no class"):
         classification(table.drop(columns="probability"), Fitted(0.5, 0.5, 1.0))
+    with pytest.raises(ValueError, match=f"{table.path[7]} has no probability in"):
+        classification(table.assign(probability=[0.5] * 7 + [math.nan] * 83), Fitted(0.5, 0.5, 1))
     table.drop(columns="study").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match="a.csv lacks the column 'study'"):
         read_images(tmp_path / "a.csv")

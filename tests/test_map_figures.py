@@ -135,6 +135,13 @@ def test_normal_images_count_where_something_is_shown():
     assert figures["m/shown_abnormal"](ones)[0] == 1
 
 
+def test_a_peak_is_near_up_to_the_tolerance():
+    distance = [0.0, TOLERANCE, TOLERANCE + 1e-6, math.inf, math.nan]
+    table = pd.DataFrame({"m_hit": [1, 0, 0, 0, math.nan], "m_distance": distance})
+    near = localisation(table, "m")["m/hit_near"]
+    assert near(np.ones((1, 5)))[0] == 2 / 4
+
+
 def test_todays_columns_give_the_hit_rate_alone():
     _, table, _ = judged()
     found = localisation(table[["path", "patient", "body_part", "lesion_type", "m_hit"]], "m")

@@ -194,12 +194,23 @@ def test_best_threshold_is_one_for_all_images():
     assert all(math.isnan(value) for value in overlap.best_threshold(curves[:0]))
 
 
+def test_no_best_threshold_claims_dark_maps():
+    dark = torch.zeros(2, 1, 3, 3)
+    mask = torch.eye(3).expand(2, 1, 3, 3)
+    curves = overlap.iou_curve(*overlap.level_counts(dark, mask))
+    assert curves[:, 0].tolist() == pytest.approx([1 / 3] * 2)
+    assert overlap.best_threshold(curves) == (pytest.approx(1 / 255), 0.0)
+    bound = UpperBoundIoU()
+    bound.update(dark, mask, torch.arange(2), torch.ones(2, dtype=torch.bool))
+    assert bound.compute() == 0
+
+
 def test_no_threshold_beats_the_upper_bound():
     batch = draw(9, (6, 7))
     bound = UpperBoundIoU(levels=64)
     bound.update(*batch)
     reached = []
-    for threshold in overlap.threshold_grid(64).tolist():
+    for threshold in overlap.threshold_grid(64).tolist()[1:]:
         metric = MeanIoU(threshold)
         metric.update(*batch)
         reached.append(metric.compute().item())

@@ -27,7 +27,7 @@ def claimed(map: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if isinstance(threshold, Tensor) and threshold.ndim:
         threshold = threshold.view(-1, 1, 1, 1)
-    return map >= threshold
+    return _precise(map) >= threshold
 
 
 def area(region: Tensor) -> Tensor:
@@ -180,8 +180,7 @@ def level_counts(map: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tensor
     if levels < 2:
         raise ValueError(f"levels is {levels}: it must be at least 2")
     check_unit(map, "it must lie in [0, 1]; scale it (attention.scale_map)")
-    values = map.flatten(1)
-    values = values if values.dtype == torch.float64 else values.float()
+    values = _precise(map).flatten(1)
     grid = threshold_grid(levels, values.dtype).to(map.device)
     level = torch.bucketize(values, grid, right=True) - 1
     inside = _bool(lesion).flatten(1)
@@ -208,7 +207,8 @@ def iou_curve(lesion_pixels: Tensor, pixels: Tensor) -> Tensor:
 def best_threshold(curves: Tensor) -> tuple[float, float]:
     """The one threshold at which the mean IoU over images is largest, and that mean.
 
-    Tuned on val it is a setting; found on the masks that judge, the mean is an upper bound.
+    Tuned on val it is a setting; found on the masks that judge, the mean is an upper bound. The
+    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark.
 
     Args:
         curves: IoU at each threshold of :func:`threshold_grid`, ``(N, levels)``; NaN is left out.
@@ -223,7 +223,7 @@ def best_threshold(curves: Tensor) -> tuple[float, float]:
         (1.0, 0.45)
     """
     mean = curves.double().nanmean(dim=0).nan_to_num(-1.0)
-    place = int(mean.argmax())
+    place = 1 + int(mean[1:].argmax())
     if mean[place] < 0:
         return float("nan"), float("nan")
     return float(threshold_grid(len(mean), torch.float64)[place]), float(mean[place])
@@ -231,6 +231,11 @@ def best_threshold(curves: Tensor) -> tuple[float, float]:
 
 def _bool(region: Tensor) -> Tensor:
     return region if region.dtype == torch.bool else region >= 0.5
+
+
+def _precise(map: Tensor) -> Tensor:
+    """Half precision to float32: a threshold must not be rounded to it."""
+    return map if map.dtype in (torch.float32, torch.float64) else map.float()
 
 
 def _sizes(region: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,8 +92,9 @@ class EnergyInMask(MeanOverLesions):
 class UpperBoundIoU(CurveOverLesions):
     """Mean IoU at the one threshold that suits these very masks best: an upper bound.
 
-    No threshold tuned elsewhere reaches more, on the grid of :func:`overlap.threshold_grid`; one
-    threshold serves all images. Not a result: it tells how much a better threshold could gain.
+    No threshold tuned elsewhere (:func:`overlap.best_threshold`) reaches more; one above 0, of the
+    grid of :func:`overlap.threshold_grid`, serves all images. Not a result: it tells how much a
+    better threshold could gain.
 
     Args:
         levels: Number of thresholds between 0 and 1; 4 bytes each are kept of every image.
@@ -124,4 +125,4 @@ class UpperBoundIoU(CurveOverLesions):
 
     def figure(self, curves: Tensor) -> Tensor:
         """The largest mean over images."""
-        return curves.mean(dim=0).amax()
+        return curves[:, 1:].mean(dim=0).amax()
