@@ -62,7 +62,10 @@ class Decoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.output.weight, std=0.01)
+        # Weights of both signs that count from the start. Nearly zero, the first steps, which turn
+        # the whole map dark, leave all of them negative: on features >= 0 no lesion can then rise
+        # above sigmoid(bias), and the bias alone crawls.
+        nn.init.normal_(self.output.weight, std=_WIDTHS[-1] ** -0.5)
         nn.init.constant_(self.output.bias, _OUTPUT_BIAS)  # type: ignore[arg-type]  # has a bias
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:

@@ -26,6 +26,15 @@ def test_map_starts_dark():
     assert map.mean() < 0.2
 
 
+def test_features_can_raise_the_map_above_the_bias_and_lower_it():
+    """With output weights of one sign, features that are never negative could only darken it."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        weight = Decoder((64, 128, 128)).output.weight
+        assert weight.min() < -0.1
+        assert weight.max() > 0.1
+
+
 def test_every_parameter_of_the_decoder_takes_part_even_without_masks():
     encoder = Encoder(width=0.25)
     decoder = Decoder(encoder.channels)
