@@ -68,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
 
 def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> int:
     """Train trial after trial until none is left; return the exit status."""
-    from experiments.sweep_report import describe, write_report
+    from experiments.sweep_report import describe, write_plot, write_table
     from experiments.sweep_study import rows, take
 
     retry = {row["trial"] for row in rows(study) if row["state"] == "failed"}
@@ -79,17 +79,21 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
             if trial is None:
                 break
             stopped = train(sweep, study, trial)
-        write_report(sweep, rows(study), folder)
+        write_table(sweep, rows(study), folder)
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped
         trained += 1
     current = rows(study)
-    write_report(sweep, current, folder)
-    print(f"\n{describe(sweep, current)}\n\nwritten: {folder}/results.csv, {folder}/plot.png")
-    left = [row for row in current if row["state"] in ("running", "waiting")]
-    if left:
-        print(f"{len(left)} trials are still to come: of other processes, or by this command again")
+    write_table(sweep, current, folder)
+    print(f"\n{describe(sweep, current)}\n\nwritten: {folder}/results.csv")
+    if any(row["state"] == "done" for row in current):
+        write_plot(sweep, current, folder)
+        print(f"         {folder}/plot.png")
+    ended = sum(row["state"] not in ("running", "waiting") for row in current)
+    left = (len(sweep.points()) or sweep.run_cap or 0) - ended
+    if left > 0:
+        print(f"{left} trials are still to come: from other processes, or by this command again")
     failed = [row for row in current if row["state"] == "failed"]
     for row in failed:
         print(f"failed: {row['run']}: {row['why']}", file=sys.stderr)
@@ -99,36 +103,40 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
 
 
 def train(sweep: Sweep, study: Study, trial: Trial) -> int:
-    """Train a trial and tell the study; return 0, or the exit status of a sweep that was stopped."""
+    """Train a trial and tell the study; return 0, or, where it was stopped, the exit status."""
     from optuna.trial import TrialState
 
     from experiments.config import run_directory
+    from experiments.figures import best_row, by_epoch
+    from experiments.train import monitor
 
     values = trial.user_attrs["values"]
     config = sweep.config(values)
     folder = run_directory(config)
     trial.set_user_attr("run", str(folder))
-    words = "  ".join(f"{key}={values[key]}" for key in sweep.swept)
+    words = "  ".join(f"{key}={values[key]}" for key in sweep.swept or values)
     print(f"\ntrial {trial.number}: {words}  ->  {folder}", flush=True)
     wait_for_other(folder)
 
+    reported: set[int] = set()
+
     def hopeless() -> bool:
-        for epoch, score in scores(folder, sweep.metric).items():
+        verdict = False
+        for epoch, score in by_epoch(folder, sweep.metric).items():
             if epoch not in reported:
                 reported.add(epoch)
                 trial.report(score, epoch + 1)
-        return trial.should_prune()
+                verdict = verdict or trial.should_prune()
+        return verdict
 
-    reported: set[int] = set()
     watch = hopeless if sweep.min_epochs else None
     status, signalled, pruned = execute(sweep.command_line(values), watch)
-    from experiments.runs import best_row  # torch: not before it is needed
-    from experiments.train import monitor
-
+    if watch:
+        watch()  # others are compared with its last epochs, too
     row = best_row(folder, monitor(config))
     figures = {name: value for name, value in row.items() if math.isfinite(value)}
     trial.set_user_attr("figures", figures)
-    epochs, wanted = len(scores(folder)), config.trainer["max_epochs"]
+    epochs, wanted = len(by_epoch(folder)), config.trainer["max_epochs"]
     if status == 0 and epochs >= wanted and sweep.metric in figures:
         study.tell(trial, figures[sweep.metric])
     elif status != 0 and pruned and not signalled:
@@ -174,18 +182,6 @@ def execute(command: list[str], hopeless: Callable[[], bool] | None) -> tuple[in
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def scores(folder: Path, metric: str = "epoch") -> dict[int, float]:
-    """What each epoch in a run's ``metrics.csv`` scored."""
-    import pandas as pd
-
-    path = folder / "metrics.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if metric not in table:
-        return {}
-    known = table.dropna(subset=[metric])
-    return {int(epoch): float(v) for epoch, v in zip(known["epoch"], known[metric], strict=True)}
 
 
 def wait_for_other(folder: Path) -> None:

@@ -22,8 +22,8 @@ from experiments.settings import check_key, parse_word
 
 METHODS = ("grid", "random", "bayes")
 # name, description, program, project and entity are W&B's alone: where its server keeps the sweep.
-KEYS = ("program", "name", "description", "project", "entity", "method", "metric", "parameters")
-KEYS += ("run_cap", "early_terminate", "command")
+KEYS = ["program", "name", "description", "project", "entity", "method", "metric", "parameters"]
+KEYS += ["run_cap", "early_terminate", "command"]
 # distribution -> the keys that go with it
 DISTRIBUTIONS = {
     "constant": ("value",),
@@ -195,8 +195,8 @@ def _parameter(name: str, key: str, given: Any, method: str, fail: Fail) -> Para
         fail(name, "expected such as {values: [0, 1]}; nested keys are written a.b here")
     kind = given.get("distribution") or _distribution(given)
     if kind not in DISTRIBUTIONS:
-        wanted = f"distribution {kind} is not supported" if kind else "has no values"
-        fail(name, f"{wanted}; use value, values, min and max, or {', '.join(DISTRIBUTIONS)}")
+        problem = f"distribution {kind} is not supported" if kind else "has no values"
+        fail(name, f"{problem}; use value, values, min and max, or {', '.join(DISTRIBUTIONS)}")
     wanted = DISTRIBUTIONS[kind]
     for word in given:
         if word not in (*wanted, "distribution"):
@@ -248,9 +248,9 @@ def _early(content: dict[str, Any], fail: Fail) -> tuple[int | None, int]:
     early = _section(content, "early_terminate", known, fail)
     if early.get("type") != "hyperband":
         fail("early_terminate.type", f"is {early.get('type')}; W&B has hyperband only")
-    for key in known[1:]:
-        if key in early and (type(early[key]) is not int or early[key] < 1 + (key == "eta")):
-            fail(f"early_terminate.{key}", f"expected a whole number, at least {1 + (key == 'eta')}")
+    for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 2)):
+        if key in early and (type(early[key]) is not int or early[key] < least):
+            fail(f"early_terminate.{key}", f"expected a whole number, at least {least}")
     eta = early.get("eta", 3)
     if ("min_iter" in early) == ("max_iter" in early and "s" in early):
         fail("early_terminate", "needs min_iter, or max_iter and s")

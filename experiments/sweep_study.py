@@ -64,8 +64,8 @@ def open_study(sweep: Sweep, config: Config, folder: Path, journal: bool) -> opt
     if changed:
         listed = "\n  ".join(changed)
         raise ConfigError(
-            f"{folder} holds another sweep:\n  {listed}\nGive this one a file name or a run.root of "
-            "its own, or delete that folder (no runs are in it: finished ones will be taken over)"
+            f"{folder} holds another sweep:\n  {listed}\nGive this one a file name or a run.root "
+            "of its own, or delete that folder: it holds no runs, finished ones are taken over"
         )
     return study
 
@@ -84,12 +84,12 @@ def take(
             if values := old.user_attrs.get("values"):
                 study.enqueue_trial(values, {"values": values, "instead_of": old.number})
         begun = [trial.user_attrs["values"] for trial in current(study)]
-        for values in sweep.points():
-            if values not in begun:
+        if not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            left = [values for values in sweep.points() if values not in begun]
+            if not left and (sweep.method == "grid" or len(begun) >= (sweep.run_cap or 0)):
+                return None
+            for values in left[:1]:
                 study.enqueue_trial(values, {"values": values})
-        waiting = study.get_trials(deepcopy=False, states=[TrialState.WAITING])
-        if not waiting and (sweep.method == "grid" or len(begun) >= (sweep.run_cap or 0)):
-            return None
         study.sampler = _sampler(sweep.method, len(study.trials))
         trial = study.ask()
         held.enter_context(locked(_lock_of(folder, trial.number)))

@@ -99,10 +99,11 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     )
 
     from experiments.build import build_module, start_from
-    from experiments.config import ConfigError
+    from experiments.config import ConfigError, to_plain
+    from experiments.figures import best_row
     from experiments.hardware import choose_device, choose_precision
     from experiments.runs import RunError, check_network, epochs_done, resume_point
-    from experiments.wandb_run import close_wandb
+    from experiments.wandb_run import close_wandb, report_finished, summarise
 
     resume, checkpoint = resume_point(folder)
     done, wanted = epochs_done(checkpoint), config.trainer["max_epochs"]
@@ -115,6 +116,8 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     if resume and done >= wanted:
         print(f"{folder} is finished ({done} epochs).")
         print_results(config, folder)
+        best = best_row(folder, monitor(config))
+        report_finished(config.logger, folder, to_plain(config), best)
         return 0
 
     quiet_known_warnings()
@@ -156,6 +159,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
         failed = False
+        summarise(best_row(folder, monitor(config)))
     except SIGTERMException:
         # Lightning leaves in silence, and with the status of a run that was finished.
         if trainer.is_global_zero:
@@ -272,7 +276,7 @@ def describe_start(
 
 def print_results(config: Config, folder: Path) -> None:
     """The best figures, where they lie and the next command."""
-    from experiments.runs import best_row
+    from experiments.figures import best_row
 
     row = best_row(folder, monitor(config))
     names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class
