@@ -168,7 +168,8 @@ def execute(command: list[str], hopeless: Callable[[], bool] | None) -> tuple[in
     def forward(number: int, frame: Any) -> None:
         nonlocal signalled
         signalled = BY_CTRL_C if number == signal.SIGINT else BY_SIGTERM
-        child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        # SIGTERM for Ctrl-C, too: srun answers a single SIGINT with a report only.
+        child.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
