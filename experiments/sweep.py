@@ -107,7 +107,7 @@ def train(sweep: Sweep, study: Study, trial: Trial) -> int:
     from optuna.trial import TrialState
 
     from experiments.config import run_directory
-    from experiments.figures import best_row, by_epoch
+    from experiments.metrics_csv import best_row, by_epoch
     from experiments.train import monitor
 
     values = trial.user_attrs["values"]

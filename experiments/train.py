@@ -100,7 +100,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
 
     from experiments.build import build_module, start_from
     from experiments.config import ConfigError, to_plain
-    from experiments.figures import best_row
+    from experiments.metrics_csv import best_row
     from experiments.hardware import choose_device, choose_precision
     from experiments.runs import RunError, check_network, epochs_done, resume_point
     from experiments.wandb_run import close_wandb, report_finished, summarise
@@ -276,7 +276,7 @@ def describe_start(
 
 def print_results(config: Config, folder: Path) -> None:
     """The best figures, where they lie and the next command."""
-    from experiments.figures import best_row
+    from experiments.metrics_csv import best_row
 
     row = best_row(folder, monitor(config))
     names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from callbacks.checkpoints import DECIMALS, load_checkpoint
-from experiments import figures, sweep
+from experiments import metrics_csv, sweep
 from tests.runs import tiny_words
 from tests.sweeps import HOUSE, standin, sweep_file
 
@@ -259,7 +259,7 @@ def test_a_study_of_another_sweep_is_refused_with_the_difference(tmp_path, capsy
 
 
 def test_the_best_row_is_rounded_as_the_best_checkpoint_is():
-    assert figures.DECIMALS == DECIMALS
+    assert metrics_csv.DECIMALS == DECIMALS
 
 
 def test_without_optuna_the_remedy_is_said(tmp_path, monkeypatch, capsys):
