@@ -36,7 +36,7 @@ option = $(if $(value $(2)),$(1)=$(call quote,$(value $(2))))
 SOURCE = data.name=$(DATA) $(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 
-.PHONY: help setup test lint data stage1 stage2 stage3 evaluate doctor
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep doctor
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,9 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	  echo "to train one: make stage1 DATA=$(DATA)" >&2; exit 2; \
 	fi; \
 	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
+
+sweep: $(READY)  ## train stage 3 over lambda, without a server
+	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(ARGS))
 
 doctor: $(READY)  ## tell what a run here would use, and what is wrong
 	$(PY) -m experiments.doctor $(strip $(SOURCE) $(ARGS))

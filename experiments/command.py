@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
-BY_CTRL_C = 130  # exit status of a shell: 128 + the signal's number
+# Exit statuses of a shell: 128 + the signal's number.
+BY_CTRL_C, BY_SIGTERM = 130, 143
 
 
 def run(main: Callable[[], int]) -> int:

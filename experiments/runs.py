@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from callbacks.checkpoints import DECIMALS, load_checkpoint
+from callbacks.checkpoints import load_checkpoint
 from experiments.config import Config, differences, read_plain, save_config, to_plain
 from lightning_modules import STAGES
 
@@ -207,17 +207,6 @@ class MetricsCsv(Logger):
         unfinished = self.path.with_suffix(".csv.partial")
         table.to_csv(unfinished, index=False)
         unfinished.replace(self.path)
-
-
-def best_row(folder: Path, monitor: str) -> dict[str, float]:
-    """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
-    path = folder / "metrics.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if monitor not in table or table[monitor].isna().all():
-        return {}
-    scores = table[monitor].round(DECIMALS)
-    best = table[scores == scores.max()].iloc[-1]
-    return {str(name): float(value) for name, value in best.items()}
 
 
 def load_module(stage: str, checkpoint: Path) -> tuple[LightningModule, dict[str, Any]]:

@@ -110,10 +110,11 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
 
     from callbacks import StoppedInTraining
     from experiments.build import build_module, start_from
-    from experiments.config import ConfigError
+    from experiments.config import ConfigError, to_plain
     from experiments.hardware import choose_device, choose_precision
+    from experiments.metrics_csv import best_row
     from experiments.runs import RunError, check_network, epochs_done, resume_point
-    from experiments.wandb_run import close_wandb
+    from experiments.wandb_run import close_wandb, report_finished, summarise
 
     resume, checkpoint = resume_point(folder)
     done, wanted = epochs_done(checkpoint), config.trainer["max_epochs"]
@@ -126,6 +127,8 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
     if resume and done >= wanted:
         print(f"{folder} is finished ({done} epochs).")
         print_results(config, folder)
+        best = best_row(folder, monitor(config))
+        report_finished(config.logger, folder, to_plain(config), best)
         return 0
 
     quiet_known_warnings()
@@ -167,6 +170,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
         failed = False
+        summarise(best_row(folder, monitor(config)))
     except StoppedInTraining as stopped:
         close_wandb(failed, preempted=True)
         if not trainer.is_global_zero:
@@ -295,7 +299,7 @@ def describe_start(
 
 def print_results(config: Config, folder: Path) -> None:
     """The best figures, where they lie and the next command."""
-    from experiments.runs import best_row
+    from experiments.metrics_csv import best_row
 
     row = best_row(folder, monitor(config))
     names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import sys
@@ -46,6 +47,7 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     """A WandbLogger of the run directory's own W&B run, or None where W&B is off.
 
     The run's id is kept in the run directory: however often a job is requeued, it stays one run.
+    In a sweep W&B's agent chooses id and project (WANDB_RUN_ID); forcing ours would be refused.
     """
     mode = wandb_mode(config.wandb)
     if mode == "off":
@@ -59,13 +61,8 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return PatientWandbLogger(project=config.wandb_project, save_dir=str(folder))
-    identity = folder / "wandb_id"
-    if not identity.is_file():
-        identity.write_text(uuid.uuid4().hex[:12])
     options: dict[str, Any] = {
-        "project": config.wandb_project,
         "name": "-".join(folder.parts[-3:]),
-        "id": identity.read_text().strip(),
         "resume": "allow",
         "dir": str(folder),
         "config": settings,
@@ -82,6 +79,11 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
             finish_timeout=UPLOAD_SECONDS,
         ),
     }
+    if not in_sweep():
+        identity = folder / "wandb_id"
+        if not identity.is_file():
+            identity.write_text(uuid.uuid4().hex[:12])
+        options |= {"project": config.wandb_project, "id": identity.read_text().strip()}
     try:
         run = wandb.init(mode="online" if mode == "online" else "offline", **options)
     except (wandb.errors.Error, wandb.errors.UsageError) as error:
@@ -94,6 +96,33 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return PatientWandbLogger(experiment=run, save_dir=str(folder))
+
+
+def in_sweep() -> bool:
+    """Whether W&B's sweep agent started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def summarise(row: dict[str, float]) -> None:
+    """Let W&B show and judge this process's run by its best epoch, not by its last."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    # Its service may have died; the training is whole all the same.
+    with contextlib.suppress(Exception):
+        wandb.run.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
+
+
+def report_finished(
+    config: LoggerConfig, folder: Path, settings: dict[str, Any], row: dict[str, float]
+) -> None:
+    """Tell a sweep of W&B's the figures of a run that was finished before the agent asked for it.
+
+    The agent has begun a run of its own for it, which otherwise would stay empty.
+    """
+    if in_sweep() and wandb_logger(config, folder, settings) is not None:
+        summarise(row)
+        close_wandb(failed=False)
 
 
 def close_wandb(failed: bool, preempted: bool = False) -> None:

@@ -69,7 +69,8 @@ def test_help_is_the_default_and_lists_every_target(clone):
     done = make(clone)
     assert done.returncode == 0
     assert done.stdout == make(clone, "help").stdout
-    targets = ["setup", "test", "lint", "data", "stage1", "stage2", "stage3", "evaluate", "doctor"]
+    targets = ["setup", "test", "lint", "data", "stage1", "stage2", "stage3", "evaluate", "sweep"]
+    targets += ["doctor"]
     for target in targets:
         assert f"  make {target} " in done.stdout
     for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON="):
@@ -176,6 +177,14 @@ def test_evaluate_looks_where_the_runs_were_written(clone, root):
     done = make(clone, "evaluate", "PYTHON=python3", "ARGS=run.root=nowhere")
     assert done.returncode == 2
     assert "no trained run nowhere/phantom/*/*; there are: none" in done.stderr
+
+
+def test_a_sweep_takes_the_data_and_the_words(clone):
+    words = ("DATA=mura", "ROOT=/the data", "ARGS=trainer.max_epochs=2 --count 1")
+    assert make(clone, "sweep", "PYTHON=python3", *words).returncode == 0
+    file = "experiments/sweep_lambda.yaml"
+    expected = ["data.name=mura", "data.root=/the data", "trainer.max_epochs=2", "--count", "1"]
+    assert calls(clone) == [["-m", "experiments.sweep", file, *expected]]
 
 
 def test_what_is_exported_holds_no_blanks(clone):

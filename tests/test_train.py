@@ -15,7 +15,7 @@ import torch
 from callbacks.checkpoints import load_checkpoint
 from datamodules import phantom
 from experiments import evaluate, train
-from experiments.runs import best_row
+from experiments.metrics_csv import best_row
 from lightning_modules import Stage1Classifier
 from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 

@@ -1,0 +1,184 @@
+"""The trials of a sweep in an Optuna study that several processes share and that outlives them.
+
+A process holds a lock as long as it trains a trial. The kernel frees it with the process: so an
+unfinished trial is known from one that runs elsewhere, on every node that shares the file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from experiments.config import Config, differences, to_plain
+from experiments.schema import ConfigError
+from experiments.sweep_file import Parameter, Sweep
+
+
+def open_study(sweep: Sweep, config: Config, folder: Path, journal: bool) -> optuna.Study:
+    """The study in ``folder``, begun now or before, of this very sweep.
+
+    Args:
+        sweep: the sweep file.
+        config: the configuration of its first trial.
+        folder: where the study lies, or shall lie.
+        journal: keep a new one in a file that network file systems can hold, not in SQLite's.
+
+    Raises:
+        ConfigError: the study there is of another sweep, or kept otherwise than asked.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with locked(folder / ".lock"):
+        study = optuna.create_study(
+            study_name="sweep",
+            storage=_storage(folder, journal),
+            load_if_exists=True,
+            direction="maximize" if sweep.maximize else "minimize",
+            pruner=_pruner(sweep),
+        )
+        asked = {
+            **to_plain(config),
+            "sweep": {
+                "method": sweep.method,
+                "metric": sweep.metric,
+                "goal": "maximize" if sweep.maximize else "minimize",
+                "early_terminate": [sweep.min_epochs, sweep.eta],
+                "parameters": {key: str(p) for key, p in sweep.parameters.items()},
+                # A run may be resumed with more epochs; among trials to compare none may.
+                "max_epochs": config.trainer["max_epochs"],
+            },
+        }
+        if "asked" not in study.user_attrs:
+            study.set_user_attr("asked", asked)
+        changed = differences(study.user_attrs["asked"], asked)
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(
+            f"{folder} holds another sweep:\n  {listed}\nGive this one a file name or a run.root "
+            "of its own, or delete that folder: it holds no runs, finished ones are taken over"
+        )
+    return study
+
+
+def take(
+    sweep: Sweep, study: optuna.Study, folder: Path, retry: set[int], held: contextlib.ExitStack
+) -> Trial | None:
+    """The next trial, locked as long as ``held`` is open; None when there is none.
+
+    Unfinished trials whose process died come first, and the failed trials ``retry``.
+    """
+    with locked(folder / ".lock"):
+        for old in [*_orphans(study, folder), *(t for t in current(study) if t.number in retry)]:
+            if old.state == TrialState.RUNNING:
+                study.tell(old.number, state=TrialState.FAIL)
+            if values := old.user_attrs.get("values"):
+                study.enqueue_trial(values, {"values": values, "instead_of": old.number})
+        begun = [trial.user_attrs["values"] for trial in current(study)]
+        if not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            left = [values for values in sweep.points() if values not in begun]
+            if not left and (sweep.method == "grid" or len(begun) >= (sweep.run_cap or 0)):
+                return None
+            for values in left[:1]:
+                study.enqueue_trial(values, {"values": values})
+        study.sampler = _sampler(sweep.method, len(study.trials))
+        trial = study.ask()
+        held.enter_context(locked(_lock_of(folder, trial.number)))
+        values = {key: _suggest(trial, key, p) for key, p in sweep.parameters.items()}
+        trial.set_user_attr("values", values)
+        return trial
+
+
+def current(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: those with values that were not tried anew since."""
+    trials = study.get_trials()
+    replaced = {trial.user_attrs.get("instead_of") for trial in trials}
+    return [t for t in trials if "values" in t.user_attrs and t.number not in replaced]
+
+
+def rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """A row a trial that counts: its values, its state, its figures."""
+    states = {"COMPLETE": "done", "FAIL": "failed", "PRUNED": "stopped early"}
+    return [
+        {
+            "trial": trial.number,
+            **trial.user_attrs["values"],
+            "state": states.get(trial.state.name, trial.state.name.lower()),
+            **trial.user_attrs.get("figures", {}),
+            "why": trial.user_attrs.get("why", ""),
+            "run": trial.user_attrs.get("run", ""),
+        }
+        for trial in current(study)
+    ]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock ``path``; wait for it as long as another process does."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock ``path``."""
+    if not path.exists():
+        return False
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock_of(folder: Path, number: int) -> Path:
+    return folder / f".trial{number}"
+
+
+def _orphans(study: optuna.Study, folder: Path) -> list[FrozenTrial]:
+    running = study.get_trials(states=[TrialState.RUNNING])
+    return [trial for trial in running if not is_held(_lock_of(folder, trial.number))]
+
+
+def _storage(folder: Path, journal: bool) -> BaseStorage:
+    database, log = folder / "study.db", folder / "study.journal"
+    if journal and database.exists():
+        raise ConfigError(f"{database} holds this study; go on without --journal, or delete it")
+    if log.exists() or (not database.exists() and (journal or "SLURM_JOB_ID" in os.environ)):
+        return JournalStorage(JournalFileBackend(str(log)))
+    wait = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+    return RDBStorage(f"sqlite:///{database.absolute()}", engine_kwargs=wait)
+
+
+def _pruner(sweep: Sweep) -> BasePruner:
+    """What W&B calls hyperband is one bracket of asynchronous successive halving."""
+    if sweep.min_epochs is None:
+        return NopPruner()
+    return SuccessiveHalvingPruner(min_resource=sweep.min_epochs, reduction_factor=sweep.eta)
+
+
+def _sampler(method: str, seed: int) -> BaseSampler:
+    """``seed``: another for each trial, the same when a sweep is repeated from its beginning."""
+    if method == "bayes":
+        return TPESampler(seed=seed, constant_liar=True)  # knows of trials that still run
+    return RandomSampler(seed=seed)
+
+
+def _suggest(trial: Trial, key: str, parameter: Parameter) -> Any:
+    """The value that was queued with the trial, else a drawn one."""
+    if parameter.values:
+        return trial.suggest_categorical(key, parameter.values)
+    low, high = parameter.low, parameter.high
+    if parameter.whole:
+        return trial.suggest_int(key, int(low), int(high))
+    return trial.suggest_float(key, low, high, step=parameter.step, log=parameter.log)
