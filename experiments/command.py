@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
 # Exit statuses of a shell: 128 + the signal's number.
-BY_CTRL_C, BY_SIGTERM = 130, 143
+BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
 
 def run(main: Callable[[], int]) -> int:

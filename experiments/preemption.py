@@ -18,6 +18,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # A job that SLURM is already ending, since its user cancelled it, its time is up or SLURM itself
 # requeues it, is COMPLETING. Requeued then, a cancelled job would come back (SLURM 22.05).
 RUNNING = "JobState=RUNNING"
+# A running job that is to make room for another gets SIGTERM and some time; it has this field. Any
+# other SIGTERM is somebody's who wants this process to end, such as a sweep that gives up a trial.
+PREEMPTED = "PreemptTime="
 
 
 class Stopped(BaseException):
@@ -105,6 +108,8 @@ def requeue(number: int) -> str:
         state = _slurm("scontrol", "--oneliner", "show", "job", job).split()
         if RUNNING not in state:
             return f"SLURM is ending job {job}; started again, it goes on from there"
+        if number != signal.SIGUSR1 and not any(word.startswith(PREEMPTED) for word in state):
+            return "the same command goes on from there"
     except (OSError, subprocess.SubprocessError):
         # Nobody cancels by USR1; by SIGTERM somebody may.
         if number != signal.SIGUSR1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
 from experiments.config import Config, differences, read_plain, save_config, to_plain
+from experiments.locks import NAME, take
 from lightning_modules import STAGES
 
 
@@ -58,25 +58,24 @@ def lock_run(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / NAME).open("w")
     except OSError as error:
         raise RunError(
             f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
         ) from error
     with lock as handle:
         try:
-            # A record lock: unlike flock's, forked loader processes do not keep it when their
-            # parent is killed, and it holds over NFS.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # either, says POSIX
-            raise RunError(
-                f"another process trains in {folder}; wait for it, or choose another run.name"
-            ) from None
+            free = take(handle)
         except OSError as error:
+            free = True
             print(
                 f"{folder}: its file system knows no locks ({error.strerror}); never train there "
                 "twice at a time",
                 file=sys.stderr,
+            )
+        if not free:
+            raise RunError(
+                f"another process trains in {folder}; wait for it, or choose another run.name"
             )
         yield
 

@@ -16,11 +16,13 @@ import math
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import BY_CTRL_C, BY_SIGTERM, run
+from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1, run
+from experiments.locks import is_training
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from optuna import Study, Trial
@@ -142,7 +144,7 @@ def train(sweep: Sweep, study: Study, trial: Trial) -> int:
     elif status != 0 and pruned and not signalled:
         print(f"stopped after {epochs} epochs: others were better by then (early_terminate)")
         study.tell(trial, state=TrialState.PRUNED)
-    elif status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM)):
+    elif status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM, BY_USR1)):
         return signalled or status  # nothing told: unfinished, the same command takes it up
     else:
         why = f"exit status {status} after {epochs} of {wanted} epochs, see its messages above"
@@ -187,13 +189,10 @@ def execute(command: list[str], hopeless: Callable[[], bool] | None) -> tuple[in
 
 def wait_for_other(folder: Path) -> None:
     """Wait while another process trains in ``folder``, such as one that outlived a killed sweep."""
-    from experiments.sweep_study import is_held, locked
-
-    lock = folder / ".lock"  # of experiments.runs.lock_run
-    if is_held(lock):
+    if is_training(folder):
         print(f"another process trains in {folder}; waiting for it", flush=True)
-        with locked(lock):
-            pass
+    while is_training(folder):
+        time.sleep(SECONDS)
 
 
 if __name__ == "__main__":

@@ -85,10 +85,18 @@ def slurm(tmp_path, monkeypatch):
     return job
 
 
-def test_a_running_job_is_requeued(slurm):
-    calls = slurm("echo JobId=41 JobState=RUNNING Reason=None")
-    assert requeue(signal.SIGTERM) == "job 41 is requeued and goes on from there"
-    assert "requeue 41" in calls.read_text()
+@pytest.mark.parametrize(
+    ("number", "fields", "comes_back"),
+    [
+        (signal.SIGUSR1, "", True),
+        (signal.SIGTERM, "PreemptTime=2026-01-01T00:00:00", True),
+        (signal.SIGTERM, "", False),  # such as a sweep that gives up a trial
+    ],
+)
+def test_a_running_job_is_requeued_where_it_is_to_make_room(slurm, number, fields, comes_back):
+    calls = slurm(f"echo JobId=41 JobState=RUNNING Reason=None {fields}")
+    assert ("job 41 is requeued" in requeue(number)) is comes_back
+    assert ("requeue 41" in calls.read_text()) is comes_back
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
