@@ -114,23 +114,23 @@ class TrainBatches(Sampler[Batch]):
 class EvaluationBatches(Sampler[Batch]):
     """Every row once, in order, shared over ranks.
 
-    All ranks yield the same number of batches (a collective call would hang otherwise), so the last
-    rows may repeat: metrics count an image once by its ``index``.
+    All ranks yield the same number of batches (a collective call would hang otherwise); where the
+    rows do not come out even, a rank's last batch is smaller, or empty. None is repeated.
     """
 
     def __init__(
         self, rows: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         rows = np.asarray(rows, dtype=np.int64)
-        share = -(-len(rows) // world_size)
-        self.rows = np.resize(rows, share * world_size)[rank::world_size]
+        self.rows = rows[rank::world_size]
+        self.largest_share = -(-len(rows) // world_size)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Batches on this rank."""
-        return -(-len(self.rows) // self.batch_size)
+        """Batches on this rank, and on every other."""
+        return -(-self.largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (0, rows): evaluation knows no epoch."""
-        for start in range(0, len(self.rows), self.batch_size):
+        for start in range(0, self.largest_share, self.batch_size):
             yield 0, self.rows[start : start + self.batch_size]

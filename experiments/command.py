@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
-STOPPED = "stopped; the same command goes on from the last save"
-# Exit statuses of a shell: 128 + the signal's number.
-BY_CTRL_C, BY_SIGTERM = 130, 143
+BY_CTRL_C = 130  # exit status of a shell: 128 + the signal's number
 
 
 def run(main: Callable[[], int]) -> int:

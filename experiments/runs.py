@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,19 @@ def lock_run(folder: Path) -> Iterator[None]:
         ) from error
     with lock as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # A record lock: unlike flock's, forked loader processes do not keep it when their
+            # parent is killed, and it holds over NFS.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # either, says POSIX
             raise RunError(
                 f"another process trains in {folder}; wait for it, or choose another run.name"
             ) from None
+        except OSError as error:
+            print(
+                f"{folder}: its file system knows no locks ({error.strerror}); never train there "
+                "twice at a time",
+                file=sys.stderr,
+            )
         yield
 
 

@@ -1,8 +1,10 @@
 """Train a stage: ``python -m experiments.train STAGE [key=value ...]``.
 
 STAGE is stage1, stage2, stage3 or a YAML file. The same command again resumes an unfinished run and
-says that a finished one is finished. ``--data-only`` prepares the data and stops. Exit status: 0
-done, 2 the request cannot be carried out, 130 and 143 stopped by Ctrl-C and SIGTERM.
+says that a finished one is finished. ``--data-only`` prepares the data and stops. On USR1 and
+SIGTERM training saves at the end of the batch and a SLURM job goes back into the queue. Exit
+status: 0 done, 2 the request cannot be carried out, 130 stopped by Ctrl-C, 138 and 143 by USR1 and
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import signal
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import BY_CTRL_C, BY_SIGTERM, STOPPED, run
+from experiments.command import BY_CTRL_C, run
+from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from experiments.config import Config
@@ -31,6 +35,15 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration")
     parser.add_argument("--data-only", action="store_true", help="prepare the data and stop")
     arguments = parser.parse_intermixed_args(words)
+    with StopRequest() as stop:
+        try:
+            return carry_out(arguments, stop)
+        except Stopped as stopped:
+            return leave(stopped.number, "nothing was under way")
+
+
+def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """Prepare the data and train; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from experiments.config import ConfigError, load_config
 
@@ -55,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
         if arguments.data_only:
             print(f"{describe_data(data)}\ncache  {data.cache_folder}")
             return 0
-        return train(config, data)
+        return train(config, data, stop)
     except (ConfigError, DataError, RunError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,7 +85,7 @@ def resolve(config: Config, data: Any) -> None:
     config.data.unreadable = data.on_unreadable
 
 
-def train(config: Config, data: Any) -> int:
+def train(config: Config, data: Any, stop: StopRequest) -> int:
     """Train or resume the run of ``config`` on data that is set up."""
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -83,21 +96,19 @@ def train(config: Config, data: Any) -> int:
     if (
         getattr(rank_zero_only, "rank", 0) != 0
     ):  # the folder is the first rank's to lock and to write
-        return train_in(folder, config, data)
+        return train_in(folder, config, data, stop)
     with lock_run(folder):
         open_run(folder, config)
-        return train_in(folder, config, data)
+        return train_in(folder, config, data, stop)
 
 
-def train_in(folder: Path, config: Config, data: Any) -> int:
+def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
     """Train in a run directory that is this process's own."""
     import torch
     from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.utilities.exceptions import (
-        MisconfigurationException,
-        SIGTERMException,
-    )
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from callbacks import StoppedInTraining
     from experiments.build import build_module, start_from
     from experiments.config import ConfigError
     from experiments.hardware import choose_device, choose_precision
@@ -136,7 +147,7 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
             **settings,
             enable_progress_bar=False,  # ours, among the callbacks
             default_root_dir=folder,
-            callbacks=build_callbacks(config, folder),
+            callbacks=build_callbacks(config, folder, stop),
             logger=False,  # below, when nothing can be wrong any more
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -156,11 +167,11 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
             module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True
         )
         failed = False
-    except SIGTERMException:
-        # Lightning leaves in silence, and with the status of a run that was finished.
-        if trainer.is_global_zero:
-            print(f"SIGTERM: {STOPPED}", file=sys.stderr)
-        return BY_SIGTERM
+    except StoppedInTraining as stopped:
+        close_wandb(failed, preempted=True)
+        if not trainer.is_global_zero:
+            return 0  # the first rank speaks for all
+        return leave(stopped.number, f"saved at step {trainer.global_step}")
     except SystemExit:
         if not trainer.interrupted:
             raise
@@ -173,7 +184,18 @@ def train_in(folder: Path, config: Config, data: Any) -> int:
     return 0
 
 
-def build_callbacks(config: Config, folder: Path) -> list[Any]:
+def leave(number: int, saved: str) -> int:
+    """Tell that signal ``number`` ends this process, requeue its SLURM job; the exit status."""
+    if is_first_rank():
+        print(
+            f"{signal.Signals(number).name}: {saved}; {requeue(number)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return 128 + number
+
+
+def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any]:
     """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
     from callbacks import AveragedWeights, Confidence, EpochProgress, MapPanels, RunCheckpoints
 
@@ -188,6 +210,7 @@ def build_callbacks(config: Config, folder: Path) -> list[Any]:
             monitor=monitor(config),
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
+            stop=stop,
         ),
     ]
 

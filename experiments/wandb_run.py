@@ -85,8 +85,11 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     return WandbLogger(experiment=run, save_dir=str(folder))
 
 
-def close_wandb(failed: bool) -> None:
-    """Write out and close this process's W&B run."""
+def close_wandb(failed: bool, preempted: bool = False) -> None:
+    """Write out and close this process's W&B run; a preempted one is expected back."""
     wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        wandb.finish(exit_code=int(failed))
+    if wandb is None or wandb.run is None:
+        return
+    if preempted:
+        wandb.run.mark_preempting()
+    wandb.finish(exit_code=int(failed))

@@ -6,6 +6,7 @@ and lambda' for them).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -55,16 +56,19 @@ def weakly_supervised_loss(
     return guided_loss(l1, l2, alpha) + lambda_ * l3
 
 
-def lesion_loss(output: Tensor, mask: Tensor, has_lesion: Tensor) -> Tensor:
+def lesion_loss(
+    output: Tensor, mask: Tensor, has_lesion: Tensor, images: float | Tensor | None = None
+) -> Tensor:
     """Lesion loss L3: mean squared error between FCN output and lesion mask.
 
-    The mean runs over the pixels of an image, then over the images that have a mask. On several
-    devices each takes the mean over its own masked images.
+    The mean runs over the pixels of an image, then over the images that have a mask.
 
     Args:
         output: The FCN's map, ``(B, 1, H, W)`` in [0, 1].
         mask: Lesion masks, ``(B, 1, H, W)`` in [0, 1]; ignored where ``has_lesion`` is false.
         has_lesion: bool ``(B,)``, which images have a mask.
+        images: Number of images to divide by; None: those with a mask. On several devices, their
+            mean number: the mean of the devices' losses is then the mean over all their images.
 
     Returns:
         A float32 scalar. Without any mask it is 0 and still part of the graph, with zero gradients.
@@ -85,4 +89,5 @@ def lesion_loss(output: Tensor, mask: Tensor, has_lesion: Tensor) -> Tensor:
         )
     squared = (output.float() - mask.float()).square().flatten(1).mean(dim=1)
     masked = has_lesion.to(squared.dtype)
-    return (squared * masked).sum() / masked.sum().clamp(min=1)
+    count = masked.sum() if images is None else squared.new_tensor(1.0) * images
+    return (squared * masked).sum() / torch.where(count > 0, count, torch.ones_like(count))

@@ -145,7 +145,9 @@ class Stage1Classifier(LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect probabilities and maps of a batch."""
+        """Collect probabilities and maps of a batch; on several ranks it may be empty."""
+        if not len(batch["label"]):
+            return
         losses, logits, pyramid = self.losses(batch)
         self.val_means.add({"loss": losses["loss"]}, len(batch["label"]))
         image_ids = batch["index"]

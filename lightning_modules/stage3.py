@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lightning_modules.attention import normalise, upsample
 from lightning_modules.decoder import Decoder
@@ -139,7 +139,9 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         marked = batch["has_lesion"]
         if self.hparams["normal_masks"]:
             marked = marked | (batch["label"] == 0)
-        l3 = lesion_loss(self.draw(pyramid), batch["lesion_mask"], marked)
+        l3 = lesion_loss(
+            self.draw(pyramid), batch["lesion_mask"], marked, self.images_a_rank(marked)
+        )
         weight = self.hparams["lambda_lesion"]
         if self.hparams["classification"]:
             loss = weakly_supervised_loss(named["l1"], named["l2"], l3, self.alpha, weight)
@@ -162,7 +164,20 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
             counts = counts | sees
         own = normalise(self.raw_maps(pyramid)["pcam"])
-        return lesion_loss(upsample(own, target.shape[-2:]), target, counts)
+        own = upsample(own, target.shape[-2:])
+        return lesion_loss(own, target, counts, self.images_a_rank(counts))
+
+    def images_a_rank(self, counts: Tensor) -> Tensor:
+        """Mean number over ranks of the images that count, ``counts`` bool (B,).
+
+        DDP takes the mean of the ranks' gradients: dividing by this, an image weighs the same
+        whichever rank drew it.
+        """
+        number = counts.sum().float()
+        if self.training and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(number)
+            number = number / distributed.get_world_size()
+        return number
 
     def on_validation_epoch_end(self) -> None:
         """As before; the FCN's output is a probability already and keeps its own scale."""

@@ -1,7 +1,11 @@
 """Real runs through the command that people use: train, resume, refuse, evaluate."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +20,19 @@ from lightning_modules import Stage1Classifier
 from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 pytestmark = pytest.mark.slow
+
+# Holds a run directory, as does a process that it forks; prints that one's number.
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from experiments.runs import lock_run
+
+with lock_run(Path(sys.argv[1])):
+    forked = os.fork()
+    if forked:
+        print(forked, flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -242,14 +259,27 @@ def test_a_batch_larger_than_the_split_is_said(
 def test_a_directory_that_another_process_trains_in_is_refused(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The lock is the kernel's: a crashed owner does not keep it."""
+    """A killed owner does not keep the lock, not even where a process that it forked lives on."""
     from experiments.runs import lock_run
 
     run = run_folder(tmp_path)
-    run.mkdir(parents=True)
-    with lock_run(run):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(run)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    forked = int(owner.stdout.readline())
+    try:
         assert train.main(["stage1", f"run.root={tmp_path}", *tiny]) == 2
-    assert "another process trains in" in capsys.readouterr().err
+        assert "another process trains in" in capsys.readouterr().err
+        owner.kill()
+        owner.wait()
+        with lock_run(run):
+            os.kill(forked, 0)  # still there
+    finally:
+        owner.kill()
+        os.kill(forked, signal.SIGKILL)
+        owner.wait()
+        owner.stdout.close()
 
 
 def test_evaluate_judges_each_test_image_once(

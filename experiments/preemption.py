@@ -1,0 +1,122 @@
+"""Asked to stop: USR1 (a time limit or a preemption is near) and SIGTERM, and back into the queue.
+
+Only the standard library is imported: the handlers must stand before anything that takes seconds,
+since a USR1 without one kills a task, and stay to the end, where one would make a finished job
+fail.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# A job that SLURM is already ending, since its user cancelled it, its time is up or SLURM itself
+# requeues it, is COMPLETING. Requeued then, a cancelled job would come back (SLURM 22.05).
+RUNNING = "JobState=RUNNING"
+
+
+class Stopped(BaseException):
+    """Asked to stop where nothing is to be saved. Like Ctrl-C, no ``except Exception`` meets it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopRequest:
+    """Hears USR1 and SIGTERM while it is entered; the first one counts.
+
+    At first a signal raises :class:`Stopped` at once: nothing of worth is under way. From
+    ``defer()`` on it is only remembered in ``number`` and training stops at a batch's end, when all
+    ranks know of it; after training nobody asks any more.
+
+    Attributes:
+        number: of the signal received, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._deferred = False
+        self._owner = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From now on remember a signal and go on; take the handlers back from whoever took them.
+
+        Lightning's SIGTERM handler talks to the other ranks, which may be anywhere.
+        """
+        self._deferred = True
+        self._listen()
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # others may not
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked process inherits the handler, not the business
+            return
+        self.number = self.number or number
+        if not self._deferred:
+            raise Stopped(number)
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all, as far as the environment tells."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "0") == "0"
+
+
+def requeue(number: int) -> str:
+    """Put this process's SLURM job back into the queue, unless SLURM is ending it.
+
+    Call it last: SLURM then ends all of the job's processes.
+
+    Args:
+        number: the signal that asks for it.
+
+    Returns:
+        What was done, for people.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return "the same command goes on from there"
+    try:
+        state = _slurm("scontrol", "--oneliner", "show", "job", job).split()
+        if RUNNING not in state:
+            return f"SLURM is ending job {job}; started again, it goes on from there"
+    except (OSError, subprocess.SubprocessError):
+        # Nobody cancels by USR1; by SIGTERM somebody may.
+        if number != signal.SIGUSR1:
+            return f"job {job} is not requeued, its state is unknown; start it again to go on"
+    try:
+        _slurm("scontrol", "requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip()
+        return f"job {job} cannot be requeued ({said}); start it again to go on"
+    return f"job {job} is requeued and goes on from there"
+
+
+def _slurm(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout

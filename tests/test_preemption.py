@@ -1,0 +1,137 @@
+"""Signals before, in and after training; which SLURM jobs go back into the queue."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments import preemption, train
+from experiments.preemption import Stopped, StopRequest, requeue
+
+
+def test_before_training_a_signal_stops_at_once():
+    with StopRequest() as stop, pytest.raises(Stopped, match="SIGUSR1"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.number == signal.SIGUSR1
+
+
+def test_from_then_on_the_first_signal_is_remembered():
+    with StopRequest() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Lightning takes it
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.number == signal.SIGTERM
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    with StopRequest():
+        assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+
+
+def test_a_forked_process_does_not_act_on_the_signal():
+    """With proctrack/linuxproc SLURM signals every descendant, loader processes too."""
+    code = """
+import os, signal, sys
+from experiments.preemption import StopRequest
+with StopRequest() as stop:
+    child = os.fork()
+    os.kill(os.getpid(), signal.SIGUSR1) if child == 0 else None
+    if child == 0:
+        os._exit(stop.number)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_handlers_stand_before_anything_heavy_is_imported():
+    code = "import sys, experiments.train; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "False"]
+
+
+def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, capsys, tmp_path):
+    def prepare(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("datamodules.PhantomDataModule.prepare_data", prepare)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["stage1"]) == 143
+    assert "SIGTERM: nothing was under way" in capsys.readouterr().err
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A stand-in for ``scontrol``; tells what it was called with."""
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def job(show, requeued="exit 0"):
+        """Shell code of ``scontrol show job`` and of ``scontrol requeue``."""
+        command = tmp_path / "scontrol"
+        command.write_text(
+            f'#!/bin/sh\necho "$@" >> {calls}\n'
+            f'case "$*" in *show*) {show};; *requeue*) {requeued};; esac\n'
+        )
+        command.chmod(0o755)
+        return calls
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    return job
+
+
+def test_a_running_job_is_requeued(slurm):
+    calls = slurm("echo JobId=41 JobState=RUNNING Reason=None")
+    assert requeue(signal.SIGTERM) == "job 41 is requeued and goes on from there"
+    assert "requeue 41" in calls.read_text()
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_job_that_slurm_is_ending_is_left_alone(slurm, number):
+    """``scancel`` sends SIGTERM too: a cancelled job must not come back."""
+    calls = slurm("echo JobId=41 JobState=COMPLETING")
+    assert "started again, it goes on from there" in requeue(number)
+    assert "requeue" not in calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "comes_back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)]
+)
+def test_without_an_answer_only_a_preempted_job_is_requeued(slurm, number, comes_back):
+    calls = slurm("exit 1")
+    assert ("is requeued" in requeue(number)) is comes_back
+    assert ("requeue 41" in calls.read_text()) is comes_back
+
+
+def test_a_job_that_cannot_be_requeued_says_why(slurm):
+    slurm("echo JobState=RUNNING", "echo 'Job is not requeuable' >&2; exit 1")
+    assert requeue(signal.SIGUSR1) == (
+        "job 41 cannot be requeued (Job is not requeuable); start it again to go on"
+    )
+
+
+def test_without_slurm_nothing_is_called(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue(signal.SIGTERM) == "the same command goes on from there"
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "0"}, True),
+    ],
+)
+def test_one_rank_speaks_for_all(monkeypatch, environment, first):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert preemption.is_first_rank() is first
