@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments import sync
+from tests.wandb_server import wandb_server
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +84,35 @@ def test_sync_names_what_was_not_sent(capsys, monkeypatch):
     assert sync.main([]) == 1
     assert "not sent, see above: runs/phantom/stage2/seed0;" in capsys.readouterr().err
     assert modes == [None, None]  # set for compute nodes, it would keep sync from sending
+
+
+LOG = """
+import sys, wandb
+first = int(sys.argv[1])
+settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+run = wandb.init(mode="offline", project="p", id="id1", resume="allow", settings=settings)
+for step in range(first, first + 3):
+    run.log({"trainer/global_step": step, "val/loss": step / 10})
+run.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_requeued_run_becomes_one_run_at_wandb(capfd, monkeypatch):
+    """By the real wandb: each segment begins where the one before ended."""
+    run = Path("runs/phantom/stage1/seed0")
+    run.mkdir(parents=True)
+    monkeypatch.delenv("WANDB_MODE")
+    for first in (0, 3):
+        environment = {**os.environ, "WANDB_DIR": str(run)}
+        subprocess.run([sys.executable, "-c", LOG, str(first)], env=environment, check=True)
+        time.sleep(1.1)  # a segment is named by the second that it began in
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        assert sync.main([]) == 0, capfd.readouterr()
+        assert sync.main([]) == 0
+    assert "nothing to send below runs" in capfd.readouterr().out
+    lines = [json.loads(line) for line in server.history["id1"]]
+    assert [line["trainer/global_step"] for line in lines] == list(range(6))
+    assert [line["_step"] for line in lines] == list(range(6))
