@@ -100,9 +100,10 @@ def trained_by(call: list[str], **variables: str) -> list[str]:
     done = run_script(call, **variables)
     assert done.returncode == 0, done.stderr
     told = calls("srun")[-1]
-    assert told[:2] == ["--kill-on-bad-exit=1", f"--cpus-per-task={value(call, '--cpus-per-task')}"]
-    assert told[2:5] == [sys.executable, "-m", "experiments.train"]
-    return told[5:]
+    cpus = f"--cpus-per-task={value(call, '--cpus-per-task')}"
+    assert told[:3] == ["--kill-on-bad-exit=1", "--export=ALL", cpus]
+    assert told[3:6] == [sys.executable, "-m", "experiments.train"]
+    return told[6:]
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*")), ids=lambda path: path.name)
@@ -248,7 +249,7 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
     assert words_of(call)[2:] == ["runs/phantom/stage2/seed1", "data.root=/new place"]
     assert run_script(call).returncode == 0
     told = calls("srun")[0]
-    assert told[1:] == [sys.executable, "-m", "experiments.evaluate", *words_of(call)[2:]]
+    assert told[2:] == [sys.executable, "-m", "experiments.evaluate", *words_of(call)[2:]]
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,23 @@
 #   export SLURM_CONF=/run/decision-basis-slurm/slurm.conf
 #
 # NODES (1) virtual nodes of 2 CPUs each, n1, n2 ..., share the machine. Exit status: 0 it is up, 2 it
-# cannot be (why).
+# cannot be here (no root, no packages), 1 it should but does not start.
 set -euo pipefail
 
 folder=${SLURM_TEST_DIR:-/run/decision-basis-slurm}
 nodes=${1:-1}
 packages=(slurmctld slurmd slurm-client munge)
 
-fail() { echo "error: $*" >&2; exit 2; }
+fail() { echo "error: $*" >&2; exit 1; }
+cannot() { echo "error: $*" >&2; exit 2; }
 
-[ "$(id -u)" = 0 ] || fail "a test cluster needs root"
+[ "$(id -u)" = 0 ] || cannot "a test cluster needs root"
 if ! command -v slurmctld slurmd sbatch munged > /dev/null; then
-  command -v apt-get > /dev/null || fail "${packages[*]} are not installed, and there is no apt-get"
+  command -v apt-get > /dev/null || cannot "${packages[*]} are not installed, and there is no apt-get"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q > /dev/null 2>&1 || true
   apt-get install -y -q --no-install-recommends "${packages[@]}" > /dev/null 2>&1 \
-    || fail "apt-get cannot install ${packages[*]}"
+    || cannot "apt-get cannot install ${packages[*]}"
 fi
 
 host=$(hostname -s)
