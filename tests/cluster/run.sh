@@ -28,4 +28,7 @@ fi
 echo "$up"
 [ $status = 0 ] || exit 1
 export SLURM_CONF=${SLURM_TEST_DIR:-/run/decision-basis-slurm}/slurm.conf
-"$python" -m tests.cluster "$@"
+if ! "$python" -m tests.cluster "$@"; then
+  tail -n 40 "$(dirname "$SLURM_CONF")"/log/*
+  exit 1
+fi
