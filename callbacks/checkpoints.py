@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ from pytorch_lightning.callbacks import Checkpoint
 # Scores are compared as they are printed, since a val split of some hundred images knows no fourth
 # decimal. Of equal ones the latest is best: it had the most training, at the lowest learning rate.
 DECIMALS = 3
+# What every checkpoint of ours holds; of another version's, all that is relied on before its
+# network is compared.
+PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
 
 
 class StopSource(Protocol):
@@ -207,9 +211,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or holds more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if absent := [name for name in PARTS if name not in content]:
+            raise ValueError(f"it lacks {', '.join(absent)}")
+        return content
     except FileNotFoundError:
         raise
     except Exception as error:
-        reason = "the file is empty" if not path.stat().st_size else type(error).__name__
+        told = str(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = "the file is empty" if not path.stat().st_size else told
         raise ValueError(f"{path} is no whole checkpoint of this project ({reason})") from error

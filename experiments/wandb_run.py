@@ -11,6 +11,11 @@ from typing import Any
 
 from experiments.config import ConfigError, LoggerConfig
 
+# How long W&B's server may take to answer before a run is kept offline.
+ANSWER_SECONDS = 30.0
+# How long the end of a run waits for what is still to be sent; it stays on the disk (wandb sync).
+UPLOAD_SECONDS = 60.0
+
 
 def has_api_key() -> bool:
     """Whether a W&B key is configured, without asking W&B."""
@@ -48,11 +53,12 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     os.environ.setdefault("WANDB_SILENT", "true")  # what matters is printed by the run itself
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports
     import wandb
-    from pytorch_lightning.loggers import WandbLogger
     from pytorch_lightning.utilities import rank_zero_only
 
+    from experiments.wandb_logger import PatientWandbLogger
+
     if getattr(rank_zero_only, "rank", 0) != 0:
-        return WandbLogger(project=config.wandb_project, save_dir=str(folder))
+        return PatientWandbLogger(project=config.wandb_project, save_dir=str(folder))
     identity = folder / "wandb_id"
     if not identity.is_file():
         identity.write_text(uuid.uuid4().hex[:12])
@@ -72,17 +78,22 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
             x_disable_stats=True,
             x_disable_meta=True,
             x_disable_machine_info=True,
+            init_timeout=ANSWER_SECONDS,
+            finish_timeout=UPLOAD_SECONDS,
         ),
     }
     try:
         run = wandb.init(mode="online" if mode == "online" else "offline", **options)
-    except wandb.errors.Error as error:  # no network on a compute node, a key that expired
-        print(f"W&B cannot be reached ({error}); this run is kept offline")
+    except (wandb.errors.Error, wandb.errors.UsageError) as error:
+        # No network on a compute node, a key that expired or is mistyped.
+        reason = " ".join(str(error).split())
+        print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
+        wandb.teardown()  # or its service takes the run for one that is under way
         run = wandb.init(mode="offline", **options)
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run, save_dir=str(folder))
+    return PatientWandbLogger(experiment=run, save_dir=str(folder))
 
 
 def close_wandb(failed: bool, preempted: bool = False) -> None:
@@ -90,6 +101,9 @@ def close_wandb(failed: bool, preempted: bool = False) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return
-    if preempted:
-        wandb.run.mark_preempting()
-    wandb.finish(exit_code=int(failed))
+    try:
+        if preempted:
+            wandb.run.mark_preempting()
+        wandb.finish(exit_code=int(failed))
+    except Exception as error:  # its service died: the training is whole all the same
+        print(f"W&B could not be closed ({type(error).__name__}: {error})", file=sys.stderr)

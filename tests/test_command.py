@@ -1,6 +1,7 @@
 """How commands end: signals, missing packages, lost and damaged files of a run."""
 
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from callbacks.checkpoints import load_checkpoint
 from experiments import command, evaluate, train
-from tests.runs import run_folder, tiny_words
+from tests.runs import run_folder, same_results, tiny_words
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +148,87 @@ def test_a_lost_configuration_is_not_made_up(tiny, run, capsys):
 def test_a_longer_run_is_said_to_be_extended(tiny, run, capsys):
     assert again(tiny, run, "trainer.max_epochs=4") == 0
     assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
+
+
+class Trap:
+    """A pickle that leaves a file behind when it is run."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")
+
+
+def truncated(last, trace):
+    last.write_bytes(last.read_bytes()[:-1000])
+
+
+def flipped(last, trace):
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+
+
+def pickled(last, trace):
+    last.write_bytes(pickle.dumps(Trap(trace)))
+
+
+def trapped(last, trace):
+    torch.save({**load_checkpoint(last), "extra": Trap(trace)}, last)
+
+
+def of_another_schema(last, trace):
+    torch.save({"state_dict": {}, "epoch": 3}, last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage", [truncated, flipped, pickled, trapped, of_another_schema], ids=lambda f: f.__name__
+)
+def test_a_damaged_checkpoint_is_said_and_never_run(tiny, run, tmp_path, capsys, damage):
+    last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"
+    damage(last, trace)
+    before = last.read_bytes()
+    assert again(tiny, run) == 2
+    told = capsys.readouterr().err
+    assert "last.ckpt is no whole checkpoint of this project" in told
+    assert f"delete {run} to start over" in told
+    assert last.read_bytes() == before
+    assert evaluate.main([str(last)]) == 2
+    assert "last.ckpt is no whole checkpoint of this project" in capsys.readouterr().err
+    assert not trace.exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_save_before(tiny, run):
+    """The limit on a file's size stands for the disk's: writing fails in its middle."""
+    last = run / "checkpoints" / "last.ckpt"
+    before = load_checkpoint(last)["global_step"]
+    limit = last.stat().st_size // 2
+    longer = ["stage1", f"run.root={run.parents[2]}", *tiny, "trainer.max_epochs=5"]
+    code = f"""
+import resource, sys
+from experiments import train
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(train.main({longer}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "could not be saved (File too large); the one before it is whole" in done.stderr
+    assert load_checkpoint(last)["global_step"] == before
+    assert not list(last.parent.glob("*.partial"))
+    assert train.main(longer) == 0
+
+
+def test_a_run_directory_that_cannot_be_written_is_said(tiny, capsys):
+    assert train.main(["stage1", "run.root=/sys/runs", *tiny]) == 2
+    assert "cannot write the run directory /sys/runs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_back_changes_nothing(tiny, finished, tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    assert train.main(["stage1", f"run.root={tmp_path}", *tiny]) == 0
+    same_results(finished, run_folder(tmp_path))

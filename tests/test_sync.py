@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments import sync
-from tests.wandb_server import wandb_server
+from tests.wandb_server import WandbServer
 
 
 @pytest.fixture(autouse=True)
@@ -107,12 +107,13 @@ def test_a_requeued_run_becomes_one_run_at_wandb(capfd, monkeypatch):
         environment = {**os.environ, "WANDB_DIR": str(run)}
         subprocess.run([sys.executable, "-c", LOG, str(first)], env=environment, check=True)
         time.sleep(1.1)  # a segment is named by the second that it began in
-    with wandb_server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        assert sync.main([]) == 0, capfd.readouterr()
-        assert sync.main([]) == 0
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert sync.main([]) == 0, capfd.readouterr()
+    assert sync.main([]) == 0
+    server.switch_off()
     assert "nothing to send below runs" in capfd.readouterr().out
-    lines = [json.loads(line) for line in server.history["id1"]]
+    lines = [json.loads(line) for line in server.history("id1")]
     assert [line["trainer/global_step"] for line in lines] == list(range(6))
     assert [line["_step"] for line in lines] == list(range(6))

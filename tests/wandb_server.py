@@ -1,98 +1,94 @@
-"""As much of a W&B server as an offline run needs to be sent to: it keeps the history."""
+"""A stand-in for W&B's server: takes a run and its history, and can be switched off."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Server(ThreadingHTTPServer):
-    """Knows each run's history lines, and what a client may ask before it sends more."""
+class WandbServer(ThreadingHTTPServer):
+    """Answers what W&B's client asks while a run is under way; ``received`` are the bodies."""
+
+    daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.history: dict[str, list[str]] = {}
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.received: list[tuple[str, str]] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
+        """Address for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL request; {} for all that a run can do without."""
-        name = variables.get("name")
-        model = {"id": "p", "name": "project", "entity": {"id": "e", "name": "entity"}}
-        if "RunResumeStatus" in query:
-            lines = self.history.get(str(name))
-            return {"model": {**model, "bucket": lines and self.bucket(name, lines)}}
-        if "UpsertBucket" in query:
-            bucket = {"id": "r", "name": name, "displayName": name, "config": "{}"}
-            return {"upsertBucket": {"bucket": {**bucket, "project": model}, "inserted": True}}
-        if "CreateRunFiles" in query:  # without an answer the client's core dies
-            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []}}
-        if "Viewer" in query:
-            return {"viewer": {"id": "u", "entity": "entity", "flags": "{}"}}
+    def history(self, run: str) -> list[str]:
+        """The lines of a run's history, each where the client said that it belongs."""
+        lines: list[str] = []
+        for path, body in self.received:
+            if path.endswith(f"/{run}/file_stream"):
+                chunk = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+                if chunk:
+                    lines[chunk["offset"] : chunk["offset"] + len(chunk["content"])] = chunk[
+                        "content"
+                    ]
+        return lines
+
+    def switch_off(self) -> None:
+        """Refuse connections from now on."""
+        self.shutdown()
+        self.server_close()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        """GraphQL, or anything else."""
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.received.append((self.path, body.decode(errors="replace")))
+        found = {"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}
+        told = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_PUT = do_GET = do_POST
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The ``data`` of a GraphQL answer."""
+        project = {"name": "project", "entity": {"name": "entity"}}
+        given = asked.get("variables") or {}
+        if "upsertBucket" in asked["query"]:
+            bucket = {"id": "run", "name": given.get("name"), "displayName": "run"}
+            bucket |= {"sweepName": None, "project": project, "historyLineCount": 0}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "createRunFiles" in asked["query"]:
+            files = [
+                {"name": name, "uploadUrl": f"{self.server.url}/file"} for name in given["files"]
+            ]
+            return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
+        if "RunResumeStatus" in asked["query"]:
+            lines = self.server.history(given["name"])
+            bucket = resumed(given["name"], lines) if lines else None
+            return {"model": {"id": "model", **project, "bucket": bucket}}
         return {}
 
-    def bucket(self, name: object, lines: list[str]) -> dict[str, Any]:
-        """A run that is there, as one that resumes it is told."""
-        counts = {"historyLineCount": len(lines), "logLineCount": 0, "eventsLineCount": 0}
-        tails = {"historyTail": json.dumps(lines[-1:]), "eventsTail": "[]"}
-        config = {"config": "{}", "wandbConfig": '{"t": 1}', "tags": []}
-        return {"id": "r", "name": name, "summaryMetrics": lines[-1], **counts, **tails, **config}
-
-    def keep(self, run: str, offset: int, lines: list[str]) -> None:
-        """Lines of a run's history, from line number ``offset`` on, as the client believes."""
-        kept = self.history.setdefault(run, [])
-        kept[offset : offset + len(lines)] = lines
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers GraphQL, takes file streams, and nods at the rest."""
-
-    server: Server
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        content = json.loads(body or b"{}")
-        if self.path.endswith("file_stream"):
-            chunk = content.get("files", {}).get("wandb-history.jsonl")
-            if chunk:
-                self.server.keep(self.path.split("/")[-2], chunk["offset"], chunk["content"])
-            self.reply({})
-        else:
-            data = self.server.answer(content.get("query", ""), content.get("variables") or {})
-            self.reply({"data": data})
-
-    def do_GET(self):
-        self.reply({})
-
-    def reply(self, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Tests print what they need."""
-
-
-@contextlib.contextmanager
-def wandb_server() -> Iterator[Server]:
-    """A server that listens until the block ends."""
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def resumed(name: str, lines: list[str]) -> dict[str, Any]:
+    """A run that is there, as a client is told that goes on with it."""
+    counts = {"historyLineCount": len(lines), "logLineCount": 0, "eventsLineCount": 0}
+    tails = {"historyTail": json.dumps(lines[-1:]), "eventsTail": "[]", "summaryMetrics": lines[-1]}
+    config = {"config": "{}", "wandbConfig": '{"t": 1}', "tags": []}
+    return {"id": "run", "name": name, "displayName": "run", **counts, **tails, **config}

@@ -28,8 +28,8 @@ from tests.runs import run_folder, same_results, tiny_words
 
 SAVE_EVERY = 5  # steps
 # What happens at which step; 0: while the job starts. An epoch has 9 steps: 17 is one before an
-# epoch's last, so that the signal comes in its last step or in validation; 30 is after an epoch whose
-# figures W&B holds in the very segment that the kill cuts off.
+# epoch's last, so that the signal comes in its last step or in validation; 30 is after an epoch
+# whose figures W&B holds in the very segment that the kill cuts off.
 FULL = [("USR1", 4), ("USR1", 0), ("USR1", 12), ("USR1", 17), ("KILL", 30), ("USR1", 38)]
 SHORT = [("USR1", 4)]
 

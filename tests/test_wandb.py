@@ -1,0 +1,93 @@
+"""W&B without its server: nothing that befalls it stops a training, and nothing is lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import wandb_run
+from experiments.config import load_config
+from tests.wandb_server import WandbServer
+
+pytestmark = pytest.mark.slow
+
+# A process of its own each: W&B's service outlives a run, and takes the environment only once.
+RUN = """
+import sys
+from pathlib import Path
+from experiments import wandb_run
+from experiments.config import load_config
+
+wandb_run.ANSWER_SECONDS = wandb_run.UPLOAD_SECONDS = 4
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+logger = wandb_run.wandb_logger(load_config("stage1", ["logger.wandb=online"]).logger, folder, {})
+print("mode", logger.experiment.settings.mode, flush=True)
+for step in range(3):
+    logger.log_metrics({"loss": 0.5}, step=step)
+    print("logged", step, flush=True)
+    sys.stdin.readline()
+wandb_run.close_wandb(failed=False)
+print("closed", flush=True)
+"""
+
+
+def start(folder: Path, url: str, key: str = "0" * 40) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": url, "WANDB_SILENT": "true"},
+    )
+
+
+def segments(folder: Path) -> list[Path]:
+    """Records on the disk."""
+    return [path for path in folder.glob("wandb/*run-*/*.wandb") if path.stat().st_size]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("0" * 40, "connection refused"), ("short", "API key must have 40+")]
+)
+def test_without_server_or_key_a_run_is_kept_offline(tmp_path, key, said):
+    process = start(tmp_path, "http://127.0.0.1:9", key)
+    told, errors = process.communicate("\n\n\n", timeout=120)
+    assert told.split("\n")[0] == "mode offline", errors
+    assert "closed" in told
+    assert "W&B cannot be reached" in errors
+    assert said in errors
+    assert segments(tmp_path)
+
+
+def test_a_server_that_goes_away_stops_nothing(tmp_path):
+    server = WandbServer()
+    process = start(tmp_path, server.url)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline().strip() == "mode online", process.stderr.read()
+    assert process.stdout.readline().strip() == "logged 0"
+    server.switch_off()
+    told, errors = process.communicate("\n\n\n", timeout=120)
+    assert "closed" in told, errors
+    assert segments(tmp_path)
+
+
+def test_a_service_that_dies_stops_nothing(tmp_path):
+    process = start(tmp_path, "http://127.0.0.1:9", "short")
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "mode offline"
+    assert process.stdout.readline().strip() == "logged 0"
+    subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=True)
+    told, errors = process.communicate("\n\n\n", timeout=120)
+    assert "closed" in told, errors
+    assert errors.count("W&B failed") <= 1
+    assert process.returncode == 0, errors
+
+
+def test_a_wrong_mode_is_said():
+    with pytest.raises(wandb_run.ConfigError, match="logger.wandb"):
+        load_config("stage1", ["logger.wandb=onlin"])
