@@ -203,7 +203,7 @@ def check_results(scene: Scene) -> None:
 
 
 def check_wandb(scene: Scene, plan: list[tuple[str, int]]) -> None:
-    """One id, and each epoch's figures in the segments, by W&B's own reader."""
+    """One id, and by W&B's own reader each epoch's figures, but for a go that was killed."""
     run = scene.run_directory("cut")
     identity = (run / "wandb_id").read_text().strip()
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
@@ -214,11 +214,19 @@ def check_wandb(scene: Scene, plan: list[tuple[str, int]]) -> None:
             if "val/loss" in line:
                 logged.setdefault(int(line["trainer/global_step"]), {}).update(line)
     table = pd.read_csv(run / "metrics.csv")
-    lost = [int(row) for row in table["step"] if int(row) not in logged]
-    assert not lost, f"W&B lacks the figures of steps {lost}, it has {sorted(logged)}"
+    lost = [int(step) for step in table["step"] if int(step) not in logged]
+    # W&B's service, killed, takes with it what it had not written; metrics.csv has those epochs.
+    kinds = [kind for kind, step in plan if step]
+    killed = [go[0] for go, kind in zip(scene.steps("cut"), kinds, strict=False) if kind == "KILL"]
+    excused = {line["step"] for go in killed for line in go}
+    assert excused.issuperset(lost), f"W&B lacks the figures of steps {lost}"
     for row in table.to_dict("records"):
-        assert logged[int(row["step"])]["val/loss"] == row["val/loss"]
-    ok(f"W&B: {len(files)} segments of one id hold all {len(table)} epochs")
+        if int(row["step"]) not in lost:
+            assert logged[int(row["step"])]["val/loss"] == row["val/loss"]
+    ok(
+        f"W&B: {len(files)} segments of one id hold {len(table) - len(lost)} of {len(table)} epochs"
+        + (f"; SIGKILL lost those of steps {lost}" if lost else "")
+    )
 
 
 def history(file: Path) -> list[dict[str, float]]:
