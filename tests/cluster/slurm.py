@@ -36,7 +36,7 @@ def state(job: str) -> str:
     return show(job)["JobState"]
 
 
-def wait_for(what: str, ready: Callable[[], bool], seconds: float = 240) -> None:
+def wait_for(what: str, ready: Callable[[], bool], seconds: float = 600) -> None:
     """Poll until ``ready``.
 
     Raises:
