@@ -3,6 +3,7 @@
 #   make stage1 DATA=mura ROOT=/data/MURA-v1.1            on real radiographs
 #   make stage1 ARGS="seed=1 trainer.max_epochs=60"       with other settings (experiments/schema.py)
 #   make stage1 PYTHON=python                             in an environment of your own, no .venv made
+#   make submit STAGE=stage1 GPUS=4 PARTITION=gpu         on a SLURM cluster (docs/cluster.md)
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -14,6 +15,19 @@ RUN ?=
 STAGE ?=
 ARGS ?=
 PYTHON ?=
+DRY ?=
+
+# Of make submit, see docs/cluster.md.
+PARTITION ?=
+GPUS ?=
+NODES ?=
+RANKS ?=
+CPUS ?=
+TIME ?=
+ACCOUNT ?=
+SEEDS ?=
+LAMBDAS ?=
+SBATCH_ARGS ?=
 
 # Comments on lines of their own: after a value, the blanks before them would be part of it.
 # Albumentations, without this, asks PyPI for news when it is imported.
@@ -35,8 +49,12 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(value $(2)),$(1)=$(call quote,$(value $(2))))
 SOURCE = data.name=$(DATA) $(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
+CLUSTER = $(strip $(call option,--partition,PARTITION) $(call option,--gpus,GPUS) \
+  $(call option,--nodes,NODES) $(call option,--ranks,RANKS) $(call option,--cpus,CPUS) \
+  $(call option,--time,TIME) $(call option,--account,ACCOUNT) $(call option,--seeds,SEEDS) \
+  $(call option,--lambdas,LAMBDAS) $(call option,--sbatch-args,SBATCH_ARGS))
 
-.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep doctor
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep submit sync doctor
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,9 +62,12 @@ help:  ## this list
 	@echo '  DATA=phantom|mura|fracatlas   the source, phantom unless told'
 	@echo '  ROOT=/path/to/data            its folder; the phantom needs none'
 	@echo '  RUN=name                      name of the run, seed0 and the like unless told'
-	@echo '  STAGE=stageN                  for evaluate: this stage only'
+	@echo '  STAGE=stageN                  for evaluate and submit: this stage only'
 	@echo '  ARGS="key=value ..."          any setting (experiments/schema.py); for test: pytest options'
 	@echo '  PYTHON=python                 an interpreter of your own instead of .venv'
+	@echo '  DRY=1                         for submit and sync: print the commands, run none'
+	@echo '  PARTITION= GPUS= NODES= RANKS= CPUS= TIME= ACCOUNT= SBATCH_ARGS= SEEDS="0 1" LAMBDAS="0 1"'
+	@echo '                                for submit: the cluster, and a job each (docs/cluster.md)'
 
 setup: $(READY)  ## install into .venv (with PYTHON=: into that environment)
 ifneq ($(strip $(PYTHON)),)
@@ -86,6 +107,12 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(ARGS))
+
+submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
+	$(PY) -m experiments.submit $(strip $(if $(DRY),--dry-run) $(STAGE) $(CLUSTER) $(SOURCE) $(RUN_NAME) $(ARGS))
+
+sync: $(READY)  ## send the W&B runs that were kept offline
+	$(PY) -m experiments.sync $(strip $(if $(DRY),--dry-run) $(ARGS))
 
 doctor: $(READY)  ## tell what a run here would use, and what is wrong
 	$(PY) -m experiments.doctor $(strip $(SOURCE) $(ARGS))

@@ -48,6 +48,8 @@ def clone(tmp_path):
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     own = ("MAKE", "DATA", "ROOT", "RUN", "STAGE", "ARGS", "PYTHON", "MFLAGS", "DECISION", "NO_ALB")
+    own += ("DRY", "PARTITION", "GPUS", "NODES", "RANKS", "CPUS", "TIME", "ACCOUNT", "SEEDS")
+    own += ("LAMBDAS", "SBATCH")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {"PATH": str(folder / "bin"), **variables}
     return subprocess.run(
@@ -69,11 +71,10 @@ def test_help_is_the_default_and_lists_every_target(clone):
     done = make(clone)
     assert done.returncode == 0
     assert done.stdout == make(clone, "help").stdout
-    targets = ["setup", "test", "lint", "data", "stage1", "stage2", "stage3", "evaluate", "sweep"]
-    targets += ["doctor"]
-    for target in targets:
+    targets = "setup test lint data stage1 stage2 stage3 evaluate sweep submit sync doctor"
+    for target in targets.split():
         assert f"  make {target} " in done.stdout
-    for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON="):
+    for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON=", "DRY=", "GPUS="):
         assert variable in done.stdout
     assert not (clone / ".venv").exists()
 
@@ -217,6 +218,29 @@ def test_tests_on_real_radiographs_skip_and_say_why(tmp_path, monkeypatch):
         real.real_data("set")
     (tmp_path / "set").mkdir()
     assert real.real_data("set") == tmp_path / "set"
+
+
+def test_submit_hands_on_stages_cluster_and_settings(clone):
+    make(clone, "submit", "PYTHON=python3")
+    words = ["DRY=1", "STAGE=stage1 evaluate", "PARTITION=a b", "GPUS=2", "SEEDS=0 1", "RUN=x y"]
+    make(clone, "submit", "PYTHON=python3", *words, "SBATCH_ARGS=--mem=8G", "ARGS=seed=1")
+    assert calls(clone) == [
+        ["-m", "experiments.submit", "data.name=phantom"],
+        [
+            *["-m", "experiments.submit", "--dry-run", "stage1", "evaluate"],
+            *["--partition=a b", "--gpus=2", "--seeds=0 1", "--sbatch-args=--mem=8G"],
+            *["data.name=phantom", "run.name=x y", "seed=1"],
+        ],
+    ]
+
+
+def test_sync_looks_below_the_folders_given(clone):
+    make(clone, "sync", "PYTHON=python3")
+    make(clone, "sync", "PYTHON=python3", "DRY=1", "ARGS=elsewhere")
+    assert calls(clone) == [
+        ["-m", "experiments.sync"],
+        ["-m", "experiments.sync", "--dry-run", "elsewhere"],
+    ]
 
 
 def test_evaluate_without_a_run_says_what_to_do(clone):

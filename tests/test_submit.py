@@ -1,0 +1,318 @@
+"""Submitting to SLURM, with stand-ins for sbatch and srun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import submit
+
+SCRIPTS = Path(submit.__file__).parent / "slurm"
+
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+with open(sys.argv[0] + ".calls", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if os.environ.get("REFUSE", "nothing") in " ".join(sys.argv):
+    sys.exit("sbatch: error: no such partition")
+print(os.path.getsize(sys.argv[0] + ".calls"), end=";cluster\\n")
+sys.exit(int(os.environ.get("STATUS", "0")))
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty folder to submit from, with recording commands on the PATH."""
+    folder = tmp_path / "a folder"
+    (folder / "bin").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for name in ("sbatch", "srun"):
+        path = folder / "bin" / name
+        path.write_text(RECORDER)
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    return folder
+
+
+def calls(name: str) -> list[list[str]]:
+    path = Path("bin") / f"{name}.calls"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def dry(capsys, *words: str) -> dict[str, list[str]]:
+    """The words of each sbatch call that a dry run prints, by its variable."""
+    assert submit.main(["--dry-run", *words]) == 0
+    assert calls("sbatch") == []
+    lines = {}
+    for line in capsys.readouterr().out.splitlines():
+        variable, _, call = line.partition("=$(")
+        lines[variable] = shlex.split(call.removesuffix(")"))
+    return lines
+
+
+def refused(capsys, *words: str) -> str:
+    assert submit.main(list(words)) == 2
+    assert calls("sbatch") == []
+    return capsys.readouterr().err
+
+
+def value(call: list[str], option: str) -> str | None:
+    """What a call gives an option; None without it."""
+    given = [word.partition("=")[2] for word in call if word.split("=")[0] == option]
+    assert len(given) < 2
+    return given[0] if given else None
+
+
+def words_of(call: list[str]) -> list[str]:
+    """What the batch script is told."""
+    return call[next(i for i, word in enumerate(call) if word.endswith(".sbatch")) + 1 :]
+
+
+def run_script(call: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of a call as SLURM would, with the recording srun."""
+    start = next(i for i, word in enumerate(call) if word.endswith(".sbatch"))
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_NUM_NODES": value(call, "--nodes") or "",
+        "SLURM_NTASKS_PER_NODE": value(call, "--ntasks-per-node") or "",
+        "SLURM_CPUS_PER_TASK": value(call, "--cpus-per-task") or "",
+    }
+    return subprocess.run(
+        ["bash", *call[start:]],
+        env={**os.environ, **slurm, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def trained_by(call: list[str], **variables: str) -> list[str]:
+    """The words that ``experiments.train`` gets from a call's script."""
+    done = run_script(call, **variables)
+    assert done.returncode == 0, done.stderr
+    told = calls("srun")[-1]
+    cpus = f"--cpus-per-task={value(call, '--cpus-per-task')}"
+    assert told[:3] == ["--kill-on-bad-exit=1", "--export=ALL", cpus]
+    assert told[3:6] == [sys.executable, "-m", "experiments.train"]
+    return told[6:]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*")), ids=lambda path: path.name)
+def test_scripts_are_valid_and_end_with_the_status_of_their_step(script):
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    assert script.read_text().endswith("exit $rc\n")
+    job = ["sbatch", str(script), "--python", sys.executable, "stage1"]
+    assert run_script(job, STATUS="138").returncode == 138
+
+
+def test_train_script_is_requeued_warned_and_keeps_its_log():
+    given = [
+        line for line in (SCRIPTS / "train.sbatch").read_text().splitlines() if "#SBATCH" in line
+    ]
+    for option in ("--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=1"):
+        assert f"#SBATCH {option}" in given
+    name = next(line for line in given if "job-name" in line).partition("=")[2]
+    assert name not in ("bash", "interactive")
+
+
+def test_without_a_stage_all_three_are_sent_and_then_judged(capsys):
+    jobs = dry(capsys, "data.name=mura")
+    assert list(jobs) == ["stage1", "stage2", "stage3", "evaluate"]
+    for stage in ("stage1", "stage2", "stage3"):
+        assert value(jobs[stage], "--dependency") is None  # each trains from scratch
+        assert words_of(jobs[stage]) == ["--python", sys.executable, stage, "data.name=mura"]
+    assert value(jobs["evaluate"], "--dependency") == "afterok:${stage1}:${stage2}:${stage3}"
+    runs = ["stage1/seed0", "stage2/seed0", "stage3/lambda1.0-seed0"]
+    assert words_of(jobs["evaluate"])[2:] == [f"runs/mura/{run}" for run in runs]
+    assert not Path("runs").exists()
+
+
+def test_the_cluster_is_told_by_options(capsys):
+    (call,) = dry(capsys, "stage1").values()
+    for option in ("--partition", "--account", "--array", "--dependency"):
+        assert value(call, option) is None
+    assert value(call, "--gres") == "gpu:1"
+    words = ["--partition=gpu", "--account=me", "--gpus=a100:4", "--nodes=2"]
+    more = "--sbatch-args=--mem=64G --constraint='a b'"
+    words += ["--cpus=6", "--time=1-0", "run.root=x y/100%"]
+    jobs = dry(capsys, "stage1", "evaluate", *words, more)
+    train, judge = jobs.values()
+    for call in (train, judge):
+        assert value(call, "--partition") == "gpu"
+        assert value(call, "--account") == "me"
+        assert value(call, "--cpus-per-task") == "6"
+        assert value(call, "--time") == "1-0"
+        assert value(call, "--mem") == "64G"
+        assert value(call, "--constraint") == "a b"
+        assert value(call, "--output") == "x y/100%%/slurm/%x-%j.log"
+    assert [value(train, o) for o in ("--nodes", "--ntasks-per-node")] == ["2", "4"]
+    assert [value(judge, o) for o in ("--nodes", "--ntasks-per-node")] == ["1", "1"]
+    assert [value(call, "--gres") for call in (train, judge)] == ["gpu:a100:4", "gpu:a100:1"]
+
+
+def test_ranks_make_a_distributed_training(capsys):
+    (call,) = dry(capsys, "stage1", "--gpus=0").values()
+    assert value(call, "--gres") is None
+    assert trained_by(call) == ["stage1", "trainer.devices=1", "trainer.num_nodes=1"]
+    (call,) = dry(capsys, "stage2", "--gpus=4", "--nodes=2", "trainer.strategy=fsdp").values()
+    # A strategy of one's own comes later, and a later word wins.
+    strategies = ["trainer.strategy=ddp", "trainer.strategy=fsdp"]
+    told = ["stage2", *strategies, "trainer.devices=4", "trainer.num_nodes=2"]
+    assert trained_by(call) == told
+    (call,) = dry(capsys, "stage2", "--gpus=0", "--ranks=2").values()
+    assert "trainer.devices=2" in trained_by(call)
+
+
+def test_an_array_runs_each_seed_with_each_lambda(capsys):
+    jobs = dry(capsys, "--seeds=0 1 2", "--lambdas=0 0.3 1")
+    assert value(jobs["stage1"], "--array") == value(jobs["stage2"], "--array") == "0-2"
+    assert value(jobs["stage3"], "--array") == "0-8"
+    assert value(jobs["stage3"], "--output") == "runs/slurm/%x-%A_%a.log"
+    found = []
+    for index in range(9):
+        told = trained_by(jobs["stage3"], SLURM_ARRAY_TASK_ID=str(index))
+        found.append([word for word in told if word.startswith(("seed=", "loss.lambda_lesion="))])
+    assert found == [
+        [f"seed={seed}", f"loss.lambda_lesion={weight}"]
+        for weight in ("0", "0.3", "1")
+        for seed in ("0", "1", "2")
+    ]
+    assert "seed=2" in trained_by(jobs["stage1"], SLURM_ARRAY_TASK_ID="2")
+    runs = [f"stage{n}/seed{seed}" for n in (1, 2) for seed in (0, 1, 2)]
+    runs += [f"stage3/lambda{w}-seed{s}" for w in ("0.0", "0.3", "1.0") for s in (0, 1, 2)]
+    assert words_of(jobs["evaluate"])[2:] == [f"runs/phantom/{run}" for run in runs]
+
+
+def test_a_list_of_one_is_no_array(capsys):
+    (call,) = dry(capsys, "stage3", "--seeds=5", "--lambdas=0.3").values()
+    assert value(call, "--array") is None
+    assert trained_by(call)[1:3] == ["seed=5", "loss.lambda_lesion=0.3"]
+    (call,) = dry(capsys, "stage3", "seed=5", "--lambdas=0 1").values()
+    assert trained_by(call, SLURM_ARRAY_TASK_ID="1")[1:3] == ["seed=5", "loss.lambda_lesion=1"]
+
+
+def test_an_index_without_a_seed_ends_the_job(capsys):
+    (call,) = dry(capsys, "stage1", "--seeds=0 1").values()
+    done = run_script(call, SLURM_ARRAY_TASK_ID="2")
+    assert done.returncode == 2
+    assert "no seed and lambda for array index 2" in done.stderr
+    (call,) = dry(capsys, "stage1").values()
+    done = run_script(call, SLURM_ARRAY_TASK_ID="0")
+    assert done.returncode == 2
+    assert "an array needs --seeds" in done.stderr
+    assert calls("srun") == []
+
+
+@pytest.mark.parametrize("root", ["/a b/c", "/it's", '/a"b', "/$HOME", "/(x) *;&"])
+def test_values_survive_two_shells(capsys, root):
+    (call,) = dry(capsys, "stage1", f"data.root={root}", "--seeds=0 1").values()
+    assert trained_by(call, SLURM_ARRAY_TASK_ID="0")[1] == f"data.root={root}"
+
+
+def test_what_starts_from_a_run_of_the_chain_waits_for_it(capsys):
+    start = "model.init_from=runs/phantom/stage1/seed${seed}"
+    jobs = dry(capsys, "stage1", "stage2", "stage3", start, "--seeds=0 1")
+    assert start not in words_of(jobs["stage1"])
+    for later in ("stage2", "stage3"):
+        assert value(jobs[later], "--dependency") == "afterok:${stage1}"
+        assert value(jobs[later], "--kill-on-invalid-dep") == "yes"
+        assert start in trained_by(jobs[later], SLURM_ARRAY_TASK_ID="0")
+    best = "model.init_from=runs/phantom/stage1/seed0/checkpoints/best.ckpt"
+    jobs = dry(capsys, "stage1", "stage2", best)
+    assert value(jobs["stage2"], "--dependency") == "afterok:${stage1}"
+
+
+def test_a_start_that_is_there_is_not_waited_for(capsys):
+    start = "model.init_from=elsewhere/run"
+    assert "elsewhere/run does not exist, nor is it" in refused(capsys, "stage2", start)
+    Path("elsewhere/run").mkdir(parents=True)
+    (call,) = dry(capsys, "stage2", start).values()
+    assert value(call, "--dependency") is None
+
+
+def test_evaluation_alone_takes_the_trained_runs(capsys):
+    assert "no trained run to evaluate" in refused(capsys, "evaluate")
+    best = Path("runs/phantom/stage2/seed1/checkpoints/best.ckpt")
+    best.parent.mkdir(parents=True)
+    best.touch()
+    (call,) = dry(capsys, "evaluate", "--seeds=0 1", "data.root=/new place").values()
+    assert value(call, "--dependency") is None
+    assert words_of(call)[2:] == ["runs/phantom/stage2/seed1", "data.root=/new place"]
+    assert run_script(call).returncode == 0
+    told = calls("srun")[0]
+    assert told[2:] == [sys.executable, "-m", "experiments.evaluate", *words_of(call)[2:]]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["stage1", "sed=1"], "unknown key sed .*did you mean seed"),
+        (["stage9"], "unknown stage 'stage9'"),
+        (["stage1", "seed=x"], "expected a whole number"),
+        (["stage1", "--seeds=0,1"], "seed = '0,1'"),
+        (["stage1", "--seeds=0 0"], "two of these jobs would be the run runs/phantom/stage1/seed0"),
+        (["stage3", "--lambdas=1 1.0"], "two of these jobs would be the run .*lambda1.0-seed0"),
+        (["stage1", "--seeds=0 1", "run.name=x"], "two of these jobs would be the run .*/x"),
+        (["stage1", "stage1"], "named twice"),
+        (["stage1", "--seeds=0 1", "seed=2"], "seed is given as a word and as a list"),
+        (["stage1", "--lambdas=0 1"], "LAMBDAS is for stage3"),
+        (["stage1", "trainer.devices=2"], "GPUS, RANKS and NODES tell this"),
+        (["stage1", "--gpus=many"], "GPUS=many: expected a number or kind:number"),
+        (["stage1", "--nodes=0"], "NODES=0: expected a whole number, at least 1"),
+        (["stage1", "--gpus=1", "--ranks=2"], "RANKS=2 with GPUS=1"),
+        (["stage1", "--sbatch-args=-J bash"], "Lightning sees no SLURM job"),
+        (["stage1", "--sbatch-args=--job-name=interactive"], "Lightning sees no SLURM job"),
+        (["stage1", "--sbatch-args='"], "SBATCH_ARGS=': No closing quotation"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_submitted(capsys, words, reason):
+    assert re.search(reason, refused(capsys, *words))
+
+
+def test_submitting_tells_ids_logs_and_what_to_do_next(capsys):
+    assert submit.main(["stage1", "stage2", "evaluate", "--seeds=0 1"]) == 0
+    told = capsys.readouterr().out
+    first, _, judge = calls("sbatch")
+    assert first[0] == "--parsable"
+    a, b, c = (line.split()[1] for line in told.splitlines()[:3])
+    assert a.isdigit()  # without the cluster's name
+    assert value(judge, "--dependency") == f"afterok:{a}:{b}"
+    assert f"job {a}  stage1: 2 runs, such as runs/phantom/stage1/seed0" in told
+    assert f"job {c}  evaluate, after {a}, {b}: 4 runs" in told
+    for line in (f"squeue -j {a},{b},{c}", f"scancel {a} {b} {c}", f"--signal=USR1 {a}"):
+        assert line in told
+    assert Path("runs/slurm").is_dir()  # SLURM writes no log where there is no folder
+
+
+def test_what_sbatch_refuses_is_said_with_what_is_submitted_already(capsys, monkeypatch):
+    monkeypatch.setenv("REFUSE", "stage2")
+    assert submit.main(["stage1", "stage2", "stage3"]) == 2
+    told = capsys.readouterr()
+    assert "sbatch refused stage2: sbatch: error: no such partition" in told.err
+    assert (
+        f"submitted before it: stage1; to take that back: scancel {told.out.split()[1]}" in told.err
+    )
+    assert len(calls("sbatch")) == 2
+
+
+def test_without_slurm_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "no sbatch here: submit on a login node" in refused(capsys, "stage1")
+
+
+def test_a_node_without_the_environment_says_so(capsys):
+    job = ["sbatch", str(SCRIPTS / "train.sbatch"), "stage1"]
+    done = run_script(job)
+    assert done.returncode == 2
+    assert "no .venv/bin/python on" in done.stderr
+    assert run_script(["sbatch", str(SCRIPTS / "evaluate.sbatch"), "run"]).returncode == 2
+    assert "name a stage" in run_script(["sbatch", str(SCRIPTS / "train.sbatch")]).stderr
