@@ -51,6 +51,7 @@ def test_sync_leaves_a_run_that_is_being_trained(capsys):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(sync.__file__).parents[1])},
     )
     with owner:
         assert owner.stdout is not None
