@@ -18,6 +18,9 @@ from experiments.config import Config, differences, read_plain, save_config, to_
 from experiments.locks import NAME, take
 from lightning_modules import STAGES
 
+# What a checkpoint must hold for a run to go on from it or to be judged.
+PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
+
 
 class RunError(ValueError):
     """A run directory cannot be used as asked: the message says why and what to do."""
@@ -103,9 +106,15 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 def _load(checkpoint: Path, remedy: str) -> dict[str, Any]:
     try:
-        return load_checkpoint(checkpoint)
+        content = load_checkpoint(checkpoint)
     except ValueError as error:
         raise RunError(f"{error}{remedy}") from error
+    if absent := [name for name in PARTS if name not in content]:
+        raise RunError(
+            f"{checkpoint} is no whole checkpoint of this project (it lacks {', '.join(absent)})"
+            f"{remedy}"
+        )
+    return content
 
 
 def check_network(module: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:

@@ -63,7 +63,9 @@ def uninterrupted(tiny, tmp_path_factory):
 @pytest.mark.slow
 def test_two_ranks_train_on_what_one_rank_with_a_double_batch_trains_on(tiny, tmp_path):
     """Same images, augmented alike, at each step; with BatchNorm frozen the same losses."""
-    plain = [*tiny, "optimizer.average_epochs=0"]
+    # Sums in another order differ in the last bit and training multiplies a difference: the slower
+    # it learns, the longer the losses stay comparable.
+    plain = [*tiny, "optimizer.average_epochs=0", "optimizer.learning_rate=1e-4"]
     run(tmp_path / "two", *plain, *RANKS, FREEZE="1")
     run(tmp_path / "one", *plain, "data.batch_size=8", "lesions.per_batch=2", FREEZE="1")
     ranks, (one,) = steps(tmp_path / "two" / "steps"), steps(tmp_path / "one" / "steps")
@@ -72,7 +74,6 @@ def test_two_ranks_train_on_what_one_rank_with_a_double_batch_trains_on(tiny, tm
     for first, second, both in zip(*ranks, one, strict=True):
         seen = zip(first["images"] + second["images"], first["sums"] + second["sums"], strict=True)
         assert sorted(seen) == sorted(zip(both["images"], both["sums"], strict=True))
-    # Sums in another order differ in the last bit, and training doubles a difference every step.
     for first, second, both in list(zip(*ranks, one, strict=True))[:20]:
         assert (first["loss"] + second["loss"]) / 2 == pytest.approx(both["loss"], abs=1e-4)
     # Each val image counts once, whatever the ranks.

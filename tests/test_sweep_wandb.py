@@ -166,7 +166,7 @@ def initialised(monkeypatch):
         return wandb.run
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", lambda **kwargs: kwargs)
+    monkeypatch.setattr("experiments.wandb_logger.PatientWandbLogger", lambda **kwargs: kwargs)
     return calls
 
 
