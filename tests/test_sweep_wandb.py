@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -30,6 +31,14 @@ told = {{name: value for name, value in os.environ.items() if name.startswith(("
 with open({log!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], told]) + "\\n")
 """
+
+
+@pytest.fixture(autouse=True)
+def left_as_found():
+    """The agent sets variables of this very process, and W&B remembers them: undo both."""
+    with mock.patch.dict(os.environ):
+        yield
+    wandb.teardown()
 
 
 class Server:
