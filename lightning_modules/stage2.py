@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
+from lightning_modules.batch_statistics import PASSES, SecondPass
 from lightning_modules.losses import guided_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Stage1Classifier
 
@@ -44,10 +43,12 @@ class Stage2GuidedAttention(Stage1Classifier):
         mask_source: whose PCAM makes the mask: "abnormal" (that class for every image), "predicted"
             class, or "true" class: that mask's shape tells the label, an ablation.
         mask_fill: what masked-out pixels become, in units of the model's input.
-        mask_statistics: let the masked pass move BatchNorm's running statistics, too.
+        mask_statistics: BatchNorm's running statistics in the masked pass, see ``SecondPass``:
+            "own", "image" (those of the unmasked pass, left alone) or "both" (one set that both
+            passes move).
 
     Raises:
-        ValueError: ``mask_source`` is unknown.
+        ValueError: ``mask_source`` or ``mask_statistics`` is unknown.
     """
 
     stage = "stage2"
@@ -67,7 +68,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         sigma: float = 0.5,
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
-        mask_statistics: bool = False,
+        mask_statistics: str = "image",
     ) -> None:
         super().__init__(
             body_parts=body_parts,
@@ -82,6 +83,11 @@ class Stage2GuidedAttention(Stage1Classifier):
         )
         self.alpha = ALPHA_AT_CHANCE
         self.check_mask_source(mask_source)
+        if mask_statistics not in PASSES:
+            raise ValueError(
+                f"attention.statistics={mask_statistics} is none of {', '.join(PASSES)}"
+            )
+        self.second_pass = SecondPass(self.encoder, mask_statistics)
 
     def check_mask_source(self, source: str) -> None:
         """Raise where this stage has no such map."""
@@ -122,8 +128,7 @@ class Stage2GuidedAttention(Stage1Classifier):
 
     def classify_masked(self, image: Tensor, attention: Tensor) -> Tensor:
         """Class scores (B, 2) of the masked image; the mask carries gradient to the encoder."""
-        tracks = bool(self.hparams["mask_statistics"])
-        with nullcontext() if tracks else untracked_statistics(self.encoder):
+        with self.second_pass.of(self.encoder):
             return self.classify(self.encoder(self.mask_image(image, attention))[-1])
 
     def masked_logits(self, image: Tensor, label: Tensor | None = None) -> Tensor:
@@ -173,27 +178,3 @@ class Stage2GuidedAttention(Stage1Classifier):
             logits,
             pyramid,
         )
-
-
-@contextmanager
-def untracked_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm use the batch's statistics in training without remembering them.
-
-    Masked images are mostly empty; were their statistics mixed into the running ones, the unmasked
-    pass, which the maps and all figures come from, would be normalised wrongly at test time. In
-    evaluation nothing changes: both passes use the running statistics.
-    """
-    norms = [
-        norm
-        for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        and norm.training
-        and norm.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

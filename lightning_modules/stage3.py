@@ -36,7 +36,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         sigma: threshold of the soft mask.
         mask_source: as in ``Stage2GuidedAttention``, or "fcn": the FCN's output (ours).
         mask_fill: what masked-out pixels become, in units of the model's input.
-        mask_statistics: let the masked pass move BatchNorm's running statistics, too.
+        mask_statistics: as in ``Stage2GuidedAttention``.
         lambda_lesion: lambda, the weight of L3.
         classification: False trains the FCN on the masks alone, lambda L3: the reference that tells
             what the image labels add.
@@ -69,7 +69,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         sigma: float = 0.5,
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
-        mask_statistics: bool = False,
+        mask_statistics: str = "image",
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,

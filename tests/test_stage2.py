@@ -6,7 +6,7 @@ import torch
 
 from lightning_modules import STAGES, Stage1Classifier, Stage2GuidedAttention
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
-from lightning_modules.stage2 import untracked_statistics
+from lightning_modules.batch_statistics import SecondPass
 from tests.stages import SIZE, names_without_gradient, settled, small_batch
 
 WIDTH = 0.25
@@ -144,18 +144,63 @@ def test_the_masked_pass_leaves_the_running_statistics_alone(module):
 
 
 def test_the_masked_pass_may_move_the_running_statistics():
-    module = Stage2GuidedAttention(width=WIDTH, mask_statistics=True).train()
+    module = Stage2GuidedAttention(width=WIDTH, mask_statistics="both").train()
     module.losses(small_batch())
     assert module.encoder.stem[2].num_batches_tracked == 2
 
 
-def test_untracked_statistics_are_tracked_again_after_an_error():
+def test_the_masked_pass_may_have_running_statistics_of_its_own():
+    networks = {}
+    for statistics in ("image", "own"):
+        torch.manual_seed(0)
+        networks[statistics] = Stage2GuidedAttention(width=WIDTH, mask_statistics=statistics)
+    image, own = (module.train() for module in networks.values())
+    for module in (image, own):
+        module.losses(small_batch())[0]["loss"].backward()
+    # Neither the training nor what the unmasked pass remembers depends on it.
+    for name, weight in image.named_parameters():
+        assert torch.equal(own.get_parameter(name).grad, weight.grad), name
+    for name, buffer in image.named_buffers():
+        assert torch.equal(own.get_buffer(name), buffer), name
+    # After twenty moves by a tenth each set is what its pass has seen: first whole, then masked.
+    seen = []
+    hook = own.encoder.stem[1].register_forward_hook(
+        lambda module, given, output: seen.append(output.float().mean((0, 2, 3)))
+    )
+    for _ in range(20):
+        own.losses(small_batch())
+    hook.remove()
+    means = own.encoder.stem[2].running_mean, own.second_pass.running_mean_0
+    for mean, other, batch in zip(means, reversed(means), seen[-2:], strict=True):
+        assert (mean - batch).norm() < 0.5 * (other - batch).norm()
+
+
+def test_own_statistics_survive_a_checkpoint():
+    trained = Stage2GuidedAttention(width=WIDTH, mask_statistics="own").train()
+    trained.losses(small_batch())
+    again = Stage2GuidedAttention(**trained.hparams)
+    again.load_state_dict(trained.state_dict())
+    image = small_batch()["image"]
+    logits = again.eval().masked_logits(image)
+    torch.testing.assert_close(logits, trained.eval().masked_logits(image))
+
+
+@pytest.mark.parametrize("statistics", ["own", "image", "both"])
+def test_the_unmasked_pass_has_its_statistics_back_after_an_error(statistics):
     norm = torch.nn.BatchNorm2d(2)
     network = torch.nn.Sequential(norm, torch.nn.Linear(3, 3))
-    with pytest.raises(RuntimeError, match="shapes"), untracked_statistics(network):
+    second = SecondPass(network, statistics)
+    mean = norm.running_mean
+    with pytest.raises(RuntimeError, match="shapes"), second.of(network):
         network(torch.ones(2, 2, 4, 4))
     assert norm.track_running_stats
-    assert norm.num_batches_tracked == 0
+    assert norm.running_mean is mean
+    assert norm.num_batches_tracked == (statistics == "both")
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(ValueError, match=r"attention\.statistics=False is none of own, image"):
+        Stage2GuidedAttention(width=WIDTH, mask_statistics=False)
 
 
 def test_in_evaluation_the_masked_pass_uses_the_running_statistics(module):
