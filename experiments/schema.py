@@ -88,7 +88,7 @@ class AttentionConfig:
     sigma: float = 0.5  # threshold on the map, which runs from 0 to 1
     source: str = "abnormal"  # whose map: abnormal | predicted | true (leaks) | fcn (stage 3)
     target: str = "fcn"  # of L4: masks (the drawn lesions) | fcn (elsewhere what the FCN draws)
-    statistics: str = "image"  # BatchNorm in the masked pass: own | image (whole images') | both
+    statistics: str = "own"  # BatchNorm in the masked pass: own | image (whole images') | both
     fill: float = 0.0  # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
 
 

@@ -68,7 +68,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         sigma: float = 0.5,
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
-        mask_statistics: str = "image",
+        mask_statistics: str = "own",
     ) -> None:
         super().__init__(
             body_parts=body_parts,

@@ -69,7 +69,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         sigma: float = 0.5,
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
-        mask_statistics: str = "image",
+        mask_statistics: str = "own",
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,
