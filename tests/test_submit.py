@@ -110,18 +110,31 @@ def trained_by(call: list[str], **variables: str) -> list[str]:
 def test_scripts_are_valid_and_end_with_the_status_of_their_step(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     assert script.read_text().endswith("exit $rc\n")
-    job = ["sbatch", str(script), "--python", sys.executable, "stage1"]
-    assert run_script(job, STATUS="138").returncode == 138
+    words = ["srun"] if script.stem == "sweep" else ["--python", sys.executable, "stage1"]
+    assert run_script(["sbatch", str(script), *words], STATUS="138").returncode == 138
 
 
-def test_train_script_is_requeued_warned_and_keeps_its_log():
-    given = [
-        line for line in (SCRIPTS / "train.sbatch").read_text().splitlines() if "#SBATCH" in line
-    ]
+@pytest.mark.parametrize("script", ["train.sbatch", "sweep.sbatch"])
+def test_scripts_of_trainings_are_requeued_warned_and_keep_their_log(script):
+    given = [line for line in (SCRIPTS / script).read_text().splitlines() if "#SBATCH" in line]
     for option in ("--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=1"):
         assert f"#SBATCH {option}" in given
     name = next(line for line in given if "job-name" in line).partition("=")[2]
     assert name not in ("bash", "interactive")
+
+
+def test_a_sweeps_command_is_run_once_with_the_environments_python(here):
+    (here / ".venv" / "bin").mkdir(parents=True)
+    python = here / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$@"\n')
+    python.chmod(0o755)
+    job = ["sbatch", "--cpus-per-task=3", str(SCRIPTS / "sweep.sbatch"), "python", "a b", "c"]
+    task = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run_script(job, OMP_NUM_THREADS="", **task)
+    told = done.stdout.splitlines()
+    assert "job 7 (6_2) on n1, restart 0: python a b c" in told[0]
+    assert told[1] == "OMP_NUM_THREADS=3 a b c"
+    assert "name a command" in run_script(job[:-3]).stderr
 
 
 def test_without_a_stage_all_three_are_sent_and_then_judged(capsys):

@@ -17,7 +17,7 @@ import pytest
 from callbacks.checkpoints import DECIMALS, load_checkpoint
 from experiments import metrics_csv, sweep
 from tests.runs import tiny_words
-from tests.sweeps import HOUSE, standin, sweep_file
+from tests.sweeps import HOUSE, srun, standin, sweep_file
 
 GRID = {"loss.lambda_lesion": {"values": [0, 0.3, 1]}}
 WORDS = ["trainer.max_epochs=3", "logger.wandb=off"]
@@ -230,9 +230,7 @@ def test_several_processes_share_the_trials(tmp_path, journal):
 
 
 def test_a_slurm_job_keeps_a_journal_and_starts_each_rank(tmp_path, monkeypatch):
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nSLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"\n')
-    srun.chmod(0o755)
+    srun(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
