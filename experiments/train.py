@@ -125,6 +125,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
             "or choose another run.name"
         )
     if resume and done >= wanted:
+        check_network(build_module(config, data), checkpoint, resume)
         print(f"{folder} is finished ({done} epochs).")
         print_results(config, folder)
         best = best_row(folder, monitor(config))
