@@ -156,6 +156,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer.*: {str(error).strip()}") from error
+    check_batchnorm(settings, trainer)
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
     trainer.loggers = build_loggers(config, folder, done, last)
     module = build_module(config, data).to(memory_format=torch.channels_last)
@@ -198,6 +199,24 @@ def leave(number: int, saved: str) -> int:
             flush=True,
         )
     return 128 + number
+
+
+def check_batchnorm(settings: dict[str, Any], trainer: Any) -> None:
+    """Raise a ConfigError where BatchNorm cannot see all ranks' images as asked.
+
+    PyTorch's own message comes at the first step, from the depths of the network.
+    """
+    from experiments.config import ConfigError
+
+    asked = settings.get("sync_batchnorm", False)
+    if type(asked) is not bool:
+        raise ConfigError(f"trainer.sync_batchnorm = {asked!r}: expected true or false")
+    device = trainer.strategy.root_device.type
+    if asked and trainer.world_size > 1 and device != "cuda":
+        raise ConfigError(
+            f"trainer.sync_batchnorm=true: PyTorch can do this on NVIDIA's GPUs only, not on "
+            f"{device}; leave it out"
+        )
 
 
 def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any]:
@@ -272,7 +291,6 @@ def describe_start(
     from experiments.runs import epochs_done
     from experiments.wandb_run import wandb_mode
 
-    ranks = trainer.world_size
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     lines = [
         f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
@@ -280,8 +298,7 @@ def describe_start(
         f"precision {trainer.precision}",
         f"  network    {type(module).__name__}, {weights:.2f} million weights, "
         f"{data.recipe.image_size} px",
-        f"  batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
-        f"= {data.batch_size * ranks} images a step",
+        *[f"  {line}" for line in describe_batch(config, trainer, data.batch_size)],
         *[f"  {line}" for line in describe_data(data).splitlines()],
         *([f"  starts     from {config.model.init_from}"] if config.model.init_from else []),
         f"  W&B        {wandb_mode(config.logger.wandb)}",
@@ -296,6 +313,28 @@ def describe_start(
                 "again; a fresh run of this length ends otherwise"
             )
     return "\n".join(lines) + "\n"
+
+
+def describe_batch(config: Config, trainer: Any, batch_size: int) -> list[str]:
+    """How many images a step and BatchNorm see, and that the learning rate knows nothing of it."""
+    ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
+    images = batch_size * ranks * batches
+    optimizer = config.optimizer
+    lines = [
+        f"batch      {batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
+        + (f"x {batches} batches a step " if batches > 1 else "")
+        + f"= {images} images a step",
+        f"optimizer  AdamW, learning rate {optimizer.learning_rate:g} (as given, whatever the "
+        f"batch), weight decay {optimizer.weight_decay:g}",
+    ]
+    if ranks > 1 and config.trainer.get("sync_batchnorm"):
+        lines.append(f"BatchNorm  over all {batch_size * ranks} images")
+    elif ranks > 1:
+        lines.append(
+            f"BatchNorm  over each rank's own {batch_size} images; on GPUs "
+            "trainer.sync_batchnorm=true takes all"
+        )
+    return lines
 
 
 def print_results(config: Config, folder: Path) -> None:
