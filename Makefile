@@ -106,7 +106,7 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
-	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
 
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
 	$(PY) -m experiments.submit $(strip $(if $(DRY),--dry-run) $(STAGE) $(CLUSTER) $(SOURCE) $(RUN_NAME) $(ARGS))
