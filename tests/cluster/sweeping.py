@@ -67,10 +67,10 @@ def play(scene: Scene) -> list[float]:
         wait_in_job(task, "step 3", lambda task=task: trained_by(scene, task).step >= 3)
     slurm.preempt(lucky)
     say(f"USR1 to a task: saved {trained_by(scene, lucky)}")
-    slurm.call("scancel", "--signal=KILL", doomed)
-    slurm.wait_for_end(doomed, "CANCELLED")
+    slurm.crash(slurm.show(doomed)["JobId"])
+    slurm.wait_for_end(doomed, "FAILED")
     killed = trained_by(scene, doomed)
-    say(f"SIGKILL of the other one: left {killed}")
+    say(f"SIGKILL of all of the other one: left {killed}")
 
     def goes_on() -> bool:
         done = any(scene.latest(NAME, run) == steps(scene) for run in RUNS.values())
