@@ -247,6 +247,11 @@ def cluster_options(
             f"SBATCH_ARGS={arguments.sbatch_args}: under this name Lightning sees no SLURM job and "
             "each rank would train alone; choose another"
         )
+    if re.search(r"(^| )(--array\b|-a\b)", " ".join(more)):
+        raise ConfigError(
+            f"SBATCH_ARGS={arguments.sbatch_args}: SEEDS and LAMBDAS make the array; by hand each "
+            "of its jobs would be the same run"
+        )
     if single:
         gpus, nodes, ranks = min(gpus, 1), 1, 1
     logs = str(log_folder(arguments)).replace("%", "%%")

@@ -287,6 +287,8 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
         (["stage1", "--gpus=many"], "GPUS=many: expected a number or kind:number"),
         (["stage1", "--nodes=0"], "NODES=0: expected a whole number, at least 1"),
         (["stage1", "--gpus=1", "--ranks=2"], "RANKS=2 with GPUS=1"),
+        (["stage1", "--sbatch-args=--mem=1G --array=0-3"], "SEEDS and LAMBDAS make the array"),
+        (["stage1", "--sbatch-args=-a 0-3"], "SEEDS and LAMBDAS make the array"),
         (["stage1", "--sbatch-args=-J bash"], "Lightning sees no SLURM job"),
         (["stage1", "--sbatch-args=--job-name=interactive"], "Lightning sees no SLURM job"),
         (["stage1", "--sbatch-args='"], "SBATCH_ARGS=': No closing quotation"),
