@@ -364,11 +364,14 @@ def print_results(config: Config, folder: Path) -> None:
 
 def quiet_known_warnings() -> None:
     """Silence advice of Lightning's that does not hold here."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    # signal_connector: its handlers for SLURM are replaced by ours.
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # chosen from the cores, see build.default_workers
         ".*dataloader is not resumable.*",  # the data module restores its position itself
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6.6 against torch >= 2.14
+        ".*It is recommended to use `self.log.*sync_dist.*",  # figures are of all ranks already
     ):
         warnings.filterwarnings("ignore", message=message)
 
