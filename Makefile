@@ -106,7 +106,7 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
-	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
 
 bench: $(READY)  ## time a training step of each stage, in turn
 	$(PY) -m experiments.bench $(strip $(SOURCE) $(ARGS))

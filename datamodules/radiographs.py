@@ -239,15 +239,16 @@ class RadiographDataModule(LightningDataModule):
         """Take up the position of ``state_dict``.
 
         Raises:
-            DataError: the run was trained on other data, or stopped within an epoch that this
-                number of ranks and images would cut otherwise.
+            DataError: the run was trained on other data, or with another number of images a step:
+                its epochs would be cut otherwise, and its learning rate counts its steps.
         """
         self.check_index_hash(state_dict["index_hash"])
         wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        if state_dict["batch"] and state_dict["images_a_step"] != wanted:
+        if state_dict["images_a_step"] != wanted:
             raise DataError(
-                f"the run stopped within an epoch of {state_dict['images_a_step']} images a step, "
-                f"here a step takes {wanted}; resume with the devices and nodes it began with"
+                f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
+                f"takes {wanted}; resume with the devices and nodes it began with, or start a new "
+                "run (run.name=...)"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
