@@ -151,7 +151,9 @@ def _figures(table: pd.DataFrame, method: str, maps: MapRows | None) -> dict[str
         figures["hit_near"] = mean(near)
     if (area := column("area")) is not None:
         for name, value in (("shown_normal", 0), ("shown_abnormal", 1)):
-            figures[name] = mean(np.where(table["label"] == value, area > 0, np.nan))
+            # Without a threshold the area is not known, and not 0.
+            known = (table["label"] == value).to_numpy() & ~np.isnan(area)
+            figures[name] = mean(np.where(known, area > 0, np.nan))
     if maps is not None:
         figures["pixel_ap"] = pixel_average_precision(maps.lesion_pixels, maps.pixels)
         figures["iou_bound"] = best_mean(iou_curves(maps)[:, 1:])  # 0 claims every pixel
