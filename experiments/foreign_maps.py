@@ -25,6 +25,8 @@ from lightning_modules.attention import has_peak
 # The method of files whose names tell none.
 PLAIN = "map"
 _WITH_METHOD = re.compile(r"(?P<image>.+)\.(?P<method>[\w+-]+)\.(png|npy)", re.ASCII)
+# Columns of the table of images begin so, those of a method with its name.
+TAKEN = ("lesion",)
 # Faults that are told in full; of the others the number.
 SHOWN = 3
 
@@ -46,11 +48,9 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
 
     Raises:
         DataError: There is no such folder or nothing in it; a file belongs to no image or to two,
-            or an image has two; some names tell a method and others do not.
+            or an image has two; some names tell a method and others do not, or one that is taken.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"--maps {folder} {what}; give the folder that holds the maps")
+    check_folder(folder)
     owners: dict[str, list[str]] = {}
     for image in images:
         for name in sorted({*_names(image)}):
@@ -62,6 +62,11 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
         method, candidates = PLAIN, owners.get(name, [])
         if not candidates and (told := _WITH_METHOD.fullmatch(name)) and told["image"] in known:
             method, candidates = told["method"], [told["image"]]
+            if method in TAKEN:
+                raise DataError(
+                    f"{folder / name}: no method can be called {method}, columns of the results "
+                    "are; choose another name"
+                )
         if not candidates:
             surplus.append(name)
             continue
@@ -86,6 +91,13 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
         )
     _check_named_alike(found)
     return found
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a DataError unless there is such a folder."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"--maps {folder} {what}; give the folder that holds the maps")
 
 
 def choose_maps(

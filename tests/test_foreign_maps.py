@@ -92,6 +92,10 @@ def test_links_are_followed_and_a_circle_ends(tmp_path):
         (["hand/p1/image1.PNG"], r"files of no image of the data set: hand/p1/image1\.PNG"),
         (["hand/p1/image1.cam.png"], r"files of no image of the data set: hand/p1/image1\.cam"),
         (["hand/p1/image1.jpg..png"], r"files of no image of the data set: hand/p1/image1\.jpg\."),
+        (
+            ["hand/p1/image1.jpg.lesion.png"],
+            r"lesion\.png: no method can be called lesion, columns",
+        ),
         ([], r"maps holds no file; put a map an image there, such as hand/p1/image1\.png"),
     ],
 )
