@@ -23,11 +23,15 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate", description="Judge runs on val or test."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories or checkpoints")
+    parser.add_argument("runs", nargs="*", metavar="RUN_DIR", help="run directories or checkpoints")
     parser.add_argument("--split", choices=["test", "val", "left_out"], default="test")
     parser.add_argument(
         "--no-baselines", action="store_true", help="judge the network's own maps only"
     )
+    parser.add_argument(
+        "--maps", type=Path, metavar="DIR", help="judge this folder of maps instead"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results of --maps go")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -39,6 +43,10 @@ def main(words: list[str] | None = None) -> int:
     overrides = [word for word in arguments.runs if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.runs if word not in overrides]
     try:
+        if arguments.maps is not None:
+            return judge_folder(arguments, runs, overrides)
+        if arguments.out is not None:
+            raise RunError("--out goes with --maps; a run's evaluation lies in its directory")
         if not runs:
             raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
         evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines)
@@ -63,6 +71,23 @@ def evaluate_all(runs: list[Path], split: str, overrides: list[str], trivial: bo
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe(found), flush=True)
         write(found)
+
+
+def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: list[str]) -> int:
+    """Judge a folder of anybody's maps; write, print and return the exit status."""
+    from experiments.describe_maps import describe_maps
+    from experiments.evaluate_maps import evaluate_maps
+    from experiments.results import write
+    from experiments.runs import RunError
+
+    if runs:
+        raise RunError(f"--maps judges a folder of maps, not runs: leave {runs[0]} out, or --maps")
+    if arguments.split == "left_out":
+        raise RunError("--maps goes with --split test or val: a folder of maps has no folds")
+    found = evaluate_maps(arguments.maps, arguments.split, overrides, arguments.out)
+    print(describe_maps(found), flush=True)
+    write(found)
+    return 0
 
 
 if __name__ == "__main__":
