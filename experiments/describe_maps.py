@@ -5,14 +5,17 @@ from __future__ import annotations
 from experiments.compare import say
 from experiments.describe import show
 from experiments.evaluation import Evaluation
-from experiments.map_figures import GROUPED, groups
+from experiments.map_figures import groups
 
 # In the order of the lines.
 FIGURES = (
     *("hit", "hit_near", "pixel_ap", "energy", "iou", "dice", "iou_otsu", "iou_bound", "box_bound"),
     *("shown_normal", "shown_abnormal"),
 )
-HEAD, CELL = 58, 18
+# Of each group of lesions, figure and heading.
+OF_GROUPS = {"hit": "hit rate", "iou": "IoU, val's cut", "pixel_ap": "pixel AP"}
+FINE = ("pixel_ap",)  # small differences count
+HEAD, CELL = 58, 21
 
 
 def describe_maps(found: Evaluation) -> str:
@@ -27,16 +30,23 @@ def describe_maps(found: Evaluation) -> str:
         *(f"  NOTE {note}" for note in found.notes),
     ]
     for method in found.maps:
-        lines.append(f"  {method}, val's threshold {found.thresholds[method]:.3f}")
-        lines += [
-            f"    {say(name):<{HEAD}}{show(found.estimates.get(f'{method}/{name}'))}"
-            for name in FIGURES
-        ]
-        lines.append(
-            f"    {'':<15}{'lesions':<9}" + "".join(f"{name:<{CELL}}" for name in GROUPED).rstrip()
-        )
+        lines.append(f"  {method}, val's threshold {_threshold(found.thresholds[method])}")
+        lines += [f"    {say(name):<{HEAD}}{_shown(found, method, name)}" for name in FIGURES]
+        lines.append(_row("", "lesions", list(OF_GROUPS.values())))
         for group, rows in groups(table).items():
-            cells = [show(found.estimates.get(f"{method}/{name}/{group}")) for name in GROUPED]
-            text = "".join(f"{cell:<{CELL}}" for cell in cells).rstrip()
-            lines.append(f"    {group:<15}{len(rows):<9}{text}")
+            cells = [_shown(found, method, name, f"/{group}") for name in OF_GROUPS]
+            lines.append(_row(group, str(len(rows)), cells))
     return "\n".join([*lines, f"  written  {found.target}"])
+
+
+def _shown(found: Evaluation, method: str, name: str, group: str = "") -> str:
+    result = found.estimates.get(f"{method}/{name}{group}")
+    return show(result, 3 if name in FINE else 2)
+
+
+def _row(group: str, count: str, cells: list[str]) -> str:
+    return f"    {group:<15}{count:<9}" + "".join(f"{cell:<{CELL}}" for cell in cells).rstrip()
+
+
+def _threshold(value: float) -> str:
+    return "not known" if value != value else f"{value:.3f}"

@@ -130,9 +130,9 @@ def choose_maps(
     ):
         lacking = [image for image in rows["path"][group] if image not in files]
         if lacking and not (may_lack and len(lacking) == group.sum()):
-            remedy = "make them, or leave out those of all such images" if may_lack else "make them"
+            remedy = f"make them, or leave all {group.sum()} out" if may_lack else "make them"
             raise DataError(
-                f"{folder}: {len(lacking)} of the {group.sum()} {split} {name} have no map: "
+                f"{folder}: no map of {len(lacking)} of the {group.sum()} {name} in {split}: "
                 f"{_first(lacking)}; {remedy}"
             )
     places = zip(needed, rows["path"], strict=True)

@@ -124,7 +124,7 @@ def test_normal_images_may_all_lack_a_map(maps, tiny, data, capsys):
     for row in normal:
         file_of(maps, data, row).unlink()
     assert judge(maps, tiny) == 0
-    assert f"no map of the {len(normal)} test normal images" in capsys.readouterr().out
+    assert f"no map of the {len(normal)} normal images in test" in capsys.readouterr().out
     found = summary(maps)
     assert found["map/shown_normal"] is None
     assert found["map/shown_abnormal"] == found["map/hit"] == 1
@@ -177,7 +177,7 @@ def test_a_missing_map_is_told(maps, tiny, data, capsys, split):
     file_of(maps, data, rows[0]).unlink()
     assert judge(maps, tiny) == 2
     said = capsys.readouterr().err
-    assert f"1 of the {len(rows)} {split} images with a lesion mask have no map: " in said
+    assert f"no map of 1 of the {len(rows)} images with a lesion mask in {split}: " in said
     assert data.table["path"][rows[0]] in said
 
 

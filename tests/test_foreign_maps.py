@@ -163,15 +163,14 @@ def test_images_without_a_mask_may_all_lack_a_map(tmp_path, kinds):
     [
         (
             "m1 a1 a2 n1 n2",
-            r"1 of the 2 test images with a lesion mask have no map: m2\.png; make them$",
+            r"no map of 1 of the 2 images with a lesion mask in test: m2\.png; make them$",
         ),
-        ("a1 a2 n1 n2", r"2 of the 2 test images with a lesion mask have no map: m1.png, m2.png;"),
+        ("a1 a2 n1 n2", r"of 2 of the 2 images with a lesion mask in test: m1.png, m2.png;"),
         (
             "m1 m2 a1 a2 n2",
-            r"1 of the 2 test normal images have no map: n1\.png; make them, or leave out those of "
-            "all such images",
+            r"no map of 1 of the 2 normal images in test: n1\.png; make them, or leave all 2 out$",
         ),
-        ("m1 m2 a1", r"1 of the 2 test abnormal images without a lesion mask have no map: a2.png"),
+        ("m1 m2 a1", r"no map of 1 of the 2 abnormal images without a lesion mask in test: a2.png"),
     ],
 )
 def test_missing_maps_are_named(tmp_path, kinds, said):
