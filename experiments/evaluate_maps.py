@@ -175,7 +175,9 @@ def _notes(
     for label, kind in ((1, "abnormal images without a lesion mask"), (0, "normal images")):
         group = rows[(rows["label"] == label) & (rows["lesion_mask"] == "")]
         if len(group) and not group.index.isin([*next(iter(chosen.values()))]).any():
-            said.append(f"no map of the {len(group)} {kind} in {split}: what is shown there is null")
+            said.append(
+                f"no map of the {len(group)} {kind} in {split}: what is shown there is null"
+            )
     for name, files in chosen.items():
         if count := len(constant & {*files.values()}):
             said.append(

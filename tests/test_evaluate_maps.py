@@ -201,6 +201,7 @@ def test_what_cannot_be_asked_is_said(maps, tiny, tmp_path, capsys):
     for words, said in (
         (["--split", "left_out"], "--maps goes with --split test or val"),
         ([str(tmp_path)], "--maps judges a folder of maps, not runs"),
+        (["--compare"], "--compare is of runs"),
         (["data.nmae=phantom"], "data.nmae"),
     ):
         assert judge(maps, tiny, *words) == 2
@@ -211,7 +212,7 @@ def test_what_cannot_be_asked_is_said(maps, tiny, tmp_path, capsys):
     assert judge(root, tiny) == 2
     assert "is data.root, whose images are no maps" in capsys.readouterr().err
     assert evaluate.main([str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "--out goes with --maps" in capsys.readouterr().err
+    assert "--out says where a comparison is written, or what --maps" in capsys.readouterr().err
 
 
 def test_where_there_are_no_lesion_masks_nothing_is_judged(maps, tiny, data, tmp_path, capsys):
