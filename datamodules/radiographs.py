@@ -317,6 +317,12 @@ class RadiographDataModule(LightningDataModule):
         path = str(self.table["lesion_mask"].iat[row])
         return np.where(decode(Path(path)) > 127, 255, 0).astype(np.uint8) if path else None
 
+    def original_size(self, row: int) -> tuple[int, int]:
+        """Height and width of the upright original of an index row, pixels."""
+        assert self.pixels is not None, "setup() opens the cache"
+        geometry = self.pixels.geometry_of(row)
+        return geometry.height, geometry.width
+
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
         assert self.pixels is not None, "setup() opens the cache"
