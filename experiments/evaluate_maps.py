@@ -14,7 +14,7 @@ from datamodules.radiographs import RadiographDataModule
 from experiments.build import build_data
 from experiments.config import load_config
 from experiments.evaluation import Evaluation, figures, notes
-from experiments.foreign_maps import Files, check_folder, check_maps, choose_maps, find_maps
+from experiments.foreign_maps import PLAIN, Files, check_folder, check_maps, choose_maps, find_maps
 from experiments.judge import IDS, Judged
 from experiments.map_files import read_map
 from experiments.map_rows import MapRecorder
@@ -179,10 +179,13 @@ def _notes(
                 f"no map of the {len(group)} {kind} in {split}: what is shown there is null"
             )
     for name, files in chosen.items():
-        if count := len(constant & {*files.values()}):
+        flat = [row for row, path in files.items() if path in constant]
+        if flat:
+            missed = int((data.table["lesion_mask"].loc[flat] != "").sum())
             said.append(
-                f"{count} of {len(files)} maps of {name} are of one value: they point nowhere, and "
-                "miss"
+                f"{len(flat)} of {len(files)} maps{'' if name == PLAIN else f' of {name}'} are of "
+                f"one value, which points nowhere: {missed} misses, the others are of images "
+                "without a lesion mask"
             )
     unread = data.table["path"][~data.table["split"].isin(["val", split])]
     if count := sum(image in files for files in found.values() for image in unread):

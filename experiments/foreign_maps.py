@@ -183,7 +183,11 @@ def _names(image: str) -> Iterator[str]:
 def _walk(folder: Path) -> Iterator[str]:
     """Paths of all files below ``folder``, relative to it and in order; hidden ones left out."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         stat = os.stat(place)
         # A link that leads back up would be walked for ever.
         again = (stat.st_dev, stat.st_ino) in seen

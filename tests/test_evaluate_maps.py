@@ -137,8 +137,9 @@ def test_maps_of_one_value_miss_and_are_counted(maps, tiny, data, capsys):
         file_of(maps, data, row).unlink()
         np.save(file_of(maps, data, row).with_suffix(".npy"), flat)
     assert judge(maps, tiny) == 0
-    count = len(data.rows_of("test"))
-    assert f"{count} of {count} maps of map are of one value: they point" in capsys.readouterr().out
+    count, missed = len(data.rows_of("test")), len(masked_rows(data, "test"))
+    said = f"{count} of {count} maps are of one value, which points nowhere: {missed} misses"
+    assert said in capsys.readouterr().out
     found = summary(maps)
     assert found["map/hit"] == found["map/box_bound"] == 0
 
