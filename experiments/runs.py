@@ -20,6 +20,8 @@ from lightning_modules import STAGES
 
 # What a checkpoint must hold for a run to go on from it or to be judged.
 PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
+# A network's arguments that follow from the data, which has a check and a message of its own.
+OF_THE_DATA = ("body_parts", "class_weights")
 
 
 class RunError(ValueError):
@@ -134,7 +136,7 @@ def check_network(module: LightningModule, checkpoint: dict[str, Any], path: Pat
     changed = [
         f"{name}={_listed(trained[name])}, here {_listed(value)}"
         for name, value in module.hparams.items()
-        if name in trained and _listed(trained[name]) != _listed(value)
+        if name in trained and name not in OF_THE_DATA and _listed(trained[name]) != _listed(value)
     ]
     if changed:
         raise RunError(
