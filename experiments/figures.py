@@ -17,7 +17,15 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
 
 from experiments.statistics import Figure
-from experiments.weighted import Column, among, auroc, calibration_error, kappa, mean
+from experiments.weighted import (
+    Column,
+    among,
+    auroc,
+    calibration_error,
+    kappa,
+    mean,
+    mean_of_known,
+)
 
 COLUMNS = ("path", "patient", "study", "body_part", "label", "probability", "hardware")
 # Temperatures that are tried: a factor of 20 both ways.
@@ -222,10 +230,11 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
     """All figures of classification, as functions of the images' weights.
 
-    Of images ``auroc``, ``accuracy``, ``sensitivity``, ``specificity`` and ``kappa`` (Cohen's) at
-    val's threshold, ``kappa/<body part>``, ``ece`` and ``ece_scaled`` (expected calibration error,
-    as it is and at val's temperature); of studies the same with ``study_`` before, but for the
-    calibration. Where hardware is known of some images, auroc to kappa also for those without
+    Of images ``auroc``, ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that
+    occur), ``sensitivity``, ``specificity`` and ``kappa`` (Cohen's) at val's threshold,
+    ``kappa/<body part>``, ``ece`` and ``ece_scaled`` (expected calibration error, as it is and at
+    val's temperature); of studies the same with ``study_`` before, but for the calibration. Where
+    hardware is known of some images, auroc to kappa also for those without
     (``auroc/no_hardware``) and those with it (``auroc/hardware``): marks of treatment tell a label
     without any lesion.
 
@@ -257,11 +266,13 @@ def _by_units(
     def of(chosen: np.ndarray) -> dict[str, Figure]:
         truth, decision = label[chosen], called[chosen]
         right = (truth == decision).astype(np.float64)
+        recalls = [mean(np.where(truth == value, right, np.nan)) for value in (1, 0)]
         found = {
             "auroc": auroc(probability[chosen], truth),
             "accuracy": mean(right),
-            "sensitivity": mean(np.where(truth == 1, right, np.nan)),
-            "specificity": mean(np.where(truth == 0, right, np.nan)),
+            "balanced_accuracy": mean_of_known(recalls),
+            "sensitivity": recalls[0],
+            "specificity": recalls[1],
             "kappa": kappa(decision, truth),
         }
         return {name: among(rows[chosen], figure) for name, figure in found.items()}

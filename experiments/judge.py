@@ -1,99 +1,158 @@
-"""What is said of a trained network on a split: a row an image, and the figures."""
+"""What a trained network says of a split: a row an image, and what is kept of each map."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 from tqdm import tqdm
 
-from lightning_modules.attention import peak
-from lightning_modules.metrics import Agreement, HitRate, PixelAveragePrecision
-from lightning_modules.metrics.localisation import hit
+from experiments.map_methods import MapMethod, fit_scale, raw_map, shown_map
+from experiments.map_rows import MapRecorder, RecordedMaps
 
-# Equal steps of a map in [0, 1] when pixels are ranked: as fine as a 16-bit image.
-MAP_LEVELS = 2**16
+IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
+Batch = dict[str, Tensor]
 
 
-def judge(module: Any, data: Any, split: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Run the network over a split: the table of per-image rows and the figures.
+class Judged(NamedTuple):
+    """A split as a network and some map methods see it.
 
-    Maps are judged on the abnormal images with a lesion mask, at the images' original size. From
-    stage 2 on, ``masked_accuracy`` is the accuracy under the mask of the training and
-    ``swapped_masked_accuracy`` that under the other class's map, with ``swapped_masked_abnormal``,
-    the share of images then called abnormal: a network that reads the class off the mask's shape
-    falls to 0 or sticks to one class.
+    Attributes:
+        table: A row an image: ids, ``lesion_area``, and of a network that classifies
+            ``probability``, from stage 2 on ``masked_probability`` (under the mask of the training)
+            and ``swapped_masked_probability`` (under the other class's map).
+        maps: Of each method, in the order of the table.
+        scales: Of each method that was asked for beside the network's own.
+    """
+
+    table: pd.DataFrame
+    maps: dict[str, RecordedMaps]
+    scales: dict[str, float]
+
+
+def judge(
+    module: Any,
+    data: Any,
+    split: str,
+    methods: Sequence[MapMethod] = (),
+    scales: Mapping[str, float] | None = None,
+    tuning: bool = False,
+) -> Judged:
+    """Run the network over a split, each image once; maps are judged at the original size.
+
+    Args:
+        module: The network; None judges ``methods`` that need none.
+        data: The data module, set up.
+        split: Which of its images.
+        methods: Map methods beside the network's own.
+        scales: What becomes 1 in the maps of each of ``methods``, as val fitted it; None fits it on
+            this very split, which is val then.
+        tuning: The split only decides on thresholds, see :class:`map_rows.MapRecorder`.
+
+    Raises:
+        ValueError: A method broke its contract, see :class:`map_methods.MapMethod`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = module.to(device).eval()
-    classifies = bool(module.hparams.get("classification", True))
+    if module is not None:
+        module = module.to(device).eval()
+    names = [*own_methods(module), *(method.name for method in methods)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
+    recorders = {name: MapRecorder(name, tuning) for name in names}
+    kept: list[
+        tuple[int, bool, dict[str, Tensor]]
+    ] = []  # raw maps of val, until their scale is known
+    seen: list[dict[str, Any]] = []
+    for batch in _batches(data, split, device):
+        outputs, own = _look(module, batch)
+        drawn = {method.name: raw_map(method, module, batch["image"], batch) for method in methods}
+        for place, number in enumerate(batch["index"].tolist()):
+            mask = _lesion(data, batch, place)
+            area = float("nan") if mask is None else float(mask.double().mean())
+            row = {name: float(values[place]) for name, values in outputs.items()}
+            seen.append({"row": number, "lesion_area": area, **row})
+            for name, maps in own.items():
+                recorders[name].add(_original(data, maps[place], number), mask)
+            raw = {name: maps[place : place + 1].cpu() for name, maps in drawn.items()}
+            if scales is None:
+                kept.append((number, mask is not None, raw))
+            else:
+                _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
+    found = pd.DataFrame(seen).set_index("row")
+    table = data.table.loc[found.index, IDS].join(found)
+    if scales is None:
+        peaks = {m.name: [float(raw[m.name].max()) for *_, raw in kept] for m in methods}
+        scales = {name: fit_scale(values) for name, values in peaks.items()}
+        for number, masked, raw in kept if methods else ():
+            mask = _lesion_of(data, number) if masked else None
+            _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
+    return Judged(table, {name: r.finish() for name, r in recorders.items()}, dict(scales))
+
+
+def own_methods(module: Any) -> tuple[str, ...]:
+    """The maps that a network has of its own."""
+    if module is None:
+        return ()
     # A network trained on the masks alone has an FC layer that nobody taught: only its FCN counts.
-    methods = module.map_methods if classifies else ("fcn",)
-    looks_twice = classifies and hasattr(module, "masked_logits")
-    agreement = Agreement(body_parts=data.body_parts)
-    localisation = {
-        name: MetricCollection(
-            {"hit": HitRate(), "pixel_ap": PixelAveragePrecision(levels=MAP_LEVELS)}
-        )
-        for name in methods
-    }
-    rows: list[dict[str, Any]] = []
-    loader = data.evaluation_dataloader(split)
+    return tuple(module.map_methods) if classifies(module) else ("fcn",)
+
+
+def classifies(module: Any) -> bool:
+    """Whether anybody taught the network normal and abnormal."""
+    return module is not None and bool(module.hparams.get("classification", True))
+
+
+def _look(module: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Columns of the table, each ``(B,)``, and the network's own maps, ``(B, 1, S, S)``."""
+    if module is None:
+        return {}, {}
     with torch.inference_mode():
-        for batch in tqdm(
-            loader, desc=f"{split} images", unit=" batches", leave=False, disable=None
-        ):
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            image = data.on_after_batch_transfer(on_device, 0)["image"]
-            probability, maps = module.explain(image)
-            seen: dict[str, Tensor] = {}
-            if classifies:
-                seen["probability"] = probability
-                agreement.update(
-                    probability.cpu(),
-                    batch["label"],
-                    batch["index"],
-                    batch["study"],
-                    batch["body_part"],
-                )
-            if looks_twice:
-                label = on_device["label"]
+        probability, maps = module.explain(batch["image"])
+        outputs: dict[str, Tensor] = {}
+        if classifies(module):
+            outputs["probability"] = probability
+            if hasattr(module, "masked_logits"):
                 for name in ("masked", "swapped_masked"):
-                    scores = getattr(module, f"{name}_logits")(image, label)
-                    seen[f"{name}_probability"] = scores.softmax(1)[:, 1]
-            for place, number in enumerate(batch["index"]):
-                row = {name: float(values[place]) for name, values in seen.items()}
-                mask = data.original_mask(int(number)) if batch["has_lesion"][place] else None
-                for name in methods:
-                    square = maps[name][place, 0].cpu().numpy()
-                    shown = torch.from_numpy(data.to_original(square, int(number)))[None, None]
-                    x, y = peak(shown)[0].tolist()
-                    row |= {f"{name}_peak_x": int(x), f"{name}_peak_y": int(y)}
-                    if mask is not None:
-                        lesion = torch.from_numpy(mask / 255.0)[None, None]
-                        row[f"{name}_hit"] = int(hit(shown, lesion))
-                        localisation[name].update(
-                            shown, lesion, number.view(1), torch.tensor([True])
-                        )
-                rows.append({"row": int(number), **row})
-    found = pd.DataFrame(rows).set_index("row")
-    hits = [name for name in found if name.endswith("_hit")]
-    found[hits] = found[hits].astype("Int64")  # empty where there is no lesion, not 1.0
-    columns = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
-    table = data.table.loc[found.index, columns].join(found)
-    figures: dict[str, float] = {"images": len(table), "studies": int(table["study"].nunique())}
-    if classifies:
-        figures |= {name: float(value) for name, value in agreement.compute().items()}
-    if looks_twice:
-        for name in ("masked", "swapped_masked"):
-            called = table[f"{name}_probability"] > 0.5
-            figures[f"{name}_accuracy"] = float((called == (table["label"] == 1)).mean())
-        figures["swapped_masked_abnormal"] = float(called.mean())
-    figures["lesions"] = int(table[hits[0]].notna().sum()) if hits else 0
-    for name in methods if hits else ():
-        for figure, value in localisation[name].compute().items():
-            figures[f"{name}/{figure}"] = float(value)
-    return table, figures
+                    scores = getattr(module, f"{name}_logits")(batch["image"], batch["label"])
+                    outputs[f"{name}_probability"] = scores.softmax(1)[:, 1]
+    return outputs, {name: maps[name] for name in own_methods(module)}
+
+
+def _batches(data: Any, split: str, device: torch.device) -> Iterator[Batch]:
+    loader = data.evaluation_dataloader(split)
+    for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        yield data.on_after_batch_transfer(on_device, 0)
+
+
+def _record(
+    recorders: dict[str, MapRecorder],
+    data: Any,
+    number: int,
+    mask: Tensor | None,
+    raw: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    size: torch.Size,
+) -> None:
+    for name, values in raw.items():
+        shown = shown_map(values, scales[name], size)[0]
+        recorders[name].add(_original(data, shown, number), mask)
+
+
+def _original(data: Any, square: Tensor, number: int) -> Tensor:
+    """A map ``(1, S, S)`` at the original size, ``(1, 1, H, W)`` on the CPU."""
+    full = data.to_original(square[0].cpu().numpy(), number)
+    # Interpolation may round a 1 up.
+    return torch.from_numpy(full)[None, None].clamp(0, 1)
+
+
+def _lesion(data: Any, batch: Batch, place: int) -> Tensor | None:
+    return _lesion_of(data, int(batch["index"][place])) if batch["has_lesion"][place] else None
+
+
+def _lesion_of(data: Any, number: int) -> Tensor:
+    """The lesion mask, bool ``(1, 1, H, W)``."""
+    return torch.from_numpy(data.original_mask(number) > 127)[None, None]

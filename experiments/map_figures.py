@@ -2,9 +2,11 @@
 
 Columns of a method such as ``pcam``, each NaN (empty in the CSV) where an image has no lesion
 mask: ``pcam_hit``, ``pcam_distance`` (of the peak, ``localisation.peak_distance``), ``pcam_iou``
-and ``pcam_dice`` at val's threshold, ``pcam_iou_otsu``, ``pcam_energy``; and of every image, normal
-ones too, ``pcam_area``: the share that is claimed at val's threshold. ``lesion_area`` is the share
-of the image that the lesion covers. Figures are made of the columns that are there.
+and ``pcam_dice`` at val's threshold, ``pcam_iou_otsu``, ``pcam_iou_bound`` (at the threshold that
+is best for these very masks), ``pcam_energy``; and of every image, normal ones too, ``pcam_area``:
+the share that is claimed at val's threshold. ``iou``, ``dice`` and ``area`` are NaN of all images
+where val has no masks to tune the threshold by. ``lesion_area`` is the share of the image that the
+lesion covers. Figures are made of the columns that are there.
 """
 
 from __future__ import annotations
@@ -150,8 +152,10 @@ def _figures(table: pd.DataFrame, method: str, maps: MapRows | None) -> dict[str
         near = np.where(np.isnan(distance), np.nan, distance <= TOLERANCE)
         figures["hit_near"] = mean(near)
     if (area := column("area")) is not None:
+        # Without a threshold of val nobody knows what is claimed.
+        claims = np.where(np.isnan(area), np.nan, area > 0)
         for name, value in (("shown_normal", 0), ("shown_abnormal", 1)):
-            figures[name] = mean(np.where(table["label"] == value, area > 0, np.nan))
+            figures[name] = mean(np.where(table["label"] == value, claims, np.nan))
     if maps is not None:
         figures["pixel_ap"] = pixel_average_precision(maps.lesion_pixels, maps.pixels)
         figures["iou_bound"] = best_mean(iou_curves(maps)[:, 1:])  # 0 claims every pixel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,9 @@ from lightning_modules.metrics.localisation import hit, peak_distance
 # Thresholds between 0 and 1, as many as an 8-bit map has values.
 LEVELS = 256
 NAN = float("nan")
+COLUMNS = ("peak_x", "peak_y", "hit", "distance", "iou_otsu", "energy")
+# Written as whole numbers, empty where there is none, not as 1.0.
+WHOLE = ("peak_x", "peak_y", "hit")
 
 
 class MapRecorder:
@@ -27,11 +30,14 @@ class MapRecorder:
 
     Args:
         name: Of the method, which begins the names of its columns.
+        tuning: Only the histograms are made, from which thresholds follow: what val needs when
+            another split is judged. All other columns stay NaN.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, tuning: bool = False) -> None:
         self.name = name
-        self._rows: list[dict[str, Any]] = []
+        self.tuning = tuning
+        self._rows: list[dict[str, float]] = []
         self._lesion_pixels: list[np.ndarray] = []
         self._pixels: list[np.ndarray] = []
         self._box_iou: list[np.ndarray] = []
@@ -51,13 +57,13 @@ class MapRecorder:
                 f"a map of {tuple(shown.shape[-2:])} pixels (H x W) cannot be judged by a lesion "
                 f"mask of {tuple(lesion.shape[-2:])}"
             )
-        x, y = peak(shown)[0].tolist()
-        row: dict[str, Any] = {"peak_x": int(x), "peak_y": int(y)}
         marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion >= 0.5
         lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
+        row: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
         boxes = np.full(BOX_LEVELS - 1, NAN, dtype=np.float32)
-        row |= dict.fromkeys(("hit", "distance", "iou_otsu", "energy"), NAN)
-        if bool(marked.any()):
+        if not self.tuning:
+            row["peak_x"], row["peak_y"] = peak(shown)[0].tolist()
+        if bool(marked.any()) and not self.tuning:
             otsu = overlap.claimed(shown, overlap.otsu_threshold(shown))
             row["hit"] = float(hit(shown, marked))
             row["distance"] = float(peak_distance(shown, marked))
@@ -87,7 +93,7 @@ class RecordedMaps(NamedTuple):
 
     Attributes:
         name: Of the method.
-        columns: A row an image: peak_x, peak_y, hit, distance, iou_otsu, energy.
+        columns: A row an image: :data:`COLUMNS`.
         rows: What pixel AP and the upper bounds are made of.
         pixels: All pixels at each level, ``(N, levels)``, of images without a mask, too.
     """
@@ -112,7 +118,7 @@ class RecordedMaps(NamedTuple):
         claimed = self.pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / self.pixels.sum(1, keepdims=True)
         iou = _at(curves, threshold)
         found = self.columns.assign(
-            hit=self.columns["hit"].astype("Int64"),  # empty where there is no lesion, not 1.0
+            **{name: self.columns[name].astype("Int64") for name in WHOLE},
             iou=iou,
             dice=2 * iou / (1 + iou),
             iou_bound=_at(curves, best),

@@ -36,6 +36,24 @@ def mean(values: Column) -> Figure:
     return figure
 
 
+def mean_of_known(figures: Sequence[Figure]) -> Figure:
+    """The mean of those of several figures that are defined in a resample; NaN if none is.
+
+    Example:
+        >>> import numpy as np
+        >>> recalls = mean([1.0, 0.0, float("nan")]), mean([float("nan"), float("nan"), 1.0])
+        >>> mean_of_known(recalls)(np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+        array([0.75, 0.5 ,  nan])
+    """
+
+    def figure(weights: np.ndarray) -> np.ndarray:
+        values = np.stack([one(weights) for one in figures])
+        known = ~np.isnan(values)
+        return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+
+    return figure
+
+
 def among(rows: Sequence[int] | np.ndarray, figure: Figure) -> Figure:
     """A figure of some of the images, or of units of which each is stood for by one image.
 

@@ -1,0 +1,73 @@
+"""The files of an evaluation: images.csv, maps.npz, reliability.csv, summary.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from experiments.evaluation import Evaluation
+from experiments.figures import reliability
+from experiments.map_figures import save_maps
+from experiments.runs import RunError
+
+NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
+
+
+def write(found: Evaluation) -> None:
+    """Write all files of an evaluation into its folder.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    target = found.target
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        # Last, so that a summary never lies beside older rows.
+        summary = target / "summary.json"
+        summary.unlink(missing_ok=True)
+        found.table.to_csv(target / "images.csv", index=False)
+        save_maps(target / "maps.npz", found.table, found.maps)
+        if "probability" in found.table:
+            curve = reliability(found.table["probability"], found.table["label"])
+            curve.to_csv(target / "reliability.csv", index=False)
+        summary.write_text(json.dumps(summarise(found), indent=2) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"{target} cannot be written ({error.strerror}); make it writable, or copy the run "
+            "directory to where you may write"
+        ) from error
+
+
+def summarise(found: Evaluation) -> dict[str, Any]:
+    """The content of ``summary.json``: figures by name, then their intervals and what val fitted.
+
+    JSON knows no NaN: what cannot be computed is null.
+    """
+    table, figures = found.table, found.estimates
+    fitted: dict[str, Any] = {} if found.fitted is None else found.fitted._asdict()
+    fitted["maps"] = {
+        name: {"threshold": _plain(threshold)}
+        | ({"scale": found.scales[name]} if name in found.scales else {})
+        for name, threshold in found.thresholds.items()
+    }
+    undefined = {name: result.undefined for name, result in figures.items() if result.undefined}
+    return {
+        **found.about,
+        "notes": found.notes,
+        "images": len(table),
+        "studies": int(table["study"].nunique()),
+        "patients": int(table["patient"].nunique()),
+        "lesions": int(table["lesion_area"].notna().sum()),
+        **{name: _plain(result.value) for name, result in figures.items()},
+        "intervals": {
+            name: [_plain(result.low), _plain(result.high)] for name, result in figures.items()
+        },
+        # The share of resamples in which a figure was not defined, where there were any.
+        "undefined": undefined,
+        "null": NULL,
+        "fitted": fitted,
+    }
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else value
