@@ -33,9 +33,15 @@ WORDS = {
     "ece": "expected calibration error",
     "ece_scaled": "expected calibration error at val's temperature",
 }
-
-
-METHODS = {"cam": "CAM", "pcam": "PCAM", "fcn": "the FCN"}
+METHODS = {
+    "cam": "CAM",
+    "pcam": "PCAM",
+    "fcn": "the FCN",
+    "centre": "the centre prior",
+    "mean_mask": "the mean mask",
+    "edges": "the edge map",
+    "noise": "noise",
+}
 COLUMNS = (
     *("figure", "first", "second", "first_value", "second_value"),
     *("difference", "low", "high", "undefined", "p"),
@@ -53,6 +59,8 @@ class Pair(NamedTuple):
 
 
 Seeds = Sequence[Mapping[str, Figure]]
+# Name of a run and a map method of it.
+Map = tuple[str, str]
 
 
 def same_images(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
@@ -115,17 +123,32 @@ def pairs_of_methods(
         methods: Such as ``cam``, ``pcam``.
         figures: Of a map, such as ``hit``.
     """
+    steps = itertools.combinations(methods, 2)
+    both = [((run, later), (run, earlier)) for earlier, later in steps]
+    return pairs_of_maps({run: seeds}, both, figures)
+
+
+def pairs_of_maps(
+    runs: Mapping[str, Seeds], steps: Sequence[tuple[Map, Map]], figures: Sequence[str]
+) -> list[Pair]:
+    """Chosen maps against chosen others, in each figure that both have.
+
+    Args:
+        runs: As in :func:`pairs_of_runs`.
+        steps: Run and method of the first and of the second map.
+        figures: Of a map, such as ``hit``.
+    """
     return [
         Pair(
             name,
-            f"{METHODS.get(later, later)} of {_named(run, seeds)}",
-            f"{METHODS.get(earlier, earlier)} of {_named(run, seeds)}",
-            _joined(seeds, f"{later}/{name}"),
-            _joined(seeds, f"{earlier}/{name}"),
+            _of(first, runs),
+            _of(second, runs),
+            _joined(runs[first[0]], f"{first[1]}/{name}"),
+            _joined(runs[second[0]], f"{second[1]}/{name}"),
         )
         for name in figures
-        for earlier, later in itertools.combinations(methods, 2)
-        if _has(seeds, f"{later}/{name}") and _has(seeds, f"{earlier}/{name}")
+        for first, second in steps
+        if all(_has(runs[run], f"{map}/{name}") for run, map in (first, second))
     ]
 
 
@@ -244,6 +267,11 @@ def _has(seeds: Seeds, name: str) -> bool:
 
 def _named(run: str, seeds: Seeds) -> str:
     return f"{run} (mean of {len(seeds)} seeds)" if len(seeds) > 1 else run
+
+
+def _of(map: Map, runs: Mapping[str, Seeds]) -> str:
+    run, method = map
+    return f"{METHODS.get(method, method)} of {_named(run, runs[run])}"
 
 
 def _joined(seeds: Seeds, name: str) -> Figure:

@@ -83,8 +83,8 @@ def _classification(found: Evaluation) -> list[str]:
     if "masked_accuracy" in found.estimates:
         lines.append(
             f"  masked accuracy {_shown(found, 'masked_accuracy')}, under the other class's map "
-            f"{_shown(found, 'swapped_masked_accuracy')}, "
-            f"{found.estimates['swapped_masked_abnormal'].value:.0%} called abnormal"
+            f"{_shown(found, 'swapped_masked_accuracy')} "
+            f"({found.estimates['swapped_masked_abnormal'].value:.0%} abnormal)"
         )
     return lines
 

@@ -5,17 +5,25 @@ SPLIT is test (unless told), val, or left_out: what cross-fitting kept out of tr
 Each image of val and of the split is seen once, by the best checkpoint, in float32, in one process;
 everything that is fitted or tuned comes from val. Writes ``evaluation/<split>/`` into the run
 directory (docs/evaluation.md says what) and prints the figures. ``--no-baselines`` leaves the
-trivial maps out. Exit status: 0 done, 2 the request cannot be carried out.
+trivial maps out. ``--compare`` also compares the runs with one another, runs that differ in the
+seed alone joined, and their maps; it is written beside the stages' folders, or to ``--out PATH``.
+
+Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.command import run as run_command
+
+if TYPE_CHECKING:  # packages may be missing: main says so
+    from experiments.evaluation import Evaluation
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-baselines", action="store_true", help="judge the network's own maps only"
     )
+    parser.add_argument("--compare", action="store_true", help="compare the runs and their maps")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="where the comparison is written")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -41,7 +51,11 @@ def main(words: list[str] | None = None) -> int:
     try:
         if not runs:
             raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
-        evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines)
+        if arguments.out and not arguments.compare:
+            raise RunError("--out says where the comparison is written: add --compare")
+        found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines)
+        if arguments.compare:
+            compare_all(found, arguments.out)
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,18 +65,34 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def evaluate_all(runs: list[Path], split: str, overrides: list[str], trivial: bool) -> None:
+def evaluate_all(
+    runs: list[Path], split: str, overrides: list[str], trivial: bool
+) -> list[Evaluation]:
     """Judge runs one after the other; write and print each."""
     from experiments.describe import describe
     from experiments.evaluation import Shared, evaluate
     from experiments.results import write
 
     shared: Shared = {}
+    judged = []
     for run in runs:
         found = evaluate(run, split, overrides, trivial, shared)
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe(found), flush=True)
         write(found)
+        judged.append(found)
+    return judged
+
+
+def compare_all(judged: list[Evaluation], out: Path | None) -> None:
+    """Compare runs that have just been judged: never with the figures of an older network."""
+    from experiments.comparison import compare_runs, write_comparison
+
+    found = compare_runs(judged)
+    print(f"\n{found.short}", flush=True)
+    beside = Path(os.path.normpath(judged[0].folder / ".." / ".."))
+    paths = write_comparison(found, out or beside / f"comparison-{judged[0].about['split']}")
+    print(f"written  {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,9 @@ class MapRecorder:
             row["energy"] = float(overlap.energy_in_mask(shown, marked))
             boxes = box_iou_curve(shown, marked)[0].numpy()
         self._rows.append(row)
-        self._lesion_pixels.append(lesion_pixels[0].numpy())
-        self._pixels.append(pixels[0].numpy())
+        # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
+        self._lesion_pixels.append(lesion_pixels[0].int().numpy())
+        self._pixels.append(pixels[0].int().numpy())
         self._box_iou.append(boxes)
 
     def finish(self) -> RecordedMaps:
