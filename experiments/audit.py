@@ -5,7 +5,8 @@ cannot tell. Nothing is passed or failed by a threshold: each figure has a yards
 images, and counts as different from it where the 95 % interval of the paired difference (bootstrap
 over patients) leaves 0 out.
 
-    cascade         weights random from the top down   yardstick: the map of another image
+    cascade         weights random from the top down   yardstick: the map of another image (as Arun
+                                                       et al. 2021)
     repeatability   another seed's run                 yardstick: its map of another image
     perturbation    deletion and insertion             yardstick: a random order
     leak            masked by the other class's map    yardstick: one answer for all images
