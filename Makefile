@@ -54,7 +54,7 @@ CLUSTER = $(strip $(call option,--partition,PARTITION) $(call option,--gpus,GPUS
   $(call option,--time,TIME) $(call option,--account,ACCOUNT) $(call option,--seeds,SEEDS) \
   $(call option,--lambdas,LAMBDAS) $(call option,--sbatch-args,SBATCH_ARGS))
 
-.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep submit sync doctor
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep bench submit sync doctor
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -106,7 +106,10 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
-	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
+
+bench: $(READY)  ## time a training step of each stage, in turn
+	$(PY) -m experiments.bench $(strip $(SOURCE) $(ARGS))
 
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
 	$(PY) -m experiments.submit $(strip $(if $(DRY),--dry-run) $(STAGE) $(CLUSTER) $(SOURCE) $(RUN_NAME) $(ARGS))

@@ -133,6 +133,8 @@ class RunCheckpoints(Checkpoint):
         """Save within the epoch when it is time or asked to stop; its end saves by itself."""
         if batch_idx + 1 >= trainer.num_training_batches:
             return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a gradient that waits for the next batch is in no checkpoint
         due, stop = self._agree(trainer)
         if due or stop:
             self._save(trainer, "last.ckpt")

@@ -46,7 +46,7 @@ def decode(path: Path) -> np.ndarray:
         if not data[-64:].rstrip(b"\0\r\n").endswith(JPEG_END):
             return _decode_unended_jpeg(data, path)
     elif data.startswith(PNG):
-        _check_png(data, path)
+        check_png(data, path)
     else:
         raise DataError(
             f"{path}: neither a PNG nor a JPEG file (it begins with {data[:8]!r}); convert it to "
@@ -92,6 +92,29 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def check_png(data: bytes, path: Path) -> None:
+    """Walk the chunks of a PNG file's content (OpenCV would print or guess).
+
+    Raises:
+        DataError: A chunk is missing or its checksum wrong, or the image's size is zero.
+    """
+    view, place = memoryview(data), len(PNG)
+    while place + 12 <= len(data):
+        length = int.from_bytes(view[place : place + 4], "big")
+        kind, end = bytes(view[place + 4 : place + 8]), place + 12 + length
+        if end > len(data):
+            break
+        stored = int.from_bytes(view[end - 4 : end], "big")
+        if zlib.crc32(view[place + 4 : end - 4]) != stored:
+            raise _damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
+        if kind == b"IHDR" and not all(_png_size(view[place + 8 : place + 16])):
+            raise _damaged(path, "its size is zero")
+        if kind == b"IEND":
+            return
+        place = end
+    raise _damaged(path, "the PNG is cut short")
+
+
 def usable_cores() -> int:
     """Threads worth starting: the cores that affinity and a container's quota leave, at least 1."""
     if hasattr(os, "sched_getaffinity"):
@@ -119,25 +142,6 @@ def _read(path: Path) -> bytes:
 
 def _damaged(path: Path, reason: str) -> DataError:
     return DataError(f"{path}: damaged image ({reason}); fetch it again")
-
-
-def _check_png(data: bytes, path: Path) -> None:
-    """Walk the chunks: all there, checksums right, size not zero (OpenCV would print or guess)."""
-    view, place = memoryview(data), len(PNG)
-    while place + 12 <= len(data):
-        length = int.from_bytes(view[place : place + 4], "big")
-        kind, end = bytes(view[place + 4 : place + 8]), place + 12 + length
-        if end > len(data):
-            break
-        stored = int.from_bytes(view[end - 4 : end], "big")
-        if zlib.crc32(view[place + 4 : end - 4]) != stored:
-            raise _damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
-        if kind == b"IHDR" and not all(_png_size(view[place + 8 : place + 16])):
-            raise _damaged(path, "its size is zero")
-        if kind == b"IEND":
-            return
-        place = end
-    raise _damaged(path, "the PNG is cut short")
 
 
 def _png_size(field: memoryview) -> tuple[int, int]:

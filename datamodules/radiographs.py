@@ -239,15 +239,16 @@ class RadiographDataModule(LightningDataModule):
         """Take up the position of ``state_dict``.
 
         Raises:
-            DataError: the run was trained on other data, or stopped within an epoch that this
-                number of ranks and images would cut otherwise.
+            DataError: the run was trained on other data, or with another number of images a step:
+                its epochs would be cut otherwise, and its learning rate counts its steps.
         """
         self.check_index_hash(state_dict["index_hash"])
         wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        if state_dict["batch"] and state_dict["images_a_step"] != wanted:
+        if state_dict["images_a_step"] != wanted:
             raise DataError(
-                f"the run stopped within an epoch of {state_dict['images_a_step']} images a step, "
-                f"here a step takes {wanted}; resume with the devices and nodes it began with"
+                f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
+                f"takes {wanted}; resume with the devices and nodes it began with, or start a new "
+                "run (run.name=...)"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
@@ -315,6 +316,12 @@ class RadiographDataModule(LightningDataModule):
         """The lesion mask uint8 (H, W), 0 or 255, of the upright original; None without one."""
         path = str(self.table["lesion_mask"].iat[row])
         return np.where(decode(Path(path)) > 127, 255, 0).astype(np.uint8) if path else None
+
+    def original_size(self, row: int) -> tuple[int, int]:
+        """Height and width of the upright original of an index row, pixels."""
+        assert self.pixels is not None, "setup() opens the cache"
+        geometry = self.pixels.geometry_of(row)
+        return geometry.height, geometry.width
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.audit import (
     GRID,
+    IMAGES,
     Maps,
     Sample,
     audit_repeatability,
@@ -29,7 +30,9 @@ from experiments.runs import RunError, load_module
 SEED = 0  # draws the images, the random weights and the random order
 
 
-def audit_all(judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: int) -> None:
+def audit_all(
+    judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: int | None = None
+) -> None:
     """Audit runs on the same images; print each audit and write it beside the run's summary.
 
     Runs that differ in the seed alone are also compared with one another.
@@ -37,7 +40,7 @@ def audit_all(judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: 
     Args:
         judged: The runs, as judged.
         peers: Map methods beside the networks' own; a network that does not classify has none.
-        images: How many abnormal images at most.
+        images: How many abnormal images at most; None: :data:`audit.IMAGES`.
 
     Raises:
         RunError: The split has too few abnormal images, or a folder cannot be written.
@@ -45,7 +48,7 @@ def audit_all(judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: 
     for seeds in group(judged):
         audits: list[tuple[Evaluation, Sample, dict[str, Any], Maps]] = []
         for run in seeds.runs:
-            audits.append((run, *_audit(run, peers, images)))
+            audits.append((run, *_audit(run, peers, images or IMAGES)))
         if len(audits) > 1:
             sample = audits[0][1]
             repeated = {

@@ -11,6 +11,9 @@ seed alone joined, and their maps; it is written beside the stages' folders, or 
 names with commas, ``quick``, or ``all`` with the two slow ones); ``--audit`` asks whether the maps
 can be believed (docs/audit.md), on ``--audit-images N`` abnormal images.
 
+``--maps DIR data.name=... data.root=...`` judges a folder of anybody's maps instead, without a
+network: docs/maps.md.
+
 Exit status: 0 done, 2 the request cannot be carried out.
 """
 
@@ -35,13 +38,16 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate", description="Judge runs on val or test."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories or checkpoints")
+    parser.add_argument("runs", nargs="*", metavar="RUN_DIR", help="run directories or checkpoints")
     parser.add_argument("--split", choices=["test", "val", "left_out"], default="test")
     parser.add_argument(
         "--no-baselines", action="store_true", help="judge the network's own maps only"
     )
     parser.add_argument("--compare", action="store_true", help="compare the runs and their maps")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="where the comparison is written")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="judge this folder of maps")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="where the comparison or what --maps finds goes"
+    )
     parser.add_argument("--peers", metavar="NAMES", help="quick, all, or names with commas")
     parser.add_argument("--audit", action="store_true", help="audit the maps (docs/audit.md)")
     parser.add_argument("--audit-images", type=int, metavar="N", help="abnormal images (64)")
@@ -56,10 +62,14 @@ def main(words: list[str] | None = None) -> int:
     overrides = [word for word in arguments.runs if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.runs if word not in overrides]
     try:
+        if arguments.maps is not None:
+            return judge_folder(arguments, runs, overrides)
         if not runs:
             raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
         if arguments.out and not arguments.compare:
-            raise RunError("--out says where the comparison is written: add --compare")
+            raise RunError(
+                "--out says where a comparison is written, or what --maps finds: add one of them"
+            )
         if arguments.audit_images is not None and not arguments.audit:
             raise RunError("--audit-images is of the audit: add --audit")
         if arguments.audit_images is not None and arguments.audit_images < 2:
@@ -69,10 +79,9 @@ def main(words: list[str] | None = None) -> int:
         if arguments.compare:
             compare_all(found, arguments.out)
         if arguments.audit:
-            from experiments.audit import IMAGES
             from experiments.audit_files import audit_all
 
-            audit_all(found, methods, arguments.audit_images or IMAGES)
+            audit_all(found, methods, arguments.audit_images)
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -120,6 +129,27 @@ def compare_all(judged: list[Evaluation], out: Path | None) -> None:
     beside = Path(os.path.normpath(judged[0].folder / ".." / ".."))
     paths = write_comparison(found, out or beside / f"comparison-{judged[0].about['split']}")
     print(f"written  {', '.join(map(str, paths))}")
+
+
+def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: list[str]) -> int:
+    """Judge a folder of anybody's maps; write, print and return the exit status."""
+    from experiments.describe_maps import describe_maps
+    from experiments.evaluate_maps import evaluate_maps
+    from experiments.results import write
+    from experiments.runs import RunError
+
+    if runs:
+        raise RunError(f"--maps judges a folder of maps, not runs: leave {runs[0]} out, or --maps")
+    if arguments.compare:
+        raise RunError("--compare is of runs; methods in one folder of maps stand side by side")
+    if arguments.peers or arguments.audit:
+        raise RunError("--peers and --audit ask a network, and a folder of maps has none")
+    if arguments.split == "left_out":
+        raise RunError("--maps goes with --split test or val: a folder of maps has no folds")
+    found = evaluate_maps(arguments.maps, arguments.split, overrides, arguments.out)
+    print(describe_maps(found), flush=True)
+    write(found)
+    return 0
 
 
 if __name__ == "__main__":

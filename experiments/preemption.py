@@ -90,6 +90,15 @@ def is_first_rank() -> bool:
     return next((os.environ[name] for name in names if os.environ.get(name)), "0") == "0"
 
 
+def this_job() -> str:
+    """This job as SLURM's commands name it, empty outside of SLURM.
+
+    The last task of an array has the number of the array, by which SLURM would take all its tasks.
+    """
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
 def requeue(number: int) -> str:
     """Put this process's SLURM job back into the queue, unless SLURM is ending it.
 
@@ -101,7 +110,7 @@ def requeue(number: int) -> str:
     Returns:
         What was done, for people.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    job = this_job()
     if not job:
         return "the same command goes on from there"
     try:

@@ -118,13 +118,34 @@ def _load(checkpoint: Path, remedy: str) -> dict[str, Any]:
 
 
 def check_network(module: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a RunError unless the checkpoint's weights are of ``module``'s names and shapes."""
+    """Raise a RunError unless the checkpoint is of ``module``: its weights and its arguments.
+
+    A checkpoint that came here otherwise than by this run, such as one of another lambda, must not
+    be trained on. (Arguments that only one of the two has are another version's.)
+    """
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
         raise RunError(
             f"{path} was written by another version of this project, with another network; finish "
             "the run with that version, or choose another run.name"
         )
+
+    trained = checkpoint["hyper_parameters"]
+    changed = [
+        f"{name}={_listed(trained[name])}, here {_listed(value)}"
+        for name, value in module.hparams.items()
+        if name in trained and _listed(trained[name]) != _listed(value)
+    ]
+    if changed:
+        raise RunError(
+            f"{path} is of another run: it was trained with {'; '.join(changed)}; put this run's "
+            f"own back, choose another run.name, or delete {path.parents[1]} to start over"
+        )
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists: a checkpoint may have either."""
+    return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

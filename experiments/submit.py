@@ -47,6 +47,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         jobs = plan(arguments)
         if arguments.dry_run:
+            # Without their folder SLURM would lose the logs and the jobs with them, unheard.
+            print(shlex.join(["mkdir", "-p", str(log_folder(arguments))]))
             print("\n".join(render(job) for job in jobs))
             return 0
         if shutil.which("sbatch") is None:
@@ -98,6 +100,11 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         if values.strip() and key in map(key_of, settings):
             raise ConfigError(f"{key} is given as a word and as a list; leave one out")
 
+    if "sweep" in stages:
+        raise ConfigError(
+            "a sweep has a script of its own (docs/sweep.md): sbatch --array=0-3 --gres=gpu:1 "
+            "--cpus-per-task=8 experiments/slurm/sweep.sbatch make sweep"
+        )
     trained = [stage for stage in stages if stage != EVALUATE]
     wanted = {stage: load_config(stage, settings).stage for stage in trained or STAGES}
     if len(trained) > len(set(trained)):
@@ -239,6 +246,11 @@ def cluster_options(
         raise ConfigError(
             f"SBATCH_ARGS={arguments.sbatch_args}: under this name Lightning sees no SLURM job and "
             "each rank would train alone; choose another"
+        )
+    if re.search(r"(^| )(--array\b|-a\b)", " ".join(more)):
+        raise ConfigError(
+            f"SBATCH_ARGS={arguments.sbatch_args}: SEEDS and LAMBDAS make the array; by hand each "
+            "of its jobs would be the same run"
         )
     if single:
         gpus, nodes, ranks = min(gpus, 1), 1, 1

@@ -48,6 +48,8 @@ def main(words: list[str] | None = None) -> int:
         help="keep a new study in a file for network file systems (by itself under SLURM)",
     )
     arguments = parser.parse_intermixed_args(words)
+    if arguments.count is not None and arguments.count < 1:
+        parser.error(f"--count {arguments.count}: expected a whole number, at least 1")
     from experiments.schema import ConfigError
     from experiments.sweep_file import read_sweep
 
@@ -70,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
 
 def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> int:
     """Train trial after trial until none is left; return the exit status."""
-    from experiments.sweep_report import describe, write_plot, write_table
+    from experiments.sweep_report import describe
     from experiments.sweep_study import rows, take
 
     retry = {row["trial"] for row in rows(study) if row["state"] == "failed"}
@@ -81,16 +83,14 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
             if trial is None:
                 break
             stopped = train(sweep, study, trial)
-        write_table(sweep, rows(study), folder)
+        report(sweep, study, folder, plot=False)
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped
         trained += 1
-    current = rows(study)
-    write_table(sweep, current, folder)
+    current = report(sweep, study, folder)
     print(f"\n{describe(sweep, current)}\n\nwritten: {folder}/results.csv")
     if any(row["state"] == "done" for row in current):
-        write_plot(sweep, current, folder)
         print(f"         {folder}/plot.png")
     ended = sum(row["state"] not in ("running", "waiting") for row in current)
     left = (len(sweep.points()) or sweep.run_cap or 0) - ended
@@ -102,6 +102,20 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
     if failed:
         print("the same command again tries what failed anew", file=sys.stderr)
     return int(bool(failed))
+
+
+def report(sweep: Sweep, study: Study, folder: Path, plot: bool = True) -> list[dict[str, Any]]:
+    """Write the table, and the plot where some trial is done; return the rows."""
+    from experiments.sweep_report import write_plot, write_table
+    from experiments.sweep_study import locked, rows
+
+    # Two tasks that end together would write over one another, and the one that knows less last.
+    with locked(folder / ".lock"):
+        current = rows(study)
+        write_table(sweep, current, folder)
+        if plot and any(row["state"] == "done" for row in current):
+            write_plot(sweep, current, folder)
+    return current
 
 
 def train(sweep: Sweep, study: Study, trial: Trial) -> int:

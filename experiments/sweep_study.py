@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,26 @@ def open_study(sweep: Sweep, config: Config, folder: Path, journal: bool) -> opt
         journal: keep a new one in a file that network file systems can hold, not in SQLite's.
 
     Raises:
-        ConfigError: the study there is of another sweep, or kept otherwise than asked.
+        ConfigError: the study there is of another sweep, kept otherwise than asked, or damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with locked(folder / ".lock"):
-        study = optuna.create_study(
-            study_name="sweep",
-            storage=_storage(folder, journal),
-            load_if_exists=True,
-            direction="maximize" if sweep.maximize else "minimize",
-            pruner=_pruner(sweep),
-        )
+        file = _file(folder, journal)
+        try:
+            study = optuna.create_study(
+                study_name="sweep",
+                storage=_storage(file),
+                load_if_exists=True,
+                direction="maximize" if sweep.maximize else "minimize",
+                pruner=_pruner(sweep),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # each storage has its own for a damaged file
+            raise ConfigError(
+                f"{file} cannot be used ({' '.join(str(error).split())[:200]}); if it is damaged, "
+                "delete it and sweep again: finished runs are taken over"
+            ) from error
         asked = {
             **to_plain(config),
             "sweep": {
@@ -150,14 +160,28 @@ def _orphans(study: optuna.Study, folder: Path) -> list[FrozenTrial]:
     return [trial for trial in running if not is_held(_lock_of(folder, trial.number))]
 
 
-def _storage(folder: Path, journal: bool) -> BaseStorage:
+def _file(folder: Path, journal: bool) -> Path:
+    """Where the study is kept: a database, or a journal that network file systems can hold."""
     database, log = folder / "study.db", folder / "study.journal"
-    if journal and database.exists():
+    in_job = "SLURM_JOB_ID" in os.environ
+    if not database.exists():
+        return log if log.exists() or journal or in_job else database
+    if journal:
         raise ConfigError(f"{database} holds this study; go on without --journal, or delete it")
-    if log.exists() or (not database.exists() and (journal or "SLURM_JOB_ID" in os.environ)):
-        return JournalStorage(JournalFileBackend(str(log)))
+    if in_job:
+        print(
+            f"{database} was begun outside of SLURM and is not safe for several nodes on a network "
+            "file system: for an array delete it first, finished runs are taken over",
+            file=sys.stderr,
+        )
+    return database
+
+
+def _storage(file: Path) -> BaseStorage:
+    if file.suffix == ".journal":
+        return JournalStorage(JournalFileBackend(str(file)))
     wait = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
-    return RDBStorage(f"sqlite:///{database.absolute()}", engine_kwargs=wait)
+    return RDBStorage(f"sqlite:///{file.absolute()}", engine_kwargs=wait)
 
 
 def _pruner(sweep: Sweep) -> BasePruner:

@@ -73,7 +73,8 @@ def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
 
 
@@ -125,6 +126,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
             "or choose another run.name"
         )
     if resume and done >= wanted:
+        check_network(build_module(config, data), checkpoint, resume)
         print(f"{folder} is finished ({done} epochs).")
         print_results(config, folder)
         best = best_row(folder, monitor(config))
@@ -155,6 +157,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer.*: {str(error).strip()}") from error
+    check_batchnorm(settings, trainer)
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
     trainer.loggers = build_loggers(config, folder, done, last)
     module = build_module(config, data).to(memory_format=torch.channels_last)
@@ -197,6 +200,24 @@ def leave(number: int, saved: str) -> int:
             flush=True,
         )
     return 128 + number
+
+
+def check_batchnorm(settings: dict[str, Any], trainer: Any) -> None:
+    """Raise a ConfigError where BatchNorm cannot see all ranks' images as asked.
+
+    PyTorch's own message comes at the first step, from the depths of the network.
+    """
+    from experiments.config import ConfigError
+
+    asked = settings.get("sync_batchnorm", False)
+    if type(asked) is not bool:
+        raise ConfigError(f"trainer.sync_batchnorm = {asked!r}: expected true or false")
+    device = trainer.strategy.root_device.type
+    if asked and trainer.world_size > 1 and device != "cuda":
+        raise ConfigError(
+            f"trainer.sync_batchnorm=true: PyTorch can do this on NVIDIA's GPUs only, not on "
+            f"{device}; leave it out"
+        )
 
 
 def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any]:
@@ -271,7 +292,6 @@ def describe_start(
     from experiments.runs import epochs_done
     from experiments.wandb_run import wandb_mode
 
-    ranks = trainer.world_size
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     lines = [
         f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
@@ -279,8 +299,7 @@ def describe_start(
         f"precision {trainer.precision}",
         f"  network    {type(module).__name__}, {weights:.2f} million weights, "
         f"{data.recipe.image_size} px",
-        f"  batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
-        f"= {data.batch_size * ranks} images a step",
+        *[f"  {line}" for line in describe_batch(config, trainer, data.batch_size)],
         *[f"  {line}" for line in describe_data(data).splitlines()],
         *([f"  starts     from {config.model.init_from}"] if config.model.init_from else []),
         f"  W&B        {wandb_mode(config.logger.wandb)}",
@@ -295,6 +314,28 @@ def describe_start(
                 "again; a fresh run of this length ends otherwise"
             )
     return "\n".join(lines) + "\n"
+
+
+def describe_batch(config: Config, trainer: Any, batch_size: int) -> list[str]:
+    """How many images a step and BatchNorm see, and that the learning rate knows nothing of it."""
+    ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
+    images = batch_size * ranks * batches
+    optimizer = config.optimizer
+    lines = [
+        f"batch      {batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
+        + (f"x {batches} batches a step " if batches > 1 else "")
+        + f"= {images} images a step",
+        f"optimizer  AdamW, learning rate {optimizer.learning_rate:g} (as given, whatever the "
+        f"batch), weight decay {optimizer.weight_decay:g}",
+    ]
+    if ranks > 1 and config.trainer.get("sync_batchnorm"):
+        lines.append(f"BatchNorm  over all {batch_size * ranks} images")
+    elif ranks > 1:
+        lines.append(
+            f"BatchNorm  over each rank's own {batch_size} images; on GPUs "
+            "trainer.sync_batchnorm=true takes all"
+        )
+    return lines
 
 
 def print_results(config: Config, folder: Path) -> None:
@@ -323,11 +364,14 @@ def print_results(config: Config, folder: Path) -> None:
 
 def quiet_known_warnings() -> None:
     """Silence advice of Lightning's that does not hold here."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    # signal_connector: its handlers for SLURM are replaced by ours.
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # chosen from the cores, see build.default_workers
         ".*dataloader is not resumable.*",  # the data module restores its position itself
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6.6 against torch >= 2.14
+        ".*It is recommended to use `self.log.*sync_dist.*",  # figures are of all ranks already
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -52,3 +52,16 @@ def sweep_file(folder: Path, interpreter: Path | str = "${interpreter}", **chang
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def srun(folder: Path) -> Path:
+    """A stand-in for SLURM's srun: starts two ranks in turn; SLURM_OPTIONS is what it was told."""
+    path = folder / "srun"
+    path.write_text(
+        "#!/bin/sh\n"
+        'while case "$1" in --*) ;; *) false ;; esac\n'
+        'do export SLURM_OPTIONS="$SLURM_OPTIONS $1"; shift; done\n'
+        'SLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"\n'
+    )
+    path.chmod(0o755)
+    return path

@@ -4,13 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks.checkpoints import RunCheckpoints
+from callbacks.checkpoints import RunCheckpoints, StoppedInTraining
 
 
 class Trainer(SimpleNamespace):
     """Writes its epoch instead of a checkpoint."""
 
     is_global_zero = True
+    world_size = 1
+    global_step = 0
+    num_training_batches = 9
+    accumulate_grad_batches = 1
     sanity_checking = False
     strategy = SimpleNamespace(barrier=lambda name: None)
 
@@ -54,3 +58,16 @@ def test_an_epoch_without_validation_is_never_best(tmp_path):
         checkpoints.on_train_epoch_end(trainer, None)
     assert (tmp_path / "best.ckpt").read_text() == "2"
     assert (tmp_path / "last.ckpt").read_text() == "3"
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_stop_waits_until_the_gradients_of_a_step_are_used(tmp_path, batches):
+    stop = SimpleNamespace(number=10)
+    checkpoints = RunCheckpoints(tmp_path, stop=stop)
+    trainer = Trainer(epoch=0, accumulate_grad_batches=batches)
+    for batch in range(batches - 1):
+        checkpoints.on_train_batch_end(trainer, None, None, None, batch)
+        assert not (tmp_path / "last.ckpt").exists()
+    with pytest.raises(StoppedInTraining):
+        checkpoints.on_train_batch_end(trainer, None, None, None, batches - 1)
+    assert (tmp_path / "last.ckpt").is_file()

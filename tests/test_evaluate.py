@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from datamodules.geometry import from_square, letterbox, to_square
 from experiments.evaluation import figures, notes
@@ -76,19 +77,27 @@ def known_square():
 
 
 class Network(torch.nn.Module):
-    """Knows the lesion of image 0 and points to that place in all others, but faintly in 3."""
+    """Knows the lesion of image 0 and points to that place in all others, but faintly in 3.
+
+    Or draws maps of noise above that, different ones, if ``drawn``.
+    """
 
     map_methods = ("pcam",)
     hparams = SimpleNamespace(get=lambda name, default: default)
 
-    def __init__(self, height=1.0):
+    def __init__(self, height=1.0, drawn=False):
         super().__init__()
         self.height = height
+        self.drawn = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+        self.drawn = (self.drawn + 2 * known_square()) / 3 if drawn else None
 
     def explain(self, image):
         """Images 0 and 2 are called abnormal."""
+        probability = torch.tensor([0.9, 0.2, 0.8, 0.1])
+        if self.drawn is not None:
+            return probability, {"pcam": self.drawn}
         faint = torch.tensor([1.0, 1.0, 1.0, 0.1]).view(4, 1, 1, 1) * self.height
-        return torch.tensor([0.9, 0.2, 0.8, 0.1]), {"pcam": known_square() * faint}
+        return probability, {"pcam": known_square() * faint}
 
 
 class Tenfold:
@@ -142,6 +151,36 @@ def test_maps_are_judged_at_the_original_size():
     assert area[3] == 0
     assert found["pcam/shown_normal"] == 0.5
     assert found["pcam/shown_abnormal"] == 1
+
+
+def test_figures_equal_a_slow_reference_on_the_maps_themselves():
+    """Pixel by pixel, by scikit-learn, from maps of a drawn network at the original size."""
+    module, data = Network(drawn=True), Data()
+    judged = judge(module, data, "test")
+    table = columns(judged, judged)
+    found = values_of(table, judged, fit(table))
+    shown = [
+        data.to_original(one[0].numpy(), 0).clip(0, 1) for one in module.explain(None)[1]["pcam"]
+    ]
+    # 256 levels, as a map of 8 bits has.
+    level = np.stack([np.floor(one.astype(np.float64) * 255 + 1e-4) for one in shown])
+    truth = np.stack(
+        [mask > 0 if (mask := MASKS[row]) is not None else level[0] < 0 for row in range(4)]
+    )
+    assert found["pcam/pixel_ap"] == pytest.approx(
+        average_precision_score(truth[:2].ravel(), level[:2].ravel()), abs=1e-4
+    )
+    means = []
+    for cut in range(1, 256):
+        both = [(level[i] >= cut)[truth[i]].sum() for i in range(2)]
+        either = [((level[i] >= cut) | truth[i]).sum() for i in range(2)]
+        means.append(np.mean([b / e for b, e in zip(both, either, strict=True)]))
+    assert found["pcam/iou"] == pytest.approx(max(means), abs=1e-4)
+    best = 1 + int(np.argmax(means))
+    assert judged.maps["pcam"].best_threshold() == pytest.approx(best / 255)
+    assert table["pcam_area"].tolist() == pytest.approx((level >= best).mean(axis=(1, 2)).tolist())
+    energy = [(shown[i] * truth[i]).sum() / shown[i].sum() for i in range(2)]
+    assert found["pcam/energy"] == pytest.approx(np.mean(energy), abs=1e-5)
 
 
 def test_the_threshold_is_the_one_of_val():

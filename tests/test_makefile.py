@@ -71,7 +71,7 @@ def test_help_is_the_default_and_lists_every_target(clone):
     done = make(clone)
     assert done.returncode == 0
     assert done.stdout == make(clone, "help").stdout
-    targets = "setup test lint data stage1 stage2 stage3 evaluate sweep submit sync doctor"
+    targets = "setup test lint data stage1 stage2 stage3 evaluate sweep bench submit sync doctor"
     for target in targets.split():
         assert f"  make {target} " in done.stdout
     for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON=", "DRY=", "GPUS="):

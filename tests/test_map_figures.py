@@ -135,6 +135,13 @@ def test_normal_images_count_where_something_is_shown():
     assert figures["m/shown_abnormal"](ones)[0] == 1
 
 
+def test_without_a_threshold_nobody_knows_what_is_shown():
+    _, table, _ = judged()
+    figures = localisation(table.assign(m_area=math.nan), "m")
+    for name in ("m/shown_normal", "m/shown_abnormal"):
+        assert math.isnan(figures[name](np.ones((1, len(table))))[0])
+
+
 def test_a_peak_is_near_up_to_the_tolerance():
     distance = [0.0, TOLERANCE, TOLERANCE + 1e-6, math.inf, math.nan]
     table = pd.DataFrame({"m_hit": [1, 0, 0, 0, math.nan], "m_distance": distance})

@@ -82,6 +82,7 @@ def slurm(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     return job
 
 
@@ -97,6 +98,15 @@ def test_a_running_job_is_requeued_where_it_is_to_make_room(slurm, number, field
     calls = slurm(f"echo JobId=41 JobState=RUNNING Reason=None {fields}")
     assert ("job 41 is requeued" in requeue(number)) is comes_back
     assert ("requeue 41" in calls.read_text()) is comes_back
+
+
+def test_of_an_array_only_the_task_itself_is_requeued(slurm, monkeypatch):
+    """The last task has the array's number: by that all tasks would be requeued."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    calls = slurm("echo JobId=41 JobState=RUNNING")
+    assert "job 41_3 is requeued" in requeue(signal.SIGUSR1)
+    assert calls.read_text().splitlines() == ["--oneliner show job 41_3", "requeue 41_3"]
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)

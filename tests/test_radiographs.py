@@ -136,6 +136,19 @@ def test_class_weights_know_of_the_lesions_added_to_each_batch(folder):
     assert normal * (1 - share) == pytest.approx(abnormal * share, rel=0.1)
 
 
+@pytest.mark.parametrize("batch", [0, 3])
+def test_a_run_goes_on_with_the_images_a_step_that_it_began_with(folder, batch):
+    """Also from an epoch's end: the learning rate counts steps."""
+    data = phantom(folder)
+    state = {"epoch": 1, "batch": batch, "images_a_step": 8, "index_hash": data.index_hash}
+    data.load_state_dict(state)
+    assert (
+        len(list(data.train_dataloader())) == len(list(phantom(folder).train_dataloader())) - batch
+    )
+    with pytest.raises(DataError, match="begun with 16 images a step, here a step takes 8"):
+        data.load_state_dict({**state, "images_a_step": 16})
+
+
 def test_says_when_the_root_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"needs data\.root"):
         RadiographDataModule()

@@ -6,10 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from experiments import train
+from experiments.config import load_config
 from tests.recorded_train import steps
 from tests.runs import run_folder, same_results, tiny_words
 
@@ -57,7 +60,37 @@ def uninterrupted(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     told = run(root, *tiny, *RANKS)
     assert "4 a rank x 2 ranks = 8 images a step" in told
+    assert "learning rate 0.001 (as given, whatever the batch)" in told
+    assert "BatchNorm  over each rank's own 4 images" in told
     return root
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("true", "PyTorch can do this on NVIDIA's GPUs only, not on cpu; leave it out"),
+        ("maybe", "expected true or false"),
+    ],
+)
+def test_batchnorm_over_all_ranks_is_refused_where_it_cannot_be(
+    tiny, tmp_path, capsys, value, said
+):
+    word = f"trainer.sync_batchnorm={value}"
+    assert train.main([*tiny, *RANKS, f"run.root={tmp_path}", word]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: trainer.sync_batchnorm")
+    assert said in told
+
+
+def test_the_start_says_what_a_step_and_batchnorm_see():
+    config = load_config("stage1", ["trainer.sync_batchnorm=true", "optimizer.learning_rate=4e-3"])
+    trainer = SimpleNamespace(world_size=4, accumulate_grad_batches=2)
+    batch, optimizer, norm = train.describe_batch(config, trainer, 16)
+    assert batch == "batch      16 a rank x 4 ranks x 2 batches a step = 128 images a step"
+    assert "learning rate 0.004 (as given" in optimizer
+    assert norm == "BatchNorm  over all 64 images"
+    trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
+    assert len(train.describe_batch(config, trainer, 16)) == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import SyncBatchNorm
 
 from lightning_modules import STAGES, Stage1Classifier, Stage2GuidedAttention
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
@@ -177,6 +178,24 @@ def test_the_masked_pass_may_have_running_statistics_of_its_own():
     means = own.encoder.stem[2].running_mean, own.second_pass.running_mean_0
     for mean, other, batch in zip(means, reversed(means), seen[-2:], strict=True):
         assert (mean - batch).norm() < 0.5 * (other - batch).norm()
+
+
+@pytest.mark.parametrize("statistics", ["own", "image", "both"])
+def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own(statistics):
+    """What trainer.sync_batchnorm=true makes of the network; several GPUs are not at hand."""
+    networks = []
+    for convert in (lambda module: module, SyncBatchNorm.convert_sync_batchnorm):
+        torch.manual_seed(0)
+        module = Stage2GuidedAttention(width=WIDTH, mask_statistics=statistics)
+        networks.append(convert(module).train())
+        networks[-1].losses(small_batch())[0]["loss"].backward()
+    plain, converted = networks
+    assert any(isinstance(module, SyncBatchNorm) for module in converted.modules())
+    assert list(plain.state_dict()) == list(converted.state_dict())
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor), name
+    for name, weight in plain.named_parameters():
+        assert torch.equal(converted.get_parameter(name).grad, weight.grad), name
 
 
 def test_own_statistics_survive_a_checkpoint():

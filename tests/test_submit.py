@@ -52,7 +52,9 @@ def dry(capsys, *words: str) -> dict[str, list[str]]:
     assert submit.main(["--dry-run", *words]) == 0
     assert calls("sbatch") == []
     lines = {}
-    for line in capsys.readouterr().out.splitlines():
+    folder, *printed = capsys.readouterr().out.splitlines()
+    assert folder.startswith("mkdir -p ")
+    for line in printed:
         variable, _, call = line.partition("=$(")
         lines[variable] = shlex.split(call.removesuffix(")"))
     return lines
@@ -110,18 +112,31 @@ def trained_by(call: list[str], **variables: str) -> list[str]:
 def test_scripts_are_valid_and_end_with_the_status_of_their_step(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     assert script.read_text().endswith("exit $rc\n")
-    job = ["sbatch", str(script), "--python", sys.executable, "stage1"]
-    assert run_script(job, STATUS="138").returncode == 138
+    words = ["srun"] if script.stem == "sweep" else ["--python", sys.executable, "stage1"]
+    assert run_script(["sbatch", str(script), *words], STATUS="138").returncode == 138
 
 
-def test_train_script_is_requeued_warned_and_keeps_its_log():
-    given = [
-        line for line in (SCRIPTS / "train.sbatch").read_text().splitlines() if "#SBATCH" in line
-    ]
+@pytest.mark.parametrize("script", ["train.sbatch", "sweep.sbatch"])
+def test_scripts_of_trainings_are_requeued_warned_and_keep_their_log(script):
+    given = [line for line in (SCRIPTS / script).read_text().splitlines() if "#SBATCH" in line]
     for option in ("--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=1"):
         assert f"#SBATCH {option}" in given
     name = next(line for line in given if "job-name" in line).partition("=")[2]
     assert name not in ("bash", "interactive")
+
+
+def test_a_sweeps_command_is_run_once_with_the_environments_python(here):
+    (here / ".venv" / "bin").mkdir(parents=True)
+    python = here / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "OMP_NUM_THREADS=$OMP_NUM_THREADS" $PYTHON "$@"\n')
+    python.chmod(0o755)
+    job = ["sbatch", "--cpus-per-task=3", str(SCRIPTS / "sweep.sbatch"), "python", "a b", "c"]
+    task = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run_script(job, OMP_NUM_THREADS="", **task)
+    told = done.stdout.splitlines()
+    assert "job 7 (6_2) on n1, restart 0: python a b c" in told[0]
+    assert told[1] == "OMP_NUM_THREADS=3 python a b c"
+    assert "name a command" in run_script(job[:-3]).stderr
 
 
 def test_without_a_stage_all_three_are_sent_and_then_judged(capsys):
@@ -154,6 +169,8 @@ def test_the_cluster_is_told_by_options(capsys):
         assert value(call, "--mem") == "64G"
         assert value(call, "--constraint") == "a b"
         assert value(call, "--output") == "x y/100%%/slurm/%x-%j.log"
+    submit.main(["--dry-run", "stage1", *words])
+    assert capsys.readouterr().out.startswith("mkdir -p 'x y/100%/slurm'\n")
     assert [value(train, o) for o in ("--nodes", "--ntasks-per-node")] == ["2", "4"]
     assert [value(judge, o) for o in ("--nodes", "--ntasks-per-node")] == ["1", "1"]
     assert [value(call, "--gres") for call in (train, judge)] == ["gpu:a100:4", "gpu:a100:1"]
@@ -257,6 +274,7 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
     [
         (["stage1", "sed=1"], "unknown key sed .*did you mean seed"),
         (["stage9"], "unknown stage 'stage9'"),
+        (["sweep"], "sbatch --array=0-3 .*sweep.sbatch make sweep"),
         (["stage1", "seed=x"], "expected a whole number"),
         (["stage1", "--seeds=0,1"], "seed = '0,1'"),
         (["stage1", "--seeds=0 0"], "two of these jobs would be the run runs/phantom/stage1/seed0"),
@@ -269,6 +287,8 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
         (["stage1", "--gpus=many"], "GPUS=many: expected a number or kind:number"),
         (["stage1", "--nodes=0"], "NODES=0: expected a whole number, at least 1"),
         (["stage1", "--gpus=1", "--ranks=2"], "RANKS=2 with GPUS=1"),
+        (["stage1", "--sbatch-args=--mem=1G --array=0-3"], "SEEDS and LAMBDAS make the array"),
+        (["stage1", "--sbatch-args=-a 0-3"], "SEEDS and LAMBDAS make the array"),
         (["stage1", "--sbatch-args=-J bash"], "Lightning sees no SLURM job"),
         (["stage1", "--sbatch-args=--job-name=interactive"], "Lightning sees no SLURM job"),
         (["stage1", "--sbatch-args='"], "SBATCH_ARGS=': No closing quotation"),

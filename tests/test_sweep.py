@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import matplotlib.image
@@ -15,9 +16,11 @@ import pandas as pd
 import pytest
 
 from callbacks.checkpoints import DECIMALS, load_checkpoint
-from experiments import metrics_csv, sweep
+from experiments import metrics_csv, sweep, sweep_report
+from experiments.sweep_file import read_sweep
+from experiments.sweep_study import open_study
 from tests.runs import tiny_words
-from tests.sweeps import HOUSE, standin, sweep_file
+from tests.sweeps import HOUSE, srun, standin, sweep_file
 
 GRID = {"loss.lambda_lesion": {"values": [0, 0.3, 1]}}
 WORDS = ["trainer.max_epochs=3", "logger.wandb=off"]
@@ -88,8 +91,6 @@ def test_a_grid_is_trained_in_order_and_reported(tmp_path, capsys):
 
 
 def test_lambda_zero_and_each_seed_are_drawn(tmp_path, monkeypatch, capsys):
-    from experiments import sweep_report
-
     drawn = []
     draw = sweep_report.draw
     monkeypatch.setattr(sweep_report, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
@@ -229,10 +230,31 @@ def test_several_processes_share_the_trials(tmp_path, journal):
     assert names == {"study.journal" if journal else "study.db"}
 
 
+def test_tasks_that_end_together_write_one_after_the_other(tmp_path, monkeypatch):
+    """Or the one that knew less might write last, or take the other's unfinished file away."""
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
+    assert run(file, tmp_path / "runs", "--journal") == 0
+    folder = tmp_path / "runs/phantom/sweeps/sweep"
+    found = read_sweep(str(file), [f"run.root={tmp_path / 'runs'}", *WORDS])
+    study = open_study(found, found.config(found.example()), folder, journal=True)
+    inside = []
+
+    def slowly(*_):
+        inside.append("in")
+        time.sleep(0.2)
+        inside.append("out")
+
+    monkeypatch.setattr(sweep_report, "write_table", slowly)
+    tasks = [threading.Thread(target=sweep.report, args=(found, study, folder)) for _ in range(3)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert inside == ["in", "out"] * 3
+
+
 def test_a_slurm_job_keeps_a_journal_and_starts_each_rank(tmp_path, monkeypatch):
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nSLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"\n')
-    srun.chmod(0o755)
+    srun(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
@@ -256,6 +278,36 @@ def test_a_study_of_another_sweep_is_refused_with_the_difference(tmp_path, capsy
     assert "holds another sweep" in told
     assert "parameters.loss.lambda_lesion: 0, 0.3, 1 -> 5" in told
     assert trained(tmp_path) == [0]
+
+
+@pytest.mark.parametrize("journal", [[], ["--journal"]])
+def test_a_damaged_study_is_said_and_the_runs_are_taken_over(tmp_path, capsys, journal):
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
+    assert run(file, tmp_path / "runs", "--count=1", *journal) == 0
+    study = tmp_path / "runs/phantom/sweeps/sweep" / ("study.journal" if journal else "study.db")
+    study.write_bytes(b"x" + study.read_bytes()[1:])
+    assert run(file, tmp_path / "runs") == 2
+    told = capsys.readouterr().err
+    assert f"{study} cannot be used" in told
+    assert "delete it and sweep again: finished runs are taken over" in told
+    study.unlink()
+    assert run(file, tmp_path / "runs") == 0
+    assert results(tmp_path / "runs")["state"].tolist() == ["done"] * 3
+
+
+def test_in_a_job_a_database_is_warned_of(tmp_path, monkeypatch, capsys):
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
+    assert run(file, tmp_path / "runs") == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert run(file, tmp_path / "runs") == 0
+    assert "study.db was begun outside of SLURM" in capsys.readouterr().err
+
+
+def test_a_count_of_none_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(sweep_file(tmp_path), tmp_path / "runs", "--count=0")
+    assert "--count 0: expected a whole number, at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_best_row_is_rounded_as_the_best_checkpoint_is():

@@ -21,7 +21,7 @@ from wandb.cli import cli
 from experiments import wandb_run
 from experiments.config import LoggerConfig, load_config, run_directory
 from tests.runs import tiny_words
-from tests.sweeps import HOUSE, SHIPPED
+from tests.sweeps import HOUSE, SHIPPED, srun
 
 LAMBDAS = (0, 0.3)
 # In place of python on PATH: writes down its words and the variables that W&B and SLURM set.
@@ -147,12 +147,13 @@ def test_in_a_slurm_job_every_rank_reads_the_same_command_line(
     agent, recorded, tmp_path, monkeypatch
 ):
     """One agent, one srun a trial; srun here starts two ranks."""
-    srun = tmp_path / "bin" / "srun"
-    srun.write_text('#!/bin/sh\nSLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"\n')
-    srun.chmod(0o755)
+    srun(tmp_path / "bin")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     agent()
     calls = recorded()
+    options = " --export=ALL --kill-on-bad-exit=1 --cpus-per-task=3"
+    assert [variables["SLURM_OPTIONS"] for _, variables in calls] == [options] * 4
     assert [variables["SLURM_PROCID"] for _, variables in calls] == ["0", "1"] * 2
     assert calls[0][0] == calls[1][0] != calls[2][0] == calls[3][0]
     assert [variables["WANDB_RUN_ID"] for _, variables in calls] == ["run0"] * 2 + ["run1"] * 2

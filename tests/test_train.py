@@ -287,7 +287,7 @@ def test_evaluate_judges_each_test_image_once(
 ) -> None:
     """The figures are those of the written rows."""
     assert evaluate.main([str(finished)]) == 0
-    assert "auroc" in capsys.readouterr().out
+    assert "AUROC" in capsys.readouterr().out
     rows = pd.read_csv(finished / "evaluation" / "test" / "images.csv")
     summary = json.loads((finished / "evaluation" / "test" / "summary.json").read_text())
     assert rows["path"].is_unique

@@ -1,4 +1,8 @@
-"""A stand-in for W&B's server: takes a run and its history, and can be switched off."""
+"""A stand-in for W&B's server: takes a run and its history, and can be switched off.
+
+It also leads a sweep of one run, which every agent is told to train, as W&B does with a preempted
+one.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,32 @@ from typing import Any
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Answers what W&B's client asks while a run is under way; ``received`` are the bodies."""
+    """Answers what W&B's client asks while a run is under way; ``received`` are the bodies.
+
+    Args:
+        sweep: a sweep file's text.
+        run: what W&B tells an agent of a run: its id and its parameters.
+    """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, sweep: str = "", run: dict[str, Any] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.received: list[tuple[str, str]] = []
+        self.sweep = sweep
+        self.run = {"type": "run", "program": "train.py", **(run or {})}
+        self.waiting = 0  # agents that have not been told yet what to train
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         """Address for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def asked(self, what: str) -> list[dict[str, Any]]:
+        """The variables of each GraphQL request that is called ``what``."""
+        bodies = [json.loads(body) for path, body in self.received if path == "/graphql"]
+        return [body.get("variables") or {} for body in bodies if what in body["query"]]
 
     def history(self, run: str) -> list[str]:
         """The lines of a run's history, each where the client said that it belongs."""
@@ -69,7 +86,7 @@ class Answer(BaseHTTPRequestHandler):
         given = asked.get("variables") or {}
         if "upsertBucket" in asked["query"]:
             bucket = {"id": "run", "name": given.get("name"), "displayName": "run"}
-            bucket |= {"sweepName": None, "project": project, "historyLineCount": 0}
+            bucket |= {"sweepName": given.get("sweep"), "project": project, "historyLineCount": 0}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "createRunFiles" in asked["query"]:
             files = [
@@ -80,6 +97,19 @@ class Answer(BaseHTTPRequestHandler):
             lines = self.server.history(given["name"])
             bucket = resumed(given["name"], lines) if lines else None
             return {"model": {"id": "model", **project, "bucket": bucket}}
+        if "query Viewer" in asked["query"]:
+            me = {"id": "me", "entity": "entity", "username": "me", "email": "", "flags": "{}"}
+            return {"viewer": {**me, "teams": {"edges": []}}}
+        if "SweepWithRuns" in asked["query"]:
+            found = {"id": "sweep", "config": self.server.sweep, "runs": {"edges": []}}
+            return {"project": {"sweep": found}}
+        if "CreateAgent" in asked["query"]:
+            self.server.waiting += 1
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if "agentHeartbeat" in asked["query"]:
+            told = [self.server.run] * self.server.waiting
+            self.server.waiting = 0
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(told)}}
         return {}
 
     def log_message(self, *_: Any) -> None:

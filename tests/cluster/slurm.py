@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -78,24 +79,35 @@ def wait_for_end(job: str, expected: str) -> None:
         raise Failure(f"job {job} ended {state(job)}, expected {expected}")
 
 
-def ranks(job: str) -> dict[int, int]:
-    """The pid of each rank of a running job by its rank; all virtual nodes are this machine."""
+def processes(job: str) -> dict[int, dict[str, str]]:
+    """The environment of each process of a running job; all virtual nodes are this machine."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
             environment = (folder / "environ").read_bytes().decode(errors="replace")
-            parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
-            above = (Path("/proc") / (parent[1] if parent else "0") / "comm").read_text()
         except OSError:  # gone meanwhile
-            continue
-        if b"experiments.train" not in command or "slurmstepd" not in above:
             continue
         variables = dict(v.partition("=")[::2] for v in environment.split("\0"))
         if variables.get("SLURM_JOB_ID") == job:
-            found[int(variables["SLURM_PROCID"])] = int(folder.name)
+            found[int(folder.name)] = variables
+    return found
+
+
+def ranks(job: str) -> dict[int, int]:
+    """The pid of each rank of a running job by its rank."""
+    found = {}
+    for pid, variables in processes(job).items():
+        folder = Path("/proc") / str(pid)
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
+            above = (Path("/proc") / (parent[1] if parent else "0") / "comm").read_text()
+        except OSError:
+            continue
+        if b"experiments.train" in command and "slurmstepd" in above:
+            found[int(variables["SLURM_PROCID"])] = pid
     return found
 
 
@@ -111,3 +123,10 @@ def hears_usr1(pid: int) -> bool:
 def kill(job: str, rank: int) -> None:
     """SIGKILL one rank, as a machine out of memory does."""
     os.kill(ranks(job)[rank], signal.SIGKILL)
+
+
+def crash(job: str) -> None:
+    """SIGKILL all that a job has started, as if its node had lost power."""
+    for pid in processes(job):
+        with contextlib.suppress(ProcessLookupError):  # its parent's end was its own
+            os.kill(pid, signal.SIGKILL)

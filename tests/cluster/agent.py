@@ -1,0 +1,92 @@
+"""W&B's agent in a SLURM job: a trial of two ranks, preempted once, against a stand-in server.
+
+Both ranks of each go must have had the same command line; all of it is one run at the server.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.cluster import slurm
+from tests.cluster.scene import Scene, ok, say, wait_in_job
+from tests.sweeps import SHIPPED
+from tests.wandb_server import WandbServer
+
+NAME = "agent"
+LAMBDA = 0.3
+RUN = f"lambda{LAMBDA}-seed0"
+
+
+def perform(scene: Scene) -> None:
+    """Let the agent train, preempt it, and look at what ranks and server were told.
+
+    Raises:
+        Failure, AssertionError: it did not hold.
+    """
+    scene.prepare_data()
+    sweep = yaml.safe_load(SHIPPED.read_text())
+    settings = [*scene.words, f"run.root={scene.folder / NAME}", "trainer.devices=2"]
+    settings += ["logger.wandb=online"]
+    fixed = dict(word.split("=", 1) for word in settings)
+    sweep["parameters"].update({key: {"value": value} for key, value in fixed.items()})
+    parameters = {"loss.lambda_lesion": LAMBDA, **fixed}
+    arguments = {key: {"value": value} for key, value in parameters.items()}
+    server = WandbServer(yaml.safe_dump(sweep), {"run_id": "run0", "args": arguments})
+    play(scene, server)
+    check_ranks(scene, parameters)
+    check_server(scene, server)
+
+
+def play(scene: Scene, server: WandbServer) -> None:
+    """Preempt the trial once; the agent that comes back is told to go on with it."""
+    variables = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_DIR": str(scene.folder / NAME),
+        "WANDB_CONFIG_DIR": str(scene.folder / NAME),
+        "WANDB_CACHE_DIR": str(scene.folder / NAME),
+        "WANDB_ERROR_REPORTING": "false",  # nothing leaves this machine
+    }
+    words = ["wandb", "agent", "--count", "1", "entity/decision-basis/sweep7"]
+    script = ["--ntasks-per-node=2", "experiments/slurm/sweep.sbatch"]
+    job = scene.sbatch(NAME, *script, *words, **variables)
+    wait_in_job(job, "step 4", lambda: scene.latest(NAME, RUN) >= 4)
+    slurm.preempt(job)
+    say(f"W&B's agent: USR1 stopped its trial at step {scene.latest(NAME, RUN)}")
+    slurm.wait_for_end(job, "COMPLETED")
+    assert slurm.show(job)["Restarts"] == "1"
+
+
+def check_ranks(scene: Scene, parameters: dict[str, object]) -> None:
+    """The same words on both ranks, and each step once."""
+    runs = [path.name for path in scene.run_directory(NAME, RUN).parent.iterdir()]
+    assert runs == [RUN], runs
+    goes = scene.goes(NAME, RUN)
+    assert len(goes) == 2, f"{len(goes)} goes"
+    for go in goes:
+        first, second = go.words
+        assert first == second, go.words
+        for key, value in parameters.items():
+            assert first.count(f"{key}={value}") == 1, (key, first)
+    for rank in (0, 1):
+        numbers = [line["step"] for go in goes for line in go.steps[rank]]
+        assert numbers == list(range(1, numbers[-1] + 1)), numbers
+    for mine, theirs in zip(goes[0].steps[0], goes[0].steps[1], strict=False):
+        assert set(mine["images"]).isdisjoint(theirs["images"])
+    ok(f"both ranks were told the same {len(goes[0].words[0])} words, lambda {LAMBDA}, both times")
+
+
+def check_server(scene: Scene, server: WandbServer) -> None:
+    """One run, of this sweep, with the figures of each epoch."""
+    runs = {given["name"] for given in server.asked("upsertBucket")}
+    assert runs == {"run0"}, runs
+    assert {given["sweep"] for given in server.asked("upsertBucket")} >= {"sweep7"}
+    assert any('"preempting":true' in body.replace(" ", "") for _, body in server.received)
+    losses = [line for line in server.history("run0") if '"val/loss"' in line]
+    assert len(losses) == 2, losses
+    ok(f"the server has one run of {len(losses)} epochs, which it was told would come back")
