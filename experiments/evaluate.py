@@ -7,6 +7,9 @@ everything that is fitted or tuned comes from val. Writes ``evaluation/<split>/`
 directory (docs/evaluation.md says what) and prints the figures. ``--no-baselines`` leaves the
 trivial maps out. ``--compare`` also compares the runs with one another, runs that differ in the
 seed alone joined, and their maps; it is written beside the stages' folders, or to ``--out PATH``.
+``--peers NAMES`` also judges other people's map methods on the same network (experiments/peers.py:
+names with commas, ``quick``, or ``all`` with the two slow ones); ``--audit`` asks whether the maps
+can be believed (docs/audit.md), on ``--audit-images N`` abnormal images.
 
 ``--maps DIR data.name=... data.root=...`` judges a folder of anybody's maps instead, without a
 network: docs/maps.md.
@@ -27,6 +30,7 @@ from experiments.command import run as run_command
 
 if TYPE_CHECKING:  # packages may be missing: main says so
     from experiments.evaluation import Evaluation
+    from experiments.map_methods import MapMethod
 
 
 def main(words: list[str] | None = None) -> int:
@@ -44,6 +48,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="where the comparison or what --maps finds goes"
     )
+    parser.add_argument("--peers", metavar="NAMES", help="quick, all, or names with commas")
+    parser.add_argument("--audit", action="store_true", help="audit the maps (docs/audit.md)")
+    parser.add_argument("--audit-images", type=int, metavar="N", help="abnormal images (64)")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -63,9 +70,18 @@ def main(words: list[str] | None = None) -> int:
             raise RunError(
                 "--out says where a comparison is written, or what --maps finds: add one of them"
             )
-        found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines)
+        if arguments.audit_images is not None and not arguments.audit:
+            raise RunError("--audit-images is of the audit: add --audit")
+        if arguments.audit_images is not None and arguments.audit_images < 2:
+            raise RunError(f"--audit-images {arguments.audit_images}: two or more are needed")
+        methods = choose_peers(arguments.peers)
+        found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines, methods)
         if arguments.compare:
             compare_all(found, arguments.out)
+        if arguments.audit:
+            from experiments.audit_files import audit_all
+
+            audit_all(found, methods, arguments.audit_images)
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -75,8 +91,18 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def choose_peers(names: str | None) -> list[MapMethod]:
+    """The methods of ``--peers``: quick, all, or names with commas."""
+    if names is None:
+        return []
+    from experiments.peers import PEERS, SLOW, peers
+
+    quick = [name for name in PEERS if name not in SLOW]
+    return peers({"quick": quick, "all": list(PEERS)}.get(names, names.split(",")))
+
+
 def evaluate_all(
-    runs: list[Path], split: str, overrides: list[str], trivial: bool
+    runs: list[Path], split: str, overrides: list[str], trivial: bool, methods: list[MapMethod]
 ) -> list[Evaluation]:
     """Judge runs one after the other; write and print each."""
     from experiments.describe import describe
@@ -86,7 +112,7 @@ def evaluate_all(
     shared: Shared = {}
     judged = []
     for run in runs:
-        found = evaluate(run, split, overrides, trivial, shared)
+        found = evaluate(run, split, overrides, trivial, shared, methods)
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe(found), flush=True)
         write(found)
@@ -116,6 +142,8 @@ def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: lis
         raise RunError(f"--maps judges a folder of maps, not runs: leave {runs[0]} out, or --maps")
     if arguments.compare:
         raise RunError("--compare is of runs; methods in one folder of maps stand side by side")
+    if arguments.peers or arguments.audit:
+        raise RunError("--peers and --audit ask a network, and a folder of maps has none")
     if arguments.split == "left_out":
         raise RunError("--maps goes with --split test or val: a folder of maps has no folds")
     found = evaluate_maps(arguments.maps, arguments.split, overrides, arguments.out)

@@ -16,8 +16,9 @@ from experiments.baselines import baselines
 from experiments.build import build_data
 from experiments.config import Config, differences, load_config, to_plain
 from experiments.figures import HOTTEST, Fitted, classification, fit
-from experiments.judge import Judged, judge
+from experiments.judge import Judged, classifies, judge
 from experiments.map_figures import MapRows, localisation
+from experiments.map_methods import MapMethod
 from experiments.runs import RunError, epochs_done, find_checkpoint, load_module
 from experiments.statistics import Estimate, Figure, estimates, patient_weights
 from experiments.weighted import mean
@@ -62,7 +63,12 @@ Shared = dict[Any, tuple[Judged, Judged]]
 
 
 def evaluate(
-    run: Path, split: str, overrides: list[str], trivial: bool = True, shared: Shared | None = None
+    run: Path,
+    split: str,
+    overrides: list[str],
+    trivial: bool = True,
+    shared: Shared | None = None,
+    methods: Sequence[MapMethod] = (),
 ) -> Evaluation:
     """Judge the best checkpoint of ``run`` on ``split``, with what val decides.
 
@@ -72,6 +78,7 @@ def evaluate(
         overrides: ``key=value`` words that change no result: paths, workers, the batch size.
         trivial: Whether trivial baselines are judged, too.
         shared: Keeps the baselines for further runs on the same data.
+        methods: Map methods that explain the classifier, beside its own maps.
 
     Raises:
         RunError: There is no run or checkpoint, it belongs to another stage, was trained otherwise,
@@ -90,7 +97,7 @@ def evaluate(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
         )
     try:
-        val, judged = _val_and_split(module, data, split)
+        val, judged = _val_and_split(module, data, split, methods if classifies(module) else ())
         if trivial:
             known = {} if shared is None else shared
             key = (data.cache_folder, data.index_hash, tuple(data.lesion_rows), split)

@@ -1,0 +1,145 @@
+"""Deletion and insertion: does the class score follow the pixels that a map names first?
+
+Petsiuk et al. 2018 (RISE), section 4.2. An image whose pixels go, the highest of the map first,
+should lose the score at once (deletion: a low area under the curve); one in which they come first
+should reach it at once (insertion: a high area).
+
+The limit of both: half-deleted images are none that the network has learned from, and it may answer
+to the deletion's edges and not to what is missing. Only differences between orders of the same
+images mean something, not the areas themselves; hence the random order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from experiments.baselines import smooth
+from lightning_modules.attention import upsample
+from lightning_modules.encoder import STRIDE
+
+# Shares of the image at which the score is read: densely at the size of a lesion, 1 to 4 %.
+SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+# Standard deviation of the blur as a share of the side: at 1/16 no lesion is left to see.
+BLUR = 1 / 16
+
+
+def deletion(
+    score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
+) -> Tensor:
+    """Scores while pixels turn grey (0 of the network's input), the highest of the map first.
+
+    Args:
+        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        image: ``(B, 1, H, W)``.
+        map: ``(B, 1, H, W)``.
+        seed: Draws the order within ties.
+
+    Returns:
+        ``(B, len(SHARES))``: from the whole image to plain grey.
+    """
+    return curve(score, image, torch.zeros_like(image), pixel_order(map, seed))
+
+
+def insertion(
+    score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
+) -> Tensor:
+    """Scores while the blurred image becomes sharp, the highest pixels of the map first.
+
+    Args:
+        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        image: ``(B, 1, H, W)``.
+        map: ``(B, 1, H, W)``.
+        seed: Draws the order within ties.
+
+    Returns:
+        ``(B, len(SHARES))``: from the blurred to the whole image.
+    """
+    return curve(score, blurred(image), image, pixel_order(map, seed))
+
+
+def curve(
+    score: Callable[[Tensor], Tensor],
+    start: Tensor,
+    end: Tensor,
+    order: Tensor,
+    shares: Sequence[float] = SHARES,
+) -> Tensor:
+    """Scores while ``start`` becomes ``end``, pixel by pixel.
+
+    Args:
+        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        start: ``(B, 1, H, W)``.
+        end: The same shape.
+        order: Pixel numbers ``(B, H * W)``, the first to change first.
+        shares: Of the pixels that have changed, at each value of the curve.
+
+    Returns:
+        ``(B, len(shares))``.
+
+    Example:
+        >>> import torch
+        >>> black, white = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+        >>> right = lambda image: image[:, 0, 0, 1]
+        >>> curve(right, black, white, torch.tensor([[1, 0]]), (0, 0.5, 1))
+        tensor([[0., 1., 1.]])
+    """
+    # The place of each pixel in the order.
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous()
+    )
+    place = place.view_as(start)
+    scores = [
+        score(torch.where(place < round(share * order.shape[1]), end, start)) for share in shares
+    ]
+    return torch.stack(scores, dim=1)
+
+
+def area_under(scores: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
+    """Area under curves ``(B, len(shares))`` over the share of pixels, trapezoids; ``(B,)``.
+
+    Example:
+        >>> import torch
+        >>> area_under(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), (0, 0.5, 1))
+        tensor([0.2500, 1.0000])
+    """
+    return torch.trapezoid(scores, torch.tensor(shares, device=scores.device), dim=1)
+
+
+def pixel_order(map: Tensor, seed: int = 0) -> Tensor:
+    """Pixel numbers ``(B, H * W)`` from the highest value of a map down; ties in random order.
+
+    Ties are many: a map that is cut at 0 has nothing to say of most pixels.
+
+    Args:
+        map: ``(B, 1, H, W)``.
+        seed: Draws the order of ties, the same for all images of a batch.
+    """
+    values = map.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(values.shape[1], generator=generator).to(map.device)
+    return shuffled[values[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+
+
+def random_map(image: Tensor, number: int) -> Tensor:
+    """Noise ``(1, 1, H, W)`` for an image of that size, as coarse as the encoder's maps.
+
+    A random order of single pixels would destroy every texture at once; this one leaves and takes
+    patches as a map does.
+
+    Args:
+        image: ``(1, 1, H, W)``.
+        number: Draws it.
+    """
+    height, width = (side // STRIDE for side in image.shape[-2:])
+    cells = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(number)).to(
+        image.device
+    )
+    return upsample(cells, image.shape[-2:])
+
+
+def blurred(image: Tensor) -> Tensor:
+    """The image without its details: a Gaussian of :data:`BLUR` of its side, edges continued."""
+    return smooth(image, BLUR)

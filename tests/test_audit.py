@@ -1,0 +1,317 @@
+"""The audit on networks whose answers are known."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments import audit
+from experiments.audit_words import (
+    cascade_says,
+    describe_audit,
+    leak_says,
+    perturbation_says,
+    repeatability_says,
+)
+from experiments.baselines import Edges
+from experiments.perturbation import SHARES
+from experiments.randomise import steps
+from experiments.statistics import Difference, Estimate
+from lightning_modules import STAGES
+from tests.stages import SIZE, settled
+
+IMAGES = 12
+
+
+class Data:
+    """Twelve abnormal images, two a patient, and twelve normal ones."""
+
+    table = pd.DataFrame(
+        {
+            "label": np.repeat([1, 0], IMAGES),
+            "patient": np.arange(2 * IMAGES) // 2,
+        }
+    )
+
+    def __init__(self):
+        self.images = torch.randn(
+            2 * IMAGES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)
+        )
+
+    def rows_of(self, split):
+        """All of them."""
+        return np.arange(2 * IMAGES)
+
+    def evaluation_dataloader(self, split):
+        """Batches of five."""
+        for rows in torch.arange(2 * IMAGES).split(5):
+            yield {"image": self.images[rows], "index": rows}
+
+    def on_after_batch_transfer(self, batch, _):
+        """Leave it as it is."""
+        return batch
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return audit.draw_sample(Data(), "test")
+
+
+@pytest.fixture(scope="module", params=["stage1", "stage3"])
+def module(request):
+    torch.manual_seed(0)
+    return settled(STAGES[request.param](width=0.25)).eval()
+
+
+def table_of(masked, swapped, label):
+    return pd.DataFrame(
+        {
+            "label": label,
+            "patient": [str(row) for row in range(len(label))],
+            "masked_probability": masked,
+            "swapped_masked_probability": swapped,
+        }
+    )
+
+
+# The sample ---------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
+    data = Data()
+    sample = audit.draw_sample(data, "test", images=7, seed=3)
+    rows = sample.batch["index"].tolist()
+    assert len(set(rows)) == 7
+    assert max(rows) < IMAGES
+    assert rows != sorted(rows)
+    assert torch.equal(sample.batch["image"], data.images[rows])
+    assert sample.patient.tolist() == [str(row // 2) for row in rows]
+    again = audit.draw_sample(data, "test", images=7, seed=3)
+    assert again.batch["index"].tolist() == rows
+    assert audit.draw_sample(data, "test", images=7, seed=4).batch["index"].tolist() != rows
+
+
+def test_the_other_image_is_of_another_patient(sample):
+    assert (sample.patient[sample.other] != sample.patient).all()
+    assert audit._others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
+    assert audit._others(np.array(["a", "a"])).tolist() == [-1, -1]
+
+
+def test_a_split_without_abnormal_images_is_refused():
+    data = Data()
+    data.table = data.table.assign(label=0)
+    with pytest.raises(ValueError, match="test has 0 abnormal images"):
+        audit.draw_sample(data, "test")
+
+
+def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
+    maps = audit.draw_maps(module, [Edges()], sample.batch)
+    assert list(maps) == [*module.map_methods, "edges"]
+    for drawn in maps.values():
+        assert drawn.shape == (IMAGES, 1, SIZE, SIZE)
+        assert drawn.min() >= 0
+    scale = module.map_scale.clone()
+    module.map_scale.fill_(1000.0)  # so that nothing is clipped
+    for name, shown in module.maps(sample.batch["image"]).items():
+        torch.testing.assert_close(maps[name], 1000 * shown, atol=1e-4, rtol=1e-4)
+    module.map_scale.copy_(scale)
+
+
+# The cascade --------------------------------------------------------------------------------------
+
+
+def test_the_cascade_of_a_network(module, sample):
+    maps = audit.draw_maps(module, [Edges()], sample.batch)
+    found = audit.audit_cascade(module, [Edges()], sample, maps)
+    names = [name for name, _ in steps(module)]
+    for result in found.values():
+        assert list(result["steps"]) == list(result["excess"]) == names
+        assert list(result["dark"]) == ["trained", *names]
+    edges = found["edges"]
+    assert edges["unchanged"]
+    assert all(step["rank"].value == pytest.approx(1) for step in edges["steps"].values())
+    assert not found["cam"]["unchanged"]
+    assert found["cam"]["steps"]["stem"]["rank"].value < 0.9
+    again = audit.draw_maps(module, [Edges()], sample.batch)
+    assert all(torch.equal(maps[name], again[name]) for name in maps)
+
+
+def test_what_a_map_does_not_read_does_not_change_it(sample):
+    torch.manual_seed(0)
+    module = settled(STAGES["stage3"](width=0.25)).eval()
+    with torch.no_grad():
+        module.decoder.output.weight.add_(1.0)
+    maps = audit.draw_maps(module, [], sample.batch)
+    found = audit.audit_cascade(module, [], sample, maps)
+    assert found["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # the decoder's output layer
+    # The decoder below its output is none of CAM's business.
+    assert found["cam"]["steps"]["decoder"] == found["cam"]["steps"]["fc"]
+
+
+def result_of(rank, ssim, unchanged=False):
+    """A method's results of which only the excess matters: (value, half width) a step."""
+
+    def around(value, half=0.1):
+        return Difference(value, value - half, value + half, 0.0, 0.5)
+
+    names = ["fc", "stages.2.3", "stem"]
+    return {
+        "excess": {
+            name: {"rank": around(r), "ssim": around(s)}
+            for name, r, s in zip(names, rank, ssim, strict=True)
+        },
+        "unchanged": unchanged,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rank", "ssim", "words"),
+    [
+        ((0.0, 0.05, -0.3), (0, 0, 0), "no more like it than another image's map once fc"),
+        ((0.5, 0.0, 0.0), (0, 0, 0), "like it until fc, no more .* from stages.2.3 on"),
+        ((0.5, 0.0, 0.0), (0, 0.2, 0), "like it until stages.2.3, no more .* from stem on"),
+        ((0.5, 0.0, 0.2), (0, 0, 0), "still like it with all weights random"),
+    ],
+)
+def test_what_is_said_of_a_cascade(rank, ssim, words):
+    assert re.search(words, cascade_says(result_of(rank, ssim)))
+
+
+def test_what_is_said_of_a_map_without_a_network():
+    assert "does not read the network" in cascade_says(result_of((0,) * 3, (0,) * 3, True))
+
+
+# Repeatability ------------------------------------------------------------------------------------
+
+
+def test_the_same_run_twice_repeats_itself(module, sample):
+    maps = audit.draw_maps(module, [], sample.batch)
+    found = audit.audit_repeatability([maps, maps], sample)["cam"]
+    for measure in audit.MEASURES:
+        assert found["alike"][measure].value == pytest.approx(1)
+        assert found["floor"][measure].value < 1
+        assert found["pairs"][measure] == [pytest.approx(1)]
+    assert repeatability_says(found) == (
+        "comes again, more than another image's map, in its whole map and strongest 5 %"
+    )
+
+
+def test_three_runs_make_three_pairs(sample):
+    runs = [
+        {"cam": torch.rand(IMAGES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))}
+        for seed in range(3)
+    ]
+    found = audit.audit_repeatability(runs, sample)["cam"]
+    assert len(found["pairs"]["rank"]) == 3
+    assert found["alike"]["rank"].value == pytest.approx(np.mean(found["pairs"]["rank"]))
+    assert abs(found["alike"]["rank"].value) < 0.05
+    assert "no more like it than that of another image" in repeatability_says(found)
+
+
+def test_one_run_repeats_nothing(sample):
+    with pytest.raises(ValueError, match="two runs"):
+        audit.audit_repeatability([{}], sample)
+
+
+# Deletion and insertion ---------------------------------------------------------------------------
+
+
+class Spot(torch.nn.Module):
+    """Abnormal by how bright the spot is that each image has in the middle."""
+
+    place = (slice(None), slice(None), slice(28, 36), slice(28, 36))  # 1.6 % of the image
+
+    def forward(self, image):
+        level = 10 * (image[self.place].mean((1, 2, 3)) - 1)
+        return torch.stack([torch.zeros_like(level), level], dim=1)
+
+
+def spots(images):
+    image = torch.zeros(images, 1, SIZE, SIZE)
+    image[Spot.place] = 2.0
+    number = np.arange(images)
+    batch = {"image": image, "index": torch.arange(images)}
+    return audit.Sample(batch, number.astype(str), np.roll(number, 1))
+
+
+def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
+    sample = spots(IMAGES)
+    image = sample.batch["image"]
+    found = audit.audit_perturbation(Spot(), sample, {"spot": image, "rest": 2 - image})
+    assert list(found) == [audit.RANDOM, "spot", "rest"]
+    assert found["spot"]["deletion"].value < 0.02
+    assert found["spot"]["insertion"].value > 0.97
+    assert len(found["spot"]["curves"]["deletion"]) == len(SHARES)
+    assert perturbation_says(found["spot"]) == (
+        "deletion better than random, insertion better than random"
+    )
+    assert perturbation_says(found["rest"]) == (
+        "deletion worse than random, insertion worse than random"
+    )
+
+
+def test_a_random_map_is_as_the_random_order():
+    sample = spots(100)
+    one = sample.batch["image"][:1]
+    noise = [audit.perturbation.random_map(one, number) for number in range(1000, 1100)]
+    found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)})
+    assert perturbation_says(found["noise"]) == "deletion as random, insertion as random"
+
+
+# The leak -----------------------------------------------------------------------------------------
+
+LABEL = np.repeat([1, 0], 20)
+
+
+@pytest.mark.parametrize(
+    ("swapped", "words", "abnormal"),
+    [
+        (LABEL, "no leak seen", {"abnormal": 1.0, "normal": 0.0}),
+        (1 - LABEL, "the answer follows the mask", {"abnormal": 0.0, "normal": 1.0}),
+        (np.zeros(40), "or a mask that hides the lesion", {"abnormal": 0.0, "normal": 0.0}),
+    ],
+)
+def test_a_leak_is_told(swapped, words, abnormal):
+    found = audit.audit_leak(table_of(LABEL, swapped, LABEL))
+    assert found["masked_accuracy"].value == 1
+    assert found["one_answer"].value == 0.5
+    assert found["swapped_abnormal"] == abnormal
+    assert words in leak_says(found)
+
+
+# All of it ----------------------------------------------------------------------------------------
+
+
+def test_a_whole_audit_is_written_and_told(module, sample):
+    label = np.asarray([1, 0] * 10)
+    table = table_of(label, label, label) if module.stage == "stage3" else pd.DataFrame()
+    found, maps = audit.audit_run(module, [Edges()], sample, table)
+    assert set(found) >= {"cascade", "perturbation"}
+    assert ("leak" in found) == (module.stage == "stage3")
+    found["repeatability"] = {
+        "runs": ["seed0", "seed1"],
+        "methods": audit.audit_repeatability([maps, maps], sample),
+    }
+    text = describe_audit(found, IMAGES)
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for method in (*module.map_methods, "edges"):
+        assert f"    {method}: " in text
+    assert "NaN" not in json.dumps(audit.plain(found))
+
+
+def test_a_network_of_the_masks_alone_is_asked_for_its_fcn_alone(sample):
+    torch.manual_seed(0)
+    module = settled(STAGES["stage3"](width=0.25, classification=False)).eval()
+    found, maps = audit.audit_run(module, [], sample, pd.DataFrame())
+    assert list(maps) == ["fcn"]
+    assert list(found) == ["cascade"]
+
+
+def test_nan_becomes_null():
+    value = SimpleNamespace  # not a figure
+    assert audit.plain({"a": [float("nan"), 1], "b": value}) == {"a": [None, 1], "b": value}
+    assert audit.plain(Estimate(0.5, 0.25, 0.75, 0.0))["high"] == 0.75
