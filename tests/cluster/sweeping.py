@@ -88,8 +88,8 @@ def play(scene: Scene) -> list[float]:
 
 
 def steps(scene: Scene) -> int:
-    """Of a whole run: 9 an epoch."""
-    return 9 * int(next(w for w in scene.words if "max_epochs" in w).split("=")[1])
+    """Of a whole run: 18 an epoch, on one rank."""
+    return 18 * scene.epochs
 
 
 def trained_by(scene: Scene, task: str) -> Latest:
