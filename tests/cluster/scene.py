@@ -23,6 +23,7 @@ class Scene:
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.folder = folder
+        self.epochs = epochs
         self.jobs: list[str] = []
         self.words = [
             *tiny_words(folder),

@@ -37,7 +37,7 @@ def state(job: str) -> str:
     return show(job)["JobState"]
 
 
-def wait_for(what: str, ready: Callable[[], bool], seconds: float = 600) -> None:
+def wait_for(what: str, ready: Callable[[], bool], seconds: float = 1800) -> None:
     """Poll until ``ready``.
 
     Raises:
