@@ -8,7 +8,7 @@ over patients) leaves 0 out.
     cascade         weights random from the top down   yardstick: the map of another image (as Arun
                                                        et al. 2021)
     repeatability   another seed's run                 yardstick: its map of another image
-    perturbation    deletion and insertion             yardstick: a random order
+    perturbation    deletion and insertion             yardsticks: a random order, an edge filter
     leak            masked by the other class's map    yardstick: one answer for all images
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,98 +25,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments import perturbation
-from experiments.judge import classifies, own_methods
-from experiments.map_methods import Batch, MapMethod, raw_map
+from experiments.audit_sample import AT_ONCE, Maps, Sample, draw_maps
+from experiments.judge import classifies
+from experiments.map_methods import MapMethod
 from experiments.map_similarity import MEASURES, similarity
 from experiments.randomise import cascade
 from experiments.statistics import Difference, Estimate, difference, estimate, patient_weights
 from experiments.weighted import mean
-from lightning_modules.attention import has_peak, non_negative, upsample
+from lightning_modules.attention import has_peak
 from lightning_modules.stage1 import ABNORMAL
 
-IMAGES = 64
-AT_ONCE = 32
-RANDOM = "random order"
+# Draws of random weights: what a random FC layer makes of the features hangs on the draw. Far from
+# the seeds of trainings, or "random" would be the very weights that this training began with.
+DRAWS = (900_001, 900_002, 900_003)
+RANDOM, EDGES = "random order", "edges"
 # Maps are compared at every fourth pixel in x and y: the FCN draws no finer, CAM's cells are 16
 # apart, and both look at these very pixels. SSIM's window of 11 then spans 44 pixels of the image,
 # cells and not the slopes between them.
 GRID = 4
-Maps = dict[str, Tensor]
-
-
-class Sample(NamedTuple):
-    """The images of an audit.
-
-    Attributes:
-        batch: As the network gets it, all of the images.
-        patient: The patient of each, ``(N,)``.
-        other: For each image the place of another one, of another patient, ``(N,)``; -1: none.
-    """
-
-    batch: Batch
-    patient: np.ndarray
-    other: np.ndarray
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Resamples of the patients, see :func:`statistics.patient_weights`."""
-        return patient_weights(self.patient)
-
-
-def draw_sample(data: Any, split: str, images: int = IMAGES, seed: int = 0) -> Sample:
-    """Draw abnormal images of a split, in random order: all of them where there are fewer.
-
-    Args:
-        data: The data module, set up.
-        split: Where from.
-        images: How many at most.
-        seed: Draws them; of the same data always the same, whatever run is audited.
-
-    Raises:
-        ValueError: The split has fewer than two abnormal images.
-    """
-    rows = np.asarray(data.rows_of(split))
-    rows = rows[(data.table["label"].to_numpy()[rows] == ABNORMAL)]
-    if len(rows) < 2:
-        raise ValueError(f"{split} has {len(rows)} abnormal images: an audit needs two or more")
-    drawn = np.random.default_rng(seed).permutation(rows)[:images]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = []
-    for batch in data.evaluation_dataloader(split):
-        wanted = torch.from_numpy(np.isin(batch["index"].numpy(), drawn))
-        parts.append({name: values[wanted].to(device) for name, values in batch.items()})
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    place = {row: place for place, row in enumerate(whole["index"].tolist())}
-    order = torch.tensor([place[row] for row in drawn.tolist()], device=device)
-    batch = data.on_after_batch_transfer({name: v[order] for name, v in whole.items()}, 0)
-    patient = data.table["patient"].to_numpy()[drawn].astype(str)
-    return Sample(batch, patient, _others(patient))
-
-
-def draw_maps(module: Any, methods: Sequence[MapMethod], batch: Batch) -> Maps:
-    """Maps of all images, the network's own and those of ``methods``.
-
-    Returns:
-        Each float32 ``(N, 1, S, S)``, raw, negative values cut, enlarged to the image: no scale is
-        needed where only the shape counts.
-    """
-    own = own_methods(module)
-    found: dict[str, list[Tensor]] = {name: [] for name in (*own, *(m.name for m in methods))}
-    for start in range(0, len(batch["image"]), AT_ONCE):
-        part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}
-        image = part["image"]
-        with torch.inference_mode():
-            raw = module.raw_maps(module.encoder(image))
-        drawn = {name: raw[name] for name in own}
-        drawn |= {method.name: raw_map(method, module, image, part) for method in methods}
-        for name, maps in drawn.items():
-            size, maps = image.shape[-2:], non_negative(maps)
-            found[name].append(maps if maps.shape[-2:] == size else upsample(maps, size))
-    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def audit_cascade(
-    module: Any, methods: Sequence[MapMethod], sample: Sample, trained: Maps, seed: int = 0
+    module: Any,
+    methods: Sequence[MapMethod],
+    sample: Sample,
+    trained: Maps,
+    draws: Sequence[int] = DRAWS,
 ) -> dict[str, dict[str, Any]]:
     """How like the trained network's maps are those of ever more random networks.
 
@@ -125,38 +59,53 @@ def audit_cascade(
         methods: Map methods beside its own.
         sample: The images.
         trained: The trained network's maps of them.
-        seed: Of the random weights.
+        draws: Seeds of the random weights; an image's figure is its mean over them.
 
     Returns:
         Of each method ``floor`` (how like the map of another image is), ``steps`` (by the name of
-        the step), ``excess`` (of each step over the floor, paired), each by measure; ``dark`` (the
-        share of maps of one value, which have no shape and are left out) by step; and
-        ``unchanged``: whether no map changed at all.
+        the step), ``excess`` (of each step over the floor, paired), each by measure; ``draws`` (the
+        mean of each draw) by step and measure; ``dark`` (the share of maps of one value, which have
+        no shape and are left out) by step; and ``unchanged``: whether no map changed at all.
     """
     weights = sample.weights
-    floor = {name: _of_others(maps, maps, sample.other) for name, maps in trained.items()}
-    found: dict[str, dict[str, Any]] = {
-        name: {
-            "floor": {m: estimate(mean(floor[name][m]), weights) for m in MEASURES},
-            "steps": {},
-            "excess": {},
-            "dark": {"trained": _dark(maps)},
-            "unchanged": True,
-        }
-        for name, maps in trained.items()
-    }
     identical = {name: _alike(maps, maps) for name, maps in trained.items()}
-    steps = cascade(module, sample.batch["image"], seed)
-    for step, changed in tqdm(steps, desc="random layers", leave=False, disable=None):
-        for name, maps in draw_maps(changed, methods, sample.batch).items():
-            same, result = torch.equal(maps, trained[name]), found[name]
-            alike = identical[name] if same else _alike(trained[name], maps)
-            result["steps"][step] = {m: estimate(mean(alike[m]), weights) for m in MEASURES}
-            result["excess"][step] = {
-                m: _paired(alike[m], floor[name][m], weights) for m in MEASURES
-            }
-            result["dark"][step] = _dark(maps)
-            result["unchanged"] &= same
+    drawn: dict[str, dict[str, list[dict[str, np.ndarray]]]] = {name: {} for name in trained}
+    dark: dict[str, dict[str, list[float]]] = {
+        name: {"trained": [_dark(maps)]} for name, maps in trained.items()
+    }
+    unchanged = dict.fromkeys(trained, True)
+    for seed in tqdm(draws, desc="random weights", leave=False, disable=None):
+        for step, changed in cascade(module, sample.batch["image"], seed):
+            for name, maps in draw_maps(changed, methods, sample.batch).items():
+                same = torch.equal(maps, trained[name])
+                alike = identical[name] if same else _alike(trained[name], maps)
+                drawn[name].setdefault(step, []).append(alike)
+                dark[name].setdefault(step, []).append(_dark(maps))
+                unchanged[name] &= same
+    floor = {name: _of_others(maps, maps, sample.other) for name, maps in trained.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, steps in drawn.items():
+        joined = {
+            step: {m: _mean_over([alike[m] for alike in each]) for m in MEASURES}
+            for step, each in steps.items()
+        }
+        found[name] = {
+            "floor": {m: estimate(mean(floor[name][m]), weights) for m in MEASURES},
+            "steps": {
+                step: {m: estimate(mean(alike[m]), weights) for m in MEASURES}
+                for step, alike in joined.items()
+            },
+            "excess": {
+                step: {m: _paired(alike[m], floor[name][m], weights) for m in MEASURES}
+                for step, alike in joined.items()
+            },
+            "draws": {
+                step: {m: [_mean(alike[m]) for alike in each] for m in MEASURES}
+                for step, each in steps.items()
+            },
+            "dark": {step: float(np.mean(shares)) for step, shares in dark[name].items()},
+            "unchanged": unchanged[name],
+        }
     return found
 
 
@@ -201,9 +150,10 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
         maps: The network's maps of them.
 
     Returns:
-        Of each method, and of :data:`RANDOM`: ``deletion`` and ``insertion`` (areas), of a method
-        also ``deletion_less_random`` and ``insertion_less_random`` (paired); and ``curves``, the
-        mean score at each of :data:`perturbation.SHARES`.
+        Of each method, and of :data:`RANDOM`: ``deletion`` and ``insertion`` (areas); ``less``, the
+        paired difference of each from the maps that know no network, :data:`RANDOM` and, where they
+        are there, :data:`EDGES`; and ``curves``, the mean score at each of
+        :data:`perturbation.SHARES`.
     """
     image = sample.batch["image"]
     weights = sample.weights
@@ -220,7 +170,7 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
     ways = {"deletion": perturbation.deletion, "insertion": perturbation.insertion}
     every = {RANDOM: torch.cat(noise), **maps}
     for name, drawn in tqdm(every.items(), desc="deletion, insertion", leave=False, disable=None):
-        areas[name], found[name] = {}, {"curves": {}}
+        areas[name], found[name] = {}, {"curves": {}, "less": {}}
         for way, run in ways.items():
             with torch.inference_mode():
                 parts = zip(image.split(AT_ONCE), drawn.split(AT_ONCE), strict=True)
@@ -228,9 +178,13 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
             areas[name][way] = perturbation.area_under(scores).double().cpu().numpy()
             found[name][way] = estimate(mean(areas[name][way]), weights)
             found[name]["curves"][way] = scores.double().mean(0).tolist()
-            if name != RANDOM:
-                less = _paired(areas[name][way], areas[RANDOM][way], weights)
-                found[name][f"{way}_less_random"] = less
+    for name, result in found.items():
+        for way in ways:
+            result["less"][way] = {
+                rival: _paired(areas[name][way], areas[rival][way], weights)
+                for rival in (RANDOM, EDGES)
+                if rival in areas and name not in (RANDOM, rival)
+            }
     return found
 
 
@@ -274,7 +228,6 @@ def audit_run(
     methods: Sequence[MapMethod],
     sample: Sample,
     table: pd.DataFrame,
-    seed: int = 0,
 ) -> tuple[dict[str, Any], Maps]:
     """All tests that need one run alone.
 
@@ -283,31 +236,18 @@ def audit_run(
         methods: Map methods beside its own.
         sample: The images.
         table: Rows of the whole split, for the leak test.
-        seed: Of the random weights.
 
     Returns:
         The results by test (perturbation and leak where the network has them), and the maps, for
         :func:`audit_repeatability`.
     """
     maps = draw_maps(module, methods, sample.batch)
-    found: dict[str, Any] = {"cascade": audit_cascade(module, methods, sample, maps, seed)}
+    found: dict[str, Any] = {"cascade": audit_cascade(module, methods, sample, maps)}
     if classifies(module):
         found["perturbation"] = audit_perturbation(module, sample, maps)
         if "swapped_masked_probability" in table:
             found["leak"] = audit_leak(table)
     return found, maps
-
-
-def _others(patient: np.ndarray) -> np.ndarray:
-    """For each place the next one, going round, of another patient; -1 where all are of one."""
-    found = np.full(len(patient), -1)
-    for place in range(len(patient)):
-        for step in range(1, len(patient)):
-            other = (place + step) % len(patient)
-            if patient[other] != patient[place]:
-                found[place] = other
-                break
-    return found
 
 
 def _of_others(one: Tensor, other: Tensor, places: np.ndarray) -> dict[str, np.ndarray]:
@@ -331,8 +271,11 @@ def _paired(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Differen
 
 
 def _mean_over(pairs: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over pairs of runs, an image where any pair has it not left out."""
-    return np.mean(pairs, axis=0)
+    """Mean over pairs of runs or draws, of each image over those that have it; NaN: none has."""
+    values = np.stack(pairs)
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _mean(values: np.ndarray) -> float:

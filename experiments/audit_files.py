@@ -6,16 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.audit import (
-    GRID,
-    IMAGES,
-    Maps,
-    Sample,
-    audit_repeatability,
-    audit_run,
-    draw_sample,
-    plain,
-)
+from experiments.audit import DRAWS, GRID, audit_repeatability, audit_run, plain
+from experiments.audit_sample import IMAGES, Maps, Sample, draw_sample
 from experiments.audit_words import describe_audit
 from experiments.baselines import Edges
 from experiments.build import build_data
@@ -27,7 +19,7 @@ from experiments.map_similarity import TOP
 from experiments.perturbation import SHARES
 from experiments.runs import RunError, load_module
 
-SEED = 0  # draws the images, the random weights and the random order
+SEED = 0  # draws the images
 
 
 def audit_all(
@@ -76,7 +68,7 @@ def _audit(
     try:
         sample = draw_sample(data, str(run.about["split"]), images, SEED)
         module = module.to(sample.batch["image"].device)
-        return sample, *audit_run(module, methods, sample, run.table, SEED)
+        return sample, *audit_run(module, methods, sample, run.table)
     except ValueError as error:
         raise RunError(f"{run.folder}: {error}") from error
 
@@ -87,7 +79,7 @@ def _write(run: Evaluation, sample: Sample, found: dict[str, Any]) -> None:
         **run.about,
         "images": len(sample.patient),
         "patients": len(set(sample.patient)),
-        "audit_seed": SEED,
+        "draws": DRAWS,
         "compared_every": GRID,
         "top": TOP,
         "shares": SHARES,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
-from experiments.audit import RANDOM
-from experiments.describe import show
+from experiments.audit import EDGES, RANDOM
 from experiments.statistics import Difference, Estimate
 
 # What is printed of the cascade: audit.json holds every step.
 SHOWN = ("fc", "stages.2.0", "stem")
 HEADINGS = {"fc": "FC layer random", "stages.2.0": "last stage, too", "stem": "all layers"}
-HEAD, CELL = 11, 19
+HEAD, CELL = 12, 21
 
 
 def describe_audit(found: dict[str, Any], images: int) -> str:
@@ -30,6 +30,20 @@ def describe_audit(found: dict[str, Any], images: int) -> str:
     if "leak" in found:
         lines += _leak(found["leak"])
     return "\n".join(lines)
+
+
+def show(result: Estimate | Difference) -> str:
+    """A figure with its interval, which may be negative; one that is not defined is a dash.
+
+    Example:
+        >>> show(Estimate(-0.051, -0.1, 0.012, 0.0)), show(Estimate(*[float("nan")] * 3, 1.0))
+        ('-0.05 (-0.10, 0.01)', '-')
+    """
+    if result.value != result.value:
+        return "-"
+    if _undefined(result):
+        return f"{result.value:.2f}"
+    return f"{result.value:.2f} ({result.low:.2f}, {result.high:.2f})"
 
 
 def cascade_says(result: dict[str, Any]) -> str:
@@ -55,13 +69,20 @@ def cascade_says(result: dict[str, Any]) -> str:
 
 def perturbation_says(result: dict[str, Any]) -> str:
     """What deletion and insertion found of one method."""
+    rivals = {RANDOM: "the random order", EDGES: "the edges"}
     parts = []
-    for way, sign in (("deletion", -1), ("insertion", 1)):
-        less = result[f"{way}_less_random"]
-        better, worse = (_above, _below) if sign > 0 else (_below, _above)
-        word = "better than" if better(less) else "worse than" if worse(less) else "as"
-        parts.append(f"{way} {word} random")
-    return ", ".join(parts)
+    for way, less in result["less"].items():
+        better, worse = (_below, _above) if way == "deletion" else (_above, _below)
+        words = {
+            rival: "better than" if better(value) else "worse than" if worse(value) else "as"
+            for rival, value in less.items()
+        }
+        said = " and ".join(
+            f"{word} {' and '.join(rivals[rival] for rival in words if words[rival] == word)}"
+            for word in dict.fromkeys(words.values())
+        )
+        parts.append(f"{way} {said}")
+    return "; ".join(parts)
 
 
 def repeatability_says(result: dict[str, Any]) -> str:
@@ -101,13 +122,12 @@ def _cascade(found: dict[str, Any]) -> list[str]:
 
 def _perturbation(found: dict[str, Any]) -> list[str]:
     lines = ["  area under the score while pixels go (low is good) and come (high is good):"]
-    lines.append(_row("map", ["deletion", "less random", "insertion", "less random"]))
+    heads = ["deletion", "less random order", "insertion", "less random order"]
+    lines.append(_row("map", heads))
     for name, result in found.items():
-        cells = [show(result["deletion"]), "", show(result["insertion"]), ""]
-        if name != RANDOM:
-            cells[1], cells[3] = (
-                _signed(result[f"{way}_less_random"]) for way in ("deletion", "insertion")
-            )
+        cells = []
+        for way, less in result["less"].items():
+            cells += [show(result[way]), show(less[RANDOM]) if less else ""]
         lines.append(_row(name, cells))
     said = {name: perturbation_says(found[name]) for name in found if name != RANDOM}
     return [*lines, *(_say(name, words) for name, words in said.items())]
@@ -133,12 +153,6 @@ def _leak(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _signed(less: Difference) -> str:
-    if _undefined(less):
-        return "-"
-    return f"{less.value:+.2f} ({less.low:+.2f} {less.high:+.2f})"
-
-
 def _above(value: Estimate | Difference) -> bool:
     return bool(value.low > 0)
 
@@ -152,7 +166,7 @@ def _undefined(value: Estimate | Difference) -> bool:
 
 
 def _say(name: str, words: str) -> str:
-    return f"    {name}: {words}"
+    return textwrap.fill(f"    {name}: {words}", 100, subsequent_indent=" " * 6)
 
 
 def _row(head: str, cells: list[str]) -> str:

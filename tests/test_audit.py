@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import audit
+from experiments import audit, audit_sample
 from experiments.audit_words import (
     cascade_says,
     describe_audit,
@@ -58,7 +58,7 @@ class Data:
 
 @pytest.fixture(scope="module")
 def sample():
-    return audit.draw_sample(Data(), "test")
+    return audit_sample.draw_sample(Data(), "test")
 
 
 @pytest.fixture(scope="module", params=["stage1", "stage3"])
@@ -83,33 +83,33 @@ def table_of(masked, swapped, label):
 
 def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
     data = Data()
-    sample = audit.draw_sample(data, "test", images=7, seed=3)
+    sample = audit_sample.draw_sample(data, "test", images=7, seed=3)
     rows = sample.batch["index"].tolist()
     assert len(set(rows)) == 7
     assert max(rows) < IMAGES
     assert rows != sorted(rows)
     assert torch.equal(sample.batch["image"], data.images[rows])
     assert sample.patient.tolist() == [str(row // 2) for row in rows]
-    again = audit.draw_sample(data, "test", images=7, seed=3)
+    again = audit_sample.draw_sample(data, "test", images=7, seed=3)
     assert again.batch["index"].tolist() == rows
-    assert audit.draw_sample(data, "test", images=7, seed=4).batch["index"].tolist() != rows
+    assert audit_sample.draw_sample(data, "test", images=7, seed=4).batch["index"].tolist() != rows
 
 
 def test_the_other_image_is_of_another_patient(sample):
     assert (sample.patient[sample.other] != sample.patient).all()
-    assert audit._others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
-    assert audit._others(np.array(["a", "a"])).tolist() == [-1, -1]
+    assert audit_sample._others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
+    assert audit_sample._others(np.array(["a", "a"])).tolist() == [-1, -1]
 
 
 def test_a_split_without_abnormal_images_is_refused():
     data = Data()
     data.table = data.table.assign(label=0)
     with pytest.raises(ValueError, match="test has 0 abnormal images"):
-        audit.draw_sample(data, "test")
+        audit_sample.draw_sample(data, "test")
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = audit.draw_maps(module, [Edges()], sample.batch)
+    maps = audit_sample.draw_maps(module, [Edges()], sample.batch)
     assert list(maps) == [*module.map_methods, "edges"]
     for drawn in maps.values():
         assert drawn.shape == (IMAGES, 1, SIZE, SIZE)
@@ -125,8 +125,8 @@ def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
 
 
 def test_the_cascade_of_a_network(module, sample):
-    maps = audit.draw_maps(module, [Edges()], sample.batch)
-    found = audit.audit_cascade(module, [Edges()], sample, maps)
+    maps = audit_sample.draw_maps(module, [Edges()], sample.batch)
+    found = audit.audit_cascade(module, [Edges()], sample, maps, draws=(7, 8))
     names = [name for name, _ in steps(module)]
     for result in found.values():
         assert list(result["steps"]) == list(result["excess"]) == names
@@ -136,7 +136,9 @@ def test_the_cascade_of_a_network(module, sample):
     assert all(step["rank"].value == pytest.approx(1) for step in edges["steps"].values())
     assert not found["cam"]["unchanged"]
     assert found["cam"]["steps"]["stem"]["rank"].value < 0.9
-    again = audit.draw_maps(module, [Edges()], sample.batch)
+    first, second = found["cam"]["draws"]["stem"]["rank"]
+    assert first != second
+    again = audit_sample.draw_maps(module, [Edges()], sample.batch)
     assert all(torch.equal(maps[name], again[name]) for name in maps)
 
 
@@ -145,8 +147,8 @@ def test_what_a_map_does_not_read_does_not_change_it(sample):
     module = settled(STAGES["stage3"](width=0.25)).eval()
     with torch.no_grad():
         module.decoder.output.weight.add_(1.0)
-    maps = audit.draw_maps(module, [], sample.batch)
-    found = audit.audit_cascade(module, [], sample, maps)
+    maps = audit_sample.draw_maps(module, [], sample.batch)
+    found = audit.audit_cascade(module, [], sample, maps, draws=(7,))
     assert found["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # the decoder's output layer
     # The decoder below its output is none of CAM's business.
     assert found["cam"]["steps"]["decoder"] == found["cam"]["steps"]["fc"]
@@ -185,11 +187,17 @@ def test_what_is_said_of_a_map_without_a_network():
     assert "does not read the network" in cascade_says(result_of((0,) * 3, (0,) * 3, True))
 
 
+def test_a_mean_over_draws_leaves_out_dark_maps():
+    nan = float("nan")
+    found = audit._mean_over([np.array([1.0, nan, nan]), np.array([3.0, 2.0, nan])])
+    np.testing.assert_array_equal(found, [2.0, 2.0, nan])
+
+
 # Repeatability ------------------------------------------------------------------------------------
 
 
 def test_the_same_run_twice_repeats_itself(module, sample):
-    maps = audit.draw_maps(module, [], sample.batch)
+    maps = audit_sample.draw_maps(module, [], sample.batch)
     found = audit.audit_repeatability([maps, maps], sample)["cam"]
     for measure in audit.MEASURES:
         assert found["alike"][measure].value == pytest.approx(1)
@@ -235,7 +243,7 @@ def spots(images):
     image[Spot.place] = 2.0
     number = np.arange(images)
     batch = {"image": image, "index": torch.arange(images)}
-    return audit.Sample(batch, number.astype(str), np.roll(number, 1))
+    return audit_sample.Sample(batch, number.astype(str), np.roll(number, 1))
 
 
 def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
@@ -247,10 +255,26 @@ def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
     assert found["spot"]["insertion"].value > 0.97
     assert len(found["spot"]["curves"]["deletion"]) == len(SHARES)
     assert perturbation_says(found["spot"]) == (
-        "deletion better than random, insertion better than random"
+        "deletion better than the random order; insertion better than the random order"
     )
     assert perturbation_says(found["rest"]) == (
-        "deletion worse than random, insertion worse than random"
+        "deletion worse than the random order; insertion worse than the random order"
+    )
+
+
+def test_a_map_is_also_compared_with_the_edges():
+    sample = spots(IMAGES)
+    image = sample.batch["image"]
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
+    assert list(found["edges"]["less"]["deletion"]) == [audit.RANDOM]
+    assert perturbation_says(found["rest"]) == (
+        "deletion worse than the random order and the edges; "
+        "insertion worse than the random order and the edges"
+    )
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "same": image})
+    assert perturbation_says(found["same"]) == (
+        "deletion better than the random order and as the edges; "
+        "insertion better than the random order and as the edges"
     )
 
 
@@ -259,7 +283,9 @@ def test_a_random_map_is_as_the_random_order():
     one = sample.batch["image"][:1]
     noise = [audit.perturbation.random_map(one, number) for number in range(1000, 1100)]
     found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)})
-    assert perturbation_says(found["noise"]) == "deletion as random, insertion as random"
+    assert perturbation_says(found["noise"]) == (
+        "deletion as the random order; insertion as the random order"
+    )
 
 
 # The leak -----------------------------------------------------------------------------------------
