@@ -132,7 +132,7 @@ def test_a_sweeps_command_is_run_once_with_the_environments_python(here):
     python.chmod(0o755)
     job = ["sbatch", "--cpus-per-task=3", str(SCRIPTS / "sweep.sbatch"), "python", "a b", "c"]
     task = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2"}
-    done = run_script(job, OMP_NUM_THREADS="", **task)
+    done = run_script(job, OMP_NUM_THREADS="", PYTHON="", **task)
     told = done.stdout.splitlines()
     assert "job 7 (6_2) on n1, restart 0: python a b c" in told[0]
     assert told[1] == "OMP_NUM_THREADS=3 python a b c"

@@ -20,9 +20,9 @@ from tests.cluster.scene import SAVE_EVERY, Scene, ok, say, wait_in_job
 from tests.runs import same_results
 
 # What happens at which step; 0: while the job starts. An epoch has 9 steps: 17 is one before an
-# epoch's last, so that the signal comes in its last step or in validation; 30 is after an epoch
-# whose figures W&B holds in the very segment that the kill cuts off.
-FULL = [("USR1", 4), ("USR1", 0), ("USR1", 12), ("USR1", 17), ("KILL", 30), ("USR1", 38)]
+# epoch's last, so that the signal comes in its last step or in validation; 32 is some steps after a
+# save, and after an epoch whose figures W&B holds in the very segment that the kill cuts off.
+FULL = [("USR1", 4), ("USR1", 0), ("USR1", 12), ("USR1", 17), ("KILL", 32), ("USR1", 38)]
 SHORT = [("USR1", 4)]
 
 
