@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from experiments import perturbation
 from experiments.audit_sample import AT_ONCE, Maps, Sample, draw_maps
+from experiments.baselines import FINE, smooth
 from experiments.judge import classifies
 from experiments.map_methods import MapMethod
 from experiments.map_similarity import MEASURES, similarity
@@ -38,7 +39,7 @@ from lightning_modules.stage1 import ABNORMAL
 # Draws of random weights: what a random FC layer makes of the features hangs on the draw. Far from
 # the seeds of trainings, or "random" would be the very weights that this training began with.
 DRAWS = (900_001, 900_002, 900_003)
-RANDOM, EDGES = "random order", "edges"
+RANDOM, EDGES, LESION = "random order", "edges", "lesion mask"
 # Maps are compared at every fourth pixel in x and y: the FCN draws no finer, CAM's cells are 16
 # apart, and both look at these very pixels. SSIM's window of 11 then spans 44 pixels of the image,
 # cells and not the slopes between them.
@@ -150,17 +151,22 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
         maps: The network's maps of them.
 
     Returns:
-        Of each method, and of :data:`RANDOM`: ``deletion`` and ``insertion`` (areas); ``less``, the
-        paired difference of each from the maps that know no network, :data:`RANDOM` and, where they
-        are there, :data:`EDGES`; and ``curves``, the mean score at each of
+        Of each method, of :data:`RANDOM` and, where images have a mask, of :data:`LESION`, the mask
+        itself: ``deletion`` and ``insertion``, the areas up to :data:`perturbation.EARLY`, and
+        ``deletion_whole`` and ``insertion_whole``, as Petsiuk et al. define them; ``less``, by
+        these names, the paired difference from the maps that know no network, :data:`RANDOM` and,
+        where they are there, :data:`EDGES`; and ``curves``, the mean score at each of
         :data:`perturbation.SHARES`.
     """
-    image = sample.batch["image"]
-    weights = sample.weights
+    image, marked = sample.batch["image"], sample.batch["has_lesion"]
     numbers = sample.batch["index"].tolist()
     noise = [
         perturbation.random_map(one, n) for one, n in zip(image.split(1), numbers, strict=True)
     ]
+    every = {RANDOM: torch.cat(noise), **maps}
+    if marked.any():
+        # Smoothed: a mask's outline is drawn by hand.
+        every[LESION] = smooth(sample.batch["lesion_mask"], FINE / 2)
 
     def score(images: Tensor) -> Tensor:
         return module(images).softmax(1)[:, ABNORMAL]
@@ -168,20 +174,24 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
     areas: dict[str, dict[str, np.ndarray]] = {}
     ways = {"deletion": perturbation.deletion, "insertion": perturbation.insertion}
-    every = {RANDOM: torch.cat(noise), **maps}
+    weights = sample.weights
     for name, drawn in tqdm(every.items(), desc="deletion, insertion", leave=False, disable=None):
         areas[name], found[name] = {}, {"curves": {}, "less": {}}
         for way, run in ways.items():
             with torch.inference_mode():
                 parts = zip(image.split(AT_ONCE), drawn.split(AT_ONCE), strict=True)
-                scores = torch.cat([run(score, *part) for part in parts])
-            areas[name][way] = perturbation.area_under(scores).double().cpu().numpy()
-            found[name][way] = estimate(mean(areas[name][way]), weights)
-            found[name]["curves"][way] = scores.double().mean(0).tolist()
+                scores = torch.cat([run(score, *part) for part in parts]).double()
+            if name == LESION:
+                scores = torch.where(marked[:, None], scores, float("nan"))
+            found[name]["curves"][way] = scores.nanmean(0).tolist()
+            for area, until in ((way, perturbation.EARLY), (f"{way}_whole", 1.0)):
+                values = perturbation.area_under(scores, until=until).cpu().numpy()
+                areas[name][area] = values
+                found[name][area] = estimate(mean(values), weights)
     for name, result in found.items():
-        for way in ways:
-            result["less"][way] = {
-                rival: _paired(areas[name][way], areas[rival][way], weights)
+        for area, values in areas[name].items():
+            result["less"][area] = {
+                rival: _paired(values, areas[rival][area], weights)
                 for rival in (RANDOM, EDGES)
                 if rival in areas and name not in (RANDOM, rival)
             }

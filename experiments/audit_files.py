@@ -16,7 +16,7 @@ from experiments.evaluation import Evaluation
 from experiments.judge import classifies
 from experiments.map_methods import MapMethod
 from experiments.map_similarity import TOP
-from experiments.perturbation import SHARES
+from experiments.perturbation import EARLY, SHARES
 from experiments.runs import RunError, load_module
 
 SEED = 0  # draws the images
@@ -83,6 +83,7 @@ def _write(run: Evaluation, sample: Sample, found: dict[str, Any]) -> None:
         "compared_every": GRID,
         "top": TOP,
         "shares": SHARES,
+        "early": EARLY,
     }
     try:
         path.write_text(json.dumps(plain({**about, **found}), indent=2) + "\n")

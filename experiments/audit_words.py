@@ -11,6 +11,7 @@ from experiments.statistics import Difference, Estimate
 # What is printed of the cascade: audit.json holds every step.
 SHOWN = ("fc", "stages.2.0", "stem")
 HEADINGS = {"fc": "FC layer random", "stages.2.0": "last stage, too", "stem": "all layers"}
+WAYS = ("deletion", "insertion")
 HEAD, CELL = 12, 21
 
 
@@ -71,7 +72,8 @@ def perturbation_says(result: dict[str, Any]) -> str:
     """What deletion and insertion found of one method."""
     rivals = {RANDOM: "the random order", EDGES: "the edges"}
     parts = []
-    for way, less in result["less"].items():
+    for way in WAYS:
+        less = result["less"][way]
         better, worse = (_below, _above) if way == "deletion" else (_above, _below)
         words = {
             rival: "better than" if better(value) else "worse than" if worse(value) else "as"
@@ -121,12 +123,15 @@ def _cascade(found: dict[str, Any]) -> list[str]:
 
 
 def _perturbation(found: dict[str, Any]) -> list[str]:
-    lines = ["  area under the score while pixels go (low is good) and come (high is good):"]
+    lines = [
+        "  mean score while the first 10 % of the pixels go (low is good) or come (high is good):"
+    ]
     heads = ["deletion", "less random order", "insertion", "less random order"]
     lines.append(_row("map", heads))
     for name, result in found.items():
         cells = []
-        for way, less in result["less"].items():
+        for way in WAYS:
+            less = result["less"][way]
             cells += [show(result[way]), show(less[RANDOM]) if less else ""]
         lines.append(_row(name, cells))
     said = {name: perturbation_says(found[name]) for name in found if name != RANDOM}
