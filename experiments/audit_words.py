@@ -59,7 +59,13 @@ def cascade_says(result: dict[str, Any]) -> str:
     if all(_undefined(step["rank"]) for step in excess.values()):
         return "dark, or no other image to compare with: nothing can be said"
     like = [name for name, step in excess.items() if _above(step["rank"]) or _above(step["ssim"])]
-    names = list(excess)
+    # A step that is none of a map's business (the decoder is none of CAM's) is not told of it.
+    names = [
+        name
+        for before, name in zip([None, *excess], excess, strict=False)
+        if before is None or excess[name] != excess[before]
+    ]
+    like = [name for name in like if name in names]
     if not like:
         return f"no more like it than another image's map once {names[0]} is random"
     if like[-1] == names[-1]:

@@ -182,6 +182,7 @@ def result_of(rank, ssim, unchanged=False):
         ((0.5, 0.0, 0.0), (0, 0, 0), "like it until fc, no more .* from stages.2.3 on"),
         ((0.5, 0.0, 0.0), (0, 0.2, 0), "like it until stages.2.3, no more .* from stem on"),
         ((0.5, 0.0, 0.2), (0, 0, 0), "still like it with all weights random"),
+        ((0.5, 0.5, 0.0), (0, 0, 0), "like it until fc, no more .* from stem on"),
     ],
 )
 def test_what_is_said_of_a_cascade(rank, ssim, words):
