@@ -31,7 +31,7 @@ from experiments.judge import classifies
 from experiments.map_methods import MapMethod
 from experiments.map_similarity import MEASURES, similarity
 from experiments.randomise import cascade
-from experiments.statistics import Difference, Estimate, difference, estimate, patient_weights
+from experiments.statistics import Difference, difference, estimate, patient_weights
 from experiments.weighted import mean
 from lightning_modules.attention import has_peak
 from lightning_modules.stage1 import ABNORMAL
@@ -173,14 +173,16 @@ def audit_perturbation(module: Any, sample: Sample, maps: Maps) -> dict[str, dic
 
     found: dict[str, dict[str, Any]] = {}
     areas: dict[str, dict[str, np.ndarray]] = {}
-    ways = {"deletion": perturbation.deletion, "insertion": perturbation.insertion}
     weights = sample.weights
     for name, drawn in tqdm(every.items(), desc="deletion, insertion", leave=False, disable=None):
         areas[name], found[name] = {}, {"curves": {}, "less": {}}
-        for way, run in ways.items():
-            with torch.inference_mode():
-                parts = zip(image.split(AT_ONCE), drawn.split(AT_ONCE), strict=True)
-                scores = torch.cat([run(score, *part) for part in parts]).double()
+        with torch.inference_mode():
+            parts = [
+                perturbation.perturbed(score, *part)
+                for part in zip(image.split(AT_ONCE), drawn.split(AT_ONCE), strict=True)
+            ]
+        for way in parts[0]:
+            scores = torch.cat([part[way] for part in parts]).double()
             if name == LESION:
                 scores = torch.where(marked[:, None], scores, float("nan"))
             found[name]["curves"][way] = scores.nanmean(0).tolist()
@@ -295,19 +297,3 @@ def _mean(values: np.ndarray) -> float:
 
 def _dark(maps: Tensor) -> float:
     return float((~has_peak(maps)).double().mean())
-
-
-def plain(value: Any) -> Any:
-    """Results as JSON holds them: figures as their fields, NaN as null.
-
-    Example:
-        >>> plain({"a": Estimate(0.5, float("nan"), float("nan"), 1.0)})
-        {'a': {'value': 0.5, 'low': None, 'high': None, 'undefined': 1.0}}
-    """
-    if isinstance(value, (Estimate, Difference)):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and value != value else value

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.audit import DRAWS, GRID, audit_repeatability, audit_run, plain
+from experiments.audit import DRAWS, GRID, audit_repeatability, audit_run
 from experiments.audit_sample import IMAGES, Maps, Sample, draw_sample
 from experiments.audit_words import describe_audit
 from experiments.baselines import Edges
@@ -17,6 +17,7 @@ from experiments.judge import classifies
 from experiments.map_methods import MapMethod
 from experiments.map_similarity import TOP
 from experiments.perturbation import EARLY, SHARES
+from experiments.results import plain
 from experiments.runs import RunError, load_module
 
 SEED = 0  # draws the images

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Any
 
+from experiments import describe
 from experiments.audit import EDGES, RANDOM
 from experiments.statistics import Difference, Estimate
 
@@ -34,17 +36,8 @@ def describe_audit(found: dict[str, Any], images: int) -> str:
 
 
 def show(result: Estimate | Difference) -> str:
-    """A figure with its interval, which may be negative; one that is not defined is a dash.
-
-    Example:
-        >>> show(Estimate(-0.051, -0.1, 0.012, 0.0)), show(Estimate(*[float("nan")] * 3, 1.0))
-        ('-0.05 (-0.10, 0.01)', '-')
-    """
-    if result.value != result.value:
-        return "-"
-    if _undefined(result):
-        return f"{result.value:.2f}"
-    return f"{result.value:.2f} ({result.low:.2f}, {result.high:.2f})"
+    """A figure with its interval, whose ends may be negative."""
+    return describe.show(result, between=", ")
 
 
 def cascade_says(result: dict[str, Any]) -> str:
@@ -62,7 +55,7 @@ def cascade_says(result: dict[str, Any]) -> str:
     # A step that is none of a map's business (the decoder is none of CAM's) is not told of it.
     names = [
         name
-        for before, name in zip([None, *excess], excess, strict=False)
+        for before, name in itertools.pairwise([None, *excess])
         if before is None or excess[name] != excess[before]
     ]
     like = [name for name in like if name in names]

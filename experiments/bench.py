@@ -14,12 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from experiments.command import run
-
-if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
-    from experiments.config import Config
 
 WARM_UP = 3  # steps a stage that are not counted: memory and kernels are chosen in them
 
@@ -61,19 +58,13 @@ def prepare(stage: str, overrides: list[str]) -> tuple[str, Callable[[], object]
         ConfigError: the configuration is wrong.
         DataError: the data is.
     """
-    from experiments.config import load_config
-
-    config = load_config(stage, overrides)
-    return training_step(config)
-
-
-def training_step(config: Config) -> tuple[str, Callable[[], object]]:
-    """A step of a configuration, on its device and in its precision, and what it is made of."""
     import torch
 
     from experiments.build import build_data, build_module
+    from experiments.config import load_config
     from experiments.hardware import choose_device, choose_precision, describe_device
 
+    config = load_config(stage, overrides)
     accelerator = config.trainer["accelerator"]
     device = choose_device(accelerator)
     precision = config.trainer["precision"] or choose_precision(accelerator)

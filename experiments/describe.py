@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.evaluation import Evaluation
 from experiments.figures import PUBLISHED_KAPPA
-from experiments.statistics import Estimate
+from experiments.statistics import Difference, Estimate
 
 SOURCE = "published, MURA's valid split, github.com/ilias-ant/x-ray-abnormality-detection"
 # Of a method's maps, heading and figure.
@@ -41,18 +41,21 @@ def describe(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def show(result: Estimate | None, places: int = 2) -> str:
+def show(result: Estimate | Difference | None, places: int = 2, between: str = "-") -> str:
     """A figure with its interval; one that is not defined is a dash.
 
     Example:
         >>> show(Estimate(0.4312, 0.36, 0.504, 0.0)), show(Estimate(*[float("nan")] * 3, 1.0))
         ('0.43 (0.36-0.50)', '-')
+        >>> show(Difference(-0.051, -0.1, 0.012, 0.0, 0.1), between=", ")
+        '-0.05 (-0.10, 0.01)'
     """
     if result is None or result.value != result.value:
         return "-"
     if result.low != result.low:
         return f"{result.value:.{places}f}"
-    return f"{result.value:.{places}f} ({result.low:.{places}f}-{result.high:.{places}f})"
+    low, high = f"{result.low:.{places}f}", f"{result.high:.{places}f}"
+    return f"{result.value:.{places}f} ({low}{between}{high})"
 
 
 def _classification(found: Evaluation) -> list[str]:
@@ -97,13 +100,11 @@ def _parts(found: Evaluation) -> list[str]:
         return ["  study kappa by body part:", *_wrapped(cells, 4, 32)]
     lines = [f"  study kappa, beside {SOURCE}:", _wide("", ["this run", *PUBLISHED_KAPPA])]
     for part, name in {"overall": "study_kappa", **rows}.items():
-        theirs = [f"{known[part]:.2f}" if part in known else "" for known in _published()]
+        theirs = [
+            f"{known[part]:.2f}" if part in known else "" for known in PUBLISHED_KAPPA.values()
+        ]
         lines.append(_wide(part, [_shown(found, name), *theirs]))
     return lines
-
-
-def _published() -> list[dict[str, float]]:
-    return list(PUBLISHED_KAPPA.values())
 
 
 def _maps(found: Evaluation) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -13,12 +12,11 @@ from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import build_data
 from experiments.config import load_config
-from experiments.evaluation import Evaluation, figures, notes
+from experiments.evaluation import Evaluation, notes, with_thresholds
 from experiments.foreign_maps import PLAIN, Files, check_folder, check_maps, choose_maps, find_maps
-from experiments.judge import IDS, Judged
+from experiments.judge import IDS, Judged, lesion_area, lesion_of
 from experiments.map_files import read_map
 from experiments.map_rows import MapRecorder
-from experiments.statistics import estimates, patient_weights
 
 Chosen = dict[str, dict[int, Path]]
 """Of each method, the file of each row of the index table."""
@@ -70,9 +68,7 @@ def evaluate_maps(
         name: val.maps[name].best_threshold() if name in val.maps else float("nan")
         for name in judged.maps
     }
-    columns = [maps.table(thresholds[name]) for name, maps in judged.maps.items()]
-    table = pd.concat([judged.table, *columns], axis=1)
-    maps = {name: recorded.rows for name, recorded in judged.maps.items()}
+    table, maps = with_thresholds(judged, thresholds)
     said = _notes(found, chosen, data, split, constant)
     if tuning:
         said += notes(val.table, table, split, None)
@@ -85,11 +81,7 @@ def evaluate_maps(
     about = {"maps": str(folder), "data": config.data.name, "split": split}
     if config.data.split == "image":
         about["leaks"] = "split by image"
-    weights = patient_weights(table["patient"].to_numpy())
-    results = estimates(figures(table, maps, None), weights)
-    return Evaluation(
-        folder, target, config, about, table, maps, None, thresholds, {}, said, results
-    )
+    return Evaluation(folder, target, config, about, table, maps, None, thresholds, {}, said)
 
 
 def judge_maps(
@@ -107,9 +99,8 @@ def judge_maps(
     rows = list(next(iter(chosen.values()), {}))
     areas = []
     for row in tqdm(rows, desc=f"{split} maps", unit=" images", leave=False, disable=None):
-        mask = data.original_mask(row)
-        lesion = None if mask is None else torch.from_numpy(mask > 127)[None, None]
-        areas.append(float("nan") if lesion is None else float(lesion.double().mean()))
+        lesion = lesion_of(data, row)
+        areas.append(lesion_area(lesion))
         for name, recorder in recorders.items():
             shown = read_map(chosen[name][row], data.original_size(row))
             recorder.add(torch.from_numpy(shown)[None, None], lesion)

@@ -55,7 +55,12 @@ class Evaluation:
     thresholds: dict[str, float]
     scales: dict[str, float]
     notes: list[str]
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give every figure its interval."""
+        weights = patient_weights(self.table["patient"].to_numpy())
+        self.estimates = estimates(figures(self.table, self.maps, self.fitted), weights)
 
 
 # Judged baselines of val and of the split, by the data that they were judged on.
@@ -112,8 +117,7 @@ def evaluate(
     except ValueError as error:
         raise RunError(f"{folder}: {error}") from error
     thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
-    columns = [maps.table(thresholds[name]) for name, maps in judged.maps.items()]
-    table = pd.concat([judged.table.reset_index(drop=True), *columns], axis=1)
+    table, rows = with_thresholds(judged, thresholds)
     about = {
         "run": str(folder),
         "checkpoint": checkpoint.name,
@@ -127,21 +131,32 @@ def evaluate(
     }
     # Only the best checkpoint's figures are the run's.
     name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
-    found = Evaluation(
+    return Evaluation(
         folder,
         folder / "evaluation" / name,
         config,
         about,
         table,
-        {name: maps.rows for name, maps in judged.maps.items()},
+        rows,
         fitted,
         thresholds,
         judged.scales,
         [*_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
     )
-    weights = patient_weights(table["patient"].to_numpy())
-    found.estimates = estimates(figures(table, found.maps, fitted), weights)
-    return found
+
+
+def with_thresholds(
+    judged: Judged, thresholds: Mapping[str, float]
+) -> tuple[pd.DataFrame, dict[str, MapRows]]:
+    """The table of images with all columns of all methods, and what is kept of each map.
+
+    Args:
+        judged: A split.
+        thresholds: Of each of its methods, as val decided.
+    """
+    columns = [maps.table(thresholds[name]) for name, maps in judged.maps.items()]
+    table = pd.concat([judged.table.reset_index(drop=True), *columns], axis=1)
+    return table, {name: maps.rows for name, maps in judged.maps.items()}
 
 
 def figures(

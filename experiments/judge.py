@@ -62,18 +62,16 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     recorders = {name: MapRecorder(name, tuning) for name in names}
-    kept: list[
-        tuple[int, bool, dict[str, Tensor]]
-    ] = []  # raw maps of val, until their scale is known
+    # Raw maps of val, until their scale is known.
+    kept: list[tuple[int, bool, dict[str, Tensor]]] = []
     seen: list[dict[str, Any]] = []
     for batch in _batches(data, split, device):
         outputs, own = _look(module, batch)
         drawn = {method.name: raw_map(method, module, batch["image"], batch) for method in methods}
         for place, number in enumerate(batch["index"].tolist()):
-            mask = _lesion(data, batch, place)
-            area = float("nan") if mask is None else float(mask.double().mean())
+            mask = lesion_of(data, number) if batch["has_lesion"][place] else None
             row = {name: float(values[place]) for name, values in outputs.items()}
-            seen.append({"row": number, "lesion_area": area, **row})
+            seen.append({"row": number, "lesion_area": lesion_area(mask), **row})
             for name, maps in own.items():
                 recorders[name].add(_original(data, maps[place], number), mask)
             raw = {name: maps[place : place + 1].cpu() for name, maps in drawn.items()}
@@ -87,9 +85,20 @@ def judge(
         peaks = {m.name: [float(raw[m.name].max()) for *_, raw in kept] for m in methods}
         scales = {name: fit_scale(values) for name, values in peaks.items()}
         for number, masked, raw in kept if methods else ():
-            mask = _lesion_of(data, number) if masked else None
+            mask = lesion_of(data, number) if masked else None
             _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
     return Judged(table, {name: r.finish() for name, r in recorders.items()}, dict(scales))
+
+
+def lesion_of(data: Any, number: int) -> Tensor | None:
+    """The lesion mask of an index row at the original size, bool ``(1, 1, H, W)``; None without."""
+    mask = data.original_mask(number)
+    return None if mask is None else torch.from_numpy(mask > 127)[None, None]
+
+
+def lesion_area(lesion: Tensor | None) -> float:
+    """The share of the image that the lesion covers; NaN without a mask."""
+    return float("nan") if lesion is None else float(lesion.double().mean())
 
 
 def own_methods(module: Any) -> tuple[str, ...]:
@@ -147,12 +156,3 @@ def _original(data: Any, square: Tensor, number: int) -> Tensor:
     full = data.to_original(square[0].cpu().numpy(), number)
     # Interpolation may round a 1 up.
     return torch.from_numpy(full)[None, None].clamp(0, 1)
-
-
-def _lesion(data: Any, batch: Batch, place: int) -> Tensor | None:
-    return _lesion_of(data, int(batch["index"][place])) if batch["has_lesion"][place] else None
-
-
-def _lesion_of(data: Any, number: int) -> Tensor:
-    """The lesion mask, bool ``(1, 1, H, W)``."""
-    return torch.from_numpy(data.original_mask(number) > 127)[None, None]

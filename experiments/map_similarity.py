@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -75,7 +76,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
         (tensor([1.]), tensor([-1.]))
     """
     _check(one, other)
-    a, b = (_ranks(map.flatten(1)) for map in (one, other))
+    a, b = (_ranks(map) for map in (one, other))
     spread = (a.square().sum(1) * b.square().sum(1)).sqrt()
     value = (a * b).sum(1) / torch.where(spread > 0, spread, torch.ones_like(spread))
     return _where_both_peak(value.float(), one, other)
@@ -113,13 +114,12 @@ def top_region(map: Tensor, share: float = TOP) -> Tensor:
     return raised.view_as(map) & has_peak(map).view(-1, 1, 1, 1)
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks float64 of each row of ``(B, N)``, less their mean."""
-    values = values.contiguous()
-    ordered = values.sort(dim=1).values
-    below = torch.searchsorted(ordered, values, right=False)
-    up_to = torch.searchsorted(ordered, values, right=True)
-    return (below + up_to).double() / 2 - values.shape[1] / 2
+def _ranks(map: Tensor) -> Tensor:
+    """Ranks float64 ``(B, N)`` of each map's pixels, less their mean."""
+    # Not torchmetrics' spearman_corrcoef: it adds up tied ranks in int32, which overflows from
+    # 65,536 equal pixels on, and the dark of a map may be more.
+    ranks = torch.from_numpy(rankdata(map.flatten(1).cpu().numpy(), axis=1)).to(map.device)
+    return ranks - ranks.mean(dim=1, keepdim=True)
 
 
 def _where_both_peak(value: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ EARLY = 0.1
 BLUR = 1 / 16
 
 
-def deletion(
+def perturbed(
     score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
-) -> Tensor:
-    """Scores while the image becomes blurred, the highest pixels of the map first.
+) -> dict[str, Tensor]:
+    """Scores while pixels go and while they come, the highest of the map first.
 
     Args:
         score: From images ``(B, 1, H, W)`` to ``(B,)``.
@@ -44,26 +44,14 @@ def deletion(
         seed: Draws the order within ties.
 
     Returns:
-        ``(B, len(SHARES))``: from the whole to the blurred image.
+        ``deletion``, from the whole to the blurred image, and ``insertion``, from the blurred to
+        the whole one, each ``(B, len(SHARES))``.
     """
-    return curve(score, image, blurred(image), pixel_order(map, seed))
-
-
-def insertion(
-    score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
-) -> Tensor:
-    """Scores while the blurred image becomes sharp, the highest pixels of the map first.
-
-    Args:
-        score: From images ``(B, 1, H, W)`` to ``(B,)``.
-        image: ``(B, 1, H, W)``.
-        map: ``(B, 1, H, W)``.
-        seed: Draws the order within ties.
-
-    Returns:
-        ``(B, len(SHARES))``: from the blurred to the whole image.
-    """
-    return curve(score, blurred(image), image, pixel_order(map, seed))
+    order, gone = pixel_order(map, seed), blurred(image)
+    return {
+        "deletion": curve(score, image, gone, order),
+        "insertion": curve(score, gone, image, order),
+    }
 
 
 def curve(

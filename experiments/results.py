@@ -9,6 +9,7 @@ from experiments.evaluation import Evaluation
 from experiments.figures import reliability
 from experiments.map_figures import save_maps
 from experiments.runs import RunError
+from experiments.statistics import Difference, Estimate
 
 NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
 
@@ -30,7 +31,7 @@ def write(found: Evaluation) -> None:
         if "probability" in found.table:
             curve = reliability(found.table["probability"], found.table["label"])
             curve.to_csv(target / "reliability.csv", index=False)
-        summary.write_text(json.dumps(summarise(found), indent=2) + "\n")
+        summary.write_text(json.dumps(plain(summarise(found)), indent=2) + "\n")
     except OSError as error:
         raise RunError(
             f"{target} cannot be written ({error.strerror}); make it writable, or copy the run "
@@ -39,14 +40,11 @@ def write(found: Evaluation) -> None:
 
 
 def summarise(found: Evaluation) -> dict[str, Any]:
-    """The content of ``summary.json``: figures by name, then their intervals and what val fitted.
-
-    JSON knows no NaN: what cannot be computed is null.
-    """
+    """The content of ``summary.json``: figures, then their intervals and what val fitted."""
     table, figures = found.table, found.estimates
     fitted: dict[str, Any] = {} if found.fitted is None else found.fitted._asdict()
     fitted["maps"] = {
-        name: {"threshold": _plain(threshold)}
+        name: {"threshold": threshold}
         | ({"scale": found.scales[name]} if name in found.scales else {})
         for name, threshold in found.thresholds.items()
     }
@@ -58,10 +56,8 @@ def summarise(found: Evaluation) -> dict[str, Any]:
         "studies": int(table["study"].nunique()),
         "patients": int(table["patient"].nunique()),
         "lesions": int(table["lesion_area"].notna().sum()),
-        **{name: _plain(result.value) for name, result in figures.items()},
-        "intervals": {
-            name: [_plain(result.low), _plain(result.high)] for name, result in figures.items()
-        },
+        **{name: result.value for name, result in figures.items()},
+        "intervals": {name: [result.low, result.high] for name, result in figures.items()},
         # The share of resamples in which a figure was not defined, where there were any.
         "undefined": undefined,
         "null": NULL,
@@ -69,5 +65,17 @@ def summarise(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _plain(value: float) -> float | None:
-    return None if value != value else value
+def plain(value: Any) -> Any:
+    """Results as JSON holds them: figures as their fields, NaN, which it does not know, as null.
+
+    Example:
+        >>> plain({"a": Estimate(0.5, float("nan"), float("nan"), 1.0)})
+        {'a': {'value': 0.5, 'low': None, 'high': None, 'undefined': 1.0}}
+    """
+    if isinstance(value, (Estimate, Difference)):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and value != value else value

@@ -20,6 +20,7 @@ from experiments.audit_words import (
 from experiments.baselines import Edges
 from experiments.perturbation import SHARES
 from experiments.randomise import steps
+from experiments.results import plain
 from experiments.statistics import Difference, Estimate
 from lightning_modules import STAGES
 from tests.stages import SIZE, settled
@@ -343,7 +344,7 @@ def test_a_whole_audit_is_written_and_told(module, sample):
     assert max(len(line) for line in text.splitlines()) <= 100
     for method in (*module.map_methods, "edges"):
         assert f"    {method}: " in text
-    assert "NaN" not in json.dumps(audit.plain(found))
+    assert "NaN" not in json.dumps(plain(found))
 
 
 def test_a_network_of_the_masks_alone_is_asked_for_its_fcn_alone(sample):
@@ -356,5 +357,5 @@ def test_a_network_of_the_masks_alone_is_asked_for_its_fcn_alone(sample):
 
 def test_nan_becomes_null():
     value = SimpleNamespace  # not a figure
-    assert audit.plain({"a": [float("nan"), 1], "b": value}) == {"a": [None, 1], "b": value}
-    assert audit.plain(Estimate(0.5, 0.25, 0.75, 0.0))["high"] == 0.75
+    assert plain({"a": [float("nan"), 1], "b": value}) == {"a": [None, 1], "b": value}
+    assert plain(Estimate(0.5, 0.25, 0.75, 0.0))["high"] == 0.75

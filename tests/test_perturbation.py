@@ -8,8 +8,7 @@ from experiments.perturbation import (
     area_under,
     blurred,
     curve,
-    deletion,
-    insertion,
+    perturbed,
     pixel_order,
     random_map,
 )
@@ -36,7 +35,7 @@ def perfect(image):
 
 
 def test_a_perfect_map_deletes_the_score_at_once(image, perfect):
-    scores = deletion(brightness, image, perfect)
+    scores = perturbed(brightness, image, perfect)["deletion"]
     gone = brightness(blurred(image)).item()
     assert gone < 0.5
     assert scores[0].tolist() == pytest.approx([1.0] + [gone] * (len(SHARES) - 1))
@@ -45,14 +44,14 @@ def test_a_perfect_map_deletes_the_score_at_once(image, perfect):
 
 
 def test_a_perfect_map_inserts_the_score_at_once(image, perfect):
-    scores = insertion(brightness, image, perfect)
+    scores = perturbed(brightness, image, perfect)["insertion"]
     before = brightness(blurred(image)).item()
     assert scores[0].tolist() == pytest.approx([before] + [1.0] * (len(SHARES) - 1))
     assert area_under(scores).item() == pytest.approx(1 - 0.01 * (1 - before) / 2)
 
 
 def test_a_map_of_all_but_the_lesion_does_the_reverse(image, perfect):
-    scores = deletion(brightness, image, 1 - perfect)
+    scores = perturbed(brightness, image, 1 - perfect)["deletion"]
     gone = brightness(blurred(image)).item()
     assert scores[0].tolist() == pytest.approx([1.0] * (len(SHARES) - 1) + [gone])
     assert area_under(scores).item() == pytest.approx(1 - 0.2 * (1 - gone) / 2)
@@ -61,7 +60,7 @@ def test_a_map_of_all_but_the_lesion_does_the_reverse(image, perfect):
 
 def test_random_orders_lie_between(image, perfect):
     areas = [
-        area_under(deletion(brightness, image, random_map(image, number))).item()
+        area_under(perturbed(brightness, image, random_map(image, number))["deletion"]).item()
         for number in range(20)
     ]
     gone = brightness(blurred(image)).item()
@@ -70,9 +69,9 @@ def test_random_orders_lie_between(image, perfect):
 
 def test_images_of_a_batch_do_not_mix(image, perfect):
     both = torch.cat([image, image])
-    scores = deletion(brightness, both, torch.cat([perfect, 1 - perfect]))
-    torch.testing.assert_close(scores[:1], deletion(brightness, image, perfect))
-    torch.testing.assert_close(scores[1:], deletion(brightness, image, 1 - perfect))
+    scores = perturbed(brightness, both, torch.cat([perfect, 1 - perfect]))["deletion"]
+    torch.testing.assert_close(scores[:1], perturbed(brightness, image, perfect)["deletion"])
+    torch.testing.assert_close(scores[1:], perturbed(brightness, image, 1 - perfect)["deletion"])
 
 
 def test_the_curve_begins_and_ends_with_the_two_images():

@@ -76,7 +76,7 @@ def check_ranks(scene: Scene, parameters: dict[str, object]) -> None:
     for rank in (0, 1):
         numbers = [line["step"] for go in goes for line in go.steps[rank]]
         assert numbers == list(range(1, numbers[-1] + 1)), numbers
-    for mine, theirs in zip(goes[0].steps[0], goes[0].steps[1], strict=False):
+    for mine, theirs in zip(*goes[0].steps, strict=True):
         assert set(mine["images"]).isdisjoint(theirs["images"])
     ok(f"both ranks were told the same {len(goes[0].words[0])} words, lambda {LAMBDA}, both times")
 
