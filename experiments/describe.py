@@ -125,7 +125,8 @@ def _shown(found: Evaluation, name: str) -> str:
 def _row(head: str, cells: Sequence[str], fine: int) -> str:
     """A line of a table; the column at ``fine`` holds a digit more."""
     widths = [FINE_CELL if place == fine else CELL for place in range(len(cells))]
-    body = "".join(f"{text:<{wide}}" for text, wide in zip(cells, widths, strict=True))
+    # A blank at least: an interval from below 0 fills its cell.
+    body = "".join(f"{text:<{wide - 1}} " for text, wide in zip(cells, widths, strict=True))
     return f"  {head:<{HEAD}} {body}".rstrip()
 
 

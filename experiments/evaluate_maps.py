@@ -16,7 +16,7 @@ from experiments.evaluation import Evaluation, notes, with_thresholds
 from experiments.foreign_maps import PLAIN, Files, check_folder, check_maps, choose_maps, find_maps
 from experiments.judge import IDS, Judged, lesion_area, lesion_of
 from experiments.map_files import read_map
-from experiments.map_rows import MapRecorder
+from experiments.map_rows import MapRecorder, one_thread
 
 Chosen = dict[str, dict[int, Path]]
 """Of each method, the file of each row of the index table."""
@@ -98,12 +98,13 @@ def judge_maps(
     recorders = {name: MapRecorder(name, tuning) for name in chosen}
     rows = list(next(iter(chosen.values()), {}))
     areas = []
-    for row in tqdm(rows, desc=f"{split} maps", unit=" images", leave=False, disable=None):
-        lesion = lesion_of(data, row)
-        areas.append(lesion_area(lesion))
-        for name, recorder in recorders.items():
-            shown = read_map(chosen[name][row], data.original_size(row))
-            recorder.add(torch.from_numpy(shown)[None, None], lesion)
+    with one_thread():
+        for row in tqdm(rows, desc=f"{split} maps", unit=" images", leave=False, disable=None):
+            lesion = lesion_of(data, row)
+            areas.append(lesion_area(lesion))
+            for name, recorder in recorders.items():
+                shown = read_map(chosen[name][row], data.original_size(row))
+                recorder.add(torch.from_numpy(shown)[None, None], lesion)
     table = data.table.loc[rows, IDS].assign(lesion_area=np.array(areas))
     maps = {name: recorder.finish() for name, recorder in recorders.items()}
     return Judged(table.reset_index(drop=True), maps, {})

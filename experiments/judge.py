@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.map_methods import MapMethod, fit_scale, raw_map, shown_map
-from experiments.map_rows import MapRecorder, RecordedMaps
+from experiments.map_rows import MapRecorder, RecordedMaps, one_thread
 
 IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
 Batch = dict[str, Tensor]
@@ -68,25 +68,27 @@ def judge(
     for batch in _batches(data, split, device):
         outputs, own = _look(module, batch)
         drawn = {method.name: raw_map(method, module, batch["image"], batch) for method in methods}
-        for place, number in enumerate(batch["index"].tolist()):
-            mask = lesion_of(data, number) if batch["has_lesion"][place] else None
-            row = {name: float(values[place]) for name, values in outputs.items()}
-            seen.append({"row": number, "lesion_area": lesion_area(mask), **row})
-            for name, maps in own.items():
-                recorders[name].add(_original(data, maps[place], number), mask)
-            raw = {name: maps[place : place + 1].cpu() for name, maps in drawn.items()}
-            if scales is None:
-                kept.append((number, mask is not None, raw))
-            else:
-                _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
+        with one_thread():
+            for place, number in enumerate(batch["index"].tolist()):
+                mask = lesion_of(data, number) if batch["has_lesion"][place] else None
+                row = {name: float(values[place]) for name, values in outputs.items()}
+                seen.append({"row": number, "lesion_area": lesion_area(mask), **row})
+                for name, maps in own.items():
+                    recorders[name].add(_original(data, maps[place], number), mask)
+                raw = {name: maps[place : place + 1].cpu() for name, maps in drawn.items()}
+                if scales is None:
+                    kept.append((number, mask is not None, raw))
+                else:
+                    _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
     found = pd.DataFrame(seen).set_index("row")
     table = data.table.loc[found.index, IDS].join(found)
     if scales is None:
         peaks = {m.name: [float(raw[m.name].max()) for *_, raw in kept] for m in methods}
         scales = {name: fit_scale(values) for name, values in peaks.items()}
-        for number, masked, raw in kept if methods else ():
-            mask = lesion_of(data, number) if masked else None
-            _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
+        with one_thread():
+            for number, masked, raw in kept if methods else ():
+                mask = lesion_of(data, number) if masked else None
+                _record(recorders, data, number, mask, raw, scales, batch["image"].shape[-2:])
     return Judged(table, {name: r.finish() for name, r in recorders.items()}, dict(scales))
 
 

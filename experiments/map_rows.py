@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +128,17 @@ class RecordedMaps(NamedTuple):
             area=_at(claimed, threshold),
         )
         return found.add_prefix(f"{self.name}_")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For work map by map, so little that threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _at(curves: np.ndarray, threshold: float) -> np.ndarray:
