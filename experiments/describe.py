@@ -19,7 +19,8 @@ MAP_COLUMNS = (
 )
 # Small differences count in these.
 FINE = ("auroc", "pixel_ap")
-HEAD, CELL, FINE_CELL = 9, 17, 21
+HEAD, CELL, FINE_CELL = 9, 17, 20
+SHORT_HEAD = 7  # leaves room for a kappa from below 0
 
 
 def describe(found: Evaluation) -> str:
@@ -66,13 +67,13 @@ def _classification(found: Evaluation) -> list[str]:
     tuned = [f"tuned/{name}" for name in names]
     study_tuned = [f"tuned/study_{name}" for name in names]
     lines = [
-        _row("", ["AUROC", *names[1:]], 0),
-        _row("images", [_shown(found, name) for name in names], 0),
-        _row("studies", [_shown(found, f"study_{name}") for name in names], 0),
+        _row("", ["AUROC", *names[1:]], 0, SHORT_HEAD),
+        _row("images", [_shown(found, name) for name in names], 0, SHORT_HEAD),
+        _row("studies", [_shown(found, f"study_{name}") for name in names], 0, SHORT_HEAD),
         f"  at val's operating points, above {at.threshold:.2f} of images and "
         f"{at.study_threshold:.2f} of studies:",
-        _row("images", ["", *(_shown(found, name) for name in tuned[1:])], 0),
-        _row("studies", ["", *(_shown(found, name) for name in study_tuned[1:])], 0),
+        _row("images", ["", *(_shown(found, name) for name in tuned[1:])], 0, SHORT_HEAD),
+        _row("studies", ["", *(_shown(found, name) for name in study_tuned[1:])], 0, SHORT_HEAD),
         f"  calibration error {_shown(found, 'ece')}, at val's temperature {at.temperature:.2f}: "
         f"{_shown(found, 'ece_scaled')}",
     ]
@@ -122,12 +123,12 @@ def _shown(found: Evaluation, name: str) -> str:
     return show(found.estimates.get(name), 3 if fine else 2)
 
 
-def _row(head: str, cells: Sequence[str], fine: int) -> str:
+def _row(head: str, cells: Sequence[str], fine: int, wide_head: int = HEAD) -> str:
     """A line of a table; the column at ``fine`` holds a digit more."""
     widths = [FINE_CELL if place == fine else CELL for place in range(len(cells))]
     # A blank at least: an interval from below 0 fills its cell.
     body = "".join(f"{text:<{wide - 1}} " for text, wide in zip(cells, widths, strict=True))
-    return f"  {head:<{HEAD}} {body}".rstrip()
+    return f"  {head:<{wide_head}} {body}".rstrip()
 
 
 def _wide(head: str, cells: Sequence[str]) -> str:

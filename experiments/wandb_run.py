@@ -90,7 +90,10 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
         # No network on a compute node, a key that expired or is mistyped.
         reason = " ".join(str(error).split())
         print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
-        wandb.teardown()  # or its service takes the run for one that is under way
+        # The service takes the run for one that is under way, so the next try needs another one;
+        # a service that a parent started, a sweep's agent say, is only left.
+        wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
         run = wandb.init(mode="offline", **options)
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")

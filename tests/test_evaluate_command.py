@@ -121,8 +121,8 @@ def test_a_person_reads_figures_with_intervals(judged, capsys):
     assert evaluate.main([str(judged["stage3"])]) == 0
     said = capsys.readouterr().out
     for words in (
-        r"images    0\.\d{3} \(0\.\d{3}-\d\.\d{3}\)  0\.\d\d \(",
-        r"fcn       0\.\d\d \(0\.\d\d-0\.\d\d\) 0\.\d{3} \(0\.\d{3}-\d\.\d{3}\)  0\.\d\d \(",
+        r"images  0\.\d{3} \(0\.\d{3}-\d\.\d{3}\) 0\.\d\d \(",
+        r"fcn       0\.\d\d \(0\.\d\d-0\.\d\d\) 0\.\d{3} \(0\.\d{3}-\d\.\d{3}\) 0\.\d\d \(",
         r"masked accuracy 0\.\d\d \(.*under the other class's map",
         r"at val's operating points, above 0\.\d\d of images",
     ):

@@ -34,14 +34,30 @@ print("closed", flush=True)
 """
 
 
-def start(folder: Path, url: str, key: str = "0" * 40) -> subprocess.Popen:
+# A service that other processes may share, as under a sweep's agent.
+SERVICE = """
+import os, sys, wandb
+wandb.init(mode="offline", project="other", dir=sys.argv[1])
+print(os.environ["WANDB_SERVICE"], flush=True)
+sys.stdin.readline()
+"""
+
+
+def start(folder: Path, url: str, key: str = "0" * 40, service: str = "") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "WANDB_API_KEY": key, "WANDB_BASE_URL": url, "WANDB_SILENT": "true"},
+        # This process may have a service, of a run of another test's: not that one.
+        env={
+            **os.environ,
+            "WANDB_API_KEY": key,
+            "WANDB_BASE_URL": url,
+            "WANDB_SILENT": "true",
+            "WANDB_SERVICE": service,
+        },
     )
 
 
@@ -61,6 +77,26 @@ def test_without_server_or_key_a_run_is_kept_offline(tmp_path, key, said):
     assert "W&B cannot be reached" in errors
     assert said in errors
     assert segments(tmp_path)
+
+
+def test_under_a_shared_service_too_a_run_is_kept_offline(tmp_path):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "WANDB_SILENT": "true", "WANDB_SERVICE": ""},
+    )
+    assert owner.stdout is not None
+    service = owner.stdout.readline().strip()
+    process = start(tmp_path / "run", "http://127.0.0.1:9", service=service)
+    told, errors = process.communicate("\n\n\n", timeout=120)
+    owner.communicate("\n", timeout=60)
+    assert told.split("\n")[0] == "mode offline", errors
+    assert "connection refused" in errors
+    assert segments(tmp_path / "run")
+    assert owner.returncode == 0
 
 
 def test_a_server_that_goes_away_stops_nothing(tmp_path):
