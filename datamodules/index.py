@@ -158,6 +158,13 @@ def hash_table(table: pd.DataFrame) -> str:
     return hashlib.sha256(content.to_csv(index=False).encode()).hexdigest()[:16]
 
 
+def hash_judges(table: pd.DataFrame) -> str:
+    """SHA-256 over the images of val and of test, 16 hex digits."""
+    judges = table.loc[table["split"].isin(("val", "test")), ["path", "split"]]
+    content = judges.sort_values("path").to_csv(index=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def hash_files(paths: list[Path]) -> str:
     """SHA-256 over names and contents of small files (CSV, JSON), first 16 hex digits."""
     digest = hashlib.sha256()

@@ -233,6 +233,7 @@ class RadiographDataModule(LightningDataModule):
             "batch": 0 if whole else batches,
             "images_a_step": self.batch_size * self.trainer.world_size,
             "index_hash": self.index_hash,
+            "judges_hash": self.judges_hash,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,6 +266,11 @@ class RadiographDataModule(LightningDataModule):
     def index_hash(self) -> str:
         """Hash of what is learned and judged: images, labels, splits, masks."""
         return index.hash_table(self.table)
+
+    @property
+    def judges_hash(self) -> str:
+        """Hash of which images are val and which test, whatever is known of them."""
+        return index.hash_judges(self.table)
 
     def check_index_hash(self, trained_on: str) -> None:
         """Raise a DataError unless this is the data that a run was trained on."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 
-from callbacks.checkpoints import load_checkpoint
 from datamodules import SOURCES, DataError
 from datamodules.radiographs import RadiographDataModule
 from experiments.config import Config, read_plain, to_plain
 from experiments.hardware import usable_cores
-from experiments.runs import RunError, find_checkpoint
+from experiments.runs import RunError, find_checkpoint, read_checkpoint
 from lightning_modules import STAGES
+from lightning_modules.stage2 import Stage2GuidedAttention
 
 
 def build_data(config: Config) -> RadiographDataModule:
@@ -68,7 +68,16 @@ def default_workers() -> int:
 
 
 def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
-    """The stage's LightningModule with plain values as arguments (``data`` is set up)."""
+    """The stage's LightningModule with plain values as arguments (``data`` is set up).
+
+    Raises:
+        DataError: it shall learn from lesion masks alone, and there are none.
+    """
+    if not config.loss.classification and not len(data.lesion_rows):
+        raise DataError(
+            "loss.classification=false learns from the lesion masks of train alone, and there are "
+            "none; give some by lesions.path, and lesions.count above 0"
+        )
     optimizer = config.optimizer
     arguments: dict[str, Any] = {
         "body_parts": data.body_parts,
@@ -121,9 +130,11 @@ def start_from(
             raise RunError(f"{path} is no checkpoint; give a run directory or a .ckpt file in one")
         folder, checkpoint = find_checkpoint(path)
         check_same_data(read_plain(folder / "config.yaml"), to_plain(config), folder)
-        content = load_checkpoint(checkpoint)
-        if config.lesions.folds and data is not None:
-            check_same_fold(content, config, data, folder)
+        content = read_checkpoint(checkpoint, parts=("stage", "state_dict"))
+        if data is not None:
+            check_same_judges(content, data, folder)
+            if config.lesions.folds:
+                check_same_fold(content, config, data, folder)
         earlier = list(STAGES)[: list(STAGES).index(config.stage)]
         if content.get("stage") not in earlier:
             remedy = f"give one of {' or '.join(earlier)}" if earlier else "leave it out"
@@ -146,6 +157,19 @@ def check_same_data(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
                 f"{folder} was trained with data.{key}={was}, this run has data.{key}={now}: its "
                 "train images may be val or test images here; start from a run on the same data"
             )
+
+
+def check_same_judges(content: dict[str, Any], data: RadiographDataModule, folder: Path) -> None:
+    """Raise a RunError unless the run in ``folder`` had our val and test images as val and test.
+
+    The same configuration is not enough: one patient more in a folder deals all splits anew.
+    """
+    theirs = content.get(type(data).__qualname__, {}).get("judges_hash")
+    if theirs != data.judges_hash:
+        raise RunError(
+            f"{folder} was trained on other val and test images: its train images may be val or "
+            "test images here; start from a run on the same images, with the same data.limit"
+        )
 
 
 def check_same_fold(
@@ -187,6 +211,8 @@ def hand_over(weights: dict[str, torch.Tensor], module: LightningModule, source:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
+    if isinstance(module, Stage2GuidedAttention):
+        module.second_pass.restart(module.encoder)
 
 
 def stage_class(stage: str) -> type[LightningModule]:

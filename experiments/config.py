@@ -187,6 +187,8 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
         fail("data.image_size", f"must be a multiple of 16, such as {low} or {low + 16}")
     if config.lesions.per_batch >= config.data.batch_size:
         fail("lesions.per_batch", f"must be less than data.batch_size = {config.data.batch_size}")
+    if config.lesions.fold and not config.lesions.folds:
+        fail("lesions.fold", "needs lesions.folds, the number of parts")
     if config.lesions.folds and config.lesions.fold >= config.lesions.folds:
         fail("lesions.fold", f"at most lesions.folds - 1 = {config.lesions.folds - 1}")
     alpha = config.loss.alpha
@@ -202,6 +204,8 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
             fail("attention.source", "only stage3 has an FCN")
         if config.loss.normal_masks:
             fail("loss.normal_masks", "only stage3 learns from masks")
+    if not config.loss.classification and not config.loss.lambda_lesion:
+        fail("loss.lambda_lesion", "with loss.classification=false nothing else is learned")
     if config.loss.lambda_attention and (
         config.stage != "stage3" or not config.loss.classification
     ):
@@ -209,6 +213,8 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
     for key, name in (("data.name", config.data.name), ("run.name", config.run.name)):
         if name is not None and (not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name[0] == "."):
             fail(key, "is a folder's name: no '/', '\\' or leading '.'; use run.root for a path")
+    if str(config.trainer["precision"]).startswith(("64", "double")):
+        fail("trainer.precision", "images are float32; use 32-true, or leave it out")
     for key in ("trainer.max_epochs", "trainer.num_nodes"):
         if type(values[key]) is not int or values[key] < 1:
             fail(key, "expected a whole number, at least 1")

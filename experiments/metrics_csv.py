@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pandas as pd
+
+log = logging.getLogger(__name__)
 
 DECIMALS = 3  # of the score that makes a checkpoint best; a test holds callbacks.checkpoints to it
 
 
 def best_row(folder: Path, monitor: str) -> dict[str, float]:
     """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
-    table = _read(folder)
+    table = read_metrics(folder)
     if monitor not in table or table[monitor].isna().all():
         return {}
     scores = table[monitor].round(DECIMALS)
@@ -21,13 +24,26 @@ def best_row(folder: Path, monitor: str) -> dict[str, float]:
 
 def by_epoch(folder: Path, name: str = "epoch") -> dict[int, float]:
     """The figure ``name`` of each epoch that has it."""
-    table = _read(folder)
+    table = read_metrics(folder)
     if name not in table:
         return {}
     known = table.dropna(subset=[name])
     return {int(epoch): float(v) for epoch, v in zip(known["epoch"], known[name], strict=True)}
 
 
-def _read(folder: Path) -> pd.DataFrame:
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """``metrics.csv`` of a run directory; an empty table where there is none or it is damaged.
+
+    A power cut may leave it empty. Training knows the last epoch's figures from its checkpoint.
+    """
     path = folder / "metrics.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        return pd.DataFrame(columns=["epoch"])
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeError):
+        table = pd.DataFrame()
+    if "epoch" not in table:
+        log.warning("%s is damaged: the figures of epochs before are lost", path)
+        return pd.DataFrame(columns=["epoch"])
+    return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from callbacks.checkpoints import load_checkpoint
 from experiments.config import Config, differences, read_plain, save_config, to_plain
 from experiments.locks import NAME, take
+from experiments.metrics_csv import read_metrics
 from lightning_modules import STAGES
 
-# What a checkpoint must hold for a run to go on from it or to be judged.
+# What a checkpoint must hold to be judged, or to be started from.
 PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
+# And for a run to go on from it.
+STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
 # A network's arguments that follow from the data, which has a check and a message of its own.
 OF_THE_DATA = ("body_parts", "class_weights")
 
@@ -94,25 +97,60 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     if not last.is_file():
         best = last.with_name("best.ckpt")
         # A kill between the first epoch's two saves may leave this one alone.
-        if best.is_file() and _load(best, "")["epoch"] > 0:
+        if best.is_file() and read_checkpoint(best)["epoch"] > 0:
             raise RunError(
                 f"{last} is lost, and training would start over and overwrite best.ckpt; put it "
                 "back, choose another run.name, or delete the folder to start over"
             )
         return None, {}
-    return last, _load(
+    return last, read_checkpoint(
         last,
         f"; what it was trained to is lost (best.ckpt can still be evaluated): delete {folder} to "
         "start over, or choose another run.name",
+        (*PARTS, *STATES),
     )
 
 
-def _load(checkpoint: Path, remedy: str) -> dict[str, Any]:
+def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) -> None:
+    """Raise a RunError unless the checkpoint knows the state of all that a run goes on with.
+
+    Lightning starts anew what it finds no state of: "best" at minus infinity, alpha at chance.
+
+    Args:
+        checkpoint: its content.
+        path: where it lies, for the message.
+        wanted: names of callbacks, of the data module, and of parts.
+    """
+    known = checkpoint.keys() | checkpoint["callbacks"].keys()
+    if absent := [name for name in wanted if name not in known]:
+        raise RunError(
+            f"{path} is no whole checkpoint of this run (it lacks the state of "
+            f"{', '.join(absent)}); put this run's own back, choose another run.name, or delete "
+            f"{path.parents[1]} to start over"
+        )
+
+
+def read_checkpoint(
+    checkpoint: Path, remedy: str = "", parts: Iterable[str] = PARTS
+) -> dict[str, Any]:
+    """A checkpoint's content, which holds all that a run needs to go on or to be judged.
+
+    Args:
+        checkpoint: the file.
+        remedy: what to do when it cannot be used, "; ..." for the message.
+        parts: what it must hold.
+
+    Raises:
+        RunError: the file is damaged, or no whole checkpoint of this project.
+    """
     try:
         content = load_checkpoint(checkpoint)
     except ValueError as error:
         raise RunError(f"{error}{remedy}") from error
-    if absent := [name for name in PARTS if name not in content]:
+    absent = [name for name in parts if name not in content]
+    if "loops" in content and "fit_loop" not in content["loops"]:
+        absent.append("loops")
+    if absent:
         raise RunError(
             f"{checkpoint} is no whole checkpoint of this project (it lacks {', '.join(absent)})"
             f"{remedy}"
@@ -198,7 +236,7 @@ class MetricsCsv(Logger):
         self.path = folder / "metrics.csv"
         self.rows: dict[int, dict[str, float]] = {}
         if epochs_kept and self.path.is_file():
-            kept = pd.read_csv(self.path)
+            kept = read_metrics(folder)
             for row in kept[kept["epoch"] < epochs_kept].to_dict("records"):
                 self.rows[int(row["epoch"])] = row
             # A kill between an epoch's save and its last row: the checkpoint knows the figures.
@@ -249,7 +287,9 @@ def load_module(stage: str, checkpoint: Path) -> tuple[LightningModule, dict[str
     Raises:
         RunError: the file is damaged, or of another stage or version.
     """
-    content = _load(checkpoint, "; name another one of the run, such as checkpoints/last.ckpt")
+    content = read_checkpoint(
+        checkpoint, "; name another one of the run, such as checkpoints/last.ckpt"
+    )
     if content.get("stage") != stage:
         raise RunError(f"{checkpoint} is a checkpoint of {content.get('stage')}, not of {stage}")
     try:

@@ -220,6 +220,7 @@ TRAINER_TAKEN = {
     "default_root_dir": "use run.root",
     "gradient_clip_val": "use optimizer.gradient_clip",
     "use_distributed_sampler": "leave it out",
+    "val_check_interval": "leave it out; alpha and the best checkpoint are decided once an epoch",
 }
 
 

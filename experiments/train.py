@@ -114,7 +114,13 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
     from experiments.config import ConfigError, to_plain
     from experiments.hardware import choose_device, choose_precision
     from experiments.metrics_csv import best_row
-    from experiments.runs import RunError, check_network, epochs_done, resume_point
+    from experiments.runs import (
+        RunError,
+        check_network,
+        check_states,
+        epochs_done,
+        resume_point,
+    )
     from experiments.wandb_run import close_wandb, report_finished, summarise
 
     resume, checkpoint = resume_point(folder)
@@ -148,11 +154,12 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         **settings,
     }
     try:
+        callbacks = build_callbacks(config, folder, stop)
         trainer = Trainer(
             **settings,
             enable_progress_bar=False,  # ours, among the callbacks
             default_root_dir=folder,
-            callbacks=build_callbacks(config, folder, stop),
+            callbacks=callbacks,
             logger=False,  # below, when nothing can be wrong any more
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -163,6 +170,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         check_network(module, checkpoint, resume)
+        check_states(checkpoint, resume, states_of(callbacks, data))
     elif config.model.init_from:
         start_from(module, config, data)
     if trainer.is_global_zero:
@@ -220,6 +228,10 @@ def check_batchnorm(settings: dict[str, Any], trainer: Any) -> None:
         )
 
 
+# What an epoch's line shows where no class is learned.
+MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
+
+
 def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any]:
     """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
     from callbacks import AveragedWeights, Confidence, EpochProgress, MapPanels, RunCheckpoints
@@ -227,7 +239,7 @@ def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any
     guided = config.stage != "stage1" and config.loss.classification
     return [
         *([Confidence(config.loss.alpha)] if guided else []),
-        EpochProgress(),
+        EpochProgress(None if config.loss.classification else MASKS_ALONE),
         MapPanels(folder / "panels", to_loggers=images_leave(config)),
         *([AveragedWeights(epochs)] if (epochs := config.optimizer.average_epochs) else []),
         RunCheckpoints(
@@ -238,6 +250,14 @@ def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any
             stop=stop,
         ),
     ]
+
+
+def states_of(callbacks: list[Any], data: Any) -> list[str]:
+    """Names, in a checkpoint, of what a run of these callbacks goes on with."""
+    names = {type(one).__name__ for one in callbacks}
+    averaged = {"current_model_state", "averaging_state"} if "AveragedWeights" in names else set()
+    kept = names & {"AveragedWeights", "Confidence", "RunCheckpoints"}
+    return [*sorted(kept | averaged), type(data).__qualname__]
 
 
 def monitor(config: Config) -> str:

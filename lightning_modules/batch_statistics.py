@@ -35,6 +35,13 @@ class SecondPass(nn.Module):
                 for name in _STATISTICS:
                     self.register_buffer(f"{name}_{number}", getattr(norm, name).clone())
 
+    def restart(self, network: nn.Module) -> None:
+        """Begin with ``network``'s statistics, after it was given those of an earlier run."""
+        if self.statistics == "own":
+            for number, norm in enumerate(_norms(network)):
+                for name in _STATISTICS:
+                    getattr(self, f"{name}_{number}").copy_(getattr(norm, name))
+
     @contextmanager
     def of(self, network: nn.Module) -> Iterator[None]:
         """Run ``network`` on masked images in this context."""

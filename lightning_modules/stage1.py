@@ -83,6 +83,16 @@ class Stage1Classifier(LightningModule):
             }
         )
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the FC layer learns."""
+        return True
+
+    @property
+    def judged_maps(self) -> tuple[str, ...]:
+        """Maps that training teaches something; figures are logged of these."""
+        return self.map_methods
+
     # The network ----------------------------------------------------------------------------------
 
     def classify(self, features: Tensor) -> Tensor:
@@ -140,8 +150,9 @@ class Stage1Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; its named parts are averaged over the epoch."""
         losses, logits, _ = self.losses(batch)
-        correct = (logits.argmax(1) == batch["label"]).float().mean()
-        self.train_means.add({**losses, "accuracy": correct}, len(batch["label"]))
+        if self.classifies:
+            losses["accuracy"] = (logits.argmax(1) == batch["label"]).float().mean()
+        self.train_means.add(losses, len(batch["label"]))
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -151,18 +162,19 @@ class Stage1Classifier(LightningModule):
         losses, logits, pyramid = self.losses(batch)
         self.val_means.add({"loss": losses["loss"]}, len(batch["label"]))
         image_ids = batch["index"]
-        self.agreement.update(
-            logits.softmax(1)[:, ABNORMAL],
-            batch["label"],
-            image_ids,
-            batch.get("study", image_ids),  # without studies each image is one
-            batch.get("body_part", torch.zeros_like(image_ids)),
-        )
+        if self.classifies:
+            self.agreement.update(
+                logits.softmax(1)[:, ABNORMAL],
+                batch["label"],
+                image_ids,
+                batch.get("study", image_ids),  # without studies each image is one
+                batch.get("body_part", torch.zeros_like(image_ids)),
+            )
         raw = self.raw_maps(pyramid)
         tops = [raw[name].amax((1, 2, 3)).clamp(min=0) for name in self.map_methods]
         self.peaks.update(torch.stack(tops, dim=1))
         if batch["has_lesion"].any():
-            for name in self.map_methods:
+            for name in self.judged_maps:
                 shown = upsample(raw[name].clamp(min=0), batch["image"].shape[-2:])
                 self.figures_of(name).update(
                     shown, batch["lesion_mask"], image_ids, batch["has_lesion"]
@@ -203,12 +215,14 @@ class Stage1Classifier(LightningModule):
             }
         )
         self.val_means.reset()
-        self.log_dict({f"val/{name}": value for name, value in self.agreement.compute().items()})
-        self.agreement.reset()
+        if self.classifies:
+            agreement = self.agreement.compute()
+            self.log_dict({f"val/{name}": value for name, value in agreement.items()})
+            self.agreement.reset()
         tops = self.peaks.compute().float()
         self.map_scale.copy_(tops.quantile(SCALE_QUANTILE, dim=0))
         self.peaks.reset()
-        for name in self.map_methods:
+        for name in self.judged_maps:
             for figure, value in self.figures_of(name).compute().items():
                 self.log(f"val/{name}/{figure}", value)
             self.figures_of(name).reset()

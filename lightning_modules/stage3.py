@@ -106,6 +106,16 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         if source not in (*MASK_SOURCES, "fcn"):
             raise ValueError(f"attention.source={source} is none of {', '.join(MASK_SOURCES)}, fcn")
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the FC layer learns; from the masks alone it does not."""
+        return bool(self.hparams["classification"])
+
+    @property
+    def judged_maps(self) -> tuple[str, ...]:
+        """All three; from the masks alone the FCN's only."""
+        return self.map_methods if self.classifies else ("fcn",)
+
     # The FCN --------------------------------------------------------------------------------------
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -131,7 +141,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
         """L1, L2, L3 and their sum by equation (4); class scores (B, 2) and the pyramid."""
         named: dict[str, Tensor] = {}
-        if self.hparams["classification"]:
+        if self.classifies:
             named, logits, pyramid = super().losses(batch)
         else:
             pyramid = self.encode(batch["image"])
@@ -143,7 +153,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             self.draw(pyramid), batch["lesion_mask"], marked, self.images_a_rank(marked)
         )
         weight = self.hparams["lambda_lesion"]
-        if self.hparams["classification"]:
+        if self.classifies:
             loss = weakly_supervised_loss(named["l1"], named["l2"], l3, self.alpha, weight)
             if self.hparams["lambda_attention"]:
                 named["l4"] = self.attention_loss(batch, pyramid)

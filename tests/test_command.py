@@ -147,6 +147,37 @@ def test_a_lost_configuration_is_not_made_up(tiny, run, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "inner"),
+    [
+        ("callbacks", "RunCheckpoints"),
+        ("PhantomDataModule", None),
+        ("current_model_state", None),
+        ("random_state", None),
+    ],
+)
+def test_a_state_that_is_lost_does_not_start_anew(tiny, run, capsys, part, inner):
+    last = run / "checkpoints" / "last.ckpt"
+    content = load_checkpoint(last)
+    del (content[part] if inner else content)[inner or part]
+    torch.save(content, last)
+    before = last.read_bytes()
+    assert again(tiny, run, "trainer.max_epochs=4") == 2
+    told = capsys.readouterr().err
+    assert "last.ckpt is no whole checkpoint of this" in told
+    assert (inner or part) in told
+    assert last.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_damaged_figures_stop_nothing(tiny, run, caplog):
+    (run / "metrics.csv").write_bytes(b"")
+    assert again(tiny, run) == 0
+    assert again(tiny, run, "trainer.max_epochs=4") == 0
+    assert "metrics.csv is damaged" in caplog.text
+
+
+@pytest.mark.slow
 def test_a_longer_run_is_said_to_be_extended(tiny, run, capsys):
     assert again(tiny, run, "trainer.max_epochs=4") == 0
     assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
@@ -184,9 +215,19 @@ def of_another_schema(last, trace):
     torch.save({"state_dict": {}, "epoch": 3}, last)
 
 
+def of_no_schema(last, trace):
+    torch.save(7, last)
+
+
+def without_loops(last, trace):
+    torch.save({**load_checkpoint(last), "loops": {}}, last)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "damage", [truncated, flipped, pickled, trapped, of_another_schema], ids=lambda f: f.__name__
+    "damage",
+    [truncated, flipped, pickled, trapped, of_another_schema, of_no_schema, without_loops],
+    ids=lambda f: f.__name__,
 )
 def test_a_damaged_checkpoint_is_said_and_never_run(tiny, run, tmp_path, capsys, damage):
     last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"

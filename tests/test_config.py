@@ -146,6 +146,9 @@ def test_unknown_key_names_the_nearest(word, nearest):
         ("--seed=1", "'--seed=1' (command line): keys have no dashes; write key=value"),
         ("stage=stage2", "the command's first word chooses the stage"),
         ("trainer.logger=false", "the run sets this; use logger.wandb"),
+        ("trainer.val_check_interval=0.5", "are decided once an epoch"),
+        ("trainer.precision=64-true", "images are float32"),
+        ("lesions.fold=1", "needs lesions.folds"),
         ("trainer.default_root_dir=x", "the run sets this; use run.root"),
         (
             "trainer.max_epochs=-1",

@@ -12,7 +12,7 @@ import torch
 from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
 from experiments import evaluate, train
-from experiments.build import check_same_fold, start_from
+from experiments.build import check_same_fold, check_same_judges, start_from
 from experiments.config import load_config, save_config
 from experiments.runs import RunError
 from lightning_modules import STAGES
@@ -118,7 +118,16 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path):
     run = run_folder(tmp_path, "stage3", NAMES["stage3"])
     table = pd.read_csv(run / "metrics.csv")
     assert table["train/loss"][0] == table["train/l3"][0] > 0
-    assert {"train/l1", "train/l2", "train/alpha"}.isdisjoint(table.columns)
+    # Nobody teaches the FC layer: what it says, and the maps from it, are no figures.
+    untaught = {
+        "train/l1",
+        "train/l2",
+        "train/alpha",
+        "train/accuracy",
+        "val/auroc",
+        "val/pcam/hit",
+    }
+    assert untaught.isdisjoint(table.columns)
     assert evaluate.main([str(run)]) == 0
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
     assert {"accuracy", "masked_accuracy", "pcam/hit"}.isdisjoint(summary)
@@ -127,6 +136,23 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path):
     assert "Confidence" not in best["callbacks"]
     score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
     assert score["best"] == pytest.approx(table["val/fcn/pixel_ap"][0])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lesions.count=0", "learns from the lesion masks of train alone"),
+        ("lesions.path={empty}", "learns from the lesion masks of train alone"),
+        ("loss.lambda_lesion=0", "with loss.classification=false nothing else is learned"),
+    ],
+)
+def test_masks_alone_that_teach_nothing_are_refused(tiny, tmp_path, capsys, word, message):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "lesions.csv").write_text("image,mask,lesion_type\n")
+    words = ["loss.classification=false", "lesions.per_batch=0", word.format(empty=empty), *tiny]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -258,7 +284,35 @@ def test_a_run_on_other_data_is_refused(tmp_path, word):
 class Data:
     """Of a data module what counts here."""
 
-    index_hash = "mine"
+    index_hash = judges_hash = "mine"
+
+
+@pytest.mark.parametrize("theirs", [{}, {"Data": {}}, {"Data": {"judges_hash": "other"}}])
+def test_a_start_must_have_had_the_same_val_and_test(tmp_path, theirs):
+    check_same_judges({"Data": {"judges_hash": "mine"}}, Data(), tmp_path)
+    with pytest.raises(RunError, match="was trained on other val and test images"):
+        check_same_judges(theirs, Data(), tmp_path)
+
+
+def test_a_start_that_is_no_checkpoint_is_said(tmp_path):
+    write_run(tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    for content, told in [
+        (torch.ones(3), "it holds no dictionary"),
+        ({"stage": "stage1"}, "it lacks state_dict"),
+    ]:
+        torch.save(content, best)
+        with pytest.raises(RunError, match=f"^model.init_from: .*no whole checkpoint.*{told}"):
+            start("stage2", tmp_path / "run")
+
+
+def test_the_masked_pass_starts_from_the_statistics_handed_over(tmp_path):
+    content = write_run(tmp_path / "run")
+    content["state_dict"]["encoder.stem.2.running_mean"] += 0.5
+    torch.save(content, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    taken = start("stage2", tmp_path / "run")
+    given = content["state_dict"]["encoder.stem.2.running_mean"]
+    assert torch.equal(taken["second_pass.running_mean_0"], given)
 
 
 def test_a_start_must_have_left_out_the_same_fold(tmp_path):
