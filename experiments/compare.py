@@ -82,11 +82,14 @@ def same_images(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
             f"the runs were judged on different images ({len(table)} and {len(like)}; only in one: "
             f"{', '.join(lone[:3])}): evaluate them on the same data and split"
         )
-    for name in ("patient", "label"):
-        differs = table[name].to_numpy()[place] != like[name].to_numpy()
+    for name, what in (("patient", "patient"), ("label", "label"), ("lesion_area", "lesion mask")):
+        if name not in table or name not in like:
+            continue
+        ours, theirs = table[name].to_numpy()[place], like[name].to_numpy()
+        differs = (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
         if differs.any():
             path = like["path"].to_numpy()[differs][0]
-            raise ValueError(f"the runs know another {name} of {path}: they are of different data")
+            raise ValueError(f"the runs know another {what} of {path}: they are of different data")
     return place
 
 
@@ -226,7 +229,9 @@ def _sentence(row: Mapping[Any, Any], count: int) -> str:
     what = say(row["figure"])
     values = f"{row['first_value']:.3f} against {row['second_value']:.3f}"
     if row["p"] != row["p"]:
-        return f"{what} cannot be compared: {row['first']} and {row['second']} have {values}."
+        defined = row["difference"] == row["difference"]
+        why = ", by images of one patient" if defined else ""
+        return f"{what} cannot be compared: {row['first']} and {row['second']} have {values}{why}."
     details = (
         f"{values}; 95 % interval of the difference {row['low']:+.3f} to {row['high']:+.3f}, "
         f"p = {row['p_holm']:.3f}"

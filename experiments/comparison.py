@@ -24,7 +24,7 @@ from experiments.compare import (
 from experiments.config import differences, to_plain
 from experiments.evaluation import Evaluation, figures
 from experiments.runs import RunError
-from experiments.statistics import Figure, patient_weights
+from experiments.statistics import Figure, enough, patient_weights
 
 # The paper: the maps land better on the lesions from step to step.
 CLAIM = (
@@ -76,7 +76,7 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     groups = group(runs)
     first = runs[0].table
     seeds = {one.name: [_figures_like(run, first) for run in one.runs] for one in groups}
-    weights = patient_weights(first["patient"].to_numpy())
+    patients = first["patient"].to_numpy()
     judged = population(first, runs[0].about["split"])
     heading = _heading(groups, judged) + _each_run(groups, seeds)
     blocks, short = [heading], [heading]
@@ -84,7 +84,7 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     for title, pairs in _families(groups, seeds):
         if not pairs:
             continue
-        found = compare(pairs, weights)
+        found = compare(pairs, patient_weights(patients, enough(len(pairs))))
         said = [text.removeprefix("On these, ") for text in sentences(found, "On these")]
         listed = [f"- {text[0].upper()}{text[1:]}" for text in said]
         blocks.append("\n".join([f"## {title}", "", *listed, "", markdown(found)]))

@@ -13,13 +13,19 @@ from callbacks.checkpoints import load_checkpoint
 from datamodules import DataError
 from datamodules.radiographs import RadiographDataModule
 from experiments.baselines import baselines
-from experiments.build import build_data
+from experiments.build import build_data, build_module
 from experiments.config import Config, differences, load_config, to_plain
 from experiments.figures import HOTTEST, Fitted, classification, fit
 from experiments.judge import Judged, classifies, judge
 from experiments.map_figures import MapRows, localisation
 from experiments.map_methods import MapMethod
-from experiments.runs import RunError, epochs_done, find_checkpoint, load_module
+from experiments.runs import (
+    RunError,
+    check_network,
+    epochs_done,
+    find_checkpoint,
+    load_module,
+)
 from experiments.statistics import Estimate, Figure, estimates, patient_weights
 from experiments.weighted import mean
 
@@ -96,7 +102,14 @@ def evaluate(
     data.prepare_data()
     data.setup()
     module, content = load_module(config.stage, checkpoint)
-    data.check_index_hash(content[type(data).__qualname__]["index_hash"])
+    kind = type(data).__qualname__
+    if kind not in content:
+        raise RunError(
+            f"{checkpoint} was not trained on data.name={config.data.name}, as "
+            f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
+        )
+    data.check_index_hash(content[kind]["index_hash"])
+    check_network(build_module(config, data), content, checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"

@@ -108,7 +108,7 @@ def test_undefined_figures_are_named_and_do_not_count():
 
 
 def test_left_out_resamples_are_told():
-    rare = weighted.mean([1.0] + [math.nan] * (IMAGES - 1))
+    rare = weighted.mean([1.0] * 6 + [math.nan] * (IMAGES - 6))
     runs = {"a": [{"hit": rare}], "b": [{"hit": hits(0.5)}]}
     said = sentences(compare(pairs_of_runs(runs, ["hit"]), WEIGHTS), "There")
     assert "% of the resamples, which are left out" in said[0]
@@ -133,6 +133,8 @@ def test_images_are_put_into_one_order():
         (TABLE.assign(path=["x", *TABLE.path[1:]]), "only in one: 0.png, x"),
         (TABLE.assign(label=1), "another label of 0.png"),
         (TABLE.assign(patient="p0"), "another patient of 2.png"),
+        (TABLE.assign(lesion_area=math.nan), "another lesion mask of 1.png"),
+        (TABLE.assign(lesion_area=TABLE.lesion_area * 2), "another lesion mask of 1.png"),
     ],
 )
 def test_runs_on_other_images_are_not_compared(other, message):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from experiments import evaluate, train
@@ -173,6 +174,16 @@ def test_a_run_of_another_data_set_or_without_a_checkpoint_is_refused(runs, tmp_
     assert "data.name: phantom -> mura" in capsys.readouterr().err
     run = run_folder(tmp_path)
     shutil.copytree(runs["stage1"], run)
+    best = run / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    settings = {**content["hyper_parameters"], "weight_decay": 0.123}
+    torch.save({**content, "hyper_parameters": settings}, best)
+    assert evaluate.main([str(run)]) == 2
+    assert "best.ckpt is of another run: it was trained with weight_d" in capsys.readouterr().err
+    content["MuraDataModule"] = content.pop("PhantomDataModule")
+    torch.save(content, best)
+    assert evaluate.main([str(run)]) == 2
+    assert "best.ckpt was not trained on data.name=phantom" in capsys.readouterr().err
     for checkpoint in (run / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
     assert evaluate.main([str(run)]) == 2

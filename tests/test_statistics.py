@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_
 from experiments import weighted
 from experiments.statistics import (
     difference,
+    enough,
     estimate,
     estimates,
     holm,
@@ -240,16 +241,47 @@ def test_seeds_are_joined_within_each_resample():
 
 
 def test_undefined_resamples_are_left_out_and_their_share_told():
-    # One patient of three is abnormal: a resample without her, or with her alone, has no AUROC.
-    weights = patient_weights(["a", "b", "c"], resamples=5000, seed=1)
-    figure = weighted.auroc([0.9, 0.2, 0.3], [1, 0, 0])
+    # Two patients of four are abnormal: a resample without both, or of them alone, has no AUROC.
+    weights = patient_weights(["a", "b", "c", "d"], resamples=5000, seed=1)
+    figure = weighted.auroc([0.9, 0.8, 0.2, 0.3], [1, 1, 0, 0])
     result = estimate(figure, weights)
-    expected = (2 / 3) ** 3 + (1 / 3) ** 3
-    assert result.undefined == pytest.approx(expected, abs=0.02)
+    assert result.undefined == pytest.approx(2 * (1 / 2) ** 4, abs=0.02)
     assert result[:3] == (1.0, 1.0, 1.0)
     drawn = figure(weights.astype(float))
-    one_class = (weights[:, 0] == 0) | (weights[:, 0] == 3)
+    one_class = (weights[:, :2] == 0).all(axis=1) | (weights[:, 2:] == 0).all(axis=1)
     assert (np.isnan(drawn) == one_class).all()
+
+
+@pytest.mark.parametrize("patients", [2, 3, 40])
+def test_what_rests_on_one_patient_has_no_interval(patients):
+    """All images with a lesion, or all normal ones, are hers."""
+    names = np.repeat(np.arange(patients), 3)
+    weights = patient_weights(names)
+    lesion = np.where(names == 0, [1.0, 0.0, 1.0] * patients, np.nan)
+    hit, other = weighted.mean(lesion), weighted.mean(lesion - 0.5)
+    auroc = weighted.auroc(np.linspace(0, 1, len(names)), names > 0)
+    for result in (estimate(hit, weights), estimate(auroc, weights)):
+        assert not math.isnan(result.value)
+        assert math.isnan(result.low)
+        assert math.isnan(result.high)
+    assert math.isnan(difference(hit, other, weights).p)
+
+
+@pytest.mark.parametrize("carry", [2, 3, 5])
+@pytest.mark.parametrize("patients", [5, 40])
+def test_few_patients_cannot_make_a_p_value_small(carry, patients):
+    values = np.where(np.arange(patients) < carry, 1.0, np.nan)
+    result = difference(
+        weighted.mean(values), weighted.mean(values - 1), patient_weights(range(patients))
+    )
+    assert not math.isnan(result.low)
+    assert result.p == pytest.approx(0.5 ** (carry - 1), rel=0.35)
+
+
+def test_many_comparisons_draw_more_resamples():
+    assert enough(8) == 2000
+    smallest = 2 / (enough(70) + 1)
+    assert holm([smallest] * 70)[0] < 0.05
 
 
 def test_undefined_figures_have_no_interval():
