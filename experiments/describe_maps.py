@@ -36,7 +36,7 @@ def describe_maps(found: Evaluation) -> str:
         for group, rows in groups(table).items():
             cells = [_shown(found, method, name, f"/{group}") for name in OF_GROUPS]
             lines.append(_row(group, str(len(rows)), cells))
-    return "\n".join([*lines, f"  written  {found.target}"])
+    return "\n".join(lines)
 
 
 def _shown(found: Evaluation, method: str, name: str, group: str = "") -> str:

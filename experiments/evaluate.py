@@ -116,6 +116,7 @@ def evaluate_all(
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe(found), flush=True)
         write(found)
+        print(f"  written  {found.target}", flush=True)
         judged.append(found)
     return judged
 
@@ -149,6 +150,7 @@ def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: lis
     found = evaluate_maps(arguments.maps, arguments.split, overrides, arguments.out)
     print(describe_maps(found), flush=True)
     write(found)
+    print(f"  written  {found.target}")
     return 0
 
 

@@ -160,6 +160,17 @@ def test_results_lie_where_they_are_wanted(maps, tiny, tmp_path, capsys):
     assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 0
     assert (tmp_path / "results" / "test" / "summary.json").is_file()
     assert not maps.with_name("maps.evaluation").exists()
+    (tmp_path / "results" / "test" / "audit.json").write_text("{}")
+    (tmp_path / "results" / "test" / "maps.npz").unlink()
+    (tmp_path / "results" / "test" / "maps.npz").mkdir()
+    capsys.readouterr()
+    assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 2
+    said = capsys.readouterr()
+    assert "hit rate" in said.out
+    assert "written" not in said.out
+    assert "results/test cannot be written" in said.err
+    # An audit is of the figures that it was written beside.
+    assert not (tmp_path / "results" / "test" / "audit.json").exists()
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
