@@ -14,6 +14,7 @@ from experiments.statistics import Difference, Estimate
 SHOWN = ("fc", "stages.2.0", "stem")
 HEADINGS = {"fc": "FC layer random", "stages.2.0": "last stage, too", "stem": "all layers"}
 WAYS = ("deletion", "insertion")
+NO_INTERVAL = "no interval, as of one patient: nothing can be said"
 HEAD, CELL = 12, 21
 
 
@@ -70,14 +71,16 @@ def cascade_says(result: dict[str, Any]) -> str:
 def perturbation_says(result: dict[str, Any]) -> str:
     """What deletion and insertion found of one method."""
     rivals = {RANDOM: "the random order", EDGES: "the edges"}
+    if all(_undefined(value) for way in WAYS for value in result["less"][way].values()):
+        return NO_INTERVAL
     parts = []
     for way in WAYS:
         less = result["less"][way]
         better, worse = (_below, _above) if way == "deletion" else (_above, _below)
-        words = {
-            rival: "better than" if better(value) else "worse than" if worse(value) else "as"
-            for rival, value in less.items()
-        }
+        words = dict.fromkeys(less, "as")
+        words |= {rival: "not comparable with" for rival in less if _undefined(less[rival])}
+        words |= {rival: "better than" for rival in less if better(less[rival])}
+        words |= {rival: "worse than" for rival in less if worse(less[rival])}
         said = " and ".join(
             f"{word} {' and '.join(rivals[rival] for rival in words if words[rival] == word)}"
             for word in dict.fromkeys(words.values())
@@ -100,6 +103,8 @@ def repeatability_says(result: dict[str, Any]) -> str:
 
 def leak_says(found: dict[str, Any]) -> str:
     """What the masked passes say of a leak."""
+    if _undefined(found["excess"]):
+        return NO_INTERVAL
     answer = f"answering {found['answer']} always"
     if _above(found["excess"]):
         return f"under the other class's map still better than {answer}: no leak seen"

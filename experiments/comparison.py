@@ -106,10 +106,9 @@ def write_comparison(found: Comparison, path: Path) -> list[Path]:
     Raises:
         RunError: They cannot be written.
     """
-    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
+    paths = comparison_paths(path)
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(found.text, encoding="utf-8")
         found.table.to_csv(paths[1], index=False)
     except OSError as error:
@@ -117,6 +116,20 @@ def write_comparison(found: Comparison, path: Path) -> list[Path]:
             f"{paths[0]} cannot be written ({error.strerror}); give --out a path that can"
         ) from error
     return paths
+
+
+def comparison_paths(path: Path) -> list[Path]:
+    """The files of a comparison that is written to ``path``.
+
+    Raises:
+        RunError: The path has no name of its own, such as ".".
+    """
+    if path.name in ("", ".."):
+        raise RunError(
+            f"--out {path} names no file for the comparison; add a name: {path / 'comparison'}"
+        )
+    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
+    return [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
 
 
 def group(runs: Sequence[Evaluation]) -> list[Group]:

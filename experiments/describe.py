@@ -35,10 +35,9 @@ def describe(found: Evaluation) -> str:
         *(f"  NOTE {note}" for note in found.notes),
         *_classification(found),
         *_maps(found),
-        f"  written  {found.target}",
     ]
     if any(" - " in f"{line} " for line in lines):
-        lines.insert(-1, "  -        not defined on these images (docs/evaluation.md)")
+        lines.append("  -        not defined on these images (docs/evaluation.md)")
     return "\n".join(lines)
 
 

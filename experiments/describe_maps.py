@@ -36,7 +36,7 @@ def describe_maps(found: Evaluation) -> str:
         for group, rows in groups(table).items():
             cells = [_shown(found, method, name, f"/{group}") for name in OF_GROUPS]
             lines.append(_row(group, str(len(rows)), cells))
-    return "\n".join([*lines, f"  written  {found.target}"])
+    return "\n".join(lines)
 
 
 def _shown(found: Evaluation, method: str, name: str, group: str = "") -> str:
@@ -45,7 +45,8 @@ def _shown(found: Evaluation, method: str, name: str, group: str = "") -> str:
 
 
 def _row(group: str, count: str, cells: list[str]) -> str:
-    return f"    {group:<15}{count:<9}" + "".join(f"{cell:<{CELL}}" for cell in cells).rstrip()
+    # A blank at least: people name lesion types as they like.
+    return f"    {group:<14} {count:<8} " + "".join(f"{cell:<{CELL}}" for cell in cells).rstrip()
 
 
 def _threshold(value: float) -> str:

@@ -58,14 +58,16 @@ def main(words: list[str] | None = None) -> int:
     from experiments.config import ConfigError
     from experiments.runs import RunError
 
-    # A run's name may hold "=": what exists is a run.
-    overrides = [word for word in arguments.runs if "=" in word and not Path(word).exists()]
+    overrides = [word for word in arguments.runs if is_setting(word)]
     runs = [Path(word) for word in arguments.runs if word not in overrides]
     try:
         if arguments.maps is not None:
             return judge_folder(arguments, runs, overrides)
         if not runs:
-            raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
+            missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
+            raise RunError(
+                "name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing)
+            )
         if arguments.out and not arguments.compare:
             raise RunError(
                 "--out says where a comparison is written, or what --maps finds: add one of them"
@@ -74,6 +76,12 @@ def main(words: list[str] | None = None) -> int:
             raise RunError("--audit-images is of the audit: add --audit")
         if arguments.audit_images is not None and arguments.audit_images < 2:
             raise RunError(f"--audit-images {arguments.audit_images}: two or more are needed")
+        if arguments.compare or arguments.audit:
+            check_different(runs)
+        if arguments.compare and arguments.out:
+            from experiments.comparison import comparison_paths
+
+            comparison_paths(arguments.out)  # raises now, not after minutes of judging
         methods = choose_peers(arguments.peers)
         found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines, methods)
         if arguments.compare:
@@ -89,6 +97,23 @@ def main(words: list[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word is ``key=value``: a run's path may hold "=", a key never holds "/"."""
+    return "=" in word and "/" not in word.partition("=")[0] and not Path(word).exists()
+
+
+def check_different(runs: list[Path]) -> None:
+    """Raise a RunError if two words mean the same run, which is no pair to compare."""
+    from experiments.runs import RunError, find_checkpoint
+
+    known: dict[Path, Path] = {}
+    for run in runs:
+        folder = find_checkpoint(run)[0].resolve()
+        if folder in known:
+            raise RunError(f"{known[folder]} and {run} are of one run; name one of them")
+        known[folder] = run
 
 
 def choose_peers(names: str | None) -> list[MapMethod]:
@@ -116,6 +141,7 @@ def evaluate_all(
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe(found), flush=True)
         write(found)
+        print(f"  written  {found.target}", flush=True)
         judged.append(found)
     return judged
 
@@ -142,13 +168,18 @@ def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: lis
         raise RunError(f"--maps judges a folder of maps, not runs: leave {runs[0]} out, or --maps")
     if arguments.compare:
         raise RunError("--compare is of runs; methods in one folder of maps stand side by side")
-    if arguments.peers or arguments.audit:
-        raise RunError("--peers and --audit ask a network, and a folder of maps has none")
+    if arguments.peers or arguments.audit or arguments.audit_images is not None:
+        raise RunError(
+            "--peers, --audit and --audit-images ask a network, and a folder of maps has none"
+        )
+    if arguments.no_baselines:
+        raise RunError("--no-baselines is of runs: no baseline is judged with --maps; leave it out")
     if arguments.split == "left_out":
         raise RunError("--maps goes with --split test or val: a folder of maps has no folds")
     found = evaluate_maps(arguments.maps, arguments.split, overrides, arguments.out)
     print(describe_maps(found), flush=True)
     write(found)
+    print(f"  written  {found.target}")
     return 0
 
 

@@ -181,5 +181,6 @@ def _notes(
             )
     unread = data.table["path"][~data.table["split"].isin(["val", split])]
     if count := sum(image in files for files in found.values() for image in unread):
-        said.append(f"{count} maps of images that are in neither val nor {split} were not read")
+        where = "not in val" if split == "val" else f"in neither val nor {split}"
+        said.append(f"{count} maps of images that are {where} were not read")
     return said

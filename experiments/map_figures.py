@@ -28,6 +28,7 @@ MEANS = ("hit", "iou", "iou_otsu", "dice", "energy")
 # Share of the image: below the first small, from the second on large. MURA's median fracture covers
 # 1.0 % (its box), median metal 3.7 %.
 SIZES = (0.01, 0.04)
+SIZE_NAMES = ("small", "medium", "large")
 # Figures that are also told of each body part, lesion type and lesion size.
 GROUPED = ("hit", "iou", "pixel_ap")
 
@@ -92,6 +93,9 @@ def localisation(
 def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Positions of the images with a lesion mask by body part, lesion type and lesion size.
 
+    A lesion type that is called as a body part or as a size is ``lesion_type/<value>``, a body part
+    that is called as a size ``body_part/<value>``: people name both as they like.
+
     Example:
         >>> import pandas as pd
         >>> columns = {"body_part": ["hand", "hand"], "lesion_type": ["lytic", ""]}
@@ -104,14 +108,16 @@ def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
         return {}
     area = table["lesion_area"].to_numpy(dtype=np.float64)
     masked = ~np.isnan(area)
-    found = {
-        str(value): np.flatnonzero(masked & (table[column] == value).to_numpy())
-        for column in ("body_part", "lesion_type")
-        for value in sorted(table.loc[masked, column].unique())
-        if value
-    }
+    found: dict[str, np.ndarray] = {}
+    for column in ("body_part", "lesion_type"):
+        for value in sorted(table.loc[masked, column].unique()):
+            name = str(value)
+            while name in found or name in SIZE_NAMES:
+                name = f"{column}/{name}"
+            if value:
+                found[name] = np.flatnonzero(masked & (table[column] == value).to_numpy())
     size = np.digitize(area, SIZES)
-    for place, name in enumerate(("small", "medium", "large")):
+    for place, name in enumerate(SIZE_NAMES):
         found[name] = np.flatnonzero(masked & (size == place))
     return found
 

@@ -26,6 +26,8 @@ def write(found: Evaluation) -> None:
         # Last, so that a summary never lies beside older rows.
         summary = target / "summary.json"
         summary.unlink(missing_ok=True)
+        # Of the network that was judged before: an audit of this one follows, if one is asked for.
+        (target / "audit.json").unlink(missing_ok=True)
         found.table.to_csv(target / "images.csv", index=False)
         save_maps(target / "maps.npz", found.table, found.maps)
         if "probability" in found.table:

@@ -306,6 +306,18 @@ def test_a_random_map_is_as_the_random_order():
     )
 
 
+def test_without_an_interval_nothing_is_said_of_deletion_and_insertion():
+    sample = spots(10)._replace(patient=np.repeat("one", 10))
+    image = sample.batch["image"]
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
+    assert perturbation_says(found["rest"]).endswith("nothing can be said")
+    found["rest"]["less"]["insertion"][audit.RANDOM] = Difference(0.2, 0.1, 0.3, 0.0, 0.01)
+    assert perturbation_says(found["rest"]) == (
+        "deletion not comparable with the random order and the edges; "
+        "insertion better than the random order and not comparable with the edges"
+    )
+
+
 # The leak -----------------------------------------------------------------------------------------
 
 LABEL = np.repeat([1, 0], 20)
@@ -325,6 +337,11 @@ def test_a_leak_is_told(swapped, words, abnormal):
     assert found["one_answer"].value == 0.5
     assert found["swapped_abnormal"] == abnormal
     assert words in leak_says(found)
+
+
+def test_without_an_interval_nothing_is_said_of_a_leak():
+    found = audit.audit_leak(table_of(LABEL, LABEL, LABEL).assign(patient="one"))
+    assert leak_says(found).endswith("nothing can be said")
 
 
 # All of it ----------------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ def test_text_and_table_are_written_beside_each_other(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         write_comparison(found, tmp_path / "file" / "comparison")
+    with pytest.raises(RunError, match="names no file for the comparison; add a name: ../compar"):
+        write_comparison(found, Path(".."))
 
 
 def test_a_run_without_maps_alone_leaves_nothing_to_compare():

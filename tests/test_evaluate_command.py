@@ -212,3 +212,23 @@ def test_mura_without_masks_gives_null_and_stands_beside_published_figures(tiny,
     }
     assert summary["intervals"]["pcam/hit"] == [None, None]
     assert "docs/evaluation.md" in summary["null"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["run", "run", "--compare"], "run and run are of one run; name one of them"),
+        (["run", "run/checkpoints/last.ckpt", "--audit"], "run/checkpoints/last.ckpt are of one"),
+        (["run", "--compare", "--out", ""], "--out . names no file for the comparison; add a name"),
+        (["runs/lambda=1"], "runs/lambda=1 is no run directory (no config.yaml)"),
+        (["lambda=1"], "lambda=1 does not exist: taken for key=value"),
+        ([], "name a run directory, such as runs/phantom/stage1/seed0\n"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_judging(tmp_path, monkeypatch, capsys, words, error):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        (tmp_path / "run" / name).touch()  # nothing of them is read
+    assert evaluate.main(words) == 2
+    assert error in capsys.readouterr().err

@@ -150,6 +150,8 @@ def test_maps_of_train_images_are_said_not_to_be_read(maps, tiny, data, capsys):
     file_of(maps, data, row).write_bytes(b"no map")
     assert judge(maps, tiny) == 0
     assert "1 maps of images that are in neither val nor test were not" in capsys.readouterr().out
+    assert judge(maps, tiny, "--split", "val") == 0
+    assert "maps of images that are not in val were not read" in capsys.readouterr().out
 
 
 def test_results_lie_where_they_are_wanted(maps, tiny, tmp_path, capsys):
@@ -160,6 +162,17 @@ def test_results_lie_where_they_are_wanted(maps, tiny, tmp_path, capsys):
     assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 0
     assert (tmp_path / "results" / "test" / "summary.json").is_file()
     assert not maps.with_name("maps.evaluation").exists()
+    (tmp_path / "results" / "test" / "audit.json").write_text("{}")
+    (tmp_path / "results" / "test" / "maps.npz").unlink()
+    (tmp_path / "results" / "test" / "maps.npz").mkdir()
+    capsys.readouterr()
+    assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 2
+    said = capsys.readouterr()
+    assert "hit rate" in said.out
+    assert "written" not in said.out
+    assert "results/test cannot be written" in said.err
+    # An audit is of the figures that it was written beside.
+    assert not (tmp_path / "results" / "test" / "audit.json").exists()
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
@@ -203,6 +216,8 @@ def test_what_cannot_be_asked_is_said(maps, tiny, tmp_path, capsys):
         (["--split", "left_out"], "--maps goes with --split test or val"),
         ([str(tmp_path)], "--maps judges a folder of maps, not runs"),
         (["--compare"], "--compare is of runs"),
+        (["--audit-images", "9"], "--audit and --audit-images ask a network"),
+        (["--no-baselines"], "no baseline is judged with --maps; leave it out"),
         (["data.nmae=phantom"], "data.nmae"),
     ):
         assert judge(maps, tiny, *words) == 2

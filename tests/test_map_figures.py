@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.compare import say
 from experiments.map_figures import (
     TOLERANCE,
     MapRows,
@@ -124,6 +125,31 @@ def test_lesions_are_sized_by_their_share_of_the_image():
     )
     found = {name: rows.tolist() for name, rows in groups(table).items()}
     assert found == {"hand": [0, 1, 2, 3], "small": [0], "medium": [1, 2], "large": [3]}
+
+
+def test_groups_called_alike_are_told_apart():
+    columns = {
+        "body_part": ["elbow", "elbow", "hand", "small"],
+        "lesion_type": ["large", "lytic", "elbow", "large"],
+        "lesion_area": [0.001, 0.02, 0.02, 0.05],
+        "m_hit": [1, 1, 1, 0],
+    }
+    table = pd.DataFrame(columns)
+    assert {name: rows.tolist() for name, rows in groups(table).items()} == {
+        "elbow": [0, 1],
+        "hand": [2],
+        "body_part/small": [3],
+        "lesion_type/elbow": [2],
+        "lesion_type/large": [0, 3],
+        "lytic": [1],
+        "small": [0],
+        "medium": [1, 2],
+        "large": [3],
+    }
+    figures = localisation(table, "m")
+    assert figures["m/hit/lesion_type/large"](np.ones((1, 4)))[0] == 0.5
+    assert figures["m/hit/large"](np.ones((1, 4)))[0] == 0
+    assert say("m/hit/lesion_type/large") == "m's hit rate (lesion type large)"
 
 
 def test_normal_images_count_where_something_is_shown():

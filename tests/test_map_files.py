@@ -200,6 +200,15 @@ def test_a_damaged_png_is_refused(tmp_path, content, said):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [png() + b"and more", png(pixels=bytes(41 * 30 + 9)), png(extra=chunk(b"tEXt", b"a\0b"))],
+)
+def test_what_a_png_holds_beyond_its_pixels_is_not_looked_at(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    assert not read_map(tmp_path / "a.png", SIZE).any()
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", r"is no whole \.npy file \(ValueError: EOF"),
