@@ -256,7 +256,8 @@ def leave_out_fold(
         A copy of ``table``; all train images of the fold's patients have the split ``left_out``.
 
     Raises:
-        DataError: The subset has fewer patients than there are folds.
+        DataError: The subset has fewer patients than there are folds, or without the fold train
+            lacks a class.
     """
     patients = sorted(
         table["patient"].iloc[rows].unique(),
@@ -268,6 +269,13 @@ def leave_out_fold(
             "patients; choose fewer folds, or give more masks"
         )
     chosen = table["patient"].isin(patients[fold::folds]) & (table["split"] == "train")
+    left = set(table["label"][(table["split"] == "train") & ~chosen])
+    if left != {0, 1}:
+        found = {0: "only normal", 1: "only abnormal"}.get(next(iter(left), -1), "no")
+        raise DataError(
+            f"lesions.folds={folds}: without fold {fold} train holds {found} images, and needs "
+            "both classes; choose more folds, or give more data"
+        )
     return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
 
 

@@ -16,6 +16,7 @@ from datamodules.lesions import (
     Lesion,
     attach_lesions,
     choose_lesions,
+    leave_out_fold,
     read_lesions,
     write_lesions,
 )
@@ -331,3 +332,19 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
     shuffled = pool.sample(frac=1, random_state=1)
     assert set(shuffled.iloc[choose_lesions(shuffled, 40, 0)]["path"]) == chosen
     assert set(pool.iloc[choose_lesions(pool, 40, 1)]["path"]) != chosen
+
+
+def test_a_fold_that_takes_all_of_a_class_out_of_train_is_refused(pool):
+    rows = choose_lesions(pool, 50, 0)
+    few = pool.assign(label=(pool["lesion_mask"] != "").astype(int)).iloc[rows]
+    few = few.drop_duplicates("patient").reset_index(drop=True)
+    with pytest.raises(DataError, match="without fold 0 train holds only abnormal images"):
+        leave_out_fold(few, np.arange(len(few)), 2, 0, 0)
+    normal = few[:9].assign(label=0, lesion_mask="", patient="healthy")
+    both = pd.concat([few[:1], normal], ignore_index=True)
+    both.loc[1, ["label", "lesion_mask", "patient"]] = [1, "/n.png", "p60"]
+    left = leave_out_fold(both, np.array([0, 1]), 2, 0, 0)
+    assert left["split"].value_counts().to_dict() == {"train": 9, "left_out": 1}
+    both.loc[both["label"] == 1, "split"] = ["train", "val"]
+    with pytest.raises(DataError, match=r"lesions\.folds=1: without fold 0 .* only normal images"):
+        leave_out_fold(both, np.array([0]), 1, 0, 0)
