@@ -81,6 +81,7 @@ def test_images_without_annotation_are_left_out(tmp_path):
         ({"size": [HEIGHT, WIDTH], "counts": "ééé"}, r"RLE counts cannot be read"),
         ({"size": [HEIGHT, WIDTH]}, r"RLE counts cannot be read"),
         ({"size": [HEIGHT, WIDTH], "counts": [600]}, r"nothing is marked"),
+        ({"size": [HEIGHT, WIDTH], "counts": [0, 600]}, r"the whole of a\.png is marked; outline"),
     ],
 )
 def test_a_wrong_segmentation_is_named(tmp_path, segmentation, message):
@@ -117,3 +118,12 @@ def test_an_impossible_size_is_refused(tmp_path, size):
 def test_a_missing_coco_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"coco\.json is missing"):
         read_coco(tmp_path / "coco.json")
+
+
+def test_two_files_of_one_id_are_named(tmp_path):
+    path = coco(tmp_path, [[1, 1, 2, 2, 3, 3]])
+    content = json.loads(path.read_text())
+    content["images"].append({**content["images"][0], "file_name": "b.png"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"coco\.json: a\.png and b\.png share the id 0"):
+        read_coco(path)

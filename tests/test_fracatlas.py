@@ -306,28 +306,6 @@ def test_outlines_count_in_the_upright_frame(filled, tmp_path):
     assert mask.sum() == 255 * 100
 
 
-def test_outlines_of_another_size_are_an_error(filled, tmp_path):
-    filled.coco["images"][0]["width"] = WIDTH + 1
-    with pytest.raises(DataError, match=r"IMG0000001\.jpg is 81x96 there, the upright image 80x96"):
-        module(filled.write(), tmp_path).build_index()
-    assert not list(tmp_path.glob("cache/*"))
-
-
-def test_outlines_on_a_normal_image_are_an_error(filled, tmp_path):
-    filled.coco["images"][0]["file_name"] = "IMG0000000.jpg"
-    with pytest.raises(
-        DataError, match=r"IMG0000000\.jpg is labelled normal but has a lesion mask"
-    ):
-        module(filled.write(), tmp_path).build_index()
-
-
-def test_a_missing_coco_file_is_named(filled, tmp_path):
-    root = filled.write()
-    (root / "Annotations/COCO JSON/COCO_fracture_masks.json").unlink()
-    with pytest.raises(DataError, match=r"COCO_fracture_masks\.json is missing"):
-        module(root, tmp_path).build_index()
-
-
 def test_a_lesion_folder_of_the_user_replaces_the_outlines(filled, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
