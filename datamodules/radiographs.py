@@ -6,6 +6,7 @@ everything else is here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -286,9 +287,10 @@ class RadiographDataModule(LightningDataModule):
         files, masks = self.fingerprint(), []
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
-            # A mask that was drawn anew keeps its name.
-            stats = [(path, path.stat()) for path in sorted(self.lesions_path.rglob("*.png"))]
-            masks = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            with contextlib.suppress(DataError):  # build_index explains it
+                named = lesions.read_lesions(self.lesions_path)["mask"]
+                # A mask that was drawn anew keeps its name.
+                masks = [(name, cache.stamp(self.lesions_path / name)) for name in named]
         absent = [path for path in files if not path.is_file()]
         key = cache.cache_key(
             {
