@@ -234,6 +234,7 @@ class RadiographDataModule(LightningDataModule):
             "batch": 0 if whole else batches,
             "images_a_step": self.batch_size * self.trainer.world_size,
             "index_hash": self.index_hash,
+            "mask_hash": self.mask_hash,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -243,7 +244,7 @@ class RadiographDataModule(LightningDataModule):
             DataError: the run was trained on other data, or with another number of images a step:
                 its epochs would be cut otherwise, and its learning rate counts its steps.
         """
-        self.check_index_hash(state_dict["index_hash"])
+        self.check_same_data(state_dict)
         wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
         if state_dict["images_a_step"] != wanted:
             raise DataError(
@@ -264,15 +265,32 @@ class RadiographDataModule(LightningDataModule):
 
     @property
     def index_hash(self) -> str:
-        """Hash of what is learned and judged: images, labels, splits, masks."""
+        """Hash of what is learned and judged: images, labels, splits, which of them are masked."""
         return index.hash_table(self.table)
 
-    def check_index_hash(self, trained_on: str) -> None:
-        """Raise a DataError unless this is the data that a run was trained on."""
-        if trained_on != self.index_hash:
+    @property
+    def mask_hash(self) -> str:
+        """Hash of what the lesion masks show, wherever they lie and however they are stored."""
+        assert self.pixels is not None, "setup() opens the cache"
+        return self.pixels.mask_hash
+
+    def check_same_data(self, trained_on: dict[str, Any]) -> None:
+        """Raise a DataError unless this is the data that a run was trained on.
+
+        Args:
+            trained_on: The state of the run's data module, see ``state_dict``.
+        """
+        if trained_on["index_hash"] != self.index_hash:
             raise DataError(
                 f"{self.root} is not the data that this run was trained on (other images, labels, "
                 "splits or lesion masks): its train images may be judged here; name the data.root "
+                "it had, or start a new run (run.name=...)"
+            )
+        # Checkpoints of before the masks were hashed know nothing of them.
+        if trained_on.get("mask_hash", self.mask_hash) != self.mask_hash:
+            raise DataError(
+                f"{self.lesions_path or self.root}: the lesion masks changed since this run was "
+                "trained (the same images have masks, drawn otherwise); bring back the masks that "
                 "it had, or start a new run (run.name=...)"
             )
 

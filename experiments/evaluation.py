@@ -96,7 +96,7 @@ def evaluate(
     data.prepare_data()
     data.setup()
     module, content = load_module(config.stage, checkpoint)
-    data.check_index_hash(content[type(data).__qualname__]["index_hash"])
+    data.check_same_data(content[type(data).__qualname__])
     if not len(data.rows_of(split)):
         raise RunError(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
