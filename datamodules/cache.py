@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from datamodules.decode import decode, usable_cores
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
-from datamodules.index import COLUMNS, DataError
+from datamodules.index import COLUMNS, DataError, hash_masks
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +85,12 @@ class PixelCache:
         images: (slots, S, S) uint8 memory map; row i of the table lies in slot ``slot[i]``.
         masks: (M, S, S) uint8 memory map, 255 = lesion; row i's mask is ``mask_slot[i]``, -1 =
         none. geometry: (N, 10) int32, see ``Geometry``.
+        mask_hash: hash of which image has which lesion mask, as decoded, at original size.
     """
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
-        size = meta["image_size"]
+        size, self.mask_hash = meta["image_size"], meta["mask_hash"]
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
         self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
@@ -121,7 +122,10 @@ def is_whole(folder: Path) -> bool:
     """Whether ``folder`` holds a finished cache whose files have the sizes that were written."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in meta["files"].items())
+        # Caches of before the masks were hashed cannot tell what a run was trained on.
+        return bool(meta["mask_hash"]) and all(
+            (folder / name).stat().st_size == size for name, size in meta["files"].items()
+        )
     except (OSError, ValueError, KeyError):
         return False
 
@@ -190,7 +194,7 @@ def build(
         ) from error
 
 
-def _stamp(path: Path) -> str:
+def stamp(path: Path) -> str:
     """Size and time of a file, "missing" without one."""
     try:
         stat = path.stat()
@@ -206,8 +210,8 @@ def _repaired(folder: Path, root: Path) -> bool:
     except FileNotFoundError:
         return False
     return any(
-        _stamp(root / path) != stamp
-        for path, stamp in zip(left_out["path"], left_out["stamp"], strict=True)
+        stamp(root / path) != noted
+        for path, noted in zip(left_out["path"], left_out["stamp"], strict=True)
     )
 
 
@@ -227,6 +231,7 @@ def _fill(
     paths, masks = table["path"].tolist(), table["lesion_mask"].tolist()
     geometry = np.zeros((len(table), len(Geometry._fields)), dtype=np.int32)
     errors: dict[int, str] = {}
+    drawn = [""] * len(table)
 
     def convert(row: int, images: int, mask_file: int) -> None:
         try:
@@ -247,6 +252,7 @@ def _fill(
                     "upright original image"
                 )
             solid = np.where(mask > 127, 255, 0).astype(np.uint8)
+            drawn[row] = hashlib.sha256(solid.tobytes()).hexdigest()
             pixels = to_square(solid, place, recipe.image_size)
             _write_at(mask_file, pixels, int(mask_slot[row]) * square)
 
@@ -278,6 +284,7 @@ def _fill(
         "image_size": recipe.image_size,
         "images": len(table),
         "masks": len(with_mask),
+        "mask_hash": hash_masks(table.assign(drawn=drawn).iloc[kept]),
         "files": {
             path.name: path.stat().st_size for path in folder.iterdir() if path.name != "meta.json"
         },
@@ -313,7 +320,7 @@ def _report_unreadable(
             )
         bad = sorted(errors)
         left_out = table.iloc[bad][["path"]].assign(
-            stamp=[_stamp(root / path) for path in table.iloc[bad]["path"]],
+            stamp=[stamp(root / path) for path in table.iloc[bad]["path"]],
             reason=[errors[row] for row in bad],
         )
         left_out.to_csv(folder / UNREADABLE, index=False)

@@ -17,6 +17,8 @@ from datamodules.index import DataError
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
+# What image files of a data set are called; inside, the content decides.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
 WINDOW_TAIL = 0.001
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -90,6 +92,21 @@ def upright_size(path: Path) -> tuple[int, int]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(path, str(error)) from error
     return (width, height) if turned else (height, width)
+
+
+def is_opaque(path: Path) -> bool:
+    """Whether no pixel of a file that ``decode`` reads is see-through: ``decode`` ignores alpha.
+
+    Raises:
+        DataError: Pillow cannot read it.
+    """
+    try:
+        with Image.open(path) as image:
+            if not image.has_transparency_data:
+                return True
+            return bool((np.array(image.convert("RGBA"))[..., 3] == 255).all())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 def check_png(data: bytes, path: Path) -> None:

@@ -38,7 +38,7 @@ BODY_PARTS = ("hand", "leg", "hip", "shoulder")
 BLOCK = 20  # consecutive numbers that stand in for a patient
 # Upstream shows these images under several numbers, fractured under one and not under another.
 KNOWN_CONTRADICTIONS = ((2886, 4243), (2998, 4280), (3034, 4314, 4341), (2952, 4262))
-LESION_FORMAT = 1  # raise it when masks are drawn differently, so that older ones are not reused
+LESION_FORMAT = 2  # raise it when masks are drawn differently, so that older ones are not reused
 
 
 class FracAtlasDataModule(RadiographDataModule):
@@ -74,8 +74,9 @@ class FracAtlasDataModule(RadiographDataModule):
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco = self.root / COCO
         paths = {Path(path).name: path for path in table["path"]}
-        marked = [image for image in read_coco(coco) if image.file_name in paths]
-        sizes = {image.file_name: _size(self.root / paths[image.file_name]) for image in marked}
+        outlined = read_outlines(self.root)
+        marked = {name: image for name, image in outlined.items() if name in paths}
+        sizes = {name: _size(self.root / paths[name]) for name in marked}
         unreadable = sorted(name for name, size in sizes.items() if size is None)
         if unreadable:  # whether that is an error is for the cache to decide
             log.warning(
@@ -91,9 +92,9 @@ class FracAtlasDataModule(RadiographDataModule):
         if folder.is_dir():
             return folder
         drawn = (
-            Lesion(paths[image.file_name], _draw(image, size))
-            for image in marked
-            if (size := sizes[image.file_name]) is not None
+            Lesion(paths[name], _draw(image, size))
+            for name, image in marked.items()
+            if (size := sizes[name]) is not None
         )
         try:
             write_lesions(folder, drawn)
@@ -155,6 +156,34 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
             "hardware": rows["hardware"].astype(int),
         }
     ).reset_index(drop=True)
+
+
+def read_outlines(root: Path) -> dict[str, CocoImage]:
+    """Read the annotated images of the COCO file, by the names of their files.
+
+    Names are unique in the archive, so that folders which an export puts in front do not matter.
+
+    Raises:
+        DataError: See ``read_coco``; or a file is outlined as two images, or none of them is there.
+    """
+    coco, outlined = root / COCO, {}
+    for image in read_coco(coco):
+        name = image.file_name.replace("\\", "/").rpartition("/")[2]
+        if name in outlined:
+            raise DataError(
+                f"{coco}: {image.file_name} is outlined under two ids; give it one image id and "
+                "all its annotations to that"
+            )
+        outlined[name] = image
+    unknown = sorted(outlined.keys() - _list_images(root).keys())
+    if unknown:
+        found = f"{len(unknown)} of {len(outlined)} outlined images are not in {root / 'images'}"
+        if len(unknown) == len(outlined):
+            raise DataError(
+                f"{coco}: {found}, such as {unknown[0]}; give the COCO file of these images"
+            )
+        log.warning("%s: %s and not used, such as %s", coco, found, ", ".join(unknown[:3]))
+    return outlined
 
 
 def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:

@@ -165,6 +165,15 @@ def hash_judges(table: pd.DataFrame) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def hash_masks(table: pd.DataFrame) -> str:
+    """SHA-256 over images and what their masks show (column drawn, "" = no mask), 16 hex digits.
+
+    Apart from ``hash_table``, so that what older runs were trained on keeps its hash.
+    """
+    content = table.loc[table["drawn"] != "", ["path", "drawn"]].to_csv(index=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def hash_files(paths: list[Path]) -> str:
     """SHA-256 over names and contents of small files (CSV, JSON), first 16 hex digits."""
     digest = hashlib.sha256()

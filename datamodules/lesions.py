@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from datamodules.decode import decode, upright_size, usable_cores
+from datamodules.decode import IMAGE_SUFFIXES, decode, is_opaque, upright_size, usable_cores
 from datamodules.index import DataError
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def read_csv(csv: Path) -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
     Raises:
-        DataError: See ``read_text``; or it is no CSV.
+        DataError: See ``read_text``; or it is no CSV, or its rows are longer than the header.
     """
     try:
         rows = pd.read_csv(
@@ -70,6 +71,11 @@ def read_csv(csv: Path) -> pd.DataFrame:
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
+        raise DataError(
+            f"{csv}: its rows have more fields than the header; take the commas at their ends out, "
+            "or put a field that holds a comma in quotes"
+        )
     rows.index += 2
     return rows[(rows != "").any(axis=1)]
 
@@ -82,7 +88,7 @@ def read_lesions(folder: Path) -> pd.DataFrame:
 
     Raises:
         DataError: No such folder or CSV, it is no UTF-8 or no CSV, a column or a field is missing,
-            or an image or a mask is listed twice.
+            or an image or a mask is listed twice, however it is spelled.
     """
     csv = folder / CSV
     if not csv.is_file():
@@ -100,25 +106,22 @@ def read_lesions(folder: Path) -> pd.DataFrame:
         )
     rows = rows.reindex(columns=COLUMNS, fill_value="")
     for name in COLUMNS[:2]:
-        rows[name] = rows[name].str.strip().str.removeprefix("./")
+        rows[name] = rows[name].str.strip()
         blank = rows.index[rows[name] == ""]
         if len(blank):
             raise DataError(f"{csv}, row {blank[0]}: no {name} is given")
-        twice = rows.index[rows[name].duplicated()]
-        if len(twice):
-            value = rows.loc[twice[0], name]
-            raise DataError(
-                f"{csv}, row {twice[0]}: the {name} {value} is listed twice; an image has one mask "
-                "(join several lesions in it), a mask belongs to one image"
-            )
+    rows["image"] = rows["image"].map(os.path.normpath)
+    _check_once(csv, rows, "image", rows["image"].tolist())
+    _check_once(csv, rows, "mask", [os.path.realpath(folder / mask) for mask in rows["mask"]])
     return rows
 
 
 def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFrame:
     """Fill ``lesion_mask`` and ``lesion_type`` of the index ``table`` from a lesion folder.
 
-    An image may also be given with the name of ``root`` in front (``MURA-v1.1/train/...``). Masks
-    of images that exist but that the index left out on purpose are not used, with a notice.
+    An image may also be given with the name of ``root`` in front (``MURA-v1.1/train/...``), or by
+    its absolute path. Masks of images that exist but that the index left out on purpose are not
+    used, with a notice.
 
     Args:
         table: Index table with path and label.
@@ -130,23 +133,31 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
 
     Raises:
         DataError: See ``read_lesions``; or an unknown image, a mask on a normal image, a mask file
-            that is missing, empty (nothing marked), not of 0 and 255, or of another size than its
-            image.
+            that is missing, see-through, marks nothing or the whole image, is not of 0 and 255, or
+            of another size than its image.
     """
     csv, rows = folder / CSV, read_lesions(folder)
     place = pd.Series(np.arange(len(table)), index=table["path"])
     labels = table["label"].to_numpy()
+    rows["image"] = rows["image"].map(lambda image: _below(root, image))
     inner = rows["image"].str.removeprefix(f"{root.resolve().name}/")
     rows["image"] = rows["image"].where(rows["image"].isin(place.index), inner)
+    _check_once(csv, rows, "image", rows["image"].tolist())
     absent = ~rows["image"].isin(place.index)
     for row in rows[absent].itertuples():
-        if not (root / row.image).is_file():
+        is_image = row.image.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(root / row.image)
+        if not is_image or _lies_outside(row.image):
             raise DataError(
                 f"{csv}, row {row.Index}: unknown image {row.image}; give its path relative to "
                 f"{root}"
             )
     if absent.any():
-        log.warning("%s: %d masks are of images that the index left out", csv, absent.sum())
+        log.warning(
+            "%s: %d masks are of images that the index left out, such as %s",
+            csv,
+            absent.sum(),
+            rows["image"][absent].iloc[0],
+        )
     rows = rows[~absent]
     places = place.reindex(rows["image"]).to_numpy(np.int64)
     normal = rows[labels[places] == 0]
@@ -171,8 +182,8 @@ def write_lesions(folder: Path, lesions: Iterable[Lesion]) -> int:
 
     Raises:
         DataError: The folder already exists, or cannot be written.
-        ValueError: A mask is not uint8 (H, W) of 0 and 255 or marks nothing, or an image does not
-            lie below ``data.root``.
+        ValueError: A mask is not uint8 (H, W) of 0 and 255 or marks nothing or all, or an image
+            does not lie below ``data.root``.
     """
     if folder.exists():
         raise DataError(f"{folder} already exists; remove it first, or choose another folder")
@@ -184,7 +195,7 @@ def write_lesions(folder: Path, lesions: Iterable[Lesion]) -> int:
             fault = _fault(lesion.mask)
             if fault:
                 raise ValueError(f"mask of {lesion.image}: {fault}")
-            if ".." in Path(lesion.image).parts or Path(lesion.image).is_absolute():
+            if _lies_outside(lesion.image):
                 raise ValueError(f"{lesion.image} does not lie below data.root")
             mask = f"masks/{lesion.image}.png"
             (draft / mask).parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +256,8 @@ def leave_out_fold(
         A copy of ``table``; all train images of the fold's patients have the split ``left_out``.
 
     Raises:
-        DataError: The subset has fewer patients than there are folds.
+        DataError: The subset has fewer patients than there are folds, or without the fold train
+            lacks a class.
     """
     patients = sorted(
         table["patient"].iloc[rows].unique(),
@@ -257,19 +269,58 @@ def leave_out_fold(
             "patients; choose fewer folds, or give more masks"
         )
     chosen = table["patient"].isin(patients[fold::folds]) & (table["split"] == "train")
+    left = set(table["label"][(table["split"] == "train") & ~chosen])
+    if left != {0, 1}:
+        found = {0: "only normal", 1: "only abnormal"}.get(next(iter(left), -1), "no")
+        raise DataError(
+            f"lesions.folds={folds}: without fold {fold} train holds {found} images, and needs "
+            "both classes; choose more folds, or give more data"
+        )
     return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
+
+
+def _check_once(csv: Path, rows: pd.DataFrame, name: str, files: list[str]) -> None:
+    """Raise a DataError where two rows give the same one of ``files``, whatever they call it."""
+    twice = np.flatnonzero(pd.Index(files).duplicated())
+    if len(twice):
+        first, second = files.index(files[twice[0]]), twice[0]
+        raise DataError(
+            f"{csv}, row {rows.index[second]}: the {name} {rows[name].iat[second]} is listed twice "
+            f"(row {rows.index[first]}: {rows[name].iat[first]}); an image has one mask (join "
+            "several lesions in it), a mask belongs to one image"
+        )
+
+
+def _below(root: Path, image: str) -> str:
+    """Return ``image``, absolute or counted from ``root``, as a path that counts from ``root``."""
+    path = os.path.abspath(root / image)
+    # First as it is spelled: folders inside root may be links to elsewhere.
+    for place, base in (
+        (path, os.path.abspath(root)),
+        (os.path.realpath(path), os.path.realpath(root)),
+    ):
+        if Path(place).is_relative_to(base):
+            return Path(place).relative_to(base).as_posix()
+    return image
+
+
+def _lies_outside(image: str) -> bool:
+    return ".." in Path(image).parts or Path(image).is_absolute()
 
 
 def _check_mask(csv: Path, row: tuple, folder: Path, root: Path) -> None:
     """Raise a DataError where the mask of one CSV row cannot serve."""
     number, image, name = row[:3]
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise DataError(
-            f"{csv}, row {number}: the mask {path} does not exist; add it, or take its row out"
+            f"{csv}, row {number}: the mask {path} does not exist; add it (its name may "
+            "be too long for the disk), or take its row out"
         )
     mask = decode(path)
     fault = _fault(mask)
+    if not is_opaque(path):
+        fault = "has see-through pixels; flatten it to grey, 0 for background and 255 for lesion"
     if fault:
         raise DataError(f"{csv}, row {number}: the mask {path} {fault}")
     try:
@@ -291,6 +342,8 @@ def _fault(mask: np.ndarray) -> str:
     counts = np.bincount(mask.reshape(-1), minlength=256)
     if counts[0] == mask.size:
         return "is empty; mark the lesion, or take its row out"
+    if counts[255] == mask.size:
+        return "covers the whole image: is it inverted? mark the lesion alone, or take its row out"
     if counts[0] + counts[255] != mask.size:
         value = int(np.flatnonzero(counts[1:255])[0]) + 1
         return f"holds the grey value {value}; use 0 for background and 255 for lesion"

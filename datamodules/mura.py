@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from datamodules import index
+from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
 from datamodules.lesions import attach_lesions, read_text
 from datamodules.radiographs import RadiographDataModule
@@ -39,7 +40,6 @@ STUDY = re.compile(
     r"(?:(?P<archive>[^/]+)/)?(?P<split>train|valid)/XR_(?P<part>[A-Za-z]+)/(?P<patient>patient\d+)"
     r"/(?P<study>study\d+_(?P<label>positive|negative))/(?P<image>[^/]*)"
 )
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class MuraDataModule(RadiographDataModule):

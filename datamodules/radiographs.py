@@ -6,6 +6,7 @@ everything else is here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,7 @@ class RadiographDataModule(LightningDataModule):
             "images_a_step": self.batch_size * self.trainer.world_size,
             "index_hash": self.index_hash,
             "judges_hash": self.judges_hash,
+            "mask_hash": self.mask_hash,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -243,7 +245,7 @@ class RadiographDataModule(LightningDataModule):
             DataError: the run was trained on other data, or with another number of images a step:
                 its epochs would be cut otherwise, and its learning rate counts its steps.
         """
-        self.check_index_hash(state_dict["index_hash"])
+        self.check_same_data(state_dict)
         wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
         if state_dict["images_a_step"] != wanted:
             raise DataError(
@@ -264,7 +266,7 @@ class RadiographDataModule(LightningDataModule):
 
     @property
     def index_hash(self) -> str:
-        """Hash of what is learned and judged: images, labels, splits, masks."""
+        """Hash of what is learned and judged: images, labels, splits, which of them are masked."""
         return index.hash_table(self.table)
 
     @property
@@ -272,12 +274,29 @@ class RadiographDataModule(LightningDataModule):
         """Hash of which images are val and which test, whatever is known of them."""
         return index.hash_judges(self.table)
 
-    def check_index_hash(self, trained_on: str) -> None:
-        """Raise a DataError unless this is the data that a run was trained on."""
-        if trained_on != self.index_hash:
+    @property
+    def mask_hash(self) -> str:
+        """Hash of what the lesion masks show, wherever they lie and however they are stored."""
+        assert self.pixels is not None, "setup() opens the cache"
+        return self.pixels.mask_hash
+
+    def check_same_data(self, trained_on: dict[str, Any]) -> None:
+        """Raise a DataError unless this is the data that a run was trained on.
+
+        Args:
+            trained_on: The state of the run's data module, see ``state_dict``.
+        """
+        if trained_on["index_hash"] != self.index_hash:
             raise DataError(
                 f"{self.root} is not the data that this run was trained on (other images, labels, "
                 "splits or lesion masks): its train images may be judged here; name the data.root "
+                "it had, or start a new run (run.name=...)"
+            )
+        # Checkpoints of before the masks were hashed know nothing of them.
+        if trained_on.get("mask_hash", self.mask_hash) != self.mask_hash:
+            raise DataError(
+                f"{self.lesions_path or self.root}: the lesion masks changed since this run was "
+                "trained (the same images have masks, drawn otherwise); bring back the masks that "
                 "it had, or start a new run (run.name=...)"
             )
 
@@ -292,9 +311,10 @@ class RadiographDataModule(LightningDataModule):
         files, masks = self.fingerprint(), []
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
-            # A mask that was drawn anew keeps its name.
-            stats = [(path, path.stat()) for path in sorted(self.lesions_path.rglob("*.png"))]
-            masks = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            with contextlib.suppress(DataError):  # build_index explains it
+                named = lesions.read_lesions(self.lesions_path)["mask"]
+                # A mask that was drawn anew keeps its name.
+                masks = [(name, cache.stamp(self.lesions_path / name)) for name in named]
         absent = [path for path in files if not path.is_file()]
         key = cache.cache_key(
             {

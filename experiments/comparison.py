@@ -250,6 +250,9 @@ def _own_maps(run: Evaluation) -> list[str]:
 
 def _alike(one: Evaluation, other: Evaluation) -> bool:
     """Whether two runs differ in nothing but seed and name."""
+    # lesions.path may differ, what the masks show may not.
+    if one.about.get("mask_hash") != other.about.get("mask_hash"):
+        return False
     plain = []
     for run in (one, other):
         config = to_plain(run.config)

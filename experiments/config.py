@@ -36,9 +36,10 @@ __all__ = [
     "to_plain",
 ]
 
-# A change of these never changes a result, or (data.root) is seen by the index's own hash.
+# A change of these never changes a result, or (data.root, lesions.path) is seen by the hashes of
+# the index and of the masks.
 _EXEMPT = re.compile(
-    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|trainer\.(accelerator|devices"
+    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|lesions\.path|trainer\.(accelerator|devices"
     r"|num_nodes|strategy|profiler|log_every_n_steps|num_sanity_val_steps|enable_\w+)"
 )
 _PATHS = [

@@ -108,7 +108,7 @@ def evaluate(
             f"{checkpoint} was not trained on data.name={config.data.name}, as "
             f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
         )
-    data.check_index_hash(content[kind]["index_hash"])
+    data.check_same_data(content[kind])
     check_network(build_module(config, data), content, checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
@@ -140,6 +140,7 @@ def evaluate(
         "data": config.data.name,
         "seed": config.seed,
         "split": split,
+        "mask_hash": data.mask_hash,
         **({"leaks": "split by image"} if config.data.split == "image" else {}),
     }
     # Only the best checkpoint's figures are the run's.

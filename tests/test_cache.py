@@ -1,5 +1,6 @@
 """The cache: built once, atomically, with a clear word where it cannot be."""
 
+import json
 import os
 from pathlib import Path
 
@@ -128,6 +129,25 @@ def test_a_repaired_image_is_looked_at_again(
     assert len(build(source, folder, "skip").table) == 5
     (root / "1.png").write_bytes(whole)
     assert len(build(source, folder, "skip").table) == 6
+
+
+def test_the_mask_hash_is_of_what_is_drawn_and_where(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """Neither of the file, its name nor its compression; a cache without one is built anew."""
+    _, table = source
+    first = build(source, tmp_path / "a")
+    mask = cv2.imread(table["lesion_mask"][1], 0)
+    moved = tmp_path / "moved.PNG"
+    cv2.imwrite(str(moved), mask, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    table.loc[1, "lesion_mask"] = str(moved)
+    assert build(source, tmp_path / "b").mask_hash == first.mask_hash
+    cv2.imwrite(str(moved), cv2.dilate(mask, np.ones((3, 3))))
+    assert build(source, tmp_path / "c").mask_hash != first.mask_hash
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    del meta["mask_hash"]
+    (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
+    assert build(source, tmp_path / "a").mask_hash != first.mask_hash
 
 
 def test_a_mask_of_another_size_is_an_error(

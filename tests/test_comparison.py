@@ -57,6 +57,13 @@ def made(stage="stage1", seed=0, name=None, shares=None, trivial=False, words=()
     return Evaluation(folder, folder, config, about, table, maps, fitted, {}, scales, [])
 
 
+def test_seeds_of_other_masks_are_not_joined():
+    runs = [made("stage1", seed, words=[f"lesions.path=masks{seed}"]) for seed in range(2)]
+    assert len(group(runs)) == 1
+    runs[1].about["mask_hash"] = "other"
+    assert len(group(runs)) == 2
+
+
 def test_seeds_are_joined_and_configurations_are_not():
     runs = [
         made("stage2", 1, words=["model.init_from=runs/phantom/stage1/seed1"]),

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -189,6 +190,16 @@ def test_a_run_of_another_data_set_or_without_a_checkpoint_is_refused(runs, tmp_
     assert evaluate.main([str(run)]) == 2
     said = capsys.readouterr().err
     assert "best.ckpt does not exist; train the run to its first epoch's end first" in said
+
+
+@pytest.mark.slow
+def test_a_run_is_not_judged_on_lesion_masks_drawn_anew(runs, tmp_path, capsys):
+    root = yaml.safe_load((runs["stage1"] / "config.yaml").read_text())["data"]["root"]
+    copy = shutil.copytree(root, tmp_path / "copy")
+    mask = next((copy / "lesions").rglob("*.png"))
+    cv2.imwrite(str(mask), 255 - cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
+    assert evaluate.main([str(runs["stage1"]), f"data.root={copy}"]) == 2
+    assert f"{copy}: the lesion masks changed since this run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -10,15 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pycocotools import mask as rle
 
 from datamodules import decode, duplicates, lesions
-from datamodules.annotations.coco import read_coco
 from datamodules.index import DataError
-from datamodules.lesions import Lesion, attach_lesions, choose_lesions, read_lesions, write_lesions
-
-# pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+from datamodules.lesions import (
+    Lesion,
+    attach_lesions,
+    choose_lesions,
+    leave_out_fold,
+    read_lesions,
+    write_lesions,
+)
 
 HEIGHT, WIDTH = 20, 30
 
@@ -35,6 +36,7 @@ def root(tmp_path):
     for name in ("a/image1.png", "a/image2.png", "b/image1.png", "c/image1.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (WIDTH, HEIGHT)).save(root / name)
+    (root / "a" / "list.csv").write_text("a/image1.png\n")
     return root
 
 
@@ -81,6 +83,14 @@ def test_paths_may_carry_the_name_of_the_root(root, table, folder):
     assert attach_lesions(table, folder, root)["lesion_type"].tolist() == ["metal", "", ""]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_an_image_may_be_spelled_otherwise(root, table, folder, tmp_path, caplog, link):
+    (tmp_path / "link").symlink_to(root)
+    absolute = tmp_path / "link" if link else root
+    write(folder, f"{absolute}/a/image1.png,m.png,metal", "b/..//a/./image2.png,n.png,lytic")
+    assert attach_lesions(table, folder, root)["lesion_type"].tolist() == ["metal", "lytic", ""]
+
+
 def test_lesion_type_blank_lines_and_windows_line_ends_are_optional(root, table, folder):
     folder.mkdir()
     (folder / "lesions.csv").write_bytes(b"\xef\xbb\xbfimage,mask\r\n\r\na/image1.png,m.png\r\n")
@@ -100,6 +110,21 @@ def test_masks_of_images_that_the_index_left_out_are_announced(root, table, fold
     ("rows", "message"),
     [
         (["d/image1.png,m.png,"], r"row 2: unknown image d/image1\.png"),
+        (["a/list.csv,m.png,"], r"row 2: unknown image a/list\.csv"),
+        (["../lesions/n.png,m.png,"], r"row 2: unknown image \.\./lesions/n\.png"),
+        ([f"{'x' * 300}.png,m.png,"], r"row 2: unknown image x{300}\.png"),
+        (
+            [f"a/image1.png,{'x' * 300}.png,"],
+            r"row 2: the mask .*x{300}\.png does not exist; add it \(its name may be too long",
+        ),
+        (
+            ["a/image1.png,m.png,", "a/image2.png,../lesions//m.png,"],
+            r"row 3: the mask \.\./lesions//m\.png is listed twice \(row 2: m\.png\)",
+        ),
+        (
+            ["a/image1.png,m.png,", "MURA-v1.1/a/image1.png,n.png,"],
+            r"row 3: the image a/image1\.png is listed twice \(row 2",
+        ),
         (["image1.png,m.png,"], r"row 2: unknown image image1\.png"),
         (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion mask"),
         (
@@ -126,6 +151,15 @@ def test_a_wrong_row_is_named(root, table, folder, rows, message):
     [
         (np.zeros((HEIGHT, WIDTH), np.uint8), r"row 2: the mask .*m\.png is empty"),
         (square() // 255, r"row 2: the mask .*m\.png holds the grey value 1; use 0"),
+        (square(0, 0, WIDTH), r"row 2: the mask .*m\.png covers the whole image: is it inverted"),
+        (
+            np.dstack([square() * 0 + 255] * 3 + [square()]),
+            r"row 2: the mask .*m\.png has see-through pixels; flatten it",
+        ),
+        (
+            np.dstack([square() * 0 + 255, square()]),
+            r"row 2: the mask .*m\.png has see-through pixels; flatten it",
+        ),
         (
             square(shape=(WIDTH, HEIGHT)),
             r"row 2: the mask .*m\.png is 20x30 px, .* upright 30x20 px",
@@ -135,6 +169,19 @@ def test_a_wrong_row_is_named(root, table, folder, rows, message):
 def test_a_wrong_mask_is_named(root, table, folder, mask, message):
     write(folder, "a/image1.png,m.png,", masks={"m.png": mask})
     with pytest.raises(DataError, match=message):
+        attach_lesions(table, folder, root)
+
+
+def test_an_alpha_channel_that_hides_nothing_is_fine(root, table, folder):
+    opaque = np.dstack([square()] * 3 + [square() * 0 + 255])
+    write(folder, "a/image1.png,m.png,", masks={"m.png": opaque})
+    assert attach_lesions(table, folder, root)["lesion_mask"][0]
+
+
+def test_a_link_to_the_mask_of_another_image_is_the_same_mask(root, table, folder):
+    write(folder, "a/image1.png,m.png,", "a/image2.png,link.png,")
+    (folder / "link.png").symlink_to("m.png")
+    with pytest.raises(DataError, match=r"row 3: the mask link\.png is listed twice"):
         attach_lesions(table, folder, root)
 
 
@@ -154,6 +201,13 @@ def test_a_folder_without_csv_or_column(tmp_path, folder):
         read_lesions(folder)
     (folder / "lesions.csv").write_text("")
     with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_lesions(folder)
+
+
+@pytest.mark.parametrize("rows", [["a/image1.png,m.png,lytic,"], ["a/image1.png,m.png,,,"] * 2])
+def test_a_comma_at_the_end_of_each_row_is_named(folder, rows):
+    write(folder, *rows)
+    with pytest.raises(DataError, match=r"lesions\.csv: its rows have more fields than the header"):
         read_lesions(folder)
 
 
@@ -280,107 +334,17 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
     assert set(pool.iloc[choose_lesions(pool, 40, 1)]["path"]) != chosen
 
 
-# COCO ---------------------------------------------------------------------------------------------
-
-
-def coco(tmp_path, *segmentations, size=(HEIGHT, WIDTH), **image):
-    content = {
-        "images": [{"id": 0, "file_name": "a.png", "height": size[0], "width": size[1], **image}],
-        "annotations": [
-            {"id": number, "image_id": 0, "category_id": 0, "segmentation": segmentation}
-            for number, segmentation in enumerate(segmentations)
-        ],
-        "categories": [{"id": 0, "name": "fractured"}],
-    }
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_polygons_and_both_run_length_encodings_draw_the_same(tmp_path):
-    expected = square(4, 6, 5)
-    encoded = rle.encode(np.asfortranarray(expected // 255))
-    columns = expected.T.ravel() // 255
-    runs = [len(run) for run in np.split(columns, np.flatnonzero(np.diff(columns)) + 1)]
-    for segmentation in (
-        [[6, 4, 10, 4, 10, 8, 6, 8]],
-        {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()},
-        {"size": [HEIGHT, WIDTH], "counts": runs},
-    ):
-        (image,) = read_coco(coco(tmp_path, segmentation))
-        assert image.categories == ["fractured"]
-        np.testing.assert_array_equal(image.mask(), expected)
-
-
-def test_regions_of_an_image_add_up_and_are_clipped(tmp_path):
-    (image,) = read_coco(
-        coco(tmp_path, [[1, 1, 3, 1, 3, 3, 1, 3]], [[28, 18, 90, 18, 90, 90, 28, 90]])
-    )
-    expected = square(1, 1, 3)
-    expected[18:, 28:] = 255
-    np.testing.assert_array_equal(image.mask(), expected)
-
-
-def test_a_hairline_is_not_lost(tmp_path):
-    (image,) = read_coco(coco(tmp_path, [[5.1, 5.1, 15.1, 5.2, 15.1, 5.3]]))
-    assert image.mask().any()
-
-
-def test_images_without_annotation_are_left_out(tmp_path):
-    assert read_coco(coco(tmp_path)) == []
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "message"),
-    [
-        ([[1, 1, 2, 2]], r"annotation 0 on a\.png: a polygon is x, y"),
-        ([[1, 1, 2, 2, 3, 3, 4]], r"a polygon is x, y"),
-        ([[1, 1, 2, 2, 3, None]], r"is no number"),
-        ([[1, 1, 2, 2, 3, float("nan")]], r"is no number"),
-        ([[1, 1, 2, 2, 3, 1e300]], r"far outside the image"),
-        ([[50, 50, 60, 50, 60, 60]], r"nothing is marked on a\.png"),
-        ([], r"has no segmentation .a box alone"),
-        (None, r"has no segmentation"),
-        ({"size": [WIDTH, HEIGHT], "counts": [600]}, r"RLE is of size \[30, 20\]"),
-        ({"size": [HEIGHT, WIDTH], "counts": [10, 5]}, r"RLE covers 15 pixels, the image has 600"),
-        ({"size": [HEIGHT, WIDTH], "counts": [10, -5]}, r"RLE counts cannot be read"),
-        ({"size": [HEIGHT, WIDTH], "counts": "0O"}, r"RLE (covers|counts cannot be read)"),
-        ({"size": [HEIGHT, WIDTH], "counts": "ééé"}, r"RLE counts cannot be read"),
-        ({"size": [HEIGHT, WIDTH]}, r"RLE counts cannot be read"),
-        ({"size": [HEIGHT, WIDTH], "counts": [600]}, r"nothing is marked"),
-    ],
-)
-def test_a_wrong_segmentation_is_named(tmp_path, segmentation, message):
-    (image,) = read_coco(coco(tmp_path, segmentation))
-    with pytest.raises(DataError, match=message):
-        image.mask()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[]", "lacks the list 'images'"),
-        ('{"images": []}', "lacks the list 'annotations'"),
-        ('{"images": [], "annotations": [1]}', "annotation number 0 lacks 'image_id'"),
-        ('{"images": [], "annotations": [{"image_id": [1]}]}', "has the image_id"),
-        ('{"images": [], "annotations": [{"id": 7, "image_id": 3}]}', "annotation 7 is of image 3"),
-        ('{"images": [{"id": 3}], "annotations": [{"image_id": 3}]}', "lacks 'file_name'"),
-    ],
-)
-def test_a_file_that_is_no_coco_is_refused(tmp_path, content, message):
-    (tmp_path / "coco.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_coco(tmp_path / "coco.json")
-
-
-@pytest.mark.parametrize("size", [(0, 5), (-1, 5), (1 << 20, 1 << 20), ("3", 5)])
-def test_an_impossible_size_is_refused(tmp_path, size):
-    with pytest.raises(DataError, match=r"a\.png has the size"):
-        read_coco(coco(tmp_path, [[1, 1, 2, 2, 3, 3]], size=size))
-
-
-def test_a_missing_coco_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"coco\.json is missing"):
-        read_coco(tmp_path / "coco.json")
+def test_a_fold_that_takes_all_of_a_class_out_of_train_is_refused(pool):
+    rows = choose_lesions(pool, 50, 0)
+    few = pool.assign(label=(pool["lesion_mask"] != "").astype(int)).iloc[rows]
+    few = few.drop_duplicates("patient").reset_index(drop=True)
+    with pytest.raises(DataError, match="without fold 0 train holds only abnormal images"):
+        leave_out_fold(few, np.arange(len(few)), 2, 0, 0)
+    normal = few[:9].assign(label=0, lesion_mask="", patient="healthy")
+    both = pd.concat([few[:1], normal], ignore_index=True)
+    both.loc[1, ["label", "lesion_mask", "patient"]] = [1, "/n.png", "p60"]
+    left = leave_out_fold(both, np.array([0, 1]), 2, 0, 0)
+    assert left["split"].value_counts().to_dict() == {"train": 9, "left_out": 1}
+    both.loc[both["label"] == 1, "split"] = ["train", "val"]
+    with pytest.raises(DataError, match=r"lesions\.folds=1: without fold 0 .* only normal images"):
+        leave_out_fold(both, np.array([0]), 1, 0, 0)

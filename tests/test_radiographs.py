@@ -1,5 +1,8 @@
 """The batch that every source gives, on the phantom."""
 
+import shutil
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -147,6 +150,40 @@ def test_a_run_goes_on_with_the_images_a_step_that_it_began_with(folder, batch):
     )
     with pytest.raises(DataError, match="begun with 16 images a step, here a step takes 8"):
         data.load_state_dict({**state, "images_a_step": 16})
+
+
+@pytest.mark.parametrize("place", ["plain", "capitals", "linked", "outside", "absolute"])
+def test_a_run_does_not_go_on_with_masks_drawn_anew(folder, tmp_path, place):
+    """Wherever the masks lie; a copy of the same ones is as good."""
+    source = folder / "phantom" / "lesions"
+    if not source.is_dir():
+        phantom(folder)
+    own = shutil.copytree(source, tmp_path / "lesions")
+    masks, prefix = own / "masks", "masks/"
+    if place in ("linked", "outside", "absolute"):
+        masks = masks.rename(tmp_path / "elsewhere")
+        prefix = {"linked": prefix, "outside": "../elsewhere/", "absolute": f"{masks}/"}[place]
+    if place == "linked":
+        (own / "masks").symlink_to(masks)
+    csv = (own / "lesions.csv").read_text().replace(",masks/", f",{prefix}")
+    path = sorted(masks.rglob("*.png"))[0]
+    if place == "capitals":
+        path, old = path.with_suffix(".PNG"), path
+        old.rename(path)
+        csv = csv.replace(str(old.relative_to(masks)), str(path.relative_to(masks)))
+    (own / "lesions.csv").write_text(csv)
+    state = {"epoch": 1, "batch": 0, "images_a_step": 8}
+    before = phantom(folder)
+    state |= {"index_hash": before.index_hash, "mask_hash": before.mask_hash}
+    phantom(folder, lesions_path=str(own)).load_state_dict(state)
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(path), 255 - mask)
+    after = phantom(folder, lesions_path=str(own))
+    assert after.index_hash == before.index_hash
+    with pytest.raises(DataError, match=r"lesions: the lesion masks changed since this run"):
+        after.load_state_dict(state)
+    del state["mask_hash"]  # of an older checkpoint
+    after.load_state_dict(state)
 
 
 def test_says_when_the_root_is_missing(tmp_path):

@@ -45,7 +45,7 @@ class CocoImage(NamedTuple):
 
         Raises:
             DataError: A polygon has less than three points, a number is missing or infinite, an RLE
-                does not fill the image, or nothing at all is marked.
+                does not fill the image, or nothing at all or the whole image is marked.
         """
         canvas = Image.new("L", (self.width, self.height))
         draw = ImageDraw.Draw(canvas)
@@ -62,6 +62,11 @@ class CocoImage(NamedTuple):
             raise DataError(
                 f"{self.source}: nothing is marked on {self.file_name}; draw its outline again, or "
                 "take its annotations out"
+            )
+        if marked.all():
+            raise DataError(
+                f"{self.source}: the whole of {self.file_name} is marked; outline the lesion "
+                "alone, or take its annotations out"
             )
         return marked
 
@@ -91,8 +96,8 @@ def read_coco(path: Path) -> list[CocoImage]:
     """Read a COCO file; images without annotation are left out.
 
     Raises:
-        DataError: The file is missing or no COCO JSON, an entry lacks a field, or an annotation
-            names an image that the file does not hold.
+        DataError: The file is missing or no COCO JSON, an entry lacks a field, an annotation names
+            an image that the file does not hold, or two annotated images share an id.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -118,7 +123,7 @@ def read_coco(path: Path) -> list[CocoImage]:
         category = entry.get("category_id")
         name = names.get(category, "") if _is_key(category) else ""
         categories.setdefault(image, set()).update([name] if name else [])
-    marked = []
+    marked: dict[object, CocoImage] = {}
     for place, entry in enumerate(content["images"]):
         where = f"image number {place}"
         number = _field(entry, "id", path, where)
@@ -128,14 +133,19 @@ def read_coco(path: Path) -> list[CocoImage]:
         height, width = (_field(entry, side, path, where) for side in ("height", "width"))
         if not (_is_side(height) and _is_side(width) and height * width <= MAX_PIXELS):
             raise DataError(f"{path}: {name} has the size {width} x {height}; export it again")
+        if number in marked:
+            raise DataError(
+                f"{path}: {marked[number].file_name} and {name} share the id {number}: nobody can "
+                "tell whose its annotations are; export it again"
+            )
         found = sorted(categories[number])
-        marked.append(CocoImage(name, height, width, regions.pop(number), found, path))
-    if regions:
+        marked[number] = CocoImage(name, height, width, regions[number], found, path)
+    for number in regions.keys() - marked.keys():
         raise DataError(
-            f"{path}: annotation {next(iter(regions.values()))[0][0]} is of image "
-            f"{next(iter(regions))}, which the file does not list; export it again"
+            f"{path}: annotation {regions[number][0][0]} is of image {number}, which the file does "
+            "not list; export it again"
         )
-    return marked
+    return list(marked.values())
 
 
 def _field(entry: object, name: str, path: Path, where: str) -> Any:
