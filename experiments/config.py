@@ -39,8 +39,9 @@ __all__ = [
 # A change of these never changes a result, or (data.root, lesions.path) is seen by the hashes of
 # the index and of the masks.
 _EXEMPT = re.compile(
-    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|lesions\.path|trainer\.(accelerator|devices"
-    r"|num_nodes|strategy|profiler|log_every_n_steps|num_sanity_val_steps|enable_\w+)"
+    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|lesions\.path"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
+    r"|num_sanity_val_steps|enable_\w+)"
 )
 _PATHS = [
     ("data", "root"),
