@@ -60,8 +60,10 @@ def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from datamodules import DataError
     from experiments.build import build_data
     from experiments.runs import RunError
+    from experiments.wandb_run import check_project
 
     try:
+        check_project(config.logger)
         if Path(config.run.root).is_file():
             raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
         data = build_data(config)
