@@ -94,6 +94,18 @@ def test_sigterm_to_all_processes_of_a_job_saves_too(tiny, tmp_path):
         os.killpg(process.pid, 0)  # no loader process is left
 
 
+@pytest.mark.slow
+def test_a_signal_does_not_make_a_finished_run_fail(tiny, run, monkeypatch):
+    show = train.print_results
+
+    def print_results(*given):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        show(*given)
+
+    monkeypatch.setattr(train, "print_results", print_results)
+    assert again(tiny, run) == 0
+
+
 def test_ctrl_c_while_starting_leaves_no_traceback(capsys):
     def main():
         raise KeyboardInterrupt
