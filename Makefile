@@ -46,13 +46,15 @@ endif
 # A value as one word of the shell: ROOT may hold spaces and quotes.
 # Through $(value), or make would look for variables of its own in ROOT=/data/$set.
 quote = '$(subst ','\'',$(1))'
-option = $(if $(value $(2)),$(1)=$(call quote,$(value $(2))))
-SOURCE = data.name=$(DATA) $(call option,data.root,ROOT)
+# With the blank before it, or nothing at all: $(strip) would also join the blanks within a value.
+option = $(if $(value $(2)), $(1)=$(call quote,$(value $(2))))
+more = $(if $($(1)), $($(1)))
+SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
-CLUSTER = $(strip $(call option,--partition,PARTITION) $(call option,--gpus,GPUS) \
-  $(call option,--nodes,NODES) $(call option,--ranks,RANKS) $(call option,--cpus,CPUS) \
-  $(call option,--time,TIME) $(call option,--account,ACCOUNT) $(call option,--seeds,SEEDS) \
-  $(call option,--lambdas,LAMBDAS) $(call option,--sbatch-args,SBATCH_ARGS))
+NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
+LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
+EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
+CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
 
 .PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep bench submit sync doctor
 
@@ -82,13 +84,13 @@ lint: $(READY)  ## check style, docstrings, annotations and types
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 data: $(READY)  ## draw or check the data and decode it into the cache
-	$(PY) -m experiments.train --data-only stage1 $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.train --data-only stage1 $(SOURCE)$(call more,ARGS)
 
 stage1: $(READY)  ## train the classifier
 stage2: $(READY)  ## train with guided attention
 stage3: $(READY)  ## train with guided attention and lesion masks
 stage1 stage2 stage3:
-	$(PY) -m experiments.train $@ $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
+	$(PY) -m experiments.train $@ $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 
 evaluate: $(READY)  ## judge the latest run of each stage on test
 	@runs=(); root=runs; name=$(if $(value RUN),$(call quote,$(value RUN)),*); \
@@ -104,22 +106,22 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	  echo "no trained run $$root/$(DATA)/$(or $(STAGE),*)/$$name; there are:" $$(ls -d "$$root"/$(DATA)/stage*/*/ 2>/dev/null || echo none) >&2; \
 	  echo "to train one: make stage1 DATA=$(DATA)" >&2; exit 2; \
 	fi; \
-	set -x; $(PY) -m experiments.evaluate "$${runs[@]}" $(call option,data.root,ROOT) $(ARGS)
+	set -x; $(PY) -m experiments.evaluate "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
-	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(strip $(SOURCE) $(RUN_NAME) $(ARGS))
+	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 
 bench: $(READY)  ## time a training step of each stage, in turn
-	$(PY) -m experiments.bench $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.bench $(SOURCE)$(call more,ARGS)
 
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
-	$(PY) -m experiments.submit $(strip $(if $(DRY),--dry-run) $(STAGE) $(CLUSTER) $(SOURCE) $(RUN_NAME) $(ARGS))
+	$(PY) -m experiments.submit$(if $(DRY), --dry-run)$(call more,STAGE)$(CLUSTER) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 
 sync: $(READY)  ## send the W&B runs that were kept offline
-	$(PY) -m experiments.sync $(strip $(if $(DRY),--dry-run) $(ARGS))
+	$(PY) -m experiments.sync$(if $(DRY), --dry-run)$(call more,ARGS)
 
 doctor: $(READY)  ## tell what a run here would use, and what is wrong
-	$(PY) -m experiments.doctor $(strip $(SOURCE) $(ARGS))
+	$(PY) -m experiments.doctor $(SOURCE)$(call more,ARGS)
 
 .venv/.ready: pyproject.toml constraints.txt
 	@for found in python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do \

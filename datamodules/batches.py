@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 
 import cv2
@@ -62,6 +64,19 @@ class BatchDataset(Dataset[Batch]):
 def start_worker(_: int) -> None:
     """Prepare a loader process."""
     cv2.setNumThreads(0)
-    # Preemption is the main process's business: a worker that ran its handler would save over it.
-    for name in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN if name == signal.SIGUSR1 else signal.SIG_DFL)
+    # Preemption is the main process's business, which still needs batches to come to a save: a
+    # worker outlives a signal to all of the job's processes. It ends when its loader does, or, as
+    # PyTorch sees to it, some seconds after its parent.
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Kill loader processes that no loader has ended, as Python is about to do by SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+# The last registered is called first: before multiprocessing would wait for what ignores SIGTERM.
+atexit.register(end_workers)

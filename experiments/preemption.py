@@ -34,16 +34,22 @@ class Stopped(BaseException):
 class StopRequest:
     """Hears USR1 and SIGTERM while it is entered; the first one counts.
 
-    At first a signal raises :class:`Stopped` at once: nothing of worth is under way. From
-    ``defer()`` on it is only remembered in ``number`` and training stops at a batch's end, when all
-    ranks know of it; after training nobody asks any more.
+    At first a signal raises :class:`Stopped` at once: nothing of worth is under way. One that
+    follows is only remembered: whoever stops is requeueing the job. From ``defer()`` on so is the
+    first one, in ``number``, and training stops at a batch's end, when all ranks know of it; after
+    training nobody asks any more.
+
+    Args:
+        last: the process ends with this. What comes while Python shuts down, which takes a second,
+            is ignored: its exit status stands. Else the handlers from before are put back.
 
     Attributes:
-        number: of the signal received, 0 before.
+        number: of the first signal received, 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: bool = False) -> None:
         self.number = 0
+        self._last = last
         self._deferred = False
         self._owner = os.getpid()
         self._before: dict[int, Any] = {}
@@ -61,7 +67,7 @@ class StopRequest:
     ) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self._last else handler)
 
     def defer(self) -> None:
         """From now on remember a signal and go on; take the handlers back from whoever took them.
@@ -79,8 +85,9 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked process inherits the handler, not the business
             return
+        first = not self.number
         self.number = self.number or number
-        if not self._deferred:
+        if first and not self._deferred:
             raise Stopped(number)
 
 

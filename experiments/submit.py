@@ -9,6 +9,7 @@ and the evaluation for all. Exit status: 0 submitted, 2 the request cannot be ca
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ class Job(NamedTuple):
     script: list[str]  # the script and its words
     runs: list[Path]  # the run directories that it trains or judges
     after: list[str]  # names of the jobs that it needs
+    logs: Path  # beside its runs
 
 
 def main(words: list[str] | None = None) -> int:
@@ -48,8 +50,8 @@ def main(words: list[str] | None = None) -> int:
         jobs = plan(arguments)
         if arguments.dry_run:
             # Without their folder SLURM would lose the logs and the jobs with them, unheard.
-            print(shlex.join(["mkdir", "-p", str(log_folder(arguments))]))
-            print("\n".join(render(job) for job in jobs))
+            print(shlex.join(["mkdir", "-p", *map(str, log_folders(jobs))]))
+            print("\n".join(render(jobs)))
             return 0
         if shutil.which("sbatch") is None:
             raise ConfigError(
@@ -59,7 +61,7 @@ def main(words: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return submit(jobs, log_folder(arguments))
+    return submit(jobs)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +140,7 @@ def training(
     """The job of a stage, or its array; enters its run directories into ``owner``."""
     from experiments.config import ConfigError, load_config, run_directory
 
-    name = Path(stage).stem
+    name = unused(Path(stage).stem, {EVALUATE, *owner.values()})
     lambdas = arguments.lambdas.split() if kind == "stage3" else []
     seeds = arguments.seeds.split()
     if lambdas and not seeds:
@@ -163,8 +165,9 @@ def training(
         script += ["--lambdas", " ".join(lambdas)] if lambdas else []
     else:
         settings = [*settings, *each[0]]
-    options = [*cluster_options(arguments, name, array=bool(array)), *array]
-    return Job(name, options, [*script, stage, *settings], runs, after)
+    logs = Path(configs[0].run.root) / "slurm"
+    options = [*cluster_options(arguments, name, logs, array=bool(array)), *array]
+    return Job(name, options, [*script, stage, *settings], runs, after, logs)
 
 
 def evaluation(arguments: argparse.Namespace, settings: list[str], jobs: list[Job]) -> Job:
@@ -176,8 +179,9 @@ def evaluation(arguments: argparse.Namespace, settings: list[str], jobs: list[Jo
         raise ConfigError("there is no trained run to evaluate; name stages, to train them first")
     told = [word for word in settings if key_of(word) in EVALUATION_KEYS]
     script = [*interpreter("evaluate.sbatch"), *map(str, judged), *told]
-    options = cluster_options(arguments, EVALUATE, single=True)
-    return Job(EVALUATE, options, script, judged, [job.name for job in jobs])
+    logs = jobs[0].logs
+    options = cluster_options(arguments, EVALUATE, logs, single=True)
+    return Job(EVALUATE, options, script, judged, [job.name for job in jobs], logs)
 
 
 def combinations(seeds: list[str], lambdas: list[str]) -> list[list[str]]:
@@ -219,7 +223,12 @@ def is_trained(folder: Path) -> bool:
 
 
 def cluster_options(
-    arguments: argparse.Namespace, name: str, *, single: bool = False, array: bool = False
+    arguments: argparse.Namespace,
+    name: str,
+    logs: Path,
+    *,
+    single: bool = False,
+    array: bool = False,
 ) -> list[str]:
     """What sbatch is told about the cluster; ``single``: one process on one node.
 
@@ -254,7 +263,6 @@ def cluster_options(
         )
     if single:
         gpus, nodes, ranks = min(gpus, 1), 1, 1
-    logs = str(log_folder(arguments)).replace("%", "%%")
     return [
         f"--job-name=decision-basis-{name}",
         *([f"--partition={arguments.partition}"] if arguments.partition else []),
@@ -264,15 +272,20 @@ def cluster_options(
         f"--cpus-per-task={arguments.cpus}",
         *([f"--gres=gpu:{kind + ':' if kind else ''}{gpus}"] if gpus else []),
         f"--time={arguments.time}",
-        f"--output={logs}/%x-{'%A_%a' if array else '%j'}.log",
+        "--output=" + f"{logs}/".replace("%", "%%") + f"%x-{'%A_%a' if array else '%j'}.log",
         *more,
     ]
 
 
-def log_folder(arguments: argparse.Namespace) -> Path:
-    """Where the jobs' logs go: beside the runs."""
-    roots = [word.partition("=")[2] for word in arguments.words if key_of(word) == "run.root"]
-    return Path(roots[-1] if roots else "runs").expanduser() / "slurm"
+def log_folders(jobs: list[Job]) -> list[Path]:
+    """Where the jobs' logs go."""
+    return list(dict.fromkeys(job.logs for job in jobs))
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, or the first of name-2, name-3, ... that is free: two files may share theirs."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def key_of(word: str) -> str:
@@ -298,22 +311,34 @@ def command(job: Job, ids: dict[str, str]) -> list[str]:
     return ["sbatch", "--parsable", *job.options, *waits, *job.script]
 
 
-def render(job: Job) -> str:
-    """The call as a line of the shell, in which a variable stands for an earlier job's id."""
-    variable = re.sub(r"\W", "_", job.name)
-    ids = {name: f"ID_OF_{re.sub(r'[^A-Za-z0-9]', '_', name)}_" for name in job.after}
-    line = shlex.join(command(job, ids))
-    for name, mark in ids.items():
-        line = line.replace(mark, "${" + re.sub(r"\W", "_", name) + "}")
-    return f"{variable}=$({line})"
+def render(jobs: list[Job]) -> list[str]:
+    """The calls as lines of the shell, in which a variable stands for an earlier job's id.
+
+    A file's name may be none that a variable can have, or one with a meaning, such as PATH.
+    """
+    from experiments.config import STAGES
+
+    variables = {
+        job.name: job.name if job.name in (*STAGES, EVALUATE) else f"job_{number}"
+        for number, job in enumerate(jobs, start=1)
+    }
+    marks = {name: f"ID_OF_{variable}_" for name, variable in variables.items()}
+    lines = []
+    for job in jobs:
+        line = shlex.join(command(job, marks))
+        for name in job.after:
+            line = line.replace(marks[name], f"${{{variables[name]}}}")
+        lines.append(f"{variables[job.name]}=$({line})")
+    return lines
 
 
-def submit(jobs: list[Job], logs: Path) -> int:
+def submit(jobs: list[Job]) -> int:
     """Call sbatch for each job and tell what a person needs to know next."""
     try:
-        logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder: a job would die unheard
+        for folder in log_folders(jobs):  # SLURM makes no folder: a job would die unheard
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"error: {logs} cannot be made ({error.strerror})", file=sys.stderr)
+        print(f"error: {folder} cannot be made ({error.strerror})", file=sys.stderr)
         return 2
     ids: dict[str, str] = {}
     for job in jobs:
@@ -334,7 +359,7 @@ def submit(jobs: list[Job], logs: Path) -> int:
         print(f"job {ids[job.name]}  {job.name}{waits}: {count}{job.runs[0]}")
     every = " ".join(ids.values())
     print(
-        f"logs      {logs}/\n"
+        f"logs      {'/, '.join(map(str, log_folders(jobs)))}/\n"
         f"watch     squeue -j {every.replace(' ', ',')}\n"
         f"cancel    scancel {every}\n"
         f"preempt   scancel --signal=USR1 {next(iter(ids.values()))}    (saves, is requeued, goes "

@@ -34,6 +34,7 @@ DISTRIBUTIONS = {
     "log_uniform": ("min", "max"),  # exponents of e, says W&B
     "log_uniform_values": ("min", "max"),
 }
+MAX_EXPONENT = math.log(sys.float_info.max)
 MODULE = "experiments.train"
 Fail = Callable[[str, str], NoReturn]  # key, problem
 
@@ -194,7 +195,7 @@ def _parameter(name: str, key: str, given: Any, method: str, fail: Fail) -> Para
     if not isinstance(given, dict) or "parameters" in given:
         fail(name, "expected such as {values: [0, 1]}; nested keys are written a.b here")
     kind = given.get("distribution") or _distribution(given)
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         problem = f"distribution {kind} is not supported" if kind else "has no values"
         fail(name, f"{problem}; use value, values, min and max, or {', '.join(DISTRIBUTIONS)}")
     wanted = DISTRIBUTIONS[kind]
@@ -220,8 +221,12 @@ def _parameter(name: str, key: str, given: Any, method: str, fail: Fail) -> Para
     for word in wanted:
         if type(given[word]) not in (int, float):
             fail(f"{name}.{word}", f"{given[word]!r} is no number to YAML (1e-3 is: 1.0e-3)")
+        if not math.isfinite(given[word]):
+            fail(f"{name}.{word}", f"{given[word]} is no number to draw up to or by")
     low, high = given["min"], given["max"]
     if kind == "log_uniform":
+        if high > MAX_EXPONENT:
+            fail(f"{name}.max", f"{high} is an exponent of e; log_uniform_values takes the values")
         low, high = math.exp(low), math.exp(high)
     log = kind.startswith("log")
     if low >= high or (log and low <= 0) or given.get("q", 1) <= 0:

@@ -48,10 +48,12 @@ def write_plot(sweep: Sweep, rows: list[dict[str, Any]], folder: Path) -> None:
 
 def table_of(sweep: Sweep, rows: list[dict[str, Any]]) -> pd.DataFrame:
     """A row a trial, sorted by what was swept: values, state, figures, run directory."""
-    table = pd.DataFrame(rows)
+    # Not by pandas, which does not compare words with numbers.
+    in_order = sorted(rows, key=lambda row: [_order(row[key]) for key in sweep.swept])
+    table = pd.DataFrame(in_order)
     figures = sorted(name for name in table if str(name).startswith(("val/", "train/")))
     first = ["trial", *sweep.parameters, "state", *["epoch"] * ("epoch" in table)]
-    return table.sort_values(sweep.swept)[[*first, *figures, "why", "run"]]
+    return table[[*first, *figures, "why", "run"]]
 
 
 def describe(sweep: Sweep, rows: list[dict[str, Any]]) -> str:

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
+import sqlalchemy
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config import Config, differences, to_plain
@@ -179,9 +181,39 @@ def _file(folder: Path, journal: bool) -> Path:
 
 def _storage(file: Path) -> BaseStorage:
     if file.suffix == ".journal":
+        _drop_torn_line(file)
         return JournalStorage(JournalFileBackend(str(file)))
     wait = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
-    return RDBStorage(f"sqlite:///{file.absolute()}", engine_kwargs=wait)
+    # As a file:// name, in which a "?" can be quoted; SQLAlchemy before 2.1 has no other way.
+    address = sqlalchemy.URL.create(
+        "sqlite", database=f"file:{quote(str(file.absolute()))}", query={"uri": "true"}
+    )
+    return RDBStorage(address.render_as_string(), engine_kwargs=wait)
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Take off the end of a journal what a crash or a full disk left of a line.
+
+    Optuna would write its next line behind it, which makes both unreadable. Whoever wrote it has
+    not gone on: a line counts when it is whole. Under Optuna's own lock nobody is writing one.
+    """
+    if not journal.exists():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        with journal.open("r+b") as handle:
+            whole = handle.read().rfind(b"\n") + 1
+            torn = handle.tell() - whole
+            handle.truncate(whole)
+    finally:
+        lock.release()
+    if torn:
+        print(
+            f"{journal}: its last line was cut off by a crash or a full disk; it is dropped, and "
+            "what it told is done again",
+            file=sys.stderr,
+        )
 
 
 def _pruner(sweep: Sweep) -> BasePruner:

@@ -40,12 +40,9 @@ def main(words: list[str] | None = None) -> int:
     if not unsent:
         print(f"nothing to send below {', '.join(map(str, folders))}")
         return 0
-    commands = {
-        segments[0].parents[1]: [sys.executable, "-m", "wandb", "sync", *map(str, segments)]
-        for segments in unsent
-    }
+    send = [sys.executable, "-m", "wandb", "sync"]
     if arguments.dry_run:
-        print("\n".join(map(shlex.join, commands.values())))
+        print("\n".join(shlex.join([*send, *map(str, segments)]) for segments in unsent))
         return 0
     from experiments.wandb_run import has_api_key
 
@@ -63,9 +60,9 @@ def main(words: list[str] | None = None) -> int:
         folder = segments[0].parents[1]
         count = f" ({len(segments)} parts)" if len(segments) > 1 else ""
         print(f"{folder}{count}", flush=True)
-        subprocess.run(commands[folder], env=environment, check=False)
+        subprocess.run([*send, *map(str, segments)], env=environment, check=False)
         # Not by its exit status, which is 0 for a wrong key.
-        if not all(is_sent(segment) for segment in segments):
+        if not all(is_sent(segment) for segment in segments) and folder not in failed:
             failed.append(folder)
     if failed:
         print(
@@ -79,9 +76,13 @@ def main(words: list[str] | None = None) -> int:
 def find_runs(folders: list[Path]) -> tuple[list[list[Path]], list[Path]]:
     """What is to be sent, and run directories in which a training goes on.
 
+    A run directory may hold several of W&B's runs, such as those of two sweeps.
+
     Returns:
-        The unsent segments of each run in their order (their names begin with their time), and the
-        run directories that are locked: a segment sent half would count as sent.
+        The unsent segments of each run in the order of their names, which begin with the time; and
+        the run directories that are locked: a segment sent half would count as sent. W&B keeps no
+        other order. Where nodes' clocks differ by more than a segment took, W&B gets a later one
+        first: its plots, over trainer/global_step, are the same, its summary is of the last sent.
     """
     segments: dict[tuple[Path, str], list[Path]] = {}
     for folder in folders:

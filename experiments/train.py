@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import BY_CTRL_C, run
-from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue
+from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue, this_job
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from experiments.config import Config
+
+# How long another rank, stopped while it starts, leaves the first one to have the job requeued.
+FIRST_RANK_SECONDS = 60.0
 
 
 def main(words: list[str] | None = None) -> int:
@@ -35,7 +38,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration")
     parser.add_argument("--data-only", action="store_true", help="prepare the data and stop")
     arguments = parser.parse_intermixed_args(words)
-    with StopRequest() as stop:
+    with StopRequest(last=words is None) as stop:
         try:
             return carry_out(arguments, stop)
         except Stopped as stopped:
@@ -57,8 +60,10 @@ def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from datamodules import DataError
     from experiments.build import build_data
     from experiments.runs import RunError
+    from experiments.wandb_run import check_project
 
     try:
+        check_project(config.logger)
         if Path(config.run.root).is_file():
             raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
         data = build_data(config)
@@ -133,6 +138,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         )
     if resume and done >= wanted:
         check_network(build_module(config, data), checkpoint, resume)
+        stop.defer()  # nothing is left to be stopped
         print(f"{folder} is finished ({done} epochs).")
         print_results(config, folder)
         best = best_row(folder, monitor(config))
@@ -207,6 +213,10 @@ def leave(number: int, saved: str) -> int:
             file=sys.stderr,
             flush=True,
         )
+    elif this_job():
+        # srun --kill-on-bad-exit would kill the first rank before it has requeued the job; its end
+        # is ours. Status 0 would not do: where the signal reached us alone, the others would wait.
+        time.sleep(FIRST_RANK_SECONDS)
     return 128 + number
 
 

@@ -16,6 +16,18 @@ from experiments.config import ConfigError, LoggerConfig
 ANSWER_SECONDS = 30.0
 # How long the end of a run waits for what is still to be sent; it stays on the disk (wandb sync).
 UPLOAD_SECONDS = 60.0
+# What W&B refuses in a project's name, and its length (wandb.Settings).
+NOT_IN_PROJECT, PROJECT_LENGTH = "/\\#?%:", 128
+
+
+def check_project(config: LoggerConfig) -> None:
+    """Raise a ConfigError where W&B would refuse the project's name, which it says only later."""
+    name = config.wandb_project
+    if len(name) > PROJECT_LENGTH or set(name) & set(NOT_IN_PROJECT):
+        raise ConfigError(
+            f"logger.wandb_project={name}: W&B knows no such names; use at most {PROJECT_LENGTH} "
+            f"characters, none of {' '.join(NOT_IN_PROJECT)} (a team: export WANDB_ENTITY=TEAM)"
+        )
 
 
 def has_api_key() -> bool:
@@ -48,6 +60,9 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
 
     The run's id is kept in the run directory: however often a job is requeued, it stays one run.
     In a sweep W&B's agent chooses id and project (WANDB_RUN_ID); forcing ours would be refused.
+
+    Raises:
+        ConfigError: W&B cannot even keep it offline.
     """
     mode = wandb_mode(config.wandb)
     if mode == "off":
@@ -80,25 +95,46 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
         ),
     }
     if not in_sweep():
-        identity = folder / "wandb_id"
-        if not identity.is_file():
-            identity.write_text(uuid.uuid4().hex[:12])
-        options |= {"project": config.wandb_project, "id": identity.read_text().strip()}
+        options |= {"project": config.wandb_project, "id": run_id(folder)}
+    # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
+    wrong = (wandb.errors.Error, wandb.errors.UsageError, ValueError)
     try:
         run = wandb.init(mode="online" if mode == "online" else "offline", **options)
-    except (wandb.errors.Error, wandb.errors.UsageError) as error:
-        # No network on a compute node, a key that expired or is mistyped.
+    except wrong as error:
+        # No network on a compute node, a key that expired or is mistyped, an address without https.
         reason = " ".join(str(error).split())
         print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
         # The service takes the run for one that is under way, so the next try needs another one;
         # a service that a parent started, a sweep's agent say, is only left.
         wandb.teardown()
         os.environ.pop("WANDB_SERVICE", None)
-        run = wandb.init(mode="offline", **options)
+        address = os.environ.pop("WANDB_BASE_URL", "")  # read offline too, may be what was refused
+        try:
+            run = wandb.init(mode="offline", **options)
+        except wrong as again:
+            raise ConfigError(
+                f"W&B cannot keep this run offline ({' '.join(str(again).split())}); correct its "
+                "settings (WANDB_... in the environment, wandb/settings), or use logger.wandb=off"
+            ) from again
+        finally:
+            os.environ |= {"WANDB_BASE_URL": address} if address else {}
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return PatientWandbLogger(experiment=run, save_dir=str(folder))
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run directory's W&B run, made at its first start.
+
+    A disk that was full then may have left the file empty.
+    """
+    file = folder / "wandb_id"
+    if not file.is_file() or not file.read_text().strip():
+        partial = folder / "wandb_id.partial"
+        partial.write_text(uuid.uuid4().hex[:12])
+        partial.replace(file)
+    return file.read_text().strip()
 
 
 def in_sweep() -> bool:

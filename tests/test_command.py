@@ -40,7 +40,7 @@ def again(tiny, run, *words):
     return train.main(["stage1", f"run.root={run.parents[2]}", *tiny, *words])
 
 
-def start(*words):
+def start(*words, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *words],
         stdout=subprocess.PIPE,
@@ -49,6 +49,7 @@ def start(*words):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # In the background of a shell script Ctrl-C is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 
@@ -74,6 +75,35 @@ def test_a_signal_ends_training_with_a_line_and_its_own_status(
     assert process.returncode == status, errors
     assert re.search(said, told + errors), told + errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_of_a_job_saves_too(tiny, tmp_path):
+    """As SLURM sends it; loader processes must live on, or no batch comes to its end."""
+    words = ["stage1", f"run.root={tmp_path}", *tiny, "trainer.max_epochs=500"]
+    process = start(*words, "data.num_workers=2", start_new_session=True)
+    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: saved at step" in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no loader process is left
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_make_a_finished_run_fail(tiny, run, monkeypatch):
+    show = train.print_results
+
+    def print_results(*given):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        show(*given)
+
+    monkeypatch.setattr(train, "print_results", print_results)
+    assert again(tiny, run) == 0
 
 
 def test_ctrl_c_while_starting_leaves_no_traceback(capsys):

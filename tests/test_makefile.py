@@ -121,7 +121,9 @@ def test_own_interpreter_makes_no_venv(clone, by_environment):
     assert not (clone / ".venv").exists()
 
 
-@pytest.mark.parametrize("root", ["/a b/c", "/it's", "/a,b", '/a"b', "/a;b & c", "/(x) *"])
+@pytest.mark.parametrize(
+    "root", ["/a b/c", "/a  b ", "/it's", "/a,b", '/a"b', "/a;b & c", "/(x) *"]
+)
 def test_values_survive_the_shell(clone, root):
     words = [f"ROOT={root}", "DATA=mura", "RUN=my run", "ARGS=seed=1 loss.alpha=0.5"]
     done = make(clone, "stage2", "PYTHON=python3", *words)
@@ -223,13 +225,16 @@ def test_tests_on_real_radiographs_skip_and_say_why(tmp_path, monkeypatch):
 def test_submit_hands_on_stages_cluster_and_settings(clone):
     make(clone, "submit", "PYTHON=python3")
     words = ["DRY=1", "STAGE=stage1 evaluate", "PARTITION=a b", "GPUS=2", "SEEDS=0 1", "RUN=x y"]
-    make(clone, "submit", "PYTHON=python3", *words, "SBATCH_ARGS=--mem=8G", "ARGS=seed=1")
+    words += ["SBATCH_ARGS=--comment='a  b'", "ARGS=seed=1 'run.root=x  y'"]
+    printed = make(clone, "submit", "PYTHON=python3", *words).stdout
+    told = "python3 -m experiments.submit --dry-run stage1 evaluate --partition='a b' --gpus='2' "
+    assert printed.startswith(told)
     assert calls(clone) == [
         ["-m", "experiments.submit", "data.name=phantom"],
         [
             *["-m", "experiments.submit", "--dry-run", "stage1", "evaluate"],
-            *["--partition=a b", "--gpus=2", "--seeds=0 1", "--sbatch-args=--mem=8G"],
-            *["data.name=phantom", "run.name=x y", "seed=1"],
+            *["--partition=a b", "--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'"],
+            *["data.name=phantom", "run.name=x y", "seed=1", "run.root=x  y"],
         ],
     ]
 

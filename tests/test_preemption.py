@@ -153,3 +153,56 @@ def test_one_rank_speaks_for_all(monkeypatch, environment, first):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert preemption.is_first_rank() is first
+
+
+def test_further_signals_do_not_keep_a_job_from_being_requeued(slurm, monkeypatch, capsys):
+    """SLURM sends SIGTERM twice where a job is to make room; people press twice."""
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    calls = slurm("kill -USR1 $PPID; kill -TERM $PPID; echo JobState=RUNNING")
+
+    def started(arguments, stop):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(train, "carry_out", started)
+    assert train.main(["stage1"]) == 138
+    assert "job 41 is requeued" in capsys.readouterr().err
+    assert "requeue 41" in calls.read_text()
+
+
+def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch):
+    """srun ends all ranks as soon as one has a bad exit status."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    calls = slurm("echo JobState=RUNNING")
+    assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
+    assert waited == [train.FIRST_RANK_SECONDS]
+    assert not calls.read_text()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
+    assert len(waited) == 1  # nothing is requeued
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_signal_while_python_shuts_down_changes_no_exit_status(number):
+    code = """
+import os, signal, sys
+from experiments.preemption import StopRequest
+def main():
+    with StopRequest(last=True) as stop:
+        return 0
+status = main()
+os.kill(os.getpid(), int(sys.argv[1]))
+sys.exit(status)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(int(number))]).returncode == 0
+
+
+def test_the_command_itself_ends_with_its_handlers(monkeypatch):
+    """Called by another program, it puts them back."""
+    seen = []
+    monkeypatch.setattr(train, "StopRequest", lambda last: seen.append(last) or StopRequest())
+    monkeypatch.setattr(train, "carry_out", lambda arguments, stop: 0)
+    monkeypatch.setattr(sys, "argv", ["train", "stage1"])
+    assert (train.main(), train.main(["stage1"])) == (0, 0)
+    assert seen == [True, False]

@@ -336,3 +336,44 @@ def test_a_node_without_the_environment_says_so(capsys):
     assert "no .venv/bin/python on" in done.stderr
     assert run_script(["sbatch", str(SCRIPTS / "evaluate.sbatch"), "run"]).returncode == 2
     assert "name a stage" in run_script(["sbatch", str(SCRIPTS / "train.sbatch")]).stderr
+
+
+def stage_file(path: str, text: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(f"stage: stage1\n{text}\n")
+    return path
+
+
+def test_files_that_share_a_name_are_jobs_of_their_own(capsys):
+    files = [
+        stage_file(f"{name}.yaml", f"seed: {len(name)}") for name in ("a/x", "bb/x", "evaluate")
+    ]
+    assert submit.main([*files, "evaluate"]) == 0
+    sent = calls("sbatch")
+    names = [value(call, "--job-name") for call in sent]
+    assert names == [f"decision-basis-{name}" for name in ("x", "x-2", "evaluate-2", "evaluate")]
+    ids = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert value(sent[-1], "--dependency") == f"afterok:{':'.join(ids[:3])}"
+
+
+def test_a_dry_run_can_be_copied_whatever_the_files_are_called(capsys):
+    names = ("1st", "größe", "PATH", "x y")
+    files = [stage_file(f"{name}.yaml", f"seed: {n}") for n, name in enumerate(names)]
+    assert submit.main(["--dry-run", *files, "evaluate"]) == 0
+    printed = capsys.readouterr().out
+    done = subprocess.run(["bash", "-euc", printed], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, judge = sent = calls("sbatch")
+    assert [words_of(call)[2] for call in sent[:-1]] == files
+    # The recording sbatch answers with an id and its cluster.
+    assert re.fullmatch(r"afterok(:\d+;cluster){4}", value(judge, "--dependency") or "")
+
+
+def test_logs_lie_beside_the_runs_wherever_those_are_named(capsys):
+    files = [stage_file(f"{name}.yaml", f"run: {{root: {name}}}") for name in ("here", "there")]
+    jobs = dry(capsys, *files, "evaluate")
+    logs = [value(call, "--output") for call in jobs.values()]
+    assert logs == [f"{folder}/slurm/%x-%j.log" for folder in ("here", "there", "here")]
+    assert submit.main(files) == 0
+    assert "logs      here/slurm/, there/slurm/\n" in capsys.readouterr().out
+    assert Path("there/slurm").is_dir()

@@ -295,6 +295,41 @@ def test_a_damaged_study_is_said_and_the_runs_are_taken_over(tmp_path, capsys, j
     assert results(tmp_path / "runs")["state"].tolist() == ["done"] * 3
 
 
+def test_a_torn_last_line_of_the_journal_is_dropped(tmp_path, capsys):
+    """As a node leaves it that crashes while it writes."""
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
+    assert run(file, tmp_path / "runs", "--journal", "--count=2") == 0
+    study = tmp_path / "runs/phantom/sweeps/sweep/study.journal"
+    capsys.readouterr()
+    study.write_bytes(study.read_bytes()[:-10])
+    assert run(file, tmp_path / "runs") == 0
+    assert f"{study}: its last line was cut off" in capsys.readouterr().err
+    assert results(tmp_path / "runs")["state"].tolist() == ["done"] * 3
+    assert run(file, tmp_path / "runs") == 0
+    assert "cut off" not in capsys.readouterr().err
+
+
+def test_the_database_lies_in_the_sweeps_folder_whatever_it_is_called(tmp_path):
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
+    root = tmp_path / "what? 50%20#1"
+    for _ in range(2):
+        assert run(file, root, "--count=1") == 0
+    assert (root / "phantom/sweeps/sweep/study.db").is_file()
+    assert [path.name for path in tmp_path.glob("what*")] == [root.name]
+    assert trained(tmp_path) == [0, 0.3]
+
+
+def test_words_and_numbers_stand_in_one_table(tmp_path, capsys):
+    values = {"loss.alpha": {"values": ["accuracy", 0.5, 0.1]}, "seed": {"values": [0, 1]}}
+    file = sweep_file(tmp_path, standin(tmp_path), parameters=values)
+    file.write_text(file.read_text() + "- run.name=alpha${loss.alpha}-seed${seed}\n")
+    assert run(file, tmp_path / "runs") == 0
+    table = results(tmp_path / "runs")
+    assert table["loss.alpha"].tolist() == ["0.1", "0.1", "0.5", "0.5", "accuracy", "accuracy"]
+    assert table["seed"].tolist() == [0, 1] * 3
+    assert "means over seeds" in capsys.readouterr().out
+
+
 def test_in_a_job_a_database_is_warned_of(tmp_path, monkeypatch, capsys):
     file = sweep_file(tmp_path, standin(tmp_path), parameters=GRID)
     assert run(file, tmp_path / "runs") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from experiments import sweep
@@ -73,6 +75,11 @@ def test_what_cannot_be_is_said_before_anything_is_trained(tmp_path, changed, me
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "expected 0 < min"),
         ({"min": "1e-3", "max": 1}, "'1e-3' is no number to YAML"),
         ({"distribution": "q_uniform", "min": 0, "max": 1}, "q_uniform needs q"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": math.nan}, "q .*nan is no number"),
+        ({"min": 0.1, "max": math.inf}, "max .*inf is no number"),
+        ({"distribution": "log_uniform", "min": 0, "max": 1000}, "max .*1000 is an exponent of e"),
+        ({"distribution": "log_uniform", "min": -1000, "max": 0}, "expected 0 < min"),
+        ({"distribution": ["x"], "min": 0, "max": 1}, r"distribution \['x'\] is not supported"),
     ],
 )
 def test_intervals_are_checked(tmp_path, given, message):

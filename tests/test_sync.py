@@ -42,6 +42,17 @@ def test_sync_sends_the_segments_of_a_run_in_their_order(capsys):
     assert second[4:] == [str(other)]
 
 
+def test_each_of_wandbs_runs_in_a_folder_is_sent(capsys):
+    """As of two sweeps, whose agents chose the id."""
+    run = "runs/phantom/stage3/seed0"
+    late = segment(run, "20260102_000000", identity="aaa")
+    early = segment(run, "20260101_000000", identity="aaa")
+    other = segment(run, "20260101_120000", identity="bbb")
+    assert sync.main(["--dry-run"]) == 0
+    lines = [shlex.split(line)[4:] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[str(early), str(late)], [str(other)]]
+
+
 def test_sync_leaves_a_run_that_is_being_trained(capsys):
     run = Path("runs/phantom/stage1/seed0")
     segment(str(run), "20260101_000000")

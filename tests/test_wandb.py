@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
-from experiments import wandb_run
+from experiments import train, wandb_run
 from experiments.config import load_config
 from tests.wandb_server import WandbServer
 
@@ -79,6 +80,23 @@ def test_without_server_or_key_a_run_is_kept_offline(tmp_path, key, said):
     assert segments(tmp_path)
 
 
+def test_an_address_that_is_none_keeps_a_run_offline(tmp_path):
+    process = start(tmp_path, "127.0.0.1:9")
+    told, errors = process.communicate("\n\n\n", timeout=120)
+    assert told.split("\n")[0] == "mode offline", errors
+    assert "valid URL" in errors
+    assert "this run is kept offline" in errors
+    assert segments(tmp_path)
+
+
+def test_other_settings_that_are_wrong_are_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    process = start(tmp_path, "http://127.0.0.1:9")
+    _, errors = process.communicate("\n\n\n", timeout=120)
+    assert "ConfigError: W&B cannot keep this run offline (" in errors
+    assert "logger.wandb=off" in errors
+
+
 def test_under_a_shared_service_too_a_run_is_kept_offline(tmp_path):
     owner = subprocess.Popen(
         [sys.executable, "-c", SERVICE, str(tmp_path)],
@@ -122,6 +140,23 @@ def test_a_service_that_dies_stops_nothing(tmp_path):
     assert "closed" in told, errors
     assert errors.count("W&B failed") <= 1
     assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("name", ["team/project", "a" * 129, "50%"])
+def test_a_project_that_wandb_refuses_is_said_before_training(name, capsys):
+    assert train.main(["stage1", f"logger.wandb_project={name}"]) == 2
+    assert f"error: logger.wandb_project={name}: W&B knows no such names" in capsys.readouterr().err
+    with pytest.raises(wandb.errors.UsageError, match="Invalid project name"):
+        wandb.Settings(project=name)
+
+
+def test_an_empty_id_is_made_anew_and_kept(tmp_path):
+    """A full disk leaves one."""
+    (tmp_path / "wandb_id").touch()
+    made = wandb_run.run_id(tmp_path)
+    assert len(made) == 12
+    assert wandb_run.run_id(tmp_path) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id"]
 
 
 def test_a_wrong_mode_is_said():
