@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import BY_CTRL_C, run
+from experiments.describe_run import describe_data, describe_start, print_results
 from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue, this_job
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
@@ -140,8 +140,8 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         check_network(build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
         print(f"{folder} is finished ({done} epochs).")
-        print_results(config, folder)
         best = best_row(folder, monitor(config))
+        print_results(config, folder, best)
         report_finished(config.logger, folder, to_plain(config), best)
         return 0
 
@@ -201,7 +201,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         close_wandb(failed)
     if trainer.is_global_zero:
         print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
-        print_results(config, folder)
+        print_results(config, folder, best_row(folder, monitor(config)))
     return 0
 
 
@@ -292,104 +292,6 @@ def build_loggers(
     loggers: list[Any] = [MetricsCsv(folder, epochs_kept, last)]
     remote = wandb_logger(config.logger, folder, to_plain(config))
     return [*loggers, remote] if remote else loggers
-
-
-def describe_data(data: Any) -> str:
-    """A line a split, and what is unusual."""
-    from datamodules.index import summarise
-
-    lines = [summarise(data.table, data.patients_are)]
-    unreadable = data.cache_folder / "unreadable.csv"
-    if unreadable.is_file():
-        count = len(unreadable.read_text().strip().splitlines()) - 1
-        lines.append(f"unreadable and not used: about {count}, see {unreadable}")
-    if data.split == "image":
-        lines.append("SPLIT BY IMAGE: patients leak into test, figures are too good")
-    return "\n".join(lines)
-
-
-def describe_start(
-    config: Config,
-    data: Any,
-    trainer: Any,
-    module: Any,
-    folder: Path,
-    resume: Path | None,
-    checkpoint: dict[str, Any],
-) -> str:
-    """What a person wants to know before waiting: one block."""
-    from experiments.hardware import describe_device
-    from experiments.runs import epochs_done
-    from experiments.wandb_run import wandb_mode
-
-    weights = sum(p.numel() for p in module.parameters()) / 1e6
-    lines = [
-        f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
-        f"  device     {describe_device(trainer.strategy.root_device)}, "
-        f"precision {trainer.precision}",
-        f"  network    {type(module).__name__}, {weights:.2f} million weights, "
-        f"{data.recipe.image_size} px",
-        *[f"  {line}" for line in describe_batch(config, trainer, data.batch_size)],
-        *[f"  {line}" for line in describe_data(data).splitlines()],
-        *([f"  starts     from {config.model.init_from}"] if config.model.init_from else []),
-        f"  W&B        {wandb_mode(config.logger.wandb)}",
-        f"  run        {folder}",
-    ]
-    if resume:
-        done, planned = epochs_done(checkpoint), checkpoint["max_epochs"]
-        lines.append(f"  resumes    {resume} ({done} of {trainer.max_epochs} epochs done)")
-        if config.optimizer.schedule == "cosine" and planned < config.trainer["max_epochs"]:
-            lines.append(
-                f"  EXTENDED   from {planned} epochs: the learning rate, already lowered, rises "
-                "again; a fresh run of this length ends otherwise"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def describe_batch(config: Config, trainer: Any, batch_size: int) -> list[str]:
-    """How many images a step and BatchNorm see, and that the learning rate knows nothing of it."""
-    ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
-    images = batch_size * ranks * batches
-    optimizer = config.optimizer
-    lines = [
-        f"batch      {batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
-        + (f"x {batches} batches a step " if batches > 1 else "")
-        + f"= {images} images a step",
-        f"optimizer  AdamW, learning rate {optimizer.learning_rate:g} (as given, whatever the "
-        f"batch), weight decay {optimizer.weight_decay:g}",
-    ]
-    if ranks > 1 and config.trainer.get("sync_batchnorm"):
-        lines.append(f"BatchNorm  over all {batch_size * ranks} images")
-    elif ranks > 1:
-        lines.append(
-            f"BatchNorm  over each rank's own {batch_size} images; on GPUs "
-            "trainer.sync_batchnorm=true takes all"
-        )
-    return lines
-
-
-def print_results(config: Config, folder: Path) -> None:
-    """The best figures, where they lie and the next command."""
-    from experiments.metrics_csv import best_row
-
-    row = best_row(folder, monitor(config))
-    names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class
-    if config.loss.classification:
-        names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
-    shown = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
-    print(f"best epoch {int(row['epoch']) + 1} on val:  {shown}" if row else "no figures on val")
-    best = folder / "checkpoints" / "best.ckpt"
-    lost = not best.is_file() or not best.stat().st_size
-    checkpoint = best.with_name("last.ckpt") if lost else best
-    print(f"checkpoint  {checkpoint}{' (best.ckpt is lost)' if lost else ''}")
-    print(f"panels      {folder / 'panels'}")
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    print(
-        f"next        {shlex.quote(str(python))} -m experiments.evaluate "
-        f"{shlex.quote(str(checkpoint if lost else folder))}"
-    )
 
 
 def quiet_known_warnings() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import train
 from experiments.config import load_config
+from experiments.describe_run import describe_batch
 from tests.recorded_train import steps
 from tests.runs import run_folder, same_results, tiny_words
 
@@ -85,12 +86,12 @@ def test_batchnorm_over_all_ranks_is_refused_where_it_cannot_be(
 def test_the_start_says_what_a_step_and_batchnorm_see():
     config = load_config("stage1", ["trainer.sync_batchnorm=true", "optimizer.learning_rate=4e-3"])
     trainer = SimpleNamespace(world_size=4, accumulate_grad_batches=2)
-    batch, optimizer, norm = train.describe_batch(config, trainer, 16)
+    batch, optimizer, norm = describe_batch(config, trainer, 16)
     assert batch == "batch      16 a rank x 4 ranks x 2 batches a step = 128 images a step"
     assert "learning rate 0.004 (as given" in optimizer
     assert norm == "BatchNorm  over all 64 images"
     trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
-    assert len(train.describe_batch(config, trainer, 16)) == 2
+    assert len(describe_batch(config, trainer, 16)) == 2
 
 
 @pytest.mark.slow
