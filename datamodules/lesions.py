@@ -140,7 +140,9 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     place = pd.Series(np.arange(len(table)), index=table["path"])
     labels = table["label"].to_numpy()
     rows["image"] = rows["image"].map(lambda image: _below(root, image))
-    inner = rows["image"].str.removeprefix(f"{root.resolve().name}/")
+    # The folder may be known by a link's name, too.
+    inner = rows["image"].str.removeprefix(f"{root.name}/")
+    inner = inner.str.removeprefix(f"{root.resolve().name}/")
     rows["image"] = rows["image"].where(rows["image"].isin(place.index), inner)
     _check_once(csv, rows, "image", rows["image"].tolist())
     absent = ~rows["image"].isin(place.index)

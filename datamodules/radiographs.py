@@ -289,8 +289,8 @@ class RadiographDataModule(LightningDataModule):
         if trained_on["index_hash"] != self.index_hash:
             raise DataError(
                 f"{self.root} is not the data that this run was trained on (other images, labels, "
-                "splits or lesion masks): its train images may be judged here; name the data.root "
-                "it had, or start a new run (run.name=...)"
+                "splits, or other images with lesion masks): its train images may be judged here; "
+                "name the data.root and the lesions.path it had, or start a new run (run.name=...)"
             )
         # Checkpoints of before the masks were hashed know nothing of them.
         if trained_on.get("mask_hash", self.mask_hash) != self.mask_hash:
@@ -299,6 +299,13 @@ class RadiographDataModule(LightningDataModule):
                 "trained (the same images have masks, drawn otherwise); bring back the masks that "
                 "it had, or start a new run (run.name=...)"
             )
+
+    def judges_as(self, trained_on: dict[str, Any]) -> bool:
+        """Whether val and test are the images that they were in a run's training.
+
+        Then none of its train images is judged, whatever became of labels and lesion masks since.
+        """
+        return trained_on.get("judges_hash") == self.judges_hash
 
     @property
     def body_parts(self) -> list[str]:

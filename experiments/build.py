@@ -164,8 +164,12 @@ def check_same_judges(content: dict[str, Any], data: RadiographDataModule, folde
 
     The same configuration is not enough: one patient more in a folder deals all splits anew.
     """
-    theirs = content.get(type(data).__qualname__, {}).get("judges_hash")
-    if theirs != data.judges_hash:
+    theirs = content.get(type(data).__qualname__, {})
+    if "judges_hash" in theirs:
+        same = theirs["judges_hash"] == data.judges_hash
+    else:  # a checkpoint of before knows the whole index's only, masks included
+        same = theirs.get("index_hash") == data.index_hash
+    if not same:
         raise RunError(
             f"{folder} was trained on other val and test images: its train images may be val or "
             "test images here; start from a run on the same images, with the same data.limit"

@@ -86,7 +86,8 @@ def same_images(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
         if name not in table or name not in like:
             continue
         ours, theirs = table[name].to_numpy()[place], like[name].to_numpy()
-        differs = (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
+        # Masks that only one of them has say nothing against the other.
+        differs = (ours != theirs) & ~(pd.isna(ours) | pd.isna(theirs))
         if differs.any():
             path = like["path"].to_numpy()[differs][0]
             raise ValueError(f"the runs know another {what} of {path}: they are of different data")

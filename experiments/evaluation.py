@@ -11,6 +11,7 @@ import pandas as pd
 
 from callbacks.checkpoints import load_checkpoint
 from datamodules import DataError
+from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.baselines import baselines
 from experiments.build import build_data, build_module
@@ -108,7 +109,18 @@ def evaluate(
             f"{checkpoint} was not trained on data.name={config.data.name}, as "
             f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
         )
-    data.check_same_data(content[kind])
+    trained_on = content[kind]
+    changed = []
+    # Folds are dealt by the masks: there only the very same data leaves out the same images.
+    if split != LEFT_OUT and data.judges_as(trained_on):
+        masks = trained_on.get("mask_hash") != data.mask_hash
+        if masks or trained_on["index_hash"] != data.index_hash:
+            changed.append(
+                "labels or lesion masks are not those that this run was trained with: judged is by "
+                "today's"
+            )
+    else:
+        data.check_same_data(trained_on)
     check_network(build_module(config, data), content, checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
@@ -140,7 +152,7 @@ def evaluate(
         "data": config.data.name,
         "seed": config.seed,
         "split": split,
-        "mask_hash": data.mask_hash,
+        "mask_hash": trained_on.get("mask_hash", data.mask_hash),
         **({"leaks": "split by image"} if config.data.split == "image" else {}),
     }
     # Only the best checkpoint's figures are the run's.
@@ -155,7 +167,7 @@ def evaluate(
         fitted,
         thresholds,
         judged.scales,
-        [*_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
+        [*changed, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
     )
 
 

@@ -26,8 +26,7 @@ def write(found: Evaluation) -> None:
         # Last, so that a summary never lies beside older rows.
         summary = target / "summary.json"
         summary.unlink(missing_ok=True)
-        # Of the network that was judged before: an audit of this one follows, if one is asked for.
-        (target / "audit.json").unlink(missing_ok=True)
+        _drop_older_audit(found)
         found.table.to_csv(target / "images.csv", index=False)
         save_maps(target / "maps.npz", found.table, found.maps)
         if "probability" in found.table:
@@ -39,6 +38,15 @@ def write(found: Evaluation) -> None:
             f"{target} cannot be written ({error.strerror}); make it writable, or copy the run "
             "directory to where you may write"
         ) from error
+
+
+def _drop_older_audit(found: Evaluation) -> None:
+    """Remove the audit of a network that was trained on since."""
+    audit = found.target / "audit.json"
+    checkpoint = found.folder / "checkpoints" / str(found.about.get("checkpoint"))
+    both = audit.is_file() and checkpoint.is_file()
+    if both and audit.stat().st_mtime < checkpoint.stat().st_mtime:
+        audit.unlink()
 
 
 def summarise(found: Evaluation) -> dict[str, Any]:

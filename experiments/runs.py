@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
-from experiments.config import Config, differences, read_plain, save_config, to_plain
+from experiments.config import Config, differences, read_plain, to_plain
 from experiments.locks import NAME, take
 from experiments.metrics_csv import read_metrics
 from lightning_modules import STAGES
@@ -33,7 +33,7 @@ class RunError(ValueError):
 
 
 def open_run(folder: Path, config: Config) -> None:
-    """Write ``config.yaml``, or make sure that the run begun here is of this configuration.
+    """Make sure that the run begun in ``folder``, if there is one, is of this configuration.
 
     Raises:
         RunError: another configuration lives here (the difference is listed).
@@ -55,7 +55,6 @@ def open_run(folder: Path, config: Config) -> None:
                 "Give this one a name of its own (run.name=..., make: RUN=...), or delete the "
                 "folder"
             )
-    save_config(config, saved)
 
 
 @contextlib.contextmanager

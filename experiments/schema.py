@@ -221,6 +221,7 @@ TRAINER_TAKEN = {
     "gradient_clip_val": "use optimizer.gradient_clip",
     "use_distributed_sampler": "leave it out",
     "val_check_interval": "leave it out; alpha and the best checkpoint are decided once an epoch",
+    "check_val_every_n_epoch": "leave it out; alpha and the best are decided at each epoch's end",
 }
 
 

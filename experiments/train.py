@@ -116,7 +116,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
 
     from callbacks import StoppedInTraining
     from experiments.build import build_module, start_from
-    from experiments.config import ConfigError, to_plain
+    from experiments.config import ConfigError, save_config, to_plain
     from experiments.hardware import choose_device, choose_precision
     from experiments.metrics_csv import best_row
     from experiments.runs import (
@@ -136,6 +136,13 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
             f"{resume} is a checkpoint of {written_by}, not of {config.stage}; delete {folder} "
             "or choose another run.name"
         )
+    if resume:
+        kind = type(data).__qualname__
+        check_states(checkpoint, resume, [kind])
+        data.check_same_data(checkpoint[kind])
+    if is_first_rank():
+        # Not before: paths may differ from those that the run began with, the data may not.
+        save_config(config, folder / "config.yaml")
     if resume and done >= wanted:
         check_network(build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped

@@ -193,13 +193,31 @@ def test_a_run_of_another_data_set_or_without_a_checkpoint_is_refused(runs, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_is_not_judged_on_lesion_masks_drawn_anew(runs, tmp_path, capsys):
+def test_a_run_is_said_to_be_judged_on_lesion_masks_drawn_anew(runs, tmp_path, capsys):
     root = yaml.safe_load((runs["stage1"] / "config.yaml").read_text())["data"]["root"]
     copy = shutil.copytree(root, tmp_path / "copy")
     mask = next((copy / "lesions").rglob("*.png"))
     cv2.imwrite(str(mask), 255 - cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
-    assert evaluate.main([str(runs["stage1"]), f"data.root={copy}"]) == 2
+    run = shutil.copytree(runs["stage1"], tmp_path / "phantom" / "stage1" / "seed0")
+    assert evaluate.main([str(run), "--no-baselines", f"data.root={copy}"]) == 0
+    told = "NOTE labels or lesion masks are not those that this run was trained with"
+    assert told in capsys.readouterr().out
+    words = [f"data.root={copy}", "--split", "left_out"]
+    assert evaluate.main([str(run), *words]) == 2
     assert f"{copy}: the lesion masks changed since this run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_masks_may_be_added_to_judge_by(tiny, tmp_path, capsys):
+    """Stage 1 needs no masks; they are drawn later, and the run is judged by them."""
+    words = [*tiny, f"run.root={tmp_path}", "data.name=mura", "lesions.per_batch=0"]
+    assert train.main(["stage1", *words]) == 0
+    run = tmp_path / "mura" / "stage1" / "seed0"
+    root = yaml.safe_load((run / "config.yaml").read_text())["data"]["root"]
+    capsys.readouterr()
+    assert evaluate.main([str(run), f"lesions.path={root}/lesions"]) == 0
+    assert "NOTE labels or lesion masks are not those" in capsys.readouterr().out
+    assert results(run)[2]["pcam/pixel_ap"] is not None
 
 
 @pytest.mark.slow

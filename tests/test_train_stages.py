@@ -287,9 +287,13 @@ class Data:
     index_hash = judges_hash = "mine"
 
 
-@pytest.mark.parametrize("theirs", [{}, {"Data": {}}, {"Data": {"judges_hash": "other"}}])
+@pytest.mark.parametrize(
+    "theirs",
+    [{}, {"Data": {}}, {"Data": {"judges_hash": "other", "index_hash": "mine"}}],
+)
 def test_a_start_must_have_had_the_same_val_and_test(tmp_path, theirs):
-    check_same_judges({"Data": {"judges_hash": "mine"}}, Data(), tmp_path)
+    check_same_judges({"Data": {"judges_hash": "mine", "index_hash": "other"}}, Data(), tmp_path)
+    check_same_judges({"Data": {"index_hash": "mine"}}, Data(), tmp_path)  # of before the hash
     with pytest.raises(RunError, match="was trained on other val and test images"):
         check_same_judges(theirs, Data(), tmp_path)
 
