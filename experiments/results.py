@@ -41,11 +41,12 @@ def write(found: Evaluation) -> None:
 
 
 def _drop_older_audit(found: Evaluation) -> None:
-    """Remove the audit of a network that was trained on since."""
+    """Remove an audit, but one of this very network: it is younger than the checkpoint."""
     audit = found.target / "audit.json"
     checkpoint = found.folder / "checkpoints" / str(found.about.get("checkpoint"))
-    both = audit.is_file() and checkpoint.is_file()
-    if both and audit.stat().st_mtime < checkpoint.stat().st_mtime:
+    if not audit.is_file():
+        return
+    if not checkpoint.is_file() or audit.stat().st_mtime < checkpoint.stat().st_mtime:
         audit.unlink()
 
 
