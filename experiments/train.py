@@ -215,16 +215,20 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
 def leave(number: int, saved: str) -> int:
     """Tell that signal ``number`` ends this process, requeue its SLURM job; the exit status."""
     if is_first_rank():
-        print(
-            f"{signal.Signals(number).name}: {saved}; {requeue(number)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(number, saved)
     elif this_job():
         # srun --kill-on-bad-exit would kill the first rank before it has requeued the job; its end
         # is ours. Status 0 would not do: where the signal reached us alone, the others would wait.
         time.sleep(FIRST_RANK_SECONDS)
+        # Still here: the first rank had just deferred signals when this came, and waits for us.
+        tell(number, saved)
     return 128 + number
+
+
+def tell(number: int, saved: str) -> None:
+    """Requeue this SLURM job, if it is one, and say so."""
+    said = requeue(number)
+    print(f"{signal.Signals(number).name}: {saved}; {said}", file=sys.stderr, flush=True)
 
 
 def check_batchnorm(settings: dict[str, Any], trainer: Any) -> None:

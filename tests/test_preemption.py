@@ -170,14 +170,22 @@ def test_further_signals_do_not_keep_a_job_from_being_requeued(slurm, monkeypatc
 
 
 def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch):
-    """srun ends all ranks as soon as one has a bad exit status."""
+    """srun ends all ranks as soon as one has a bad exit status.
+
+    The first may have deferred signals already, and wait for this one: then it is requeued here.
+    """
     waited = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.setenv("SLURM_PROCID", "1")
     calls = slurm("echo JobState=RUNNING")
+
+    def sleep(seconds):
+        assert not calls.read_text()
+        waited.append(seconds)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setenv("SLURM_PROCID", "1")
     assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
     assert waited == [train.FIRST_RANK_SECONDS]
-    assert not calls.read_text()
+    assert "requeue 41" in calls.read_text()
     monkeypatch.delenv("SLURM_JOB_ID")
     assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
     assert len(waited) == 1  # nothing is requeued
