@@ -110,12 +110,14 @@ def evaluate(
             f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
         )
     trained_on = content[kind]
-    changed = []
+    said = []
+    if methods and not classifies(module):
+        said.append("trained on the lesion masks alone: there is no class for --peers to explain")
     # Folds are dealt by the masks: there only the very same data leaves out the same images.
     if split != LEFT_OUT and data.judges_as(trained_on):
         masks = trained_on.get("mask_hash") != data.mask_hash
         if masks or trained_on["index_hash"] != data.index_hash:
-            changed.append(
+            said.append(
                 "labels or lesion masks are not those that this run was trained with: judged is by "
                 "today's"
             )
@@ -167,7 +169,7 @@ def evaluate(
         fitted,
         thresholds,
         judged.scales,
-        [*changed, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
+        [*said, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
     )
 
 

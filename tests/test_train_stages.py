@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_lambda_is_refused(finished, tiny, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_masks_alone_train_without_confidence(tiny, tmp_path):
+def test_masks_alone_train_without_confidence(tiny, tmp_path, capsys):
     words = ["loss.classification=false", *words_of("stage3"), *tiny, "trainer.max_epochs=1"]
     assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
     run = run_folder(tmp_path, "stage3", NAMES["stage3"])
@@ -128,9 +128,10 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path):
         "val/pcam/hit",
     }
     assert untaught.isdisjoint(table.columns)
-    assert evaluate.main([str(run)]) == 0
+    assert evaluate.main([str(run), "--peers", "gradcam"]) == 0
+    assert "NOTE trained on the lesion masks alone: there is no class" in capsys.readouterr().out
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
-    assert {"accuracy", "masked_accuracy", "pcam/hit"}.isdisjoint(summary)
+    assert {"accuracy", "masked_accuracy", "pcam/hit", "gradcam/hit"}.isdisjoint(summary)
     assert summary["fcn/pixel_ap"] > 0
     best = load_checkpoint(run / "checkpoints" / "best.ckpt")
     assert "Confidence" not in best["callbacks"]
