@@ -105,15 +105,12 @@ def lesion_area(lesion: Tensor | None) -> float:
 
 def own_methods(module: Any) -> tuple[str, ...]:
     """The maps that a network has of its own."""
-    if module is None:
-        return ()
-    # A network trained on the masks alone has an FC layer that nobody taught: only its FCN counts.
-    return tuple(module.map_methods) if classifies(module) else ("fcn",)
+    return () if module is None else tuple(module.judged_maps)
 
 
 def classifies(module: Any) -> bool:
     """Whether anybody taught the network normal and abnormal."""
-    return module is not None and bool(module.hparams.get("classification", True))
+    return module is not None and module.classifies
 
 
 def _look(module: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

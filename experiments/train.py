@@ -183,7 +183,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         check_network(module, checkpoint, resume)
-        check_states(checkpoint, resume, states_of(callbacks, data))
+        check_states(checkpoint, resume, states_of(callbacks))
     elif config.model.init_from:
         start_from(module, config, data)
     if trainer.is_global_zero:
@@ -273,12 +273,12 @@ def build_callbacks(config: Config, folder: Path, stop: StopRequest) -> list[Any
     ]
 
 
-def states_of(callbacks: list[Any], data: Any) -> list[str]:
+def states_of(callbacks: list[Any]) -> list[str]:
     """Names, in a checkpoint, of what a run of these callbacks goes on with."""
-    names = {type(one).__name__ for one in callbacks}
-    averaged = {"current_model_state", "averaging_state"} if "AveragedWeights" in names else set()
-    kept = names & {"AveragedWeights", "Confidence", "RunCheckpoints"}
-    return [*sorted(kept | averaged), type(data).__qualname__]
+    names = [one.state_key for one in callbacks if one.state_dict()]
+    # Lightning keeps the average's weights beside the callbacks.
+    averaged = ["current_model_state", "averaging_state"] if "AveragedWeights" in names else []
+    return [*names, *averaged]
 
 
 def monitor(config: Config) -> str:

@@ -1,7 +1,5 @@
 """What is said of maps, on maps whose figures are known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,8 +80,8 @@ class Network(torch.nn.Module):
     Or draws maps of noise above that, different ones, if ``drawn``.
     """
 
-    map_methods = ("pcam",)
-    hparams = SimpleNamespace(get=lambda name, default: default)
+    judged_maps = ("pcam",)
+    classifies = True
 
     def __init__(self, height=1.0, drawn=False):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -19,9 +20,9 @@ class MeanOverLesions(PerImageMetric):
 
     columns: ClassVar[dict[str, torch.dtype]] = {"index": torch.int64, "value": torch.float32}
 
+    @abstractmethod
     def values(self, map: Tensor, lesion: Tensor) -> Tensor:
         """The value of each image, ``(B,)``, of maps and boolean lesions ``(B, 1, H, W)``."""
-        raise NotImplementedError
 
     def update(self, map: Tensor, mask: Tensor, index: Tensor, has_lesion: Tensor) -> None:
         """Add the images of a batch.
@@ -54,13 +55,13 @@ class CurveOverLesions(PerImageMetric):
     columns: ClassVar[dict[str, torch.dtype]] = {"index": torch.int64, "curve": torch.float32}
     points: int
 
+    @abstractmethod
     def curves(self, map: Tensor, lesion: Tensor) -> Tensor:
         """The curve of each image, ``(B, points)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figure(self, curves: Tensor) -> Tensor:
         """A scalar of the curves ``(N, points)`` of N > 0 images."""
-        raise NotImplementedError
 
     def update(self, map: Tensor, mask: Tensor, index: Tensor, has_lesion: Tensor) -> None:
         """Add the images of a batch; arguments and errors as of :class:`MeanOverLesions`."""
