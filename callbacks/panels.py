@@ -71,11 +71,12 @@ class MapPanels(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.current_epoch % self.every_epochs and not last:
             return
+        network = cast(Any, pl_module)
         with torch.no_grad():
-            maps = cast(Any, pl_module).maps(self._chosen["image"].to(pl_module.device))
+            maps = network.maps(self._chosen["image"].to(network.device))
         panel = draw_panel(
             self._chosen["image"],
-            {name: m.cpu() for name, m in maps.items()},
+            {name: maps[name].cpu() for name in network.judged_maps},
             self._chosen["lesion_mask"],
             self._chosen["label"],
         )
@@ -141,12 +142,10 @@ def draw_panel(
         for column, drawn in enumerate(cells):
             top, left = HEADER + row * step, column * step
             canvas[top : top + cell, left : left + cell] = drawn
-        _write(
-            canvas,
-            "abnormal" if label[row] else "normal",
-            (4, HEADER + row * step + cell - 6),
-            (255, 255, 255),
-        )
+        place = (4, HEADER + row * step + cell - 6)
+        said = "abnormal" if label[row] else "normal"
+        _write(canvas, said, place, (0, 0, 0), 3)  # an edge, to be read on white film
+        _write(canvas, said, place, (255, 255, 255))
     return canvas
 
 
@@ -176,5 +175,7 @@ def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.drawContours(grey.copy(), contours, -1, (80, 220, 80), 1, cv2.LINE_AA)
 
 
-def _write(canvas: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int, ...]) -> None:
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+def _write(
+    canvas: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int, ...], thick: int = 1
+) -> None:
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thick, cv2.LINE_AA)

@@ -5,12 +5,14 @@ import math
 import shutil
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
+from callbacks.panels import CELL_GAP
 from experiments import evaluate, train
 from experiments.build import check_same_fold, check_same_judges, start_from
 from experiments.config import load_config, save_config
@@ -135,6 +137,8 @@ def test_masks_alone_train_without_confidence(tiny, tmp_path, capsys):
     assert summary["fcn/pixel_ap"] > 0
     best = load_checkpoint(run / "checkpoints" / "best.ckpt")
     assert "Confidence" not in best["callbacks"]
+    panel = cv2.imread(str(run / "panels" / "epoch_001.png"))
+    assert panel.shape[1] == 3 * (192 + CELL_GAP)  # radiograph, FCN, lesion mask
     score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
     assert score["best"] == pytest.approx(table["val/fcn/pixel_ap"][0])
 
