@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,7 +182,8 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
         assert not calls.read_text()
         waited.append(seconds)
 
-    monkeypatch.setattr("time.sleep", sleep)
+    # Not time.sleep itself: subprocess, too, sleeps while it waits for an answer.
+    monkeypatch.setattr(train, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
     assert waited == [train.FIRST_RANK_SECONDS]
