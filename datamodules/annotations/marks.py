@@ -1,0 +1,102 @@
+"""What annotation files say, in one form: images, what is marked on them, and what is wrong.
+
+Every reader of this folder turns files of one format into a :class:`Marking`. Coordinates are in
+pixels of the upright image, x to the right and y down, (0, 0) the outer corner of the first pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+# A larger image is a mistake in the file, not a radiograph, and would only eat memory.
+MAX_PIXELS = 1 << 28
+# Coordinates beyond this are a mistake of scale; those a little outside the image are clipped.
+MAX_COORDINATE = 1 << 17
+
+Point = tuple[float, float]
+
+
+class Mark(NamedTuple):
+    """One thing that somebody marked on an image.
+
+    Attributes:
+        entry: Which entry of the file says so, for messages: "annotation 12".
+        outline: Corners of a polygon, at least three; a box has four, an ellipse many. Empty where
+            ``runs`` is given.
+        runs: Instead of an outline, a mask as pycocotools encodes it: ``{"size": [H, W], "counts":
+            bytes}``. Masks would fill the memory, their runs do not.
+        label: Name of the class, "" where the file has none.
+        rater: Who marked it, "" where the file does not say.
+        is_box: Whether it is only a box around the lesion, weaker than its outline.
+    """
+
+    entry: str
+    outline: tuple[Point, ...] = ()
+    runs: dict[str, Any] | None = None
+    label: str = ""
+    rater: str = ""
+    is_box: bool = False
+
+
+class MarkedImage(NamedTuple):
+    """What a file says of one image.
+
+    Attributes:
+        name: The image as the file names it: a path, or what a tool made of it.
+        size: ``(height, width)`` that the file states, pixels; None where it does not.
+        marks: What is marked on it; empty where the file lists the image without any.
+        where: The file, and the place in it, for messages.
+        in_shares: Outlines are shares of width and height (YOLO), to be scaled by the image's size.
+    """
+
+    name: str
+    size: tuple[int, int] | None
+    marks: list[Mark]
+    where: str
+    in_shares: bool = False
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong: where (file, entry), and what, with the remedy."""
+
+    where: str
+    what: str
+
+
+class Marking(NamedTuple):
+    """All that a source says; entries that are wrong are left out and listed."""
+
+    images: list[MarkedImage]
+    mistakes: list[Mistake]
+
+
+def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
+    """Draw marks into one mask, uint8 ``(H, W)``, 0 background, 255 marked; overlaps add up.
+
+    A polygon marks each pixel that its outline touches or encloses (Pillow's rule), so that a
+    hairline fracture outlined thinner than a pixel does not vanish. What lies outside is cut off.
+
+    Raises:
+        ValueError: The runs of a mark are of another size.
+    """
+    canvas = Image.new("L", (width, height))
+    pen = ImageDraw.Draw(canvas)
+    masks = []
+    for mark in marks:
+        if mark.runs is None:
+            pen.polygon(list(mark.outline), fill=255, outline=255)
+        elif list(mark.runs["size"]) == [height, width]:
+            masks.append(rle.decode(mark.runs) * np.uint8(255))
+        else:
+            raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
+    return np.maximum.reduce([np.array(canvas), *masks])
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Runs of a mask ``(H, W)`` whose marked pixels are not 0, for :attr:`Mark.runs`."""
+    return rle.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
