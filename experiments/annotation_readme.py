@@ -62,7 +62,8 @@ CVAT
 
 _CVAT_WITH = _CVAT.replace(
     "2. Draw",
-    '2. Actions > Upload annotations, format "CVAT 1.1", file cvat.xml. Then open the job: draw',
+    '2. Actions > Upload annotations, format "CVAT 1.1", file cvat.xml, before anything is drawn.\n'
+    "   Then open the job: draw",
 )
 
 _STUDIO = """\

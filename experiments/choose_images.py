@@ -7,8 +7,8 @@ Two ways, both a sequence whose beginning is the choice of a smaller number:
 - by a run's uncertainty and coverage: the greedy core set of Sener & Savarese, "Active Learning for
   Convolutional Neural Networks: A Core-Set Approach", ICLR 2018, algorithm 1 (each time the image
   whose features lie farthest from all that have a mask or are chosen), among the less certain half
-  of each body part first. Uncertainty alone, as in Settles' "Active Learning Literature Survey",
-  2009, section 3.1, would draw near-duplicates; coverage alone would draw outliers.
+  of each body part first (uncertainty sampling: Settles, "Active Learning Literature Survey", 2009,
+  section 3.1). Uncertainty alone would draw images that are alike, coverage alone odd ones.
 """
 
 from __future__ import annotations

@@ -75,7 +75,9 @@ def open_observer(run: Path, overrides: list[str]) -> Observer:
     data = build_data(config)
     data.prepare_data()
     data.setup()
-    if not data.judges_as(content.get(type(data).__qualname__, {})):
+    trained_on = content.get(type(data).__qualname__, {})
+    # A checkpoint of before knows the whole index's hash only.
+    if not data.judges_as(trained_on) and trained_on.get("index_hash") != data.index_hash:
         raise RunError(
             f"{folder} was trained on other images than {data.root} holds now, or they were split "
             "otherwise; name the data.root that it had, or train a run on these"

@@ -8,7 +8,7 @@ import numpy as np
 # A pixel at least, a thousandth of the longer side on large films: few points to drag.
 TOLERANCE = 1e-3
 # Specks of fewer pixels than this share of the image are no outline that anybody would correct.
-SPECK = 1e-4
+SPECK = 5e-4
 
 Polygon = list[tuple[float, float]]
 

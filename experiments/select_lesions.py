@@ -28,8 +28,10 @@ if TYPE_CHECKING:  # packages may be missing: main says so
     from experiments.config import Config
     from experiments.look import Observer
 
+log = logging.getLogger(__name__)
+
 # Keys of data.* that decide on the index beside the name and the root.
-OF_THE_INDEX = ("seed", "count", "limit", "split", "unreadable")
+OF_THE_INDEX = ("seed", "count", "limit", "split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +115,11 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if observer:
         look = look_at(observer, pool.index.to_numpy())
         pool["probability_abnormal"] = look.probability
+    else:
+        pool = _readable(pool, arguments.select, data)
     places, unsure = choose_images(pool, arguments.select, data.seed, look)
     chosen = pool.iloc[places].rename(columns={"path": "image"})
-    chosen["reason"] = np.where(unsure, "uncertain", "coverage") if look else "random"
+    chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
     drawn, maker = None, ""
     if arguments.outlines and observer:
         maker = f"{observer.module.stage} {observer.method}"
@@ -156,6 +160,38 @@ def _pool(table: pd.DataFrame, split: str, masked: bool) -> pd.DataFrame:
             "--split may have some without, --masked chooses from these (for a second rater, or "
             "to try this out)"
         )
+    return pool
+
+
+def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.DataFrame:
+    """The pool without images that would be chosen but cannot be read, where those are skipped.
+
+    (A run's cache has left them out already.)
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from datamodules import DataError
+    from datamodules.decode import decode, usable_cores
+    from experiments.choose_images import choose_images
+
+    def fault(path: str) -> str:
+        try:
+            decode(data.root / path)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    tried: dict[str, str] = {}
+    with ThreadPoolExecutor(usable_cores()) as workers:
+        while data.on_unreadable == "skip":
+            places, _ = choose_images(pool, count, data.seed)
+            new = [path for path in pool["path"].iloc[places] if path not in tried]
+            tried |= zip(new, workers.map(fault, new), strict=True)
+            faults = [tried[path] for path in new if tried[path]]
+            if not faults:
+                break
+            log.warning("left out, it cannot be read: %s", "\n".join(faults))
+            pool = pool[~pool["path"].isin([path for path in new if tried[path]])]
     return pool
 
 
