@@ -41,9 +41,9 @@ def choose_images(
     """Pick images to draw lesions on, in the order in which they are worth it.
 
     At each step: of the patients with fewest images that are masked or chosen; of the body part
-    with fewest; with ``look`` of the less certain half of its body part; of the study with fewest;
-    then the farthest from what is masked or chosen, or, without ``look``, the first by hash. What
-    ties is decided by hash, so that the order of ``table`` does not matter.
+    with fewest; of the study with fewest; with ``look`` of the less certain half of its body part,
+    and of these the farthest from what is masked or chosen; without ``look`` the first by hash.
+    What ties is decided by hash, so that the order of ``table`` does not matter.
 
     Args:
         table: Abnormal images: path, patient, study, body_part, and bool ``masked``: has a mask
@@ -75,8 +75,8 @@ def choose_images(
         left = np.flatnonzero(free)
         left = _lowest(left, of_patient[patient[left]])
         left = _lowest(left, of_part[part[left]])
-        left = _lowest(left, certain[left])
         left = _lowest(left, of_study[study[left]])
+        left = _lowest(left, certain[left])
         if look:
             left = _lowest(left, -farness[left])
             left = _lowest(left, look.margin[left])  # before anything is taken, all are far

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.command import run as run_command
+from experiments.evaluate import is_setting
 
 if TYPE_CHECKING:  # packages may be missing: main says so
     import pandas as pd
@@ -54,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def given(arguments: argparse.Namespace) -> str:
+    """An option that belongs to ``--select`` and is given, or ""."""
+    for name, default in (("run", None), ("split", "train"), ("masked", False)):
+        if getattr(arguments, name) != default:
+            return f"--{name}"
+    return "--outlines" if arguments.outlines else ""
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the command on its own; return its exit status."""
     parser = argparse.ArgumentParser(description="Choose what to annotate.")
@@ -62,14 +71,17 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    return select(arguments, arguments.words)
+    overrides = [word for word in arguments.words if is_setting(word)]
+    sources = [Path(word) for word in arguments.words if word not in overrides]
+    return select(arguments, sources, overrides)
 
 
-def select(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def select(arguments: argparse.Namespace, sources: list[Path], overrides: list[str]) -> int:
     """Choose, write and print; return the exit status.
 
     Args:
         arguments: ``out`` and what :func:`add_arguments` adds.
+        sources: Words that are no ``key=value``: there must be none.
         overrides: ``key=value`` words.
     """
     from datamodules import DataError
@@ -77,6 +89,8 @@ def select(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from experiments.runs import RunError
 
     try:
+        if sources:
+            raise DataError(f"--select imports nothing: leave {sources[0]} out, or --select")
         _select(arguments, overrides)
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -110,7 +124,7 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
         config, data, table = observer.config, observer.data, observer.data.table
     else:
         config = load_config("stage1", overrides)
-        data, table = read_index(config)
+        data, table = _index(config)
     pool = _pool(table, arguments.split, arguments.masked)
     if observer:
         look = look_at(observer, pool.index.to_numpy())
@@ -132,7 +146,7 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(_next(arguments, config, data, chosen))
 
 
-def read_index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:
+def _index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:
     """The data module and its index table; no image is decoded, no cache built."""
     from datamodules import DataError
     from experiments.build import build_data
