@@ -97,7 +97,7 @@ Bring it back
     python -m experiments.import_lesions SOURCE --out LESIONS --mapping mapping.csv \\
         data.name={source} data.root=/path/to/the/data
 
-SOURCE is annotations.xml (CVAT), the exported JSON (Label Studio) or images/ (LabelMe, with
---format labelme). It says what is wrong, if anything, and how to train on the masks. mapping.csv
-leads from the names here to the images of the data set: keep it.
+SOURCE is annotations.xml (CVAT), the exported JSON (Label Studio) or images/ (LabelMe). The command
+says what is wrong, if anything, and how to train on the masks. mapping.csv leads from the names
+here to the images of the data set: keep it.
 """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +26,8 @@ if TYPE_CHECKING:  # packages may be missing: main says so
 
     from datamodules.radiographs import RadiographDataModule
     from experiments.config import Config
-    from experiments.look import Observer
 
 log = logging.getLogger(__name__)
-
-# Keys of data.* that decide on the index beside the name and the root.
-OF_THE_INDEX = ("seed", "count", "limit", "split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +103,7 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from experiments.annotation_package import check_new, write_package
     from experiments.choose_images import choose_images
     from experiments.config import load_config
+    from experiments.describe_selection import describe, describe_outlines, next_command
     from experiments.look import look_at, maps_of, open_observer
     from experiments.outlines import outline
 
@@ -132,6 +128,8 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     else:
         pool = _readable(pool, arguments.select, data)
     places, unsure = choose_images(pool, arguments.select, data.seed, look)
+    if not len(places):
+        raise DataError("none of the abnormal images could be read; check data.root")
     chosen = pool.iloc[places].rename(columns={"path": "image"})
     chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
     drawn, maker = None, ""
@@ -140,10 +138,10 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
         maps = maps_of(observer, chosen.index.to_numpy())
         drawn = [outline(shown, observer.threshold) for shown in maps]
     write_package(arguments.out, data.root, chosen, drawn, maker, data.name)
-    print(_describe(pool, chosen, arguments, data))
+    print(describe(pool, chosen, arguments, data))
     if drawn is not None and observer:
-        print(_describe_outlines([len(polygons) for polygons in drawn], observer, chosen))
-    print(_next(arguments, config, data, chosen))
+        print(describe_outlines([len(polygons) for polygons in drawn], observer, chosen))
+    print(next_command(arguments, config, data, chosen))
 
 
 def _index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:
@@ -162,8 +160,11 @@ def _pool(table: pd.DataFrame, split: str, masked: bool) -> pd.DataFrame:
     """The abnormal images of the split, and which of them are not to be chosen (``masked``)."""
     from datamodules import DataError
     from datamodules.index import SPLITS
+    from datamodules.lesions import LEFT_OUT
 
     wanted = SPLITS if split == "all" else (split,)
+    # What a run with folds leaves out of training is of train to others.
+    table = table.assign(split=table["split"].replace(LEFT_OUT, "train"))
     pool = table[(table["label"] == 1) & table["split"].isin(wanted)]
     pool = pool.assign(masked=False if masked else pool["lesion_mask"] != "")
     pool["probability_abnormal"] = float("nan")
@@ -207,87 +208,6 @@ def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.
             log.warning("left out, it cannot be read: %s", "\n".join(faults))
             pool = pool[~pool["path"].isin([path for path in new if tried[path]])]
     return pool
-
-
-def _describe(
-    pool: pd.DataFrame,
-    chosen: pd.DataFrame,
-    arguments: argparse.Namespace,
-    data: RadiographDataModule,
-) -> str:
-    """What was chosen, and where it lies."""
-    free = pool[~pool["masked"]]
-    kind = "" if arguments.masked else " without a lesion mask"
-    where = "train, val and test" if arguments.split == "all" else arguments.split
-    how = f"at random (data.seed={data.seed})"
-    if arguments.run:
-        unsure = int((chosen["reason"] == "uncertain").sum())
-        how = f"by {arguments.run}: {unsure} of the half that it is less sure of"
-    lines = [
-        f"chosen   {len(chosen):,} of {len(free):,} abnormal images{kind} in {where}, {how}",
-        f"         of {chosen['patient'].nunique():,} {data.patients_are} and "
-        f"{chosen['study'].nunique():,} studies; {_counts(chosen['body_part'])}",
-    ]
-    if arguments.split == "all":
-        lines.append(f"         {_counts(chosen['split'])}")
-    if len(chosen) < arguments.select:
-        lines.append(f"         there are no {arguments.select:,}: these are all")
-    lines.append(f"written  {arguments.out}: open README.txt there, it says how in each tool")
-    return "\n".join(lines)
-
-
-def _describe_outlines(counts: list[int], observer: Observer, chosen: pd.DataFrame) -> str:
-    """What the outlines are, and what they do to a rater."""
-    origin = "tuned on val" if observer.tuned else "no val masks have tuned one"
-    lines = [
-        f"outlines {sum(counts):,} on {sum(count > 0 for count in counts):,} images, where "
-        f"{observer.method} reaches {observer.threshold:.2f} ({origin})",
-        "",
-        "CAUTION  The outlines are the network's and bias whoever draws: masks that begin with "
-        "them agree",
-        "         with its maps more than they should. One that is left as it is becomes a mask.",
-    ]
-    judges = chosen["split"].isin(["val", "test"]).sum()
-    if judges:
-        lines.append(
-            f"         {judges} of these images are of val or test: masks drawn so must not judge "
-            "this run;"
-        )
-        lines.append("         choose them again without --outlines")
-    return "\n".join(lines) + "\n"
-
-
-def _next(
-    arguments: argparse.Namespace,
-    config: Config,
-    data: RadiographDataModule,
-    chosen: pd.DataFrame,
-) -> str:
-    """What the masks will be good for, and the command after drawing."""
-    lines = []
-    if set(chosen["split"]) == {"train"}:
-        lines += [
-            "note     Masks follow their image's split: these will train stage 3 (at most "
-            "lesions.count) and judge",
-            "         no map. --split all chooses from val and test, too; or cross-fit with "
-            "lesions.folds=5.",
-        ]
-    words = [f"data.name={data.name}", f"data.root={data.root}"]
-    for key in OF_THE_INDEX:
-        if getattr(config.data, key) != getattr(type(config.data)(), key):
-            words.append(f"data.{key}={getattr(config.data, key)}")
-    mapping = shlex.quote(str(arguments.out / "mapping.csv"))
-    lines += [
-        "next     draw, export, and bring the masks back:",
-        "",
-        f"python -m experiments.import_lesions EXPORT --out LESIONS --mapping {mapping} "
-        f"{shlex.join(words)}",
-    ]
-    return "\n".join(lines)
-
-
-def _counts(names: pd.Series) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in names.value_counts().items())
 
 
 if __name__ == "__main__":

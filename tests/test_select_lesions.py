@@ -298,6 +298,7 @@ def test_a_run_chooses_and_outlines(tmp_path, capsys):
     assert "where pcam reaches 0.50 (no val masks have tuned one)" in said
     assert "CAUTION" in said
     assert "must not judge" in said
+    assert "chosen by a run they are no fair sample" in said
     selected = pd.read_csv(tmp_path / "a" / "selected.csv")
     assert selected["probability_abnormal"].between(0, 1).all()
     assert set(selected["reason"]) <= {"uncertain", "certain"}
