@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
+from datamodules.annotations import READERS, recognise
 from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.phantom import PhantomDataModule
 from experiments import select_lesions, train
 from experiments.annotation_files import Picture, cvat_xml, label_studio_tasks, labelme_json
-from experiments.annotation_package import flat_names, write_package
+from experiments.annotation_package import COLUMNS, flat_names, write_package
+from experiments.lesion_matching import ImageFinder, read_mapping
 from experiments.look import Observer, look_at, maps_of, tuned_threshold
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
@@ -77,6 +79,49 @@ def test_names_are_flat_plain_and_unlike():
     assert names[:5] == ["a__b.png", "a__b-2.png", "A__B-3.png", "x-__c-d.png", "x__e.png"]
     assert len({name.lower() for name in names}) == 6
     assert all(len(name) < 200 and name.isascii() and "/" not in name for name in names)
+
+
+def test_what_is_outlined_is_read_back_point_by_point(tmp_path):
+    """As each tool hands it back: CVAT's XML, LabelMe's files, a task with its prediction taken."""
+    images = ["MURA-v1.1/train/a/image1.png", "MURA-v1.1/train/b/image1.png", "c d.jpg"]
+    generator = np.random.default_rng(0)
+    for image in images:
+        (tmp_path / "data" / image).parent.mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(0, 256, (37, 53), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "data" / image)
+    outlines = [[TRIANGLE, [(1.5, 2.5), (3.5, 2.5), (3.5, 9.5)]], [], [TRIANGLE]]
+    chosen = pd.DataFrame(dict.fromkeys(COLUMNS, "x"), index=range(3))
+    chosen = chosen.assign(image=images, probability_abnormal=0.5)
+    package = tmp_path / "package"
+    write_package(package, tmp_path / "data", chosen, outlines, "stage1 pcam", "mura")
+    tasks = json.loads((package / "label_studio.json").read_text())
+    for task in tasks:
+        taken = task.pop("predictions", [{"result": []}])
+        task["annotations"] = [{"completed_by": 7, "result": taken[0]["result"]}]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    finder = ImageFinder(images, tmp_path / "data", read_mapping(package / "mapping.csv"))
+    for format, source in (
+        ("cvat", package / "cvat.xml"),
+        ("labelme", package / "images"),
+        ("label-studio", tmp_path / "export.json"),
+    ):
+        assert recognise(source) == format
+        marking = READERS[format](source)
+        assert marking.mistakes == []
+        found = {}
+        for image in marking.images:
+            (path,) = finder.find(image.name)
+            found[path] = [mark.outline for mark in image.marks]
+            assert image.size in ((37, 53), None)
+            assert {mark.label for mark in image.marks} <= {"lesion"}
+        assert found.keys() == set(images)
+        for image, polygons in zip(images, outlines, strict=True):
+            assert len(found[image]) == len(polygons)
+            for points, polygon in zip(found[image], polygons, strict=True):
+                assert np.array(points) == pytest.approx(np.array(polygon))
+    # Nobody has looked at a prediction yet: it is no mask.
+    untouched = READERS["label-studio"](package / "label_studio.json")
+    assert [image.marks for image in untouched.images] == [[], [], []]
 
 
 # The command --------------------------------------------------------------------------------------
