@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, Mistake
+from datamodules.index import DataError
 
 
 class EntryError(ValueError):
@@ -28,6 +29,18 @@ def noting(mistakes: list[Mistake], where: str) -> Iterator[None]:
         yield
     except EntryError as error:
         mistakes.append(Mistake(where, str(error)))
+
+
+@contextmanager
+def noting_file(mistakes: list[Mistake], file: Path, alone: bool) -> Iterator[None]:
+    """The same for one file of many, with a ``DataError`` too; one that is alone may raise it."""
+    try:
+        with noting(mistakes, str(file)):
+            yield
+    except DataError as error:
+        if alone:
+            raise
+        mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
 
 
 def field(entry: object, name: str) -> Any:

@@ -21,6 +21,7 @@ from datamodules.annotations.entries import (
     items,
     name_beside,
     noting,
+    noting_file,
     number,
     show,
     text,
@@ -46,16 +47,10 @@ def read_labelme(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     files = list_files(path, ".json")
     for file in files:
-        try:
+        with noting_file(mistakes, file, alone=len(files) == 1):
             content = read_json(file)
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
                 raise DataError(f"{file}: no LabelMe file, it lacks the list 'shapes'; take it out")
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        with noting(mistakes, str(file)):
             name = name_beside(file, path, field(content, "imagePath"))
             sides = content.get("imageHeight"), content.get("imageWidth")
             size = image_size(*sides) if sides != (None, None) else None

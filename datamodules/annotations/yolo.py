@@ -11,7 +11,15 @@ from pathlib import Path
 
 import yaml
 
-from datamodules.annotations.entries import EntryError, image_name, items, noting, show, text
+from datamodules.annotations.entries import (
+    EntryError,
+    image_name,
+    items,
+    noting,
+    noting_file,
+    show,
+    text,
+)
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box, polygon
@@ -43,16 +51,10 @@ def read_yolo(path: Path) -> Marking:
     if not files:
         raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
     for file in files:
-        try:
+        with noting_file(mistakes, file, alone=len(files) == 1):
             lines = _lines(file)
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
-        parts = [part for part in (*folder, file.stem) if part != "labels"]
-        with noting(mistakes, str(file)):
+            folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
+            parts = [part for part in (*folder, file.stem) if part != "labels"]
             image = MarkedImage(image_name("/".join(parts)), None, [], str(file), in_shares=True)
             images.append(image)
             for place, line in enumerate(lines, 1):
