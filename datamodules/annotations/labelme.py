@@ -23,7 +23,6 @@ from datamodules.annotations.entries import (
     noting,
     noting_file,
     number,
-    show,
     text,
     whole,
 )
@@ -69,19 +68,19 @@ def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake])
             points = items(field(shape, "points"))
             if not all(isinstance(point, list) and len(point) == 2 for point in points):
                 raise EntryError("its points are not [[x, y], ...]; draw it again")
-            kind = shape.get("shape_type") or "polygon"  # versions before 4 wrote none
-            mark = Mark(entry, label=text(shape.get("label")), is_box="rectangle" in str(kind))
+            kind = text(shape.get("shape_type", "polygon"))  # versions before 4 wrote none
+            mark = Mark(entry, label=text(shape.get("label")), is_box="rectangle" in kind)
             if kind == "mask":
                 image.marks.append(mark._replace(runs=_mask(shape, points, image.size)))
             else:
                 image.marks.append(mark._replace(outline=_outline(kind, points)))
 
 
-def _outline(kind: object, points: list[Any]) -> tuple[tuple[float, float], ...]:
+def _outline(kind: str, points: list[Any]) -> tuple[tuple[float, float], ...]:
     if kind in ("polygon", "oriented_rectangle"):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
-        raise EntryError(f"a {text(kind) or show(kind)} marks no area; outline the lesion")
+        raise EntryError(f"a {kind or 'nameless shape'} marks no area; outline the lesion")
     if len(points) != 2:
         raise EntryError(f"a {kind} of {len(points)} points, not two; draw it again")
     (x, y), (a, b) = [[number(value, "a point") for value in point] for point in points]
