@@ -241,7 +241,7 @@ def test_no_file_is_more_than_a_mistake(tmp_path, kind, dicom, capfd):
     @given(random=st.randoms(use_true_random=False))
     def read(random):
         spoiled = spoil(random) if random.randint(0, 2) else spoil_bytes(random, content)
-        if spoiled == content or hash(spoiled) in seen:
+        if spoiled == content:
             return
         seen.add(hash(spoiled))
         file.write_bytes(spoiled)
@@ -253,7 +253,7 @@ def test_no_file_is_more_than_a_mistake(tmp_path, kind, dicom, capfd):
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     with capfd.disabled():
         if "DECISION_BASIS_FUZZ" in os.environ:
-            print(f"\n{kind}: {len(seen)} files, {outcomes}, {grown:.0f} MiB")
+            print(f"\n{kind}: {len(seen)} different files, {outcomes}, {grown:.0f} MiB")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert outcomes["refused"] + outcomes["mistakes"] > FILES / 10
     assert grown < MEMORY
@@ -276,7 +276,7 @@ def outcome(kind, file):
         assert where.startswith(str(file))
         assert what
         f"{where}: {what}".encode()
-        assert len(what) < 1000
+        assert len(what) < 400
     for image in images:
         assert image.name
         assert ".." not in image.name.split("/")

@@ -17,6 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, Mistake
 from datamodules.index import DataError
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 1  # [1, 2, {...}]
+
 
 class EntryError(ValueError):
     """One entry is wrong: what, and the remedy."""
@@ -161,5 +164,5 @@ def name_beside(file: Path, source: Path, value: object) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value for a message, shortened."""
-    return reprlib.repr(value)
+    """Return a value for a message, short, and without what an object says of people."""
+    return "an object" if isinstance(value, dict) else _SHORT.repr(value)
