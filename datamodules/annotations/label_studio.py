@@ -26,7 +26,7 @@ from datamodules.annotations.entries import (
 from datamodules.annotations.files import only_file, read_json
 from datamodules.annotations.label_studio_brush import brush_runs
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, ellipse, placed, polygon, row_runs
+from datamodules.annotations.shapes import box, ellipse, placed_runs, polygon
 from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
 
@@ -133,7 +133,7 @@ def _shape(kind: str, value: dict[str, Any], size: tuple[int, int]) -> dict[str,
     height, width = size
     if kind == "brush":
         runs = brush_runs(value.get("rle"), size)
-        return {"runs": placed(row_runs(runs, size), 0, 0, size)}
+        return {"runs": placed_runs(runs, size, 0, 0, size)}
     if kind == "polygon":
         points = items(value.get("points"))
         if not all(isinstance(point, list) and len(point) == 2 for point in points):

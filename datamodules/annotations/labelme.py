@@ -28,7 +28,7 @@ from datamodules.annotations.entries import (
 )
 from datamodules.annotations.files import list_files, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, ellipse, placed, polygon
+from datamodules.annotations.shapes import box, check_place, ellipse, placed, polygon
 from datamodules.decode import PNG, check_png
 from datamodules.index import DataError
 
@@ -95,8 +95,8 @@ def _mask(shape: dict[str, Any], points: list[Any], size: tuple[int, int] | None
         raise EntryError("a mask needs two points and the image's size; save it again in LabelMe")
     left, top, right, bottom = (whole(value, "a point") for point in points for value in point)
     own = image_size(bottom - top + 1, right - left + 1)
-    pixels = _decode(field(shape, "mask"), own)
-    return placed(pixels, left, top, size)
+    check_place(left, top, own, size)
+    return placed(_decode(field(shape, "mask"), own), left, top, size)
 
 
 def _decode(encoded: object, size: tuple[int, int]) -> np.ndarray:

@@ -30,6 +30,7 @@ CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml"
 LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
 # Shares a little outside the image are for the importer to judge; these are pixels.
 PIXELS = 2.0
+IN_PIXELS = "is in pixels or no number"
 MAX_CLASSES_BYTES = 1 << 16  # YAML is read slowly
 HINT = "YOLO's values are shares of width and height: class cx cy width height"
 
@@ -61,7 +62,7 @@ def read_yolo(path: Path) -> Marking:
                 with noting(mistakes, f"{file}: line {place}"):
                     if line.strip():
                         image.marks.append(_mark(line.split(), f"line {place}", names))
-    wrong = [mistake for mistake in mistakes if HINT in mistake.what]
+    wrong = [mistake for mistake in mistakes if IN_PIXELS in mistake.what]
     if wrong and not any(image.marks for image in images):
         raise DataError(f"{wrong[0].where}: {wrong[0].what}")
     return Marking(images, mistakes)
@@ -131,7 +132,7 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
         raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
     if not all(abs(value) <= PIXELS for value in values):
         raise EntryError(
-            f"{show(' '.join(fields))} is in pixels or no number, perhaps class xmin ymin xmax "
+            f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
             f"ymax; {HINT}; convert it"
         )
     label = _label(fields[0], names)
