@@ -26,9 +26,11 @@ FILES = {
     "via": ("via.json", json.dumps(samples.VIA)),
     "via project": ("project.json", json.dumps(samples.VIA_PROJECT)),
     "via csv": ("via.csv", samples.via_csv()),
+    "via csv of version 1": ("via.csv", "#" + samples.via_csv()),
     "voc": ("a.xml", samples.VOC),
     "yolo": ("hand/a.txt", samples.YOLO),
 }
+NO_SIZE = ("via", "via project", "via csv", "via csv of version 1", "yolo")
 
 
 def write(tmp_path, kind):
@@ -56,7 +58,7 @@ def test_the_square_is_drawn_to_the_pixel(tmp_path, kind):
     ((image,), mistakes) = read(tmp_path if kind == "yolo" else source, kind)
     assert mistakes == []
     assert image.name == ("hand/a" if kind == "yolo" else "hand/a.png")
-    assert image.size == (None if kind in ("via", "via project", "via csv", "yolo") else (20, 30))
+    assert image.size == (None if kind in NO_SIZE else (20, 30))
     assert image.in_shares == (kind == "yolo")
     assert {mark.label for mark in image.marks} == {"0" if kind == "yolo" else "fracture"}
     # Polygons, masks and boxes each are the square, ellipses and triangles lie within it.
@@ -80,7 +82,7 @@ def test_the_format_is_recognised_by_file_and_folder(tmp_path, kind):
 def test_boxes_are_weak_and_outlines_are_not(tmp_path, kind):
     (image,) = read(write(tmp_path, kind), kind).images
     weak = [mark.is_box for mark in image.marks]
-    assert sum(weak) == (0 if kind == "none" else 1)
+    assert sum(weak) == 1
 
 
 def test_ellipses_turn(tmp_path):
@@ -144,6 +146,20 @@ def test_names_of_images(tmp_path, address, name):
     (tmp_path / "a.json").write_text(json.dumps(content))
     ((image,), mistakes) = READERS["label-studio"](tmp_path / "a.json")
     assert (image.name, mistakes) == (name, [])
+
+
+def test_the_image_of_a_task_may_have_any_key(tmp_path):
+    task = {"id": 1, "data": {"note": "x", "film": "/data/local-files/?d=hand/a.png"}}
+    (tmp_path / "a.json").write_text(json.dumps([{**task, "annotations": []}]))
+    assert READERS["label-studio"](tmp_path / "a.json").images[0].name == "hand/a.png"
+
+
+def test_key_points_of_json_min_are_no_boxes(tmp_path):
+    point = {"x": 1, "y": 1, "width": 0.3, "keypointlabels": ["x"]}
+    (tmp_path / "a.json").write_text(json.dumps([{"id": 1, "image": "a.png", "tag": [point]}]))
+    ((image,), (mistake,)) = READERS["label-studio"](tmp_path / "a.json")
+    assert image.marks == []
+    assert mistake.what == "a keypoint marks no area; outline the lesion"
 
 
 @pytest.mark.parametrize("kind", ["labelme", "voc"])

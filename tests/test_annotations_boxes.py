@@ -6,12 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as rle
 
 from datamodules.annotations import READERS, recognise
 from datamodules.annotations.marks import draw
+from datamodules.annotations.shapes import placed, placed_runs
 from datamodules.index import DataError
-from tests.annotation_samples import CORNERS, VOC, YOLO
+from tests.annotation_samples import VOC, YOLO, runs
 from tests.real import real_data
 
 # pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
@@ -163,5 +167,18 @@ def test_boxes_agree_to_a_pixel(four_ways):
         assert np.abs(boxes["coco"] - boxes["yolo"]).max() <= 1, name
 
 
-def test_corners_are_those_of_the_drawing():
-    assert [tuple(corner) for corner in CORNERS] == [(6, 4), (10, 4), (10, 8), (6, 8)]
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_masks_are_placed_to_the_pixel(data):
+    height, width = (data.draw(st.integers(1, 7)) for _ in range(2))
+    bits = st.lists(st.integers(0, 1), min_size=height * width, max_size=height * width)
+    mask = np.array(data.draw(bits), np.uint8).reshape(height, width)
+    above, below, left, right = (data.draw(st.integers(0, 3)) for _ in range(4))
+    whole = np.pad(mask, ((above, below), (left, right)))
+    if not mask.any():
+        return
+    for encoded in (
+        placed(mask, left, above, whole.shape),
+        placed_runs(runs(mask), mask.shape, left, above, whole.shape),
+    ):
+        np.testing.assert_array_equal(rle.decode(encoded), whole)

@@ -22,7 +22,7 @@ from datamodules.annotations.entries import (
 )
 from datamodules.annotations.files import only_file, read_xml
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, ellipse, placed, polygon, row_runs
+from datamodules.annotations.shapes import box, ellipse, placed_runs, polygon
 from datamodules.index import DataError
 
 OTHERS = ("polyline", "points", "cuboid", "skeleton", "tag")
@@ -85,7 +85,7 @@ def _mask(shape: Element, size: Size) -> dict[str, Any]:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
     except ValueError as error:
         raise EntryError("its rle is not 'run, run, ...'; export it again") from error
-    return {"runs": placed(row_runs(runs, own), left, top, size)}
+    return {"runs": placed_runs(runs, own, left, top, size)}
 
 
 def _angle(shape: Element) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.annotations.entries import EntryError, image_size, noting, show
+from datamodules.annotations.entries import EntryError, image_size, noting_file, show
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.index import DataError
@@ -38,23 +38,22 @@ def read_dicom_seg(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     found = False
     for file in list_files(path, ""):
-        if not is_dicom(read_bytes(file)):
-            continue
-        with noting(mistakes, str(file)):
+        with noting_file(mistakes, file, alone=file == path):
+            if not is_dicom(read_bytes(file)):
+                continue
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of odd values, which may be a patient's
                     if _kind(file) in SEGMENTATIONS:
-                        found = True
                         images += _read(file)
+                        found = True
             except EntryError:
                 found = True
                 raise
             except Exception as error:  # pydicom fails in many ways, with values in its texts
                 found = True
-                raise EntryError(
-                    f"damaged DICOM ({type(error).__name__}); export it again"
-                ) from error
+                what = f"damaged DICOM ({type(error).__name__}); export it again"
+                raise EntryError(what) from error
     if not found:
         raise DataError(f"{path}: holds no DICOM segmentation (SEG); export one, or masks as PNG")
     return Marking(images, mistakes)

@@ -15,6 +15,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, Mistake
+from datamodules.index import DataError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 1  # [1, 2, {...}]
 
 
 class EntryError(ValueError):
@@ -28,6 +32,18 @@ def noting(mistakes: list[Mistake], where: str) -> Iterator[None]:
         yield
     except EntryError as error:
         mistakes.append(Mistake(where, str(error)))
+
+
+@contextmanager
+def noting_file(mistakes: list[Mistake], file: Path, alone: bool) -> Iterator[None]:
+    """The same for one file of many, with a ``DataError`` too; one that is alone may raise it."""
+    try:
+        with noting(mistakes, str(file)):
+            yield
+    except DataError as error:
+        if alone:
+            raise
+        mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
 
 
 def field(entry: object, name: str) -> Any:
@@ -148,5 +164,5 @@ def name_beside(file: Path, source: Path, value: object) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value for a message, shortened."""
-    return reprlib.repr(value)
+    """Return a value for a message, short, and without what an object says of people."""
+    return "an object" if isinstance(value, dict) else _SHORT.repr(value)

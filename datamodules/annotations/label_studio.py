@@ -26,7 +26,7 @@ from datamodules.annotations.entries import (
 from datamodules.annotations.files import only_file, read_json
 from datamodules.annotations.label_studio_brush import brush_runs
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, ellipse, placed, polygon, row_runs
+from datamodules.annotations.shapes import box, ellipse, placed_runs, polygon
 from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
 
@@ -133,7 +133,7 @@ def _shape(kind: str, value: dict[str, Any], size: tuple[int, int]) -> dict[str,
     height, width = size
     if kind == "brush":
         runs = brush_runs(value.get("rle"), size)
-        return {"runs": placed(row_runs(runs, size), 0, 0, size)}
+        return {"runs": placed_runs(runs, size, 0, 0, size)}
     if kind == "polygon":
         points = items(value.get("points"))
         if not all(isinstance(point, list) and len(point) == 2 for point in points):
@@ -160,8 +160,9 @@ def _kind(result: dict[str, Any]) -> str:
     """Return what was drawn: the type without "labels", in JSON-MIN told from the fields."""
     if "type" in result:
         return text(result["type"]).removesuffix("labels")
-    kinds = [kind for kind, name in DRAWN.items() if f"{kind}labels" in result or name in result]
-    return kinds[0] if kinds else ""
+    labelled = [kind for kind in (*DRAWN, *NO_AREA) if f"{kind}labels" in result]
+    shaped = [kind for kind, name in DRAWN.items() if name in result]
+    return next(iter(labelled + shaped), "")
 
 
 def _labels_apart(results: list[Any]) -> dict[str, str]:
@@ -185,6 +186,11 @@ def task_image(task: object) -> object:
     if not isinstance(data, dict):
         return None
     named = [data[key] for key in IMAGE_KEYS if isinstance(data.get(key), str)]
-    others = (value for value in data.values() if isinstance(value, str))
-    found = (value for value in others if value.lower().partition("?")[0].endswith(IMAGE_SUFFIXES))
-    return named[0] if named else next(found, None)
+    if named:
+        return named[0]
+    for value in data.values():
+        if isinstance(value, str):
+            address, _, query = value.lower().partition("?")
+            if address.endswith(IMAGE_SUFFIXES) or query.endswith(IMAGE_SUFFIXES):
+                return value
+    return None

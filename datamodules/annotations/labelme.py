@@ -21,14 +21,14 @@ from datamodules.annotations.entries import (
     items,
     name_beside,
     noting,
+    noting_file,
     number,
-    show,
     text,
     whole,
 )
 from datamodules.annotations.files import list_files, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, ellipse, placed, polygon
+from datamodules.annotations.shapes import box, check_place, ellipse, placed, polygon
 from datamodules.decode import PNG, check_png
 from datamodules.index import DataError
 
@@ -46,16 +46,10 @@ def read_labelme(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     files = list_files(path, ".json")
     for file in files:
-        try:
+        with noting_file(mistakes, file, alone=len(files) == 1):
             content = read_json(file)
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
                 raise DataError(f"{file}: no LabelMe file, it lacks the list 'shapes'; take it out")
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        with noting(mistakes, str(file)):
             name = name_beside(file, path, field(content, "imagePath"))
             sides = content.get("imageHeight"), content.get("imageWidth")
             size = image_size(*sides) if sides != (None, None) else None
@@ -74,19 +68,19 @@ def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake])
             points = items(field(shape, "points"))
             if not all(isinstance(point, list) and len(point) == 2 for point in points):
                 raise EntryError("its points are not [[x, y], ...]; draw it again")
-            kind = shape.get("shape_type") or "polygon"  # versions before 4 wrote none
-            mark = Mark(entry, label=text(shape.get("label")), is_box="rectangle" in str(kind))
+            kind = text(shape.get("shape_type", "polygon"))  # versions before 4 wrote none
+            mark = Mark(entry, label=text(shape.get("label")), is_box="rectangle" in kind)
             if kind == "mask":
                 image.marks.append(mark._replace(runs=_mask(shape, points, image.size)))
             else:
                 image.marks.append(mark._replace(outline=_outline(kind, points)))
 
 
-def _outline(kind: object, points: list[Any]) -> tuple[tuple[float, float], ...]:
+def _outline(kind: str, points: list[Any]) -> tuple[tuple[float, float], ...]:
     if kind in ("polygon", "oriented_rectangle"):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
-        raise EntryError(f"a {text(kind) or show(kind)} marks no area; outline the lesion")
+        raise EntryError(f"a {kind or 'nameless shape'} marks no area; outline the lesion")
     if len(points) != 2:
         raise EntryError(f"a {kind} of {len(points)} points, not two; draw it again")
     (x, y), (a, b) = [[number(value, "a point") for value in point] for point in points]
@@ -101,8 +95,8 @@ def _mask(shape: dict[str, Any], points: list[Any], size: tuple[int, int] | None
         raise EntryError("a mask needs two points and the image's size; save it again in LabelMe")
     left, top, right, bottom = (whole(value, "a point") for point in points for value in point)
     own = image_size(bottom - top + 1, right - left + 1)
-    pixels = _decode(field(shape, "mask"), own)
-    return placed(pixels, left, top, size)
+    check_place(left, top, own, size)
+    return placed(_decode(field(shape, "mask"), own), left, top, size)
 
 
 def _decode(encoded: object, size: tuple[int, int]) -> np.ndarray:

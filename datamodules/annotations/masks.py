@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.annotations.entries import EntryError, image_name, noting
+from datamodules.annotations.entries import EntryError, image_name, noting_file
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.decode import PNG, decode, is_opaque
@@ -34,19 +34,13 @@ def read_masks(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     files = list_files(path, ".png")
     for file in files:
-        where = str(file)
-        try:
-            with noting(mistakes, where):
-                pixels = read_mask(file)
-                below = file.name if file == path else os.path.relpath(file, path)
-                name = image_name(SUFFIX.sub("", below[: -len(".png")]))
-                marks = [Mark("mask", runs=encode(pixels))] if pixels.any() else []
-                height, width = pixels.shape
-                images.append(MarkedImage(name, (height, width), marks, where))
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(where, str(error).removeprefix(f"{file}: ")))
+        with noting_file(mistakes, file, alone=len(files) == 1):
+            pixels = read_mask(file)
+            below = file.name if file == path else os.path.relpath(file, path)
+            name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
+            marks = [Mark("mask", runs=encode(pixels))] if pixels.any() else []
+            height, width = pixels.shape
+            images.append(MarkedImage(name, (height, width), marks, str(file)))
     if not files:
         raise DataError(f"{path}: holds no .png file; give the folder of the masks")
     return Marking(images, mistakes)

@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from datamodules.annotations.entries import EntryError, image_size, number, show
-from datamodules.annotations.marks import Point, encode
+from datamodules.annotations.marks import Point
 
 # Corners that stand for an ellipse: on one of 500 pixels across, off by less than a tenth.
 ELLIPSE_CORNERS = 128
@@ -104,25 +104,39 @@ def coco_runs(segmentation: dict[str, Any], size: tuple[int, int] | None) -> dic
     return rle.frPyObjects({"size": [*sides], "counts": runs}, *sides)
 
 
-def row_runs(runs: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Decode runs along the rows of a mask, background first.
+def placed_runs(
+    runs: Sequence[int], size: tuple[int, int], left: int, top: int, image: tuple[int, int]
+) -> dict[str, Any]:
+    """Place a mask in an image that is encoded in runs along its rows, background first.
+
+    Only the rows that hold something take memory.
 
     Args:
         runs: Lengths in pixels, of background and mask in turn.
         size: ``(height, width)`` of the mask.
+        left: Column of its first pixel in the image.
+        top: Row of its first pixel in the image.
+        image: ``(height, width)`` of the image.
 
     Returns:
-        uint8 ``(H, W)``, 0 background, 1 marked.
+        Runs of the whole image as pycocotools encodes them.
 
     Raises:
-        EntryError: A run is negative, or they do not fill the mask or mark nothing.
+        EntryError: A run is negative, they do not fill the mask or mark nothing, or it juts out.
     """
-    _check_runs(runs, *size)
-    return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(size)
+    height, width = size
+    check_place(left, top, size, image)
+    _check_runs(runs, height, width)
+    marked = [place for place in range(1, len(runs), 2) if runs[place]]
+    before, after = sum(runs[: marked[0]]), sum(runs[marked[-1] + 1 :])
+    above, below = before // width, after // width
+    kept = [before % width, *runs[marked[0] : marked[-1] + 1], after % width]
+    mask = np.repeat((np.arange(len(kept)) % 2).astype(np.uint8), kept)
+    return placed(mask.reshape(height - above - below, width), left, top + above, image)
 
 
 def placed(mask: np.ndarray, left: int, top: int, image: tuple[int, int]) -> dict[str, Any]:
-    """Place a mask in an image.
+    """Place a mask in an image; memory is taken for the mask alone.
 
     Args:
         mask: ``(h, w)``, marked where not 0.
@@ -137,16 +151,31 @@ def placed(mask: np.ndarray, left: int, top: int, image: tuple[int, int]) -> dic
         EntryError: It juts out of the image, or nothing is marked.
     """
     height, width = mask.shape
+    check_place(left, top, (height, width), image)
+    if not mask.any():
+        raise EntryError(NOTHING)
+    # pycocotools counts down the columns. One blank row below ends each run with its column.
+    columns = np.zeros((width, height + 1), bool)
+    columns[:, :height] = mask.T != 0
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False))
+    column, row = np.divmod(edges, height + 1)
+    edges = (left + column) * image[0] + top + row
+    counts = np.diff(edges, prepend=0, append=image[0] * image[1])
+    return rle.frPyObjects({"size": [*image], "counts": counts.tolist()}, *image)
+
+
+def check_place(left: int, top: int, size: tuple[int, int], image: tuple[int, int]) -> None:
+    """Check that a mask of ``size`` lies within the image, before either takes memory.
+
+    Raises:
+        EntryError: It juts out.
+    """
+    height, width = size
     if left < 0 or top < 0 or top + height > image[0] or left + width > image[1]:
         raise EntryError(
             f"a mask of {width} x {height} pixels at ({left}, {top}) juts out of the image of "
             f"{image[1]} x {image[0]}; export it again"
         )
-    if not mask.any():
-        raise EntryError(NOTHING)
-    canvas = np.zeros(image, np.uint8)
-    canvas[top : top + height, left : left + width] = mask != 0
-    return encode(canvas)
 
 
 def _check_runs(runs: Sequence[Any], height: int, width: int) -> None:

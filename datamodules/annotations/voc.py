@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from datamodules.annotations.entries import EntryError, image_size, name_beside, noting, number
+from datamodules.annotations.entries import (
+    EntryError,
+    image_size,
+    name_beside,
+    noting,
+    noting_file,
+    number,
+)
 from datamodules.annotations.files import list_files, read_xml
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box
@@ -29,16 +36,10 @@ def read_voc(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     files = list_files(path, ".xml")
     for file in files:
-        try:
+        with noting_file(mistakes, file, alone=len(files) == 1):
             root = read_xml(file)
             if root.tag != "annotation":
                 raise DataError(f"{file}: no Pascal VOC file, which begins <annotation>")
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        with noting(mistakes, str(file)):
             name = name_beside(file, path, _value(root, "filename") or file.stem)
             image = MarkedImage(name, _size(root), [], str(file))
             images.append(image)

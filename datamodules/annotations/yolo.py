@@ -11,7 +11,15 @@ from pathlib import Path
 
 import yaml
 
-from datamodules.annotations.entries import EntryError, image_name, items, noting, show, text
+from datamodules.annotations.entries import (
+    EntryError,
+    image_name,
+    items,
+    noting,
+    noting_file,
+    show,
+    text,
+)
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box, polygon
@@ -22,6 +30,7 @@ CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml"
 LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
 # Shares a little outside the image are for the importer to judge; these are pixels.
 PIXELS = 2.0
+IN_PIXELS = "is in pixels or no number"
 MAX_CLASSES_BYTES = 1 << 16  # YAML is read slowly
 HINT = "YOLO's values are shares of width and height: class cx cy width height"
 
@@ -43,23 +52,17 @@ def read_yolo(path: Path) -> Marking:
     if not files:
         raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
     for file in files:
-        try:
+        with noting_file(mistakes, file, alone=len(files) == 1):
             lines = _lines(file)
-        except DataError as error:
-            if len(files) == 1:
-                raise
-            mistakes.append(Mistake(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
-        parts = [part for part in (*folder, file.stem) if part != "labels"]
-        with noting(mistakes, str(file)):
+            folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
+            parts = [part for part in (*folder, file.stem) if part != "labels"]
             image = MarkedImage(image_name("/".join(parts)), None, [], str(file), in_shares=True)
             images.append(image)
             for place, line in enumerate(lines, 1):
                 with noting(mistakes, f"{file}: line {place}"):
                     if line.strip():
                         image.marks.append(_mark(line.split(), f"line {place}", names))
-    wrong = [mistake for mistake in mistakes if HINT in mistake.what]
+    wrong = [mistake for mistake in mistakes if IN_PIXELS in mistake.what]
     if wrong and not any(image.marks for image in images):
         raise DataError(f"{wrong[0].where}: {wrong[0].what}")
     return Marking(images, mistakes)
@@ -129,7 +132,7 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
         raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
     if not all(abs(value) <= PIXELS for value in values):
         raise EntryError(
-            f"{show(' '.join(fields))} is in pixels or no number, perhaps class xmin ymin xmax "
+            f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
             f"ymax; {HINT}; convert it"
         )
     label = _label(fields[0], names)
