@@ -12,11 +12,15 @@ import pandas as pd
 
 from datamodules.index import SPLITS
 from experiments.config import Config
-from experiments.lesion_import import Fault, Found, Imported
+from experiments.lesion_image import Fault, Imported
+from experiments.lesion_import import WRONG_ENTRY, Found
 from experiments.lesion_raters import mean_agreement
 
 # With fewer train patients than this many folds, cross-fitting is not proposed.
 FOLDS = 5
+# Images whose notes are printed; of the others the number.
+NOTES = 3
+LEFT_OUT = "nothing of their images is taken"
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:
@@ -24,7 +28,7 @@ def describe_faults(faults: Sequence[Fault]) -> str:
     kinds = Counter(fault.kind for fault in faults)
     lines = []
     for kind, count in kinds.items():
-        lines.append(f"{kind}: {count}")
+        lines.append(f"{kind}: {count}" + (f", {LEFT_OUT}" if kind == WRONG_ENTRY else ""))
         lines += [
             printable(f"  {fault.where}: {fault.what}") for fault in faults if fault.kind == kind
         ]
@@ -43,7 +47,9 @@ def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> 
     ]
     if found.labels:
         named = sorted(found.labels.items(), key=lambda item: (-item[1], item[0]))
-        said = ", ".join(f"{printable(label) or '(none)'} {count:,}" for label, count in named[:12])
+        said = ", ".join(
+            f"{printable(label) or 'without a label'} {count:,}" for label, count in named[:12]
+        )
         lines.append(f"  marks    {said}{', ...' if len(named) > 12 else ''}")
     if images:
         shares = np.array([image.share for image in images]) * 100
@@ -56,11 +62,17 @@ def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> 
             *_use(images, table, config),
         ]
     lines += _raters(images, raters)
-    notes = [image for image in images if image.notes]
-    if notes:
-        lines.append(f"  NOTE {len(notes)} images have notes, see import.csv:")
-        lines += [printable(f"    {image.image}: {'; '.join(image.notes)}") for image in notes[:3]]
-        lines += [f"    and {len(notes) - 3} more"] if len(notes) > 3 else []
+    if found.undrawn:
+        lines += [
+            f"  NOTE {len(found.undrawn):,} images without a mark are labelled abnormal, such as",
+            printable(f"  {found.undrawn[0]}: their lesions are not drawn"),
+        ]
+    noted = [image for image in images if image.notes]
+    if noted:
+        lines.append(f"  NOTE look at {len(noted):,} of the images, import.csv says why:")
+        for image in noted[:NOTES]:
+            lines += [printable(f"  {image.image}"), printable(f"    {'; '.join(image.notes)}")]
+        lines += [f"  and {len(noted) - NOTES:,} more"] if len(noted) > NOTES else []
     return "\n".join(lines)
 
 
@@ -100,16 +112,17 @@ def _use(images: Sequence[Imported], table: pd.DataFrame, config: Config) -> lis
     train, val, test = ((rows["split"] == split).sum() for split in SPLITS)
     taught = min(train, config.lesions.count)
     lines = [
-        f"  stage 3 learns from {taught:,} of the {train:,} masks of train (lesions.count="
-        f"{config.lesions.count}); {val:,} of val tune, {test:,} of test judge"
+        f"  stage 3  learns from {taught:,} of the {train:,} masks of train (lesions.count="
+        f"{config.lesions.count});",
+        f"           the {val:,} of val tune, the {test:,} of test judge",
     ]
     if not train:
         lines.append("  NOTE no mask is of a train image: stage 3 has nothing to learn from")
     elif not val and not test:
         lines.append(
-            "  NOTE all lie in train: no map can be judged. Cross-fit: with lesions.folds=5 a "
-            "fifth is\n  left out of each of five trainings (lesions.fold=0 to 4) and judges it: "
-            "evaluate --split left_out"
+            f"  NOTE all masks lie in train: no map can be judged. Cross-fit: with lesions.folds="
+            f"{FOLDS} a part\n  is left out of each of {FOLDS} trainings (lesions.fold=0 to "
+            f"{FOLDS - 1}) and judges it: evaluate --split left_out"
         )
     elif not test:
         lines.append("  NOTE no mask is of a test image: maps can be judged on val only")

@@ -41,8 +41,8 @@ def check_size(stated: tuple[int, int] | None, path: Path) -> tuple[str, str]:
         hidden = orientation not in (1, *_SWAPPED) or (orientation != 1 and upright == turned)
         if hidden or (stated is None and orientation != 1):
             return "", (
-                f"its EXIF orientation is {orientation}, and whether the tool applied it cannot be "
-                "told; look at the contact sheet"
+                f"its EXIF orientation is {orientation}, and the file does not tell whether the "
+                "tool applied it"
             )
         return "", ""
     if tuple(stated) == turned and orientation in _SWAPPED:

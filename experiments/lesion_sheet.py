@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.decode import decode, usable_cores
 
-CELL, GAP, CAPTION = 220, 8, 34  # pixels: side of an image, space between, height of its text
+CELL, GAP, CAPTION = 220, 8, 50  # pixels: side of an image, space between, height of its text
 COLUMNS, ROWS = 10, 6
 FONT_SIZE = 12
 BACKGROUND, INK, FAINT = (24, 24, 24), (235, 235, 235), (165, 165, 165)
@@ -22,7 +22,7 @@ OUTLINE, WEAK = (60, 230, 120), (255, 170, 40)
 
 
 class Cell(NamedTuple):
-    """One image of a sheet: its file, its mask's, two lines of text, whether only boxed."""
+    """One image of a sheet: its file, its mask's, its path, a line of text, whether only boxed."""
 
     image: Path
     mask: Path
@@ -60,9 +60,11 @@ def draw_sheet(cells: Sequence[Cell]) -> Image.Image:
             height, width = picture.shape[:2]
             inset = ((CELL - width) // 2, (CELL - height) // 2)
             page.paste(Image.fromarray(picture), (left + inset[0], top + inset[1]))
-            title = shorten(cell.title, lambda text: font.getlength(text) <= CELL)
-            pen.text((left, top + CELL + 3), title, INK, font)
-            pen.text((left, top + CELL + 18), cell.text, WEAK if cell.is_weak else FAINT, font)
+            lines = [*wrap(cell.title, lambda text: font.getlength(text) <= CELL), cell.text]
+            faint = WEAK if cell.is_weak else FAINT
+            for line, text in enumerate(text for text in lines if text):
+                colour = faint if text == cell.text else INK
+                pen.text((left, top + CELL + 3 + 15 * line), text, colour, font)
     return page
 
 
@@ -81,16 +83,21 @@ def draw_outlined(cell: Cell) -> np.ndarray:
     return cv2.polylines(picture, lines, True, colour, 1, cv2.LINE_AA, 4)
 
 
-def shorten(path: str, fits: Callable[[str], bool]) -> str:
-    """The end of a path that fits, from a folder on where that is possible."""
-    if fits(path):
-        return path
+def wrap(path: str, fits: Callable[[str], bool]) -> tuple[str, str]:
+    """Two lines for a path, its last folders and its name; cut at the front where it is too long.
+
+    Example:
+        >>> wrap("train/XR_HAND/patient00001/study1/image1.png", lambda text: len(text) < 20)
+        ('.../patient00001/', 'study1/image1.png')
+    """
     parts = path.split("/")
-    for first in range(1, len(parts)):
-        short = ".../" + "/".join(parts[first:])
-        if fits(short):
-            return short
-    name = parts[-1]
-    while name and not fits("..." + name):
-        name = name[1:]
-    return "..." + name
+    start = next((n for n in range(len(parts)) if fits("/".join(parts[n:]))), len(parts) - 1)
+    last = "/".join(parts[start:])
+    while not fits(last):
+        last = "..." + last[4:]
+    folders = "/".join(parts[:start]) + "/" if start else ""
+    for first in range(start + 1):
+        if fits(folders):
+            break
+        folders = ".../" + "".join(f"{part}/" for part in parts[first + 1 : start])
+    return folders, last

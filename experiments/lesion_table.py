@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.describe_import import printable
-from experiments.lesion_import import Imported
+from experiments.lesion_image import Imported
 from experiments.lesion_sheet import Cell
 
 

@@ -36,7 +36,7 @@ def read_dicom_seg(path: Path) -> Marking:
     """
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
-    found = 0
+    found = False
     for file in list_files(path, ""):
         if not is_dicom(read_bytes(file)):
             continue
@@ -45,12 +45,13 @@ def read_dicom_seg(path: Path) -> Marking:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of odd values, which may be a patient's
                     if _kind(file) in SEGMENTATIONS:
-                        found += 1
+                        found = True
                         images += _read(file)
             except EntryError:
+                found = True
                 raise
             except Exception as error:  # pydicom fails in many ways, with values in its texts
-                found += 1
+                found = True
                 raise EntryError(
                     f"damaged DICOM ({type(error).__name__}); export it again"
                 ) from error

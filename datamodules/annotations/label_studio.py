@@ -20,7 +20,6 @@ from datamodules.annotations.entries import (
     items,
     noting,
     number,
-    numbers,
     show,
     text,
 )
@@ -55,7 +54,7 @@ def read_label_studio(path: Path) -> Marking:
         )
     images: dict[tuple[str, str], MarkedImage] = {}
     mistakes: list[Mistake] = []
-    raters: dict[object, str] = {}
+    raters: dict[str, str] = {}
     for place, task in enumerate(tasks):
         identity = show(task.get("id", place) if isinstance(task, dict) else place)
         where = f"{path}: task {identity}"
@@ -70,9 +69,7 @@ def read_label_studio(path: Path) -> Marking:
     return Marking(list(images.values()), mistakes)
 
 
-def _annotations(
-    task: dict[str, Any], raters: dict[object, str]
-) -> Iterator[tuple[str, list[Any]]]:
+def _annotations(task: dict[str, Any], raters: dict[str, str]) -> Iterator[tuple[str, list[Any]]]:
     """Give of each annotation who made it ("rater 1") and its results."""
     given = task.get("annotations", task.get("completions"))  # the latter before version 1
     if given is None:  # JSON-MIN: the results of each control, under its name
@@ -92,13 +89,13 @@ def _annotations(
         yield _number(who, raters), items(entry.get("result"))
 
 
-def _number(who: object, raters: dict[object, str]) -> str:
+def _number(who: object, raters: dict[str, str]) -> str:
     """Return "rater 1" for the first, and so on: neither names nor addresses."""
     if isinstance(who, dict):
         who = who.get("id", who.get("email"))
     if who is None:
         return ""
-    return raters.setdefault(show(who), f"rater {len(raters) + 1}")
+    return raters.setdefault(text(who), f"rater {len(raters) + 1}")
 
 
 def _read_results(
@@ -119,11 +116,14 @@ def _read_results(
                 continue
             own = image_size(field(result, "original_height"), field(result, "original_width"))
             if own != (size or own):
-                raise EntryError(f"its image is of {own[::-1]}, before of {size}; export it again")
+                raise EntryError(
+                    f"its image is of {own[1]} x {own[0]} pixels, that of others of the task not; "
+                    "export it again"
+                )
             if result.get("image_rotation"):
                 raise EntryError("the image was turned in Label Studio; annotate it upright")
             label = _label(value.get(f"{kind}labels", value.get("labels")))
-            mark = Mark(entry, label=label or labels.get(show(identity), ""), rater=rater)
+            mark = Mark(entry, label=label or labels.get(text(identity), ""), rater=rater)
             image.marks.append(mark._replace(**_shape(kind, value, own)))
             size = own
     return size
@@ -140,16 +140,20 @@ def _shape(kind: str, value: dict[str, Any], size: tuple[int, int]) -> dict[str,
             raise EntryError("its points are not [[x, y], ...]; export it again")
         if value.get("closed") is False:
             raise EntryError("the polygon is not closed; close it")
-        corners = [(number(x, "x") * width / 100, number(y, "y") * height / 100) for x, y in points]
+        corners = [(_pixels(x, width), _pixels(y, height)) for x, y in points]
         return {"outline": polygon(corners)}
     angle = math.radians(number(value.get("rotation") or 0, "rotation"))
     sides = ("radiusX", "radiusY") if kind == "ellipse" else ("width", "height")
-    x, y, across, down = numbers(value, "x", "y", *sides)
-    x, across = x * width / 100, across * width / 100
-    y, down = y * height / 100, down * height / 100
+    x, across = (_pixels(value.get(name), width) for name in ("x", sides[0]))
+    y, down = (_pixels(value.get(name), height) for name in ("y", sides[1]))
     if kind == "ellipse":
         return {"outline": ellipse(x, y, across, down, angle)}
     return {"outline": box(x, y, across, down, angle, turn_at=(x, y)), "is_box": True}
+
+
+def _pixels(percent: object, side: int) -> float:
+    """Return pixels; rounded, so that 9.999999999999998 does not fall into the pixel before."""
+    return round(number(percent, "a coordinate") * side / 100, 6)
 
 
 def _kind(result: dict[str, Any]) -> str:
@@ -163,7 +167,7 @@ def _kind(result: dict[str, Any]) -> str:
 def _labels_apart(results: list[Any]) -> dict[str, str]:
     """Labels of regions by their id: beside Rectangle, Labels are a result of their own."""
     return {
-        show(result.get("id")): _label(result["value"].get("labels"))
+        text(result.get("id")): _label(result["value"].get("labels"))
         for result in results
         if isinstance(result, dict)
         and result.get("type") == "labels"

@@ -56,13 +56,13 @@ def read_mask(file: Path) -> np.ndarray:
     """Read one mask, uint8 ``(H, W)``, marked where not 0.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: It cannot be read, or is no PNG.
         EntryError: It is none: too large, see-through, or grey in between.
     """
     data = read_bytes(file)
     sides = (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
     if not data.startswith(PNG):
-        raise EntryError("is no PNG, whatever its name says; save it as PNG")
+        raise DataError(f"{file}: is no PNG, whatever its name says; save it as PNG")
     if sides[0] * sides[1] > MAX_PIXELS:
         raise EntryError(f"is of {sides[0]} x {sides[1]} pixels, no radiograph is; export it again")
     pixels = decode(file)

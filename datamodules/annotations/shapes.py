@@ -49,16 +49,16 @@ def box(
     """Return the four corners of a box, turned about ``turn_at`` (by default its centre).
 
     Raises:
-        EntryError: It has no area.
+        EntryError: It has no area, or reaches far outside the image.
     """
     if not (width > 0 and height > 0):
         raise EntryError(f"a box of {width:g} x {height:g} pixels; draw it again")
     corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     if not angle:
-        return tuple(corners)
+        return polygon(corners)
     cx, cy = turn_at or (x + width / 2, y + height / 2)
     cos, sin = math.cos(angle), math.sin(angle)
-    return tuple(
+    return polygon(
         (cx + (a - cx) * cos - (b - cy) * sin, cy + (a - cx) * sin + (b - cy) * cos)
         for a, b in corners
     )
@@ -68,14 +68,14 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> t
     """Return corners on an ellipse of half axes ``rx``, ``ry`` that is turned about its centre.
 
     Raises:
-        EntryError: It has no area.
+        EntryError: It has no area, or reaches far outside the image.
     """
     if not (rx > 0 and ry > 0):
         raise EntryError(f"an ellipse of {rx:g} x {ry:g} pixels half across; draw it again")
     cos, sin = math.cos(angle), math.sin(angle)
     turns = [2 * math.pi * step / ELLIPSE_CORNERS for step in range(ELLIPSE_CORNERS)]
     around = [(rx * math.cos(turn), ry * math.sin(turn)) for turn in turns]
-    return tuple((cx + a * cos - b * sin, cy + a * sin + b * cos) for a, b in around)
+    return polygon((cx + a * cos - b * sin, cy + a * sin + b * cos) for a, b in around)
 
 
 def coco_runs(segmentation: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
