@@ -6,6 +6,7 @@ for ``lesions.path``, with ``import.csv`` (what came from where) and contact she
 mistakes are listed, the sound images are written; ``--strict`` writes nothing where there is one.
 Several sources are several raters.
 
+``--select N --out DIR`` chooses images to annotate instead (experiments/select_lesions.py),
 ``--example N --out FILE.json`` writes N of the data set's own lesions (phantom, FracAtlas) as an
 annotation tool would, to try it on.
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from experiments.command import run as run_command
 from experiments.evaluate import is_setting
+from experiments.select_lesions import add_arguments, given, select
 
 if TYPE_CHECKING:  # packages may be missing: main says so
     import pandas as pd
@@ -45,9 +47,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--format", metavar="NAME", help="of the sources, else it is recognised")
     parser.add_argument("--mapping", type=Path, metavar="FILE.csv", help="header name,image")
     parser.add_argument("--labels", metavar="NAME,NAME", help="only marks of these classes")
-    parser.add_argument("--raters", choices=RATERS, default="union", help="joined so (union)")
+    parser.add_argument("--raters", choices=RATERS, help="how several make one mask (union)")
     parser.add_argument("--strict", action="store_true", help="one mistake, and nothing is written")
     parser.add_argument("--example", type=int, metavar="N", help="write an annotation file to try")
+    add_arguments(parser)
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -57,6 +60,9 @@ def main(words: list[str] | None = None) -> int:
     overrides = [word for word in arguments.words if is_setting(word)]
     sources = [Path(word) for word in arguments.words if word not in overrides]
     try:
+        check_options(arguments)
+        if arguments.select is not None:
+            return select(arguments, sources, overrides)
         config = load_config("stage3", overrides)
         check_request(arguments, sources, config)
         if arguments.example is not None:
@@ -71,6 +77,21 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raise a DataError where options of the three ways to run the command are mixed."""
+    from datamodules import DataError
+
+    other = "--select" if arguments.select is not None else ""
+    other = other or ("--example" if arguments.example is not None else "")
+    for option in ("--format", "--mapping", "--labels", "--raters", "--strict"):
+        if other and getattr(arguments, option[2:]):
+            raise DataError(f"{option} is of an import, {other} is none: leave one of them out")
+    if arguments.select is not None and arguments.example is not None:
+        raise DataError("--select and --example are two things: leave one of them out")
+    if arguments.select is None and (option := given(arguments)):
+        raise DataError(f"{option} belongs to --select: add --select N, or leave it out")
 
 
 def check_request(arguments: argparse.Namespace, sources: list[Path], config: Config) -> None:
@@ -113,11 +134,12 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     data, table = read_index(config)
     labels = arguments.labels.split(",") if arguments.labels else ()
     drawn = [str(source) for source, name in formats.items() if name == "masks"]
-    found = import_marks(read, table, data.root, mapping, labels, arguments.raters, drawn)
+    raters = arguments.raters or "union"
+    found = import_marks(read, table, data.root, mapping, labels, raters, drawn)
     if found.faults:
         print(describe_faults(found.faults), file=sys.stderr, flush=True)
     print(", ".join(f"{source} ({name})" for source, name in formats.items()))
-    print(describe(found, table, config, arguments.raters))
+    print(describe(found, table, config, raters))
     count = len(found.faults)
     mistakes = f"{count} mistake{'s' if count > 1 else ''}, listed above"
     if found.faults and arguments.strict:

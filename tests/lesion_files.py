@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments import import_lesions
+
 HEIGHT, WIDTH = 30, 40
 PATIENTS = {"train": range(1, 31), "valid": range(101, 109)}
 # A box from (10, 5) to (19, 12), both drawn: 10 x 8 pixels.
@@ -40,6 +42,12 @@ def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
     if orientation != 1:
         exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
+
+
+def run_import(root: Path, out: Path, *words: object) -> int:
+    """Run the command on the tree; its exit status."""
+    words = [*map(str, words), "--out", str(out), "data.name=mura", f"data.root={root}"]
+    return import_lesions.main(words)
 
 
 def image(patient: int, number: int = 1, split: str = "train") -> str:

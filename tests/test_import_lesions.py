@@ -61,6 +61,10 @@ def drawn(left=10, top=5, right=19, bottom=12):
     return mask
 
 
+def assert_matches(text, pattern):
+    assert re.search(pattern, text), text
+
+
 # What is written ----------------------------------------------------------------------------------
 
 
@@ -150,87 +154,6 @@ def test_an_example_comes_back_as_the_phantoms_own_masks(tmp_path, capsys):
     # The folder of masks itself is a source, too.
     assert import_lesions.main([str(own / "masks"), "--out", str(tmp_path / "all"), *words]) == 0
     assert len(pd.read_csv(tmp_path / "all" / "lesions.csv")) == len(types)
-
-
-# Names --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "MURA-v1.1/" + image(4),
-        "/home/anna/MURA-v1.1/" + image(4),
-        "C:\\data\\" + image(4).replace("/", "\\"),
-        "patient00004/study1_positive/image1.png",
-        image(4).replace(".png", ".jpg"),
-        image(4).replace("/", "_"),
-        image(4).replace("/", "__"),
-        image(4).replace("/", "-"),
-        image(4).replace("/", ""),
-        "MURA-v1.1_" + image(4).replace("/", "_"),
-        "1a2b3c4d-" + image(4).replace("/", "_"),
-        image(4).replace("/", "%2F"),
-        "../../" + image(4),
-    ],
-)
-def test_names_as_tools_write_them_are_matched(run, out, tmp_path, name):
-    assert run(write_coco(tmp_path / "a.json", (name, [BOX]))) == 0
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("image1.png", r"image1.png may be any of 38 images \(train/XR_HAND/.*, \.\.\.\); settle"),
-        ("study1_positive/image1.png", "may be any of 19 images"),
-        ("patient00099/study1_positive/image2.png", r"is no image of .* \(one is called train/"),
-        ("../../etc/x.png", "etc/x.png is no image of"),
-        ("/etc/passwd", "etc/passwd is no image of"),
-        ("\ud800\x1b[2J.png", r"\?\?\[2J.png is no image of"),
-    ],
-)
-def test_a_name_that_is_not_certain_is_left_out(run, out, tmp_path, capsys, name, message):
-    source = write_coco(tmp_path / "a.json", (image(2), [BOX]), (name, [BOX]))
-    before = sorted(tmp_path.rglob("*"))
-    assert run(source, "--strict") == 2
-    assert "nothing is written (--strict): 1 mistake, listed above" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-    assert run(source) == 1
-    error = capsys.readouterr().err
-    assert_matches(error, message)
-    assert "left out: 1 mistake, listed above; 1 images are written" in error
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(2)]
-
-
-def assert_matches(text, pattern):
-    assert re.search(pattern, text), text
-
-
-def test_a_mapping_settles_names(run, out, tmp_path):
-    mapping = tmp_path / "mapping.csv"
-    mapping.write_text(f"name,image\nimage1.png,{image(4)}\n0007.png,MURA-v1.1/{image(6)}\n")
-    source = write_coco(
-        tmp_path / "a.json", ("image1.png", [BOX]), ("images/1a2b3c4d-0007.png", [BOX])
-    )
-    assert run(source, "--mapping", mapping) == 0
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4), image(6)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name,path\na,b\n", "lacks the column 'image'; the header is name,image"),
-        ("name,image\na.png,\n", "row 2: no image is given"),
-        (f"name,image\na.png,{image(2)}\na.png,{image(4)}\n", "row 3: a.png is .* in another row"),
-        ("name,image\na.png,b.png\n", "names 1 images that .* does not have"),
-    ],
-)
-def test_a_wrong_mapping_is_refused(run, out, tmp_path, capsys, text, message):
-    mapping = tmp_path / "mapping.csv"
-    mapping.write_text(text)
-    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX])), "--mapping", mapping) == 2
-    assert_matches(capsys.readouterr().err, message)
-    assert not out.exists()
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -338,6 +261,10 @@ def test_an_image_that_the_index_leaves_out_is_told_from_an_unknown_one(
         (["SOURCE", "data.nam=mura"], "data.nam"),
         (["--example", "5"], "data.name=mura has no lesion masks of its own"),
         (["SOURCE", "--example", "5"], "--example reads no source"),
+        (["--example", "5", "--strict"], "--strict is of an import, --example is none"),
+        (["--select", "5", "--mapping", "m.csv"], "--mapping is of an import, --select is none"),
+        (["--select", "5", "--example", "5"], "--select and --example are two things"),
+        (["SOURCE", "--split", "val"], "--split belongs to --select"),
     ],
 )
 def test_what_cannot_be_carried_out_is_said(run, out, tmp_path, capsys, words, message):
@@ -413,3 +340,12 @@ def test_labels_choose_marks(run, out, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert run(tmp_path / "a.json", "--labels", "fracture") == 0
     np.testing.assert_array_equal(mask_of(out, image(2)), drawn())
+
+
+def test_what_a_file_says_does_not_move_the_cursor(run, out, tmp_path, capsys):
+    content = json.loads(write_coco(tmp_path / "a.json", (image(2), [BOX])).read_text())
+    content["categories"][0]["name"] = "frac\x1b[2Jture\ud800"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert run(tmp_path / "a.json") == 0
+    assert "marks    frac?[2Jture? 1" in capsys.readouterr().out
+    assert pd.read_csv(out / "lesions.csv")["lesion_type"].tolist() == ["frac?[2Jture?"]
