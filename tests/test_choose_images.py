@@ -101,6 +101,28 @@ def test_a_run_is_asked_for_the_unsure_half_and_then_for_what_is_far():
     assert choose_images(table, 3, 0, look)[0].tolist() == [4, 0, 3]
 
 
+def test_a_run_covers_its_unsure_half_better_than_chance_or_uncertainty_alone():
+    generator = np.random.default_rng(2)
+    count = 200
+    table = pd.DataFrame({"path": [f"{number}.png" for number in range(count)]})
+    table = table.assign(patient=table["path"], study="s", body_part="hand", masked=False)
+    features = generator.normal(size=(count, 2)).astype(np.float32)
+    margin = np.abs(features[:, 0])  # the unsure lie together
+    look = Look(features, margin, np.zeros(count, np.float32))
+    unsure = np.argsort(margin)[: count // 2]
+
+    def farthest(places):
+        apart = features[unsure][:, None] - features[places]
+        return np.linalg.norm(apart, axis=2).min(axis=1).max()
+
+    places, of_half = choose_images(table, 20, 0, look)
+    assert of_half.all()
+    half = table.iloc[unsure]
+    chance = [unsure[choose_images(half, 20, seed)[0]] for seed in range(10)]
+    assert farthest(places) < min(map(farthest, chance))
+    assert farthest(places) < farthest(unsure[:20])
+
+
 def blobs(seed, shape=(90, 120)):
     noise = torch.from_numpy(np.random.default_rng(seed).random((1, 1, 8, 10)))
     smooth = torch.nn.functional.interpolate(noise, shape, mode="bilinear")
