@@ -196,7 +196,8 @@ def test_what_is_drawn_on_a_package_is_imported(mura, tmp_path):
     for name in mapping["name"][:4]:
         drawn = Picture(name, 10, 12, [[(2.5, 3.5), (6.5, 3.5), (6.5, 7.5), (2.5, 7.5)]])
         (out / "images" / name).with_suffix(".json").write_text(labelme_json(drawn, "anna"))
-    words = (str(out / "images"), "--mapping", str(out / "mapping.csv"))
+    # Images that are black look like masks, too.
+    words = ("--format", "labelme", str(out / "images"), "--mapping", str(out / "mapping.csv"))
     assert run(mura, tmp_path / "lesions", *words) == 0
     lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
     assert sorted(lesions["image"]) == sorted(mapping["image"][:4])
