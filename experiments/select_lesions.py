@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, metavar="RUN_DIR", help="choose by what this run is unsure of"
     )
     group.add_argument(
-        "--split", choices=["train", "val", "test", "all"], default="train", help="(train)"
+        "--split",
+        choices=["train", "val", "test", "all"],
+        default="train",
+        help="whose images, masks follow them (train)",
     )
     group.add_argument(
         "--masked", action="store_true", help="also choose images that have a mask already"
