@@ -18,9 +18,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run as run_command
-from experiments.evaluate import is_setting
-
 if TYPE_CHECKING:  # packages may be missing: main says so
     import pandas as pd
 
@@ -40,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, metavar="RUN_DIR", help="choose by what this run is unsure of"
     )
     group.add_argument(
-        "--split", choices=["train", "val", "test", "all"], default="train", help="(train)"
+        "--split",
+        choices=["train", "val", "test", "all"],
+        default="train",
+        help="whose images, masks follow them (train)",
     )
     group.add_argument(
         "--masked", action="store_true", help="also choose images that have a mask already"
@@ -56,19 +56,6 @@ def given(arguments: argparse.Namespace) -> str:
         if getattr(arguments, name) != default:
             return f"--{name}"
     return "--outlines" if arguments.outlines else ""
-
-
-def main(words: list[str] | None = None) -> int:
-    """Run the command on its own; return its exit status."""
-    parser = argparse.ArgumentParser(description="Choose what to annotate.")
-    add_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR")
-    parser.add_argument("words", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    overrides = [word for word in arguments.words if is_setting(word)]
-    sources = [Path(word) for word in arguments.words if word not in overrides]
-    return select(arguments, sources, overrides)
 
 
 def select(arguments: argparse.Namespace, sources: list[Path], overrides: list[str]) -> int:
@@ -208,7 +195,3 @@ def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.
             log.warning("left out, it cannot be read: %s", "\n".join(faults))
             pool = pool[~pool["path"].isin([path for path in new if tried[path]])]
     return pool
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -15,7 +15,7 @@ from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.phantom import PhantomDataModule
-from experiments import select_lesions, train
+from experiments import import_lesions, train
 from experiments.annotation_files import Picture, cvat_xml, label_studio_tasks, labelme_json
 from experiments.annotation_package import COLUMNS, flat_names, write_package
 from experiments.lesion_matching import ImageFinder, read_mapping
@@ -25,6 +25,9 @@ from tests.runs import run_folder, tiny_words
 from tests.stages import settled
 from tests.test_fracatlas import Archive
 from tests.test_mura import build
+
+# pycocotools calls NumPy in the way of before 2.0.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PARTS = ("HAND", "WRIST", "ELBOW", "SHOULDER")
 
@@ -140,7 +143,7 @@ def mura(tmp_path):
 
 
 def run(root, out, *words, name="mura"):
-    return select_lesions.main(
+    return import_lesions.main(
         [f"data.name={name}", f"data.root={root}", "--out", str(out), *words]
     )
 
@@ -184,6 +187,25 @@ def test_a_package_holds_what_the_tools_open_and_nothing_half_written(mura, tmp_
     assert run(mura, out, "--select", "8") == 2
     assert "already exists; remove it first" in capsys.readouterr().err
     assert (out / "selected.csv").read_text() == before
+
+
+def test_what_is_drawn_on_a_package_is_imported(mura, tmp_path):
+    out = tmp_path / "out"
+    assert run(mura, out, "--select", "6", "--split", "all") == 0
+    mapping = pd.read_csv(out / "mapping.csv")
+    for name in mapping["name"][:4]:
+        drawn = Picture(name, 10, 12, [[(2.5, 3.5), (6.5, 3.5), (6.5, 7.5), (2.5, 7.5)]])
+        (out / "images" / name).with_suffix(".json").write_text(labelme_json(drawn, "anna"))
+    # Images that are black look like masks, too.
+    words = ("--format", "labelme", str(out / "images"), "--mapping", str(out / "mapping.csv"))
+    assert run(mura, tmp_path / "lesions", *words) == 0
+    lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
+    assert sorted(lesions["image"]) == sorted(mapping["image"][:4])
+    for mask in lesions["mask"]:
+        pixels = decode(tmp_path / "lesions" / mask)
+        assert np.argwhere(pixels).min(axis=0).tolist() == [3, 2]
+        assert np.argwhere(pixels).max(axis=0).tolist() == [7, 6]
+        assert (pixels > 0).sum() == 25
 
 
 def test_images_are_upright_and_hold_no_text_of_patients(mura, tmp_path):
@@ -338,7 +360,7 @@ def test_a_run_chooses_and_outlines(tmp_path, capsys):
     assert train.main(["stage1", f"run.root={tmp_path}/runs", *tiny]) == 0
     folder = run_folder(tmp_path / "runs")
     words = ["--select", "12", "--run", str(folder), "--outlines", "--split", "all"]
-    assert select_lesions.main([*words, "--out", str(tmp_path / "a"), "--masked"]) == 0
+    assert import_lesions.main([*words, "--out", str(tmp_path / "a"), "--masked"]) == 0
     said = capsys.readouterr().out
     assert "where pcam reaches 0.50 (no val masks have tuned one)" in said
     assert "CAUTION" in said
@@ -354,7 +376,14 @@ def test_a_run_chooses_and_outlines(tmp_path, capsys):
         shapes = json.loads(found[image.get("name")[:-4]].read_text())["shapes"]
         assert len(shapes) == len(image)
     assert "NOT A PERSON'S" in (tmp_path / "a" / "README.txt").read_text()
-    assert select_lesions.main([*words, "--out", str(tmp_path / "b"), "data.image_size=32"]) == 2
+    package = [str(tmp_path / "a" / "cvat.xml"), "--mapping", str(tmp_path / "a" / "mapping.csv")]
+    back = ["--out", str(tmp_path / "lesions"), *tiny[:3]]
+    wanted = selected["image"][selected["outlines"] > 0]
+    assert import_lesions.main([*package, *back]) == (0 if len(wanted) else 2)
+    if len(wanted):
+        lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
+        assert sorted(lesions["image"]) == sorted(wanted)
+    assert import_lesions.main([*words, "--out", str(tmp_path / "b"), "data.image_size=32"]) == 2
     assert "was trained otherwise" in capsys.readouterr().err
 
 
