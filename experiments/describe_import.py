@@ -84,11 +84,14 @@ def next_command(config: Config, out: Path, images: Sequence[Imported], table: p
         value, usual = getattr(config.data, key), getattr(type(config.data)(), key)
         words += [f"data.{key}={value}"] if value != usual else []
     rows = table.iloc[[image.row for image in images]]
+    name = out.name  # another run than that of the masks that the source brings
     if (rows["split"] == "train").all() and rows["patient"].nunique() >= FOLDS:
         words += [f"lesions.folds={FOLDS}", "lesions.fold=0"]
+        name += "-fold0"
     root = "" if config.data.root is None else f" ROOT={shlex.quote(config.data.root)}"
     quoted = " ".join(shlex.quote(word) for word in words)
-    return f'make stage3 DATA={config.data.name}{root} ARGS="{quoted}"'
+    run = f"RUN={shlex.quote(name)}"
+    return f'make stage3 DATA={config.data.name}{root} {run} ARGS="{quoted}"'
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -69,6 +70,8 @@ def main(words: list[str] | None = None) -> int:
             from experiments.lesion_example import write_example
 
             print(write_example(config, arguments.example, arguments.out))
+            again = shlex.join([str(arguments.out), "--out", "my-lesions", *overrides])
+            print(f"next     python -m experiments.import_lesions {again}")
             return 0
         return import_all(arguments, sources, config)
     except (ConfigError, DataError) as error:
@@ -129,7 +132,11 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     if arguments.format not in (None, *READERS):
         raise DataError(f"--format {arguments.format} is none of {', '.join(READERS)}")
     mapping = read_mapping(arguments.mapping) if arguments.mapping else None
-    formats = {source: arguments.format or recognise(source) for source in sources}
+    try:
+        formats = {source: arguments.format or recognise(source) for source in sources}
+    except DataError as error:
+        hint = " (--format NAME)" if "say which" in str(error) else ""
+        raise DataError(f"{error}{hint}") from error
     read = {str(source): READERS[name](source) for source, name in formats.items()}
     data, table = read_index(config)
     labels = arguments.labels.split(",") if arguments.labels else ()

@@ -91,7 +91,7 @@ def test_masks_table_and_sheet_are_written_and_the_data_set_takes_them(
     assert about["split"].iloc[2] == "test"
     printed = capsys.readouterr().out
     assert "3 listed, 0 of them without a mark; 3 matched, 0 of them left out" in printed
-    assert f'make stage3 DATA=mura ROOT={root} ARGS="lesions.path={out}"' in printed
+    assert f'make stage3 DATA=mura ROOT={root} RUN=lesions ARGS="lesions.path={out}"' in printed
     words = ["data.name=mura", f"data.root={root}", f"lesions.path={out}"]
     table = build_data(load_config("stage3", words)).checked_index()
     assert table["path"][table["lesion_mask"] != ""].tolist() == names
@@ -135,7 +135,7 @@ def test_masks_of_train_alone_are_cross_fitted(run, root, out, tmp_path, capsys)
     assert run(write_coco(tmp_path / "a.json", *((name, [BOX]) for name in train))) == 0
     printed = capsys.readouterr().out
     assert "all masks lie in train: no map can be judged" in printed
-    assert f'ARGS="lesions.path={out} lesions.folds=5 lesions.fold=0"' in printed
+    assert f'RUN=lesions-fold0 ARGS="lesions.path={out} lesions.folds=5 lesions.fold=0"' in printed
 
 
 def test_an_example_comes_back_as_the_phantoms_own_masks(tmp_path, capsys):
@@ -255,6 +255,7 @@ def test_an_image_that_the_index_leaves_out_is_told_from_an_unknown_one(
         ([], "name what is to be imported"),
         (["SOURCE", "SOURCE"], "a source is given twice"),
         (["SOURCE", "--format", "dxf"], "--format dxf is none of masks, coco, "),
+        (["PLAIN"], r"in no format that is known \(.*; say which, .* \(--format NAME\)"),
         (["SOURCE", "--labels", "fractur"], "--labels fractur: .*there are fracture labels"),
         (["SOURCE", "--mapping", "no.csv"], "--mapping no.csv: there is no such file"),
         (["SOURCE", "lesions.path=x"], "lesions.path is what an import makes"),
@@ -269,7 +270,9 @@ def test_an_image_that_the_index_leaves_out_is_told_from_an_unknown_one(
 )
 def test_what_cannot_be_carried_out_is_said(run, out, tmp_path, capsys, words, message):
     source = write_coco(tmp_path / "a.json", (image(2), [BOX]))
-    assert run(*(source if word == "SOURCE" else word for word in words)) == 2
+    (tmp_path / "plain.md").write_text("# no annotations\n")
+    files = {"SOURCE": source, "PLAIN": tmp_path / "plain.md"}
+    assert run(*(files.get(word, word) for word in words)) == 2
     assert_matches(capsys.readouterr().err, message)
     assert not out.exists()
 
