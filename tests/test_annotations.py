@@ -159,7 +159,7 @@ def test_key_points_of_json_min_are_no_boxes(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"id": 1, "image": "a.png", "tag": [point]}]))
     ((image,), (mistake,)) = READERS["label-studio"](tmp_path / "a.json")
     assert image.marks == []
-    assert mistake.what == "a keypoint marks no area; outline the lesion"
+    assert mistake.what == "'keypoint' marks no area; outline the lesion"
 
 
 @pytest.mark.parametrize("kind", ["labelme", "voc"])
@@ -218,8 +218,8 @@ def huge_png():
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        (change_labelme(shape_type="point"), "shape number 0: a point marks no area; outline"),
-        (change_labelme(shape_type="linestrip"), "a linestrip marks no area"),
+        (change_labelme(shape_type="point"), "shape number 0: 'point' marks no area; outline"),
+        (change_labelme(shape_type="linestrip"), "'linestrip' marks no area"),
         (change_labelme(points=[[1, 2], [3, 4]]), "a polygon of 2 points; draw three or more"),
         (change_labelme(points=[[1, 2], [3, 4], [5, 6]]), "all its points lie on one line"),
         (change_labelme(points=[[1, 2], [3, 4], [5]]), "its points are not [[x, y], ...]"),
@@ -235,7 +235,7 @@ def huge_png():
             change_labelme(shape_type="mask", points=[[6, 4], [10, 8]], mask="?"),
             "cannot be decoded",
         ),
-        (change_studio(type="keypointlabels"), "a keypoint marks no area"),
+        (change_studio(type="keypointlabels"), "'keypoint' marks no area"),
         (change_studio(original_width=None), "lacks 'original_width'"),
         (change_studio(image_rotation=90), "the image was turned in Label Studio"),
         (change_studio(value={"points": [[1, 2]]}), "a polygon of 1 points"),
@@ -249,17 +249,17 @@ def huge_png():
             ),
             "brush strokes cannot be read",
         ),
-        (change_via(name="point"), "a point marks no area"),
+        (change_via(name="point"), "'point' marks no area"),
         (change_via(all_points_x=[1]), "has 1 x and 4 y"),
         (change_via(name="polyline"), "a polyline that does not end where it began"),
         (change_via(name="ellipse", cx=1, cy=1, rx=1, ry=-1), "an ellipse of 1 x -1 pixels"),
         (change_via(name="rect", x=1, y=1, width=0, height=1), "a box of 0 x 1 pixels"),
         (
             change_cvat('<points label="x" points="1,2"/>'),
-            "points number 0 on hand/a.png: a points",
+            "points number 0 on hand/a.png: 'points'",
         ),
-        (change_cvat('<polyline points="1,2;3,4"/>'), "a polyline marks no area"),
-        (change_cvat('<tag label="x"/>'), "a tag marks no area"),
+        (change_cvat('<polyline points="1,2;3,4"/>'), "'polyline' marks no area"),
+        (change_cvat('<tag label="x"/>'), "'tag' marks no area"),
         (change_cvat('<polygon points="1,2;3,4,5"/>'), "its points are not 'x,y;x,y;...'"),
         (change_cvat('<box xtl="1" ytl="2" xbr="0" ybr="4"/>'), "a box of -1 x 2 pixels"),
         (change_cvat('<mask rle="1,2" left="0" top="0" width="2" height="2"/>'), "covers 3 pixels"),

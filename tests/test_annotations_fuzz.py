@@ -70,7 +70,7 @@ def spoil_tree(random, tree):
         elif what == 2:
             container[key] = copy.deepcopy(other[its])
         else:
-            container[key] = random.choice(NASTY)
+            container[key] = copy.deepcopy(random.choice(NASTY))
     return tree[0]
 
 

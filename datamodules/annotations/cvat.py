@@ -15,6 +15,7 @@ from datamodules.annotations.entries import (
     EntryError,
     image_name,
     image_size,
+    no_area,
     noting,
     number,
     numbers,
@@ -53,7 +54,7 @@ def read_cvat(path: Path) -> Marking:
                 entry = f"{shape.tag} number {count}"
                 with noting(mistakes, f"{path}: {entry} on {name}"):
                     if shape.tag in OTHERS:
-                        raise EntryError(f"a {shape.tag} marks no area; outline the lesion")
+                        raise no_area(shape.tag)
                     if shape.tag in SHAPES:
                         label = shape.get("label", "").strip()
                         mark = Mark(entry, label=label, is_box=shape.tag == "box")

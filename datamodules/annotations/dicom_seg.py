@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.annotations.entries import EntryError, image_size, noting_file, show
+from datamodules.annotations.entries import (
+    EntryError,
+    image_name,
+    image_size,
+    noting_file,
+    show,
+    text,
+)
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.index import DataError
@@ -94,16 +101,17 @@ def _read(file: Path) -> list[MarkedImage]:
     if not 0 < count * size[0] * size[1] <= MAX_PIXELS:
         raise EntryError(f"holds {show(count)} frames of {size[1]} x {size[0]}; split it")
     frames = data.pixel_array.reshape(count, *size)
-    labels = {int(item.SegmentNumber): str(item.SegmentLabel) for item in data.SegmentSequence}
+    labels = {
+        int(item.SegmentNumber): text(str(item.SegmentLabel)) for item in data.SegmentSequence
+    }
     images: dict[str, MarkedImage] = {}
     for place, frame in enumerate(frames):
-        image = images.setdefault(
-            _source(data, place), MarkedImage(_source(data, place), size, [], str(file))
-        )
+        name = _source(data, place)
+        image = images.setdefault(name, MarkedImage(name, size, [], str(file)))
         for segment, mask in _segments(data, place, frame):
             if mask.any():
                 entry = f"segment {segment}, frame {place + 1}"
-                runs, label = encode(mask), labels.get(segment, "").strip()
+                runs, label = encode(mask), labels.get(segment, "")
                 image.marks.append(Mark(entry, runs=runs, label=label))
     return list(images.values())
 
@@ -133,7 +141,7 @@ def _source(data: Any, place: int) -> str:
         raise EntryError(f"frame {place + 1} is of {len(uids)} images, not one; export it again")
     if any(int(source.get("ReferencedFrameNumber") or 1) != 1 for source in sources):
         raise EntryError("it marks a frame of a film, not a radiograph; take it out")
-    return uids.pop()
+    return image_name(uids.pop())
 
 
 def _group(data: Any, place: int, name: str) -> Any:

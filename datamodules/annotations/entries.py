@@ -163,6 +163,11 @@ def name_beside(file: Path, source: Path, value: object) -> str:
     return image_name(os.path.normpath(f"{os.path.relpath(file.parent, source)}/{name}"))
 
 
+def no_area(kind: object) -> EntryError:
+    """Return the error of a shape, such as a line or a point, that marks no area."""
+    return EntryError(f"{text(kind)[:40] or 'its shape'!r} marks no area; outline the lesion")
+
+
 def show(value: object) -> str:
     """Return a value for a message, short, and without what an object says of people."""
     return "an object" if isinstance(value, dict) else _SHORT.repr(value)

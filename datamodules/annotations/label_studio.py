@@ -18,6 +18,7 @@ from datamodules.annotations.entries import (
     image_name,
     image_size,
     items,
+    no_area,
     noting,
     number,
     show,
@@ -111,7 +112,7 @@ def _read_results(
             value = field(result, "value")
             kind = _kind(result)
             if kind in NO_AREA:
-                raise EntryError(f"a {kind} marks no area; outline the lesion")
+                raise no_area(kind)
             if kind not in DRAWN or not isinstance(value, dict):
                 continue
             own = image_size(field(result, "original_height"), field(result, "original_width"))

@@ -20,6 +20,7 @@ from datamodules.annotations.entries import (
     image_size,
     items,
     name_beside,
+    no_area,
     noting,
     noting_file,
     number,
@@ -80,7 +81,7 @@ def _outline(kind: str, points: list[Any]) -> tuple[tuple[float, float], ...]:
     if kind in ("polygon", "oriented_rectangle"):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
-        raise EntryError(f"a {kind or 'nameless shape'} marks no area; outline the lesion")
+        raise no_area(kind)
     if len(points) != 2:
         raise EntryError(f"a {kind} of {len(points)} points, not two; draw it again")
     (x, y), (a, b) = [[number(value, "a point") for value in point] for point in points]

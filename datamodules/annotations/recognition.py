@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,9 @@ def _format_of(file: Path) -> set[str]:
     if start.startswith((b"{", b"[")):
         return _json_formats(read_json(file))
     if suffix == ".csv":
-        header = next(csv.reader([data.partition(b"\n")[0].decode("utf-8-sig", "replace")]), [])
-        return {"via"} if set(COLUMNS) <= {name.strip().lstrip("#") for name in header} else set()
+        line = data[:1000].partition(b"\n")[0].decode("utf-8-sig", "replace")
+        names = {name.strip(' "#\r') for name in line.split(",")}
+        return {"via"} if set(COLUMNS) <= names else set()
     return set()
 
 

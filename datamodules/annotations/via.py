@@ -15,6 +15,7 @@ from datamodules.annotations.entries import (
     field,
     image_name,
     items,
+    no_area,
     noting,
     number,
     numbers,
@@ -109,7 +110,7 @@ def _mark(shape: Any, attributes: Any, entry: str) -> Mark:
         theta = number(shape.get("theta", 0), "theta")
         return Mark(entry, ellipse(cx, cy, rx, ry, theta), label=label)
     if kind not in ("polygon", "polyline"):
-        raise EntryError(f"a {text(kind) or show(kind)} marks no area; outline the lesion")
+        raise no_area(kind)
     xs, ys = items(shape.get("all_points_x")), items(shape.get("all_points_y"))
     if len(xs) != len(ys):
         raise EntryError(f"has {len(xs)} x and {len(ys)} y; export it again")
