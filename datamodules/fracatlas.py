@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules import index
-from datamodules.annotations.coco import CocoImage, read_coco
+from datamodules.annotations.coco import read_coco
+from datamodules.annotations.marks import MarkedImage, draw
 from datamodules.decode import upright_size
 from datamodules.duplicates import components, near_duplicates
 from datamodules.index import DataError
@@ -92,7 +93,7 @@ class FracAtlasDataModule(RadiographDataModule):
         if folder.is_dir():
             return folder
         drawn = (
-            Lesion(paths[name], _draw(image, size))
+            Lesion(paths[name], _draw(image, size, coco))
             for name, image in marked.items()
             if (size := sizes[name]) is not None
         )
@@ -158,20 +159,32 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def read_outlines(root: Path) -> dict[str, CocoImage]:
+def read_outlines(root: Path) -> dict[str, MarkedImage]:
     """Read the annotated images of the COCO file, by the names of their files.
 
     Names are unique in the archive, so that folders which an export puts in front do not matter.
 
     Raises:
-        DataError: See ``read_coco``; or a file is outlined as two images, or none of them is there.
+        DataError: See ``read_coco``; or an entry is wrong or a mere box, a file is outlined as two
+            images, or none of them is there.
     """
     coco, outlined = root / COCO, {}
-    for image in read_coco(coco):
-        name = image.file_name.replace("\\", "/").rpartition("/")[2]
+    marking = read_coco(coco)
+    for mistake in marking.mistakes:
+        raise DataError(f"{mistake.where}: {mistake.what}")
+    for image in marking.images:
+        if not image.marks:
+            continue
+        for mark in image.marks:
+            if mark.is_box:
+                raise DataError(
+                    f"{coco}: {mark.entry} on {image.name} has no segmentation (a box alone is no "
+                    "mask); draw an outline"
+                )
+        name = image.name.rpartition("/")[2]
         if name in outlined:
             raise DataError(
-                f"{coco}: {image.file_name} is outlined under two ids; give it one image id and "
+                f"{coco}: {image.name} is outlined under two ids; give it one image id and "
                 "all its annotations to that"
             )
         outlined[name] = image
@@ -230,15 +243,26 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _draw(image: CocoImage, size: tuple[int, int]) -> np.ndarray:
+def _draw(image: MarkedImage, size: tuple[int, int], coco: Path) -> np.ndarray:
     """Draw the mask of ``image`` after checking that its frame is the upright one of ``size``."""
-    height, width = size
-    if (image.height, image.width) != (height, width):
+    height, width = image.size or (0, 0)
+    if (height, width) != size:
         raise DataError(
-            f"{image.source}: {image.file_name} is {image.width}x{image.height} there, the upright "
-            f"image {width}x{height} px (width x height); annotate the upright original"
+            f"{coco}: {image.name} is {width}x{height} there, the upright image "
+            f"{size[1]}x{size[0]} px (width x height); annotate the upright original"
         )
-    return image.mask()
+    mask = draw(image.marks, height, width)
+    if not mask.any():
+        raise DataError(
+            f"{coco}: nothing is marked on {image.name}; draw its outline again, or take its "
+            "annotations out"
+        )
+    if mask.all():
+        raise DataError(
+            f"{coco}: the whole of {image.name} is marked; outline the lesion alone, or take its "
+            "annotations out"
+        )
+    return mask
 
 
 def _read_csv(root: Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -177,10 +177,13 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     return table.assign(lesion_mask=masks.tolist(), lesion_type=types.tolist())
 
 
-def write_lesions(folder: Path, lesions: Iterable[Lesion]) -> int:
+def write_lesions(
+    folder: Path, lesions: Iterable[Lesion], finish: Callable[[Path], None] | None = None
+) -> int:
     """Write a lesion folder, whole or not at all; returns the number of masks.
 
-    ``lesions`` may be a generator: one mask is held at a time.
+    ``lesions`` may be a generator: one mask is held at a time. ``finish`` may put more files into
+    the folder, which has another name until all is there.
 
     Raises:
         DataError: The folder already exists, or cannot be written.
@@ -206,6 +209,8 @@ def write_lesions(folder: Path, lesions: Iterable[Lesion]) -> int:
             rows.append((lesion.image, mask, lesion.lesion_type))
         draft.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows, columns=COLUMNS).to_csv(draft / CSV, index=False)
+        if finish is not None:
+            finish(draft)
         draft.rename(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error

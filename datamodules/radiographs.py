@@ -142,7 +142,7 @@ class RadiographDataModule(LightningDataModule):
             raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
         cache.build(
             self.cache_folder,
-            self._checked_index,
+            self.checked_index,
             self.root,
             self.recipe,
             self.on_unreadable,
@@ -257,6 +257,15 @@ class RadiographDataModule(LightningDataModule):
 
     # What others ask for --------------------------------------------------------------------------
 
+    def checked_index(self) -> pd.DataFrame:
+        """Build and check the index table, without a cache (after ``prepare_source``)."""
+        table = self.build_index()
+        if self.split == "image":
+            table = index.assign_by_image(table, self.seed)
+        else:
+            index.check_patients_apart(table, self.name)
+        return index.check_index(index.limit_split(table, self.limit), self.name)
+
     @property
     def table(self) -> pd.DataFrame:
         """The checked index table (after ``setup``)."""
@@ -370,14 +379,6 @@ class RadiographDataModule(LightningDataModule):
         added = self.lesions_per_batch / self.batch_size
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
-
-    def _checked_index(self) -> pd.DataFrame:
-        table = self.build_index()
-        if self.split == "image":
-            table = index.assign_by_image(table, self.seed)
-        else:
-            index.check_patients_apart(table, self.name)
-        return index.check_index(index.limit_split(table, self.limit), self.name)
 
     def _loader(
         self, sampler: TrainBatches | EvaluationBatches, augmentation: Augmentation | None

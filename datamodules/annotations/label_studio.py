@@ -1,0 +1,197 @@
+"""Label Studio JSON and JSON-MIN: polygons, rectangles, ellipses and brush strokes.
+
+Source: https://labelstud.io/guide/export and the tags' pages. Coordinates are percent of width and
+height, angles degrees clockwise; a rectangle turns about its upper left corner, an ellipse about
+its centre. Raters are numbered as they come: who they are stays in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datamodules.annotations.entries import (
+    EntryError,
+    field,
+    image_name,
+    image_size,
+    items,
+    no_area,
+    noting,
+    number,
+    show,
+    text,
+)
+from datamodules.annotations.files import only_file, read_json
+from datamodules.annotations.label_studio_brush import brush_runs
+from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
+from datamodules.annotations.shapes import box, ellipse, placed_runs, polygon
+from datamodules.decode import IMAGE_SUFFIXES
+from datamodules.index import DataError
+
+# Controls that draw an area, with a field that tells them apart where JSON-MIN drops their type.
+DRAWN = {"polygon": "points", "ellipse": "radiusX", "brush": "rle", "rectangle": "width"}
+NO_AREA = ("keypoint", "vector")
+IMAGE_KEYS = ("image", "img", "image_url", "url")
+
+
+def read_label_studio(path: Path) -> Marking:
+    """Read an export, or the folder that holds one.
+
+    Cancelled annotations, predictions, and answers that draw nothing are left out.
+
+    Raises:
+        DataError: The file cannot be read, or is no export of Label Studio.
+    """
+    path = only_file(path, ".json")
+    content = read_json(path)
+    tasks = [content] if isinstance(content, dict) else content
+    if not isinstance(tasks, list) or not any(task_image(task) for task in tasks):
+        raise DataError(
+            f"{path}: no export of Label Studio, a list of tasks with an image each; export as "
+            "JSON or JSON-MIN"
+        )
+    images: dict[tuple[str, str], MarkedImage] = {}
+    mistakes: list[Mistake] = []
+    raters: dict[str, str] = {}
+    for place, task in enumerate(tasks):
+        identity = show(task.get("id", place) if isinstance(task, dict) else place)
+        where = f"{path}: task {identity}"
+        with noting(mistakes, where):
+            name = image_name(task_image(task))
+            # JSON-MIN has a row an annotation: those of a task belong together.
+            key = (identity, name)
+            image = images.setdefault(key, MarkedImage(name, None, [], where))
+            for rater, results in _annotations(task, raters):
+                size = _read_results(results, image, rater, mistakes)
+                image = images[key] = image._replace(size=size)
+    return Marking(list(images.values()), mistakes)
+
+
+def _annotations(task: dict[str, Any], raters: dict[str, str]) -> Iterator[tuple[str, list[Any]]]:
+    """Give of each annotation who made it ("rater 1") and its results."""
+    given = task.get("annotations", task.get("completions"))  # the latter before version 1
+    if given is None:  # JSON-MIN: the results of each control, under its name
+        drawn = [entry for value in task.values() for entry in items(value)]
+        drawn = [entry for entry in drawn if isinstance(entry, dict)]
+        yield _number(task.get("annotator"), raters), [{**entry, "value": entry} for entry in drawn]
+        return
+    kept = [
+        entry
+        for entry in items(given)
+        if isinstance(entry, dict) and not entry.get("was_cancelled", entry.get("skipped"))
+    ]
+    for place, entry in enumerate(kept):
+        who = entry.get("completed_by")
+        if who is None and len(kept) > 1:  # not named, but not one person's either
+            who = f"annotation {place}"
+        yield _number(who, raters), items(entry.get("result"))
+
+
+def _number(who: object, raters: dict[str, str]) -> str:
+    """Return "rater 1" for the first, and so on: neither names nor addresses."""
+    if isinstance(who, dict):
+        who = who.get("id", who.get("email"))
+    if who is None:
+        return ""
+    return raters.setdefault(text(who), f"rater {len(raters) + 1}")
+
+
+def _read_results(
+    results: list[Any], image: MarkedImage, rater: str, mistakes: list[Mistake]
+) -> tuple[int, int] | None:
+    """Add what ``results`` draw to the marks of ``image``; return the image's size."""
+    size = image.size
+    labels = _labels_apart(results)
+    for place, result in enumerate(results):
+        identity = result.get("id", place) if isinstance(result, dict) else place
+        entry = f"result {show(identity)}"
+        with noting(mistakes, f"{image.where}: {entry}"):
+            value = field(result, "value")
+            kind = _kind(result)
+            if kind in NO_AREA:
+                raise no_area(kind)
+            if kind not in DRAWN or not isinstance(value, dict):
+                continue
+            own = image_size(field(result, "original_height"), field(result, "original_width"))
+            if own != (size or own):
+                raise EntryError(
+                    f"its image is of {own[1]} x {own[0]} pixels, that of others of the task not; "
+                    "export it again"
+                )
+            if result.get("image_rotation"):
+                raise EntryError("the image was turned in Label Studio; annotate it upright")
+            label = _label(value.get(f"{kind}labels", value.get("labels")))
+            mark = Mark(entry, label=label or labels.get(text(identity), ""), rater=rater)
+            image.marks.append(mark._replace(**_shape(kind, value, own)))
+            size = own
+    return size
+
+
+def _shape(kind: str, value: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    if kind == "brush":
+        runs = brush_runs(value.get("rle"), size)
+        return {"runs": placed_runs(runs, size, 0, 0, size)}
+    if kind == "polygon":
+        points = items(value.get("points"))
+        if not all(isinstance(point, list) and len(point) == 2 for point in points):
+            raise EntryError("its points are not [[x, y], ...]; export it again")
+        if value.get("closed") is False:
+            raise EntryError("the polygon is not closed; close it")
+        corners = [(_pixels(x, width), _pixels(y, height)) for x, y in points]
+        return {"outline": polygon(corners)}
+    angle = math.radians(number(value.get("rotation") or 0, "rotation"))
+    sides = ("radiusX", "radiusY") if kind == "ellipse" else ("width", "height")
+    x, across = (_pixels(value.get(name), width) for name in ("x", sides[0]))
+    y, down = (_pixels(value.get(name), height) for name in ("y", sides[1]))
+    if kind == "ellipse":
+        return {"outline": ellipse(x, y, across, down, angle)}
+    return {"outline": box(x, y, across, down, angle, turn_at=(x, y)), "is_box": True}
+
+
+def _pixels(percent: object, side: int) -> float:
+    """Return pixels; rounded, so that 9.999999999999998 does not fall into the pixel before."""
+    return round(number(percent, "a coordinate") * side / 100, 6)
+
+
+def _kind(result: dict[str, Any]) -> str:
+    """Return what was drawn: the type without "labels", in JSON-MIN told from the fields."""
+    if "type" in result:
+        return text(result["type"]).removesuffix("labels")
+    labelled = [kind for kind in (*DRAWN, *NO_AREA) if f"{kind}labels" in result]
+    shaped = [kind for kind, name in DRAWN.items() if name in result]
+    return next(iter(labelled + shaped), "")
+
+
+def _labels_apart(results: list[Any]) -> dict[str, str]:
+    """Labels of regions by their id: beside Rectangle, Labels are a result of their own."""
+    return {
+        text(result.get("id")): _label(result["value"].get("labels"))
+        for result in results
+        if isinstance(result, dict)
+        and result.get("type") == "labels"
+        and isinstance(result.get("value"), dict)
+    }
+
+
+def _label(labels: object) -> str:
+    return ", ".join(text(label) for label in items(labels))
+
+
+def task_image(task: object) -> object:
+    """Return the address of a task's image, None where there is none."""
+    data = task.get("data", task) if isinstance(task, dict) else None
+    if not isinstance(data, dict):
+        return None
+    named = [data[key] for key in IMAGE_KEYS if isinstance(data.get(key), str)]
+    if named:
+        return named[0]
+    for value in data.values():
+        if isinstance(value, str):
+            address, _, query = value.lower().partition("?")
+            if address.endswith(IMAGE_SUFFIXES) or query.endswith(IMAGE_SUFFIXES):
+                return value
+    return None

@@ -1,0 +1,75 @@
+"""PNG masks, one file an image: 0 background, 255 or the numbers of classes marked."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.annotations.entries import EntryError, image_name, noting_file
+from datamodules.annotations.files import list_files, read_bytes
+from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
+from datamodules.decode import PNG, decode, is_opaque
+from datamodules.index import DataError
+
+# What tools put behind the image's own name.
+SUFFIX = re.compile(r"[._-]mask$", re.IGNORECASE)
+# Numbers of classes begin at 1 and are few; smooth edges reach far beyond.
+MAX_CLASS = 64
+
+
+def read_masks(path: Path) -> Marking:
+    """Read a mask, or all PNG files below a folder.
+
+    An image's name is the mask's path below the folder without ``.png`` and ``_mask``, ``-mask`` or
+    ``.mask``. A black mask is an image without marks.
+
+    Raises:
+        DataError: There is no such file or folder, no PNG in it, or the only one cannot be read.
+    """
+    images: list[MarkedImage] = []
+    mistakes: list[Mistake] = []
+    files = list_files(path, ".png")
+    for file in files:
+        with noting_file(mistakes, file, alone=len(files) == 1):
+            pixels = read_mask(file)
+            below = file.name if file == path else os.path.relpath(file, path)
+            name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
+            marks = [Mark("mask", runs=encode(pixels))] if pixels.any() else []
+            height, width = pixels.shape
+            images.append(MarkedImage(name, (height, width), marks, str(file)))
+    if not files:
+        raise DataError(f"{path}: holds no .png file; give the folder of the masks")
+    return Marking(images, mistakes)
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """Read one mask, uint8 ``(H, W)``, marked where not 0.
+
+    Raises:
+        DataError: It cannot be read, or is no PNG.
+        EntryError: It is none: too large, see-through, or grey in between.
+    """
+    data = read_bytes(file)
+    sides = (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    if not data.startswith(PNG):
+        raise DataError(f"{file}: is no PNG, whatever its name says; save it as PNG")
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise EntryError(f"is of {sides[0]} x {sides[1]} pixels, no radiograph is; export it again")
+    pixels = decode(file)
+    if not is_opaque(file):
+        raise EntryError("is see-through in places; save it without transparency")
+    if data[25] == 3:  # colours from a palette: their numbers are the classes, not their grey
+        with Image.open(file) as image:
+            return np.array(image)
+    values = np.unique(pixels)
+    values = values[values > 0]
+    if len(values) > 1 and values[-1] > MAX_CLASS:
+        raise EntryError(
+            f"holds grey in between, such as {values[0]} and {values[-1]}; save it with 0 and 255 "
+            "alone, without smoothing"
+        )
+    return pixels

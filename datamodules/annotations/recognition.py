@@ -1,0 +1,92 @@
+"""Which annotation format a file or folder is in, told by its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datamodules.annotations.dicom_seg import is_dicom, is_segmentation
+from datamodules.annotations.entries import EntryError, items
+from datamodules.annotations.files import list_files, read_bytes, read_json, read_xml
+from datamodules.annotations.label_studio import task_image
+from datamodules.annotations.masks import read_mask
+from datamodules.annotations.via import COLUMNS
+from datamodules.annotations.yolo import is_yolo, list_yolo
+from datamodules.decode import PNG
+from datamodules.index import DataError
+
+# Of a folder, so many files of each kind are looked into.
+SAMPLE = 20
+ROOTS = {"annotations": "cvat", "annotation": "voc"}
+
+
+def formats_of(source: Path) -> set[str]:
+    """Return the names of all formats that ``source`` fits.
+
+    Radiographs that lie among the annotations count for nothing.
+
+    Raises:
+        DataError: There is no such file or folder, or the file cannot be read.
+    """
+    if not source.is_dir():
+        return _format_of(source)
+    kinds: dict[str, list[Path]] = {}
+    for file in list_files(source, ""):
+        kinds.setdefault(file.suffix.lower(), []).append(file)
+    kinds[".txt"] = list_yolo(source)
+    found = set()
+    for files in kinds.values():
+        for file in files[:SAMPLE]:
+            try:
+                found |= _format_of(file)
+            except DataError:  # the reader will name it
+                continue
+    return found
+
+
+def _format_of(file: Path) -> set[str]:
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        return {"yolo"} if is_yolo(file) else set()
+    data = read_bytes(file)
+    if data.startswith(PNG):
+        return {"masks"} if _is_mask(file) else set()
+    if is_dicom(data):
+        return {"dicom-seg"} if is_segmentation(file) else set()
+    start = data[:100].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<"):
+        name = ROOTS.get(read_xml(file).tag)
+        return {name} if name else set()
+    if start.startswith((b"{", b"[")):
+        return _json_formats(read_json(file))
+    if suffix == ".csv":
+        line = data[:1000].partition(b"\n")[0].decode("utf-8-sig", "replace")
+        names = {name.strip(' "#\r') for name in line.split(",")}
+        return {"via"} if set(COLUMNS) <= names else set()
+    return set()
+
+
+def _json_formats(content: Any) -> set[str]:
+    if not isinstance(content, dict):
+        return {"label-studio"} if any(task_image(task) for task in items(content)) else set()
+    found = set()
+    if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
+        found.add("coco")
+    elif "annotations" in content and task_image(content):
+        found.add("label-studio")
+    if isinstance(content.get("shapes"), list):
+        found.add("labelme")
+    entries = list(content.values())
+    if "_via_img_metadata" in content or (
+        entries and all(isinstance(entry, dict) and "regions" in entry for entry in entries)
+    ):
+        found.add("via")
+    return found
+
+
+def _is_mask(file: Path) -> bool:
+    try:
+        read_mask(file)
+    except EntryError:
+        return False
+    return True

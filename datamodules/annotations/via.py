@@ -1,0 +1,133 @@
+"""VGG Image Annotator 1 and 2: project files, JSON and CSV exports.
+
+Source: https://www.robots.ox.ac.uk/~vgg/software/via. An ellipse's ``theta`` is in radians. The
+format states neither the sizes of images nor who marked what.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datamodules.annotations.entries import (
+    EntryError,
+    field,
+    image_name,
+    items,
+    no_area,
+    noting,
+    number,
+    numbers,
+    show,
+    text,
+)
+from datamodules.annotations.files import only_file, read_bytes, read_json
+from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
+from datamodules.annotations.shapes import box, ellipse, polygon
+from datamodules.index import DataError
+from datamodules.lesions import read_csv
+
+# Attributes whose value is the label, where a region has several.
+LABELS = ("label", "class", "category", "type", "name")
+COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+
+
+def read_via(path: Path) -> Marking:
+    """Read a VIA file: ``.csv``, else JSON; a folder may hold one of them.
+
+    Raises:
+        DataError: The file cannot be read, or is none of VIA 1 or 2.
+    """
+    path = only_file(path, ".csv", ".json")
+    return _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
+
+
+def _read_json(path: Path) -> Marking:
+    content = read_json(path)
+    if isinstance(content, dict) and "_via_img_metadata" in content:
+        content = content["_via_img_metadata"]
+    if not isinstance(content, dict) or not all(
+        isinstance(entry, dict) and "regions" in entry for entry in content.values()
+    ):
+        raise DataError(
+            f"{path}: no file of VIA 1 or 2, whose entries hold 'regions'; export annotations as "
+            "JSON (VIA 3's own format is for video)"
+        )
+    images: list[MarkedImage] = []
+    mistakes: list[Mistake] = []
+    for key, entry in content.items():
+        where = f"{path}: {show(key)}"
+        with noting(mistakes, where):
+            image = MarkedImage(image_name(field(entry, "filename")), None, [], where)
+            images.append(image)
+            regions = entry["regions"]
+            regions = list(regions.values()) if isinstance(regions, dict) else items(regions)
+            for place, region in enumerate(regions):
+                name = f"region {place}"
+                with noting(mistakes, f"{path}: {name} on {image.name}"):
+                    shape = field(region, "shape_attributes")
+                    image.marks.append(_mark(shape, region.get("region_attributes"), name))
+    return Marking(images, mistakes)
+
+
+def _read_csv(path: Path) -> Marking:
+    read_bytes(path)  # its size and kind
+    rows = read_csv(path).rename(columns=lambda name: str(name).strip().lstrip("#"))
+    lacking = [name for name in COLUMNS if name not in rows.columns]
+    if lacking or not rows.columns.is_unique:
+        raise DataError(
+            f"{path}: no CSV of VIA, it lacks the column {', '.join(lacking) or 'names'}; export "
+            "annotations as CSV"
+        )
+    images: dict[str, MarkedImage] = {}
+    mistakes: list[Mistake] = []
+    for line, row in zip(rows.index, rows[[*COLUMNS]].to_dict("records"), strict=True):
+        where = f"{path}: row {line}"
+        with noting(mistakes, where):
+            name = image_name(row["filename"])
+            image = images.setdefault(name, MarkedImage(name, None, [], where))
+            try:
+                shape = json.loads(row["region_shape_attributes"] or "{}")
+                attributes = json.loads(row["region_attributes"] or "{}")
+            except (ValueError, RecursionError) as error:
+                raise EntryError("its region is no JSON; export it again") from error
+            if shape != {}:  # an image without regions has a row, too
+                image.marks.append(_mark(shape, attributes, f"row {line}"))
+    return Marking(list(images.values()), mistakes)
+
+
+def _mark(shape: Any, attributes: Any, entry: str) -> Mark:
+    kind, label = field(shape, "name"), _label(attributes)
+    if kind == "rect":
+        x, y, width, height = numbers(shape, "x", "y", "width", "height")
+        return Mark(entry, box(x, y, width, height), label=label, is_box=True)
+    if kind == "circle":
+        cx, cy, r = numbers(shape, "cx", "cy", "r")
+        return Mark(entry, ellipse(cx, cy, r, r), label=label)
+    if kind == "ellipse":
+        cx, cy, rx, ry = numbers(shape, "cx", "cy", "rx", "ry")
+        theta = number(shape.get("theta", 0), "theta")
+        return Mark(entry, ellipse(cx, cy, rx, ry, theta), label=label)
+    if kind not in ("polygon", "polyline"):
+        raise no_area(kind)
+    xs, ys = items(shape.get("all_points_x")), items(shape.get("all_points_y"))
+    if len(xs) != len(ys):
+        raise EntryError(f"has {len(xs)} x and {len(ys)} y; export it again")
+    if kind == "polyline" and (xs[:1], ys[:1]) != (xs[-1:], ys[-1:]):
+        raise EntryError("a polyline that does not end where it began; draw it as polygon")
+    return Mark(entry, polygon(zip(xs, ys, strict=True)), label=label)
+
+
+def _label(attributes: object) -> str:
+    """Return the value of the attribute that is the label; of a checkbox what is ticked."""
+    if not isinstance(attributes, dict):
+        return ""
+    known = [name for name in LABELS if name in attributes]
+    for name in (*known, *attributes):
+        value = attributes[name]
+        if isinstance(value, dict):
+            value = ", ".join(sorted(option for option, ticked in value.items() if ticked is True))
+        if text(value):
+            return text(value)
+    return ""

@@ -1,0 +1,153 @@
+"""YOLO text files, one an image: a line a box or a segment, in shares of the image's sides.
+
+A box is ``class cx cy width height``, a segment ``class x y x y x y ...``. The class is a number;
+its name comes from ``classes.txt``, ``labels.txt``, ``obj.names`` or ``data.yaml`` beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from datamodules.annotations.entries import (
+    EntryError,
+    image_name,
+    items,
+    noting,
+    noting_file,
+    show,
+    text,
+)
+from datamodules.annotations.files import list_files, read_bytes
+from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
+from datamodules.annotations.shapes import box, polygon
+from datamodules.index import DataError
+
+CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
+# Lists of images that lie beside the annotations.
+LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
+# Shares a little outside the image are for the importer to judge; these are pixels.
+PIXELS = 2.0
+IN_PIXELS = "is in pixels or no number"
+MAX_CLASSES_BYTES = 1 << 16  # YAML is read slowly
+HINT = "YOLO's values are shares of width and height: class cx cy width height"
+
+
+def read_yolo(path: Path) -> Marking:
+    """Read a YOLO file, or all below a folder; an image's name is the file's, without suffix.
+
+    A folder ``labels`` is left out of names: images lie in its twin ``images``. An empty file is an
+    image without marks.
+
+    Raises:
+        DataError: There is no such file or folder, none of YOLO in it, the names of classes cannot
+            be read, or all that is marked is in pixels.
+    """
+    names = read_classes(path)
+    images: list[MarkedImage] = []
+    mistakes: list[Mistake] = []
+    files = list_yolo(path)
+    if not files:
+        raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
+    for file in files:
+        with noting_file(mistakes, file, alone=len(files) == 1):
+            lines = _lines(file)
+            folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
+            parts = [part for part in (*folder, file.stem) if part != "labels"]
+            image = MarkedImage(image_name("/".join(parts)), None, [], str(file), in_shares=True)
+            images.append(image)
+            for place, line in enumerate(lines, 1):
+                with noting(mistakes, f"{file}: line {place}"):
+                    if line.strip():
+                        image.marks.append(_mark(line.split(), f"line {place}", names))
+    wrong = [mistake for mistake in mistakes if IN_PIXELS in mistake.what]
+    if wrong and not any(image.marks for image in images):
+        raise DataError(f"{wrong[0].where}: {wrong[0].what}")
+    return Marking(images, mistakes)
+
+
+def list_yolo(path: Path) -> list[Path]:
+    """Return the files that may be annotations: text, but neither names of classes nor lists."""
+    return [file for file in list_files(path, ".txt") if file.name not in (*CLASSES, *LISTS)]
+
+
+def is_yolo(file: Path) -> bool:
+    """Whether a text file holds nothing but numbers in YOLO's order; an empty one may be it.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    fields = [line.split() for line in _lines(file) if line.strip()]
+    try:
+        return all(len([float(value) for value in line[1:]]) >= 4 for line in fields)
+    except ValueError:
+        return False
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the names of classes from the file beside the annotations; [] where there is none.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = next((folder / name for name in CLASSES if (folder / name).is_file()), None)
+    if file is None:
+        return []
+    data = read_bytes(file)
+    try:
+        content = data.decode("utf-8-sig")
+        if file.suffix != ".yaml":
+            return [line.strip() for line in content.splitlines()]
+        if len(data) > MAX_CLASSES_BYTES:
+            raise DataError(f"{file}: is too long for names of classes; take it out")
+        # BaseLoader makes text, lists and dicts only.
+        content = yaml.load(content, Loader=yaml.BaseLoader)
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict):  # {0: fracture, 1: metal}
+            names = [names.get(str(place)) for place in range(len(names))]
+        return [text(name) for name in items(names)]
+    except DataError:
+        raise
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        what = str(error).splitlines()[0]
+        raise DataError(f"{file}: names of classes cannot be read ({what})") from error
+
+
+def _lines(file: Path) -> list[str]:
+    if file.is_file() and file.stat().st_size == 0:
+        return []
+    try:
+        return read_bytes(file).decode("utf-8-sig").splitlines()
+    except UnicodeError as error:
+        raise DataError(f"{file}: is no UTF-8 text; export it again") from error
+
+
+def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
+    try:
+        values = [float(value) for value in fields[1:]]
+    except ValueError as error:
+        raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
+    if not all(abs(value) <= PIXELS for value in values):
+        raise EntryError(
+            f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
+            f"ymax; {HINT}; convert it"
+        )
+    label = _label(fields[0], names)
+    if len(values) == 4:
+        cx, cy, width, height = values
+        corners = box(cx - width / 2, cy - height / 2, width, height)
+        return Mark(entry, corners, label=label, is_box=True)
+    if len(values) < 6 or len(values) % 2:
+        raise EntryError(f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
+    return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), label=label)
+
+
+def _label(field: str, names: list[str]) -> str:
+    if not (field.isascii() and field.isdigit() and len(field) < 6):
+        raise EntryError(f"its class is {show(field)}, no number; {HINT}")
+    if names and int(field) >= len(names):
+        raise EntryError(f"its class is {field}, but {len(names)} have names; add it to them")
+    return names[int(field)] if names and names[int(field)] else field

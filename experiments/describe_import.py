@@ -1,0 +1,151 @@
+"""What an import has found, as a person reads it, in 100 columns."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datamodules.index import SPLITS
+from experiments.config import Config
+from experiments.lesion_image import Fault, Imported
+from experiments.lesion_import import WRONG_ENTRY, Found
+from experiments.lesion_raters import mean_agreement
+
+# With fewer train patients than this many folds, cross-fitting is not proposed.
+FOLDS = 5
+# Images whose notes are printed; of the others the number.
+NOTES = 3
+LEFT_OUT = "nothing of their images is taken"
+
+
+def describe_faults(faults: Sequence[Fault]) -> str:
+    """All faults, a block each kind, in the order in which they were met."""
+    kinds = Counter(fault.kind for fault in faults)
+    lines = []
+    for kind, count in kinds.items():
+        lines.append(f"{kind}: {count}" + (f", {LEFT_OUT}" if kind == WRONG_ENTRY else ""))
+        lines += [
+            printable(f"  {fault.where}: {fault.what}") for fault in faults if fault.kind == kind
+        ]
+    return "\n".join(lines)
+
+
+def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> str:
+    """The table of an import, and what a stage 3 can do with its masks."""
+    images = found.images
+    weak = sum(image.is_weak for image in images)
+    lines = [
+        f"  images   {found.listed:,} listed, {found.unmarked:,} of them without a mark; "
+        f"{found.matched:,} matched, {found.matched - len(images):,} of them left out",
+        f"  masks    {len(images):,}"
+        + (f", {weak:,} of them weak: boxes, where an outline is wanted" if weak else ""),
+    ]
+    if found.labels:
+        named = sorted(found.labels.items(), key=lambda item: (-item[1], item[0]))
+        said = ", ".join(
+            f"{printable(label) or 'without a label'} {count:,}" for label, count in named[:12]
+        )
+        lines.append(f"  marks    {said}{', ...' if len(named) > 12 else ''}")
+    if images:
+        shares = np.array([image.share for image in images]) * 100
+        lines += [
+            f"  size     median {_percent(np.median(shares))} % of the image "
+            f"({_percent(shares.min())} to {_percent(shares.max())})",
+            "",
+            *_by_part(images, table),
+            "",
+            *_use(images, table, config),
+        ]
+    lines += _raters(images, raters)
+    if found.undrawn:
+        lines += [
+            f"  NOTE {len(found.undrawn):,} images without a mark are labelled abnormal, such as",
+            printable(f"  {found.undrawn[0]}: their lesions are not drawn"),
+        ]
+    noted = [image for image in images if image.notes]
+    if noted:
+        lines.append(f"  NOTE look at {len(noted):,} of the images, import.csv says why:")
+        for image in noted[:NOTES]:
+            lines += [printable(f"  {image.image}"), printable(f"    {'; '.join(image.notes)}")]
+        lines += [f"  and {len(noted) - NOTES:,} more"] if len(noted) > NOTES else []
+    return "\n".join(lines)
+
+
+def next_command(config: Config, out: Path, images: Sequence[Imported], table: pd.DataFrame) -> str:
+    """The command that trains on the masks, as it is to be typed."""
+    words = [f"lesions.path={out}"]
+    # Settings that say which images there are: the masks were matched under them.
+    for key in ("seed", "count", "split", "limit", "unreadable"):
+        value, usual = getattr(config.data, key), getattr(type(config.data)(), key)
+        words += [f"data.{key}={value}"] if value != usual else []
+    rows = table.iloc[[image.row for image in images]]
+    name = out.name  # another run than that of the masks that the source brings
+    if (rows["split"] == "train").all() and rows["patient"].nunique() >= FOLDS:
+        words += [f"lesions.folds={FOLDS}", "lesions.fold=0"]
+        name += "-fold0"
+    root = "" if config.data.root is None else f" ROOT={shlex.quote(config.data.root)}"
+    quoted = " ".join(shlex.quote(word) for word in words)
+    run = f"RUN={shlex.quote(name)}"
+    return f'make stage3 DATA={config.data.name}{root} {run} ARGS="{quoted}"'
+
+
+def printable(text: str) -> str:
+    """``text`` without what would move the cursor or cannot be encoded; it comes from files."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _by_part(images: Sequence[Imported], table: pd.DataFrame) -> list[str]:
+    rows = table.iloc[[image.row for image in images]]
+    counts = pd.crosstab(rows["body_part"], rows["split"]).reindex(columns=SPLITS, fill_value=0)
+    width = max(9, *(len(part) for part in counts.index))
+    lines = [f"  {'body part':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]
+    for part, row in [*counts.iterrows(), ("all", counts.sum())]:
+        lines.append(f"  {part!s:<{width}}" + "".join(f"{count:>8,}" for count in row))
+    return lines
+
+
+def _use(images: Sequence[Imported], table: pd.DataFrame, config: Config) -> list[str]:
+    """What a stage 3 does with masks of each split."""
+    rows = table.iloc[[image.row for image in images]]
+    train, val, test = ((rows["split"] == split).sum() for split in SPLITS)
+    taught = min(train, config.lesions.count)
+    lines = [
+        f"  stage 3  learns from {taught:,} of the {train:,} masks of train (lesions.count="
+        f"{config.lesions.count});",
+        f"           the {val:,} of val tune, the {test:,} of test judge",
+    ]
+    if not train:
+        lines.append("  NOTE no mask is of a train image: stage 3 has nothing to learn from")
+    elif not val and not test:
+        lines.append(
+            f"  NOTE all masks lie in train: no map can be judged. Cross-fit: with lesions.folds="
+            f"{FOLDS} a part\n  is left out of each of {FOLDS} trainings (lesions.fold=0 to "
+            f"{FOLDS - 1}) and judges it: evaluate --split left_out"
+        )
+    elif not test:
+        lines.append("  NOTE no mask is of a test image: maps can be judged on val only")
+    return lines
+
+
+def _raters(images: Sequence[Imported], how: str) -> list[str]:
+    """Agreement of each two raters over the images that both marked."""
+    several = [image for image in images if image.agreement]
+    if not several:
+        return []
+    lines = ["", f"  {len(several):,} images have several raters; their masks are joined by {how}"]
+    pairs = mean_agreement(pair for image in several for pair in image.agreement)
+    names = [printable(" and ".join(raters)) for raters, *_ in pairs]
+    width = max(6, *map(len, names))
+    lines.append(f"  {'raters':<{width}}{'images':>8}{'mean IoU':>10}{'mean Dice':>11}")
+    for name, (_, count, iou, dice) in zip(names, pairs, strict=True):
+        lines.append(f"  {name:<{width}}{count:>8,}{iou:>10.3f}{dice:>11.3f}")
+    return lines
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}"

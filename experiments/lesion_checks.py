@@ -1,0 +1,174 @@
+"""What can be wrong with what is marked on an image, each found by a pure function.
+
+A fault keeps the image out; a note is told and the image is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.annotations.marks import Mark, Point
+from datamodules.decode import upright_size
+
+# EXIF orientations that swap width and height.
+_SWAPPED = (5, 6, 7, 8)
+# Pixels that an outline may stand out of the image without a word: rounding, and thick pens.
+SLACK = 2.0
+# A loop of fewer pixels, or of a smaller share of the outline's area, is a slip of the hand.
+LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
+# Every side is held against every other one: more corners would take minutes.
+MAX_CORNERS = 5_000
+
+
+def check_size(stated: tuple[int, int] | None, path: Path) -> tuple[str, str]:
+    """Compare the size that a file states with the upright image's own.
+
+    Args:
+        stated: ``(height, width)``, pixels; None where the file does not say.
+        path: The image, readable.
+
+    Returns:
+        A fault and a note, "" each where there is none.
+    """
+    upright, orientation = upright_size(path), orientation_of(path)
+    turned = upright[::-1]
+    if stated is None or tuple(stated) == upright:
+        # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
+        hidden = orientation not in (1, *_SWAPPED) or (orientation != 1 and upright == turned)
+        if hidden or (stated is None and orientation != 1):
+            return "", (
+                f"its EXIF orientation is {orientation}, and the file does not tell whether the "
+                "tool applied it"
+            )
+        return "", ""
+    if tuple(stated) == turned and orientation in _SWAPPED:
+        return (
+            f"it was annotated in the raw frame, {show_size(stated)} px: the tool ignored the EXIF "
+            f"orientation {orientation}, which turns the image to {show_size(upright)} px (width x "
+            "height); annotate a copy whose pixels are turned",
+            "",
+        )
+    remedy = "it seems turned by 90 degrees: " if tuple(stated) == turned else ""
+    return (
+        f"it is {show_size(stated)} px in the file, the upright image {show_size(upright)} px "
+        f"(width x height); {remedy}annotate the original, neither scaled nor turned",
+        "",
+    )
+
+
+def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
+    """Find what is wrong with one mark on an image of ``size`` (height, width).
+
+    Returns:
+        A fault and a note, "" each where there is none. An outline of which less than half lies
+        outside is cut off at the image's edge, with a note.
+    """
+    if mark.runs is not None:
+        if tuple(mark.runs["size"]) != tuple(size):
+            return (
+                f"its mask is {show_size(mark.runs['size'])} px, the upright image "
+                f"{show_size(size)} px (width x height); draw it on the original",
+                "",
+            )
+        return "", ""
+    if len(mark.outline) < 3:
+        return f"an outline of {len(mark.outline)} points; three or more are needed", ""
+    if len(mark.outline) > MAX_CORNERS:
+        return f"an outline of {len(mark.outline):,} points; simplify it to {MAX_CORNERS:,}", ""
+    fault, note = _check_inside(mark.outline, size)
+    if not fault and (place := crossing(mark.outline)) is not None:
+        fault = (
+            f"its outline crosses itself near ({place[0]:.0f}, {place[1]:.0f}): what lies inside "
+            "is unclear; draw it again, two lesions as two outlines"
+        )
+    return fault, note
+
+
+def check_mask(mask: np.ndarray) -> str:
+    """The fault of a whole mask (H, W), 0 or 255: empty, or all of it marked; else ""."""
+    if not mask.any():
+        return "its mask is empty; mark the lesion, or take the entry out"
+    if mask.all():
+        return (
+            "the whole image is marked: is the mask inverted? mark the lesion alone, or take the "
+            "entry out"
+        )
+    return ""
+
+
+def crossing(outline: Sequence[Point]) -> Point | None:
+    """Where a closed outline truly crosses itself, if it does.
+
+    Corners that touch a side do not cross, nor do sides that run back over one another (holes are
+    often cut in so). A crossing that only makes a tiny loop (:data:`LOOP_PIXELS`,
+    :data:`LOOP_SHARE`) is a slip of the hand and passes.
+    """
+    corners = np.asarray(outline, float)
+    corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
+    if len(corners) < 4:
+        return None
+    corners = corners - corners.min(axis=0)  # products of small numbers round less
+    x, y = corners.T
+    ends_x, ends_y = np.roll(x, -1), np.roll(y, -1)
+    parted = np.empty((len(x), len(x)), bool)  # [i, j]: the line of side i parts side j's ends
+    for i in range(len(x)):
+        side = (ends_x[i] - x[i]) * (y - y[i]) - (ends_y[i] - y[i]) * (x - x[i])
+        parted[i] = np.sign(side) * np.sign(np.roll(side, -1)) < 0
+    first, second = np.nonzero(np.triu(parted & parted.T, 2))
+    if not len(first):
+        return None
+    # Where sides i and j meet, and the areas of the two loops that they part the outline into.
+    d_x, d_y = ends_x - x, ends_y - y
+    gap_x, gap_y = x[second] - x[first], y[second] - y[first]
+    share = (gap_x * d_y[second] - gap_y * d_x[second]) / (
+        d_x[first] * d_y[second] - d_y[first] * d_x[second]
+    )
+    meet_x, meet_y = x[first] + share * d_x[first], y[first] + share * d_y[first]
+    swept = np.concatenate([[0.0], np.cumsum(x * ends_y - ends_x * y)])
+    after_x, after_y = ends_x[first], ends_y[first]
+    loop = swept[second] - swept[first + 1]
+    loop += x[second] * meet_y - meet_x * y[second] + meet_x * after_y - after_x * meet_y
+    areas = np.abs([loop, swept[-1] - loop]) / 2
+    smaller = areas.min(axis=0)
+    real = smaller > np.maximum(LOOP_PIXELS, LOOP_SHARE * areas.max(axis=0))
+    if not real.any():
+        return None
+    worst = int(np.where(real, smaller, -1).argmax())
+    left, top = np.asarray(outline, float).min(axis=0)
+    return float(meet_x[worst] + left), float(meet_y[worst] + top)
+
+
+def orientation_of(path: Path) -> int:
+    """EXIF orientation of an image file, 1 (upright) where it has none."""
+    with Image.open(path) as image:
+        found = image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
+
+
+def show_size(size: Sequence[int]) -> str:
+    """``(height, width)`` as people write it: width x height."""
+    return f"{size[1]}x{size[0]}"
+
+
+def _check_inside(outline: Sequence[Point], size: tuple[int, int]) -> tuple[str, str]:
+    height, width = size
+    (left, top), (right, bottom) = np.min(outline, axis=0), np.max(outline, axis=0)
+    inner_x = min(right, width) - max(left, 0)
+    inner_y = min(bottom, height) - max(top, 0)
+    out = max(-left, -top, right - width, bottom - height)
+    reach = f"it reaches from ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f})"
+    if inner_x < 0 or inner_y < 0:
+        return f"it lies outside the {show_size(size)} px image: {reach}; draw it again", ""
+    # Sides of no length count as a pixel: a hairline along an edge is no point outside.
+    inside = max(inner_x, 1.0) * max(inner_y, 1.0)
+    if out > SLACK and inside < 0.5 * max(right - left, 1.0) * max(bottom - top, 1.0):
+        return (
+            f"most of it lies outside the {show_size(size)} px image: {reach}; was it drawn on a "
+            "scaled or turned copy? annotate the original",
+            "",
+        )
+    return "", f"cut off at the image's edge, {out:.0f} px beyond it" if out > SLACK else ""

@@ -1,0 +1,164 @@
+"""One image of an import: all that is marked on it, checked, and drawn into one mask.
+
+An image is taken whole or not at all: with one of its marks wrong, the others would teach that what
+is missing is no lesion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as rle
+
+from datamodules.annotations.marks import Mark, MarkedImage, draw, encode
+from datamodules.decode import upright_size
+from datamodules.index import DataError
+from experiments.lesion_checks import check_mark, check_mask, check_size
+from experiments.lesion_raters import Agreement, agreement, combine
+
+EMPTY = "empty or full mask"
+
+
+class Fault(NamedTuple):
+    """Why something was left out: its kind (for counting), where it stands, what and the remedy."""
+
+    kind: str
+    where: str
+    what: str
+
+
+class Imported(NamedTuple):
+    """An image with its mask, ready to be written.
+
+    Attributes:
+        row: Row of the index table.
+        image: Path below ``data.root``.
+        names: What the annotation files call it.
+        sources: Where they say so.
+        runs: Its mask as pycocotools encodes it, in the upright original frame.
+        share: Marked share of the image, 0 to 1.
+        labels: Names of the classes, sorted.
+        marks: Number of marks.
+        is_weak: Whether a box is among them.
+        raters: Number of raters.
+        agreement: Of each two raters, where there are several.
+        notes: What a person should know of it.
+    """
+
+    row: int
+    image: str
+    names: list[str]
+    sources: list[str]
+    runs: dict[str, Any]
+    share: float
+    labels: list[str]
+    marks: int
+    is_weak: bool
+    raters: int
+    agreement: list[Agreement]
+    notes: list[str]
+
+    def mask(self) -> np.ndarray:
+        """The mask, uint8 (H, W), 0 or 255."""
+        return rle.decode(self.runs) * np.uint8(255)
+
+
+class Entry(NamedTuple):
+    """What one source says of an image; ``is_broken`` where the reader left some of it out."""
+
+    source: str
+    marked: MarkedImage
+    is_broken: bool
+
+
+def check_image(
+    row: int, image: str, is_abnormal: bool, entries: list[Entry], root: Path, how: str
+) -> Imported | list[Fault]:
+    """Check and draw all that is marked on an image, or say why it is left out."""
+    first = entries[0].marked
+    try:
+        size = upright_size(root / image)
+    except DataError as error:
+        return [Fault("unreadable image", first.where, str(error))]
+    faults, notes = [], []
+    if not is_abnormal:
+        what = f"{image} is labelled normal but has a lesion marked; take the entry out, or correct"
+        faults.append(Fault("mark on a normal image", first.where, f"{what} the label"))
+    by_rater: dict[str, list[Mark]] = {}
+    by_entry: dict[str, MarkedImage] = {}
+    for source, marked, _ in entries:
+        fault, note = check_size(marked.size, root / image)
+        if fault:
+            faults.append(Fault("other size", marked.where, f"{image}: {fault}"))
+            continue
+        notes += [note] if note else []
+        for mark in _in_pixels(marked, size):
+            fault, note = check_mark(mark, size)
+            where = f"{marked.where}, {mark.entry}"
+            notes += [f"{mark.entry} {note}"] if note else []
+            if fault:
+                faults.append(Fault("wrong mark", where, f"{image}: {fault}"))
+                continue
+            rater = " ".join(part for part in (source, mark.rater) if part)
+            if by_entry.setdefault(rater, marked) is not marked:
+                what = (
+                    f"{image} is listed twice, also in {by_entry[rater].where} as "
+                    f"{by_entry[rater].name}; keep one (two raters: give each one's file as a "
+                    "source of its own)"
+                )
+                faults.append(Fault("listed twice", marked.where, what))
+                break
+            by_rater.setdefault(rater, []).append(mark)
+    if faults or any(entry.is_broken for entry in entries):
+        return faults
+    return _draw_image(row, image, size, by_rater, entries, how, notes)
+
+
+def _draw_image(
+    row: int,
+    image: str,
+    size: tuple[int, int],
+    by_rater: dict[str, list[Mark]],
+    entries: list[Entry],
+    how: str,
+    notes: list[str],
+) -> Imported | list[Fault]:
+    """Draw sound marks, a mask a rater, and join these."""
+    where = entries[0].marked.where
+    masks = {rater: draw(marks, *size) for rater, marks in by_rater.items()}
+    for rater, mask in masks.items():
+        if fault := check_mask(mask):
+            whose = f" ({rater})" if len(masks) > 1 else ""
+            return [Fault(EMPTY, where, f"{image}{whose}: {fault}")]
+    mask = combine([*masks.values()], how)
+    if not mask.any():
+        what = f"{image}: no pixel is left by the {how} of {len(masks)} raters; settle it, or use"
+        return [Fault("raters at odds", where, f"{what} --raters union")]
+    marks = [mark for own in by_rater.values() for mark in own]
+    return Imported(
+        row,
+        image,
+        list(dict.fromkeys(entry.marked.name for entry in entries)),
+        list(dict.fromkeys(entry.marked.where for entry in entries)),
+        encode(mask),
+        float((mask > 0).mean()),
+        sorted({mark.label for mark in marks if mark.label}),
+        len(marks),
+        any(mark.is_box for mark in marks),
+        len(masks),
+        agreement(masks),
+        list(dict.fromkeys(notes)),
+    )
+
+
+def _in_pixels(marked: MarkedImage, size: tuple[int, int]) -> list[Mark]:
+    """The marks with outlines in pixels, where they are shares of the image's sides."""
+    if not marked.in_shares:
+        return marked.marks
+    height, width = size
+    return [
+        mark._replace(outline=tuple((x * width, y * height) for x, y in mark.outline))
+        for mark in marked.marks
+    ]

@@ -1,0 +1,160 @@
+"""From annotation files to lesion masks of a data set: matched, checked, drawn; nothing written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from datamodules.annotations.marks import MarkedImage, Marking
+from datamodules.decode import IMAGE_SUFFIXES
+from datamodules.index import DataError
+from experiments.lesion_image import EMPTY, Entry, Fault, Imported, check_image
+from experiments.lesion_matching import ImageFinder, tidy
+
+# Names of images that may be meant, shown in a message.
+SHOWN = 3
+WRONG_ENTRY = "wrong entry"
+
+
+@dataclass
+class Found:
+    """What an import has found.
+
+    Attributes:
+        images: To be written, in the order of the index table.
+        faults: All that was left out, with the reason.
+        listed: Images that the annotation files list.
+        unmarked: Of these, those without any (wanted) mark.
+        undrawn: Images of those that are labelled abnormal.
+        matched: Images of the data set that marked ones stand for.
+        labels: Marks of each class, all classes, wanted or not.
+    """
+
+    images: list[Imported] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    listed: int = 0
+    unmarked: int = 0
+    undrawn: list[str] = field(default_factory=list)
+    matched: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+def import_marks(
+    sources: Mapping[str, Marking],
+    table: pd.DataFrame,
+    root: Path,
+    mapping: dict[str, str] | None = None,
+    labels: Sequence[str] = (),
+    raters: str = "union",
+    drawn: Collection[str] = (),
+) -> Found:
+    """Match, check and draw what annotation files say; every mistake is found, not only the first.
+
+    Args:
+        sources: What was read, by the source's name; several sources are several raters.
+        table: Index table with path and label.
+        root: Folder that its paths count from.
+        mapping: From :func:`lesion_matching.read_mapping`.
+        labels: Only marks of these classes count; none: all do.
+        raters: How several raters make one mask, see :func:`lesion_raters.combine`.
+        drawn: Sources whose images all should have a mark: a folder of masks, where one without is
+            an empty mask. In others it is an image that nobody has annotated.
+
+    Raises:
+        DataError: No mark is of a wanted class, or the mapping names unknown images.
+    """
+    mistakes = [mistake for read in sources.values() for mistake in read.mistakes]
+    faults = [Fault(WRONG_ENTRY, *mistake) for mistake in mistakes]
+    broken = _broken(mistake.where for mistake in mistakes)
+    every = [(name, marked) for name, read in sources.items() for marked in read.images]
+    found = Found(faults=faults, listed=len(every))
+    for mark in (mark for _, marked in every for mark in marked.marks):
+        found.labels[mark.label] = found.labels.get(mark.label, 0) + 1
+    _check_labels(labels, found.labels)
+    images, abnormal = table["path"].tolist(), (table["label"] == 1).tolist()
+    finder = ImageFinder(images, root, mapping)
+    places = {path: row for row, path in enumerate(images)}
+    entries: dict[int, list[Entry]] = {}
+    for name, marked in every:
+        kept = [mark for mark in marked.marks if not labels or mark.label in labels]
+        is_broken = bool(broken & {marked.where, f" on {marked.name}"})
+        paths = finder.find(marked.name)
+        if not kept and not is_broken:
+            found.unmarked += 1
+            if len(paths) == 1 and abnormal[places[paths[0]]]:
+                found.undrawn.append(paths[0])
+                if name in drawn:
+                    what = f"{paths[0]}: its mask is empty; mark the lesion, or take the mask out"
+                    faults.append(Fault(EMPTY, marked.where, what))
+        elif len(paths) == 1:
+            rater = name if len(sources) > 1 else ""
+            entry = Entry(rater, marked._replace(marks=kept), is_broken)
+            entries.setdefault(places[paths[0]], []).append(entry)
+        else:
+            faults.append(_unmatched(marked, paths, images[0], root))
+    found.matched = len(entries)
+    for row in sorted(entries):
+        made = check_image(row, images[row], abnormal[row], entries[row], root, raters)
+        if isinstance(made, Imported):
+            found.images.append(made)
+        else:
+            faults += made
+    # An image that another source draws is not undrawn.
+    found.undrawn = [path for path in found.undrawn if places[path] not in entries]
+    return found
+
+
+def _broken(places: Iterable[str]) -> set[str]:
+    """What tells the image of a wrong entry: the image's place in its file, or `` on NAME``."""
+    found = set()
+    for where in places:
+        parts = where.split(": ")
+        found |= {": ".join(parts[:end]) for end in range(1, len(parts) + 1)}
+        found |= {where[place.start() :] for place in re.finditer(" on ", where)}
+    return found
+
+
+def _unmatched(marked: MarkedImage, paths: list[str], example: str, root: Path) -> Fault:
+    """Say why a name stands for no image: it may be several, or none."""
+    if paths:
+        shown = ", ".join(paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
+        what = (
+            f"{marked.name} may be any of {len(paths):,} images ({shown}); settle it with a "
+            "mapping file (--mapping)"
+        )
+        return Fault("ambiguous name", marked.where, what)
+    if _is_left_out(marked.name, root):
+        what = (
+            f"{marked.name} lies below {root}, but the index leaves it out (labels that contradict "
+            "each other, a row that lacks, or data.limit); take the entry out"
+        )
+        return Fault("image not in the index", marked.where, what)
+    what = (
+        f"{marked.name} is no image of {root} (one is called {example}); correct the name, or "
+        "settle it with a mapping file (--mapping)"
+    )
+    return Fault("unknown image", marked.where, what)
+
+
+def _is_left_out(name: str, root: Path) -> bool:
+    name = tidy(name)  # never above root
+    if not name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    # os.path: Path.is_file raises where a name is too long
+    return any(os.path.isfile(root / path) for path in (name, name.removeprefix(f"{root.name}/")))
+
+
+def _check_labels(wanted: Sequence[str], labels: Iterable[str]) -> None:
+    """Raise a DataError where a wanted class does not occur: it may be misspelled."""
+    known = sorted(label for label in labels if label)
+    for name in wanted:
+        if name not in known:
+            raise DataError(
+                f"--labels {name}: nothing is marked as that; there are {', '.join(known) or 'no'} "
+                "labels"
+            )

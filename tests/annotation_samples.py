@@ -1,0 +1,250 @@
+"""One drawing in every annotation format: a square on ``hand/a.png`` of 20 x 30 pixels."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 20, 30
+TOP, LEFT, SIDE = 4, 6, 5
+CORNERS = [[6, 4], [10, 4], [10, 8], [6, 8]]
+
+
+def square() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[TOP : TOP + SIDE, LEFT : LEFT + SIDE] = 255
+    return mask
+
+
+def png(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """Runs along the rows, background first."""
+    flat = np.concatenate([[0], (mask.ravel() != 0).astype(int), [-1]])
+    edges = np.flatnonzero(np.diff(flat))
+    return np.diff([0, *edges]).tolist()
+
+
+def brush(mask: np.ndarray) -> list[int]:
+    """Label Studio's brush strokes, written bit by bit as rle-pack describes them."""
+    words = np.repeat((mask.ravel() != 0).astype(int) * 255, 4).tolist()
+    bits = f"{len(words):032b}{7:05b}{2:04b}{7:04b}{8:04b}{15:04b}"
+    place = 0
+    while place < len(words):
+        end = place
+        while end < len(words) and words[end] == words[place] and end - place < 256:
+            end += 1
+        if end - place > 1:  # repeated: the second of the four lengths, 8 bits
+            bits += f"1{1:02b}{end - place - 1:08b}{words[place]:08b}"
+        else:  # one word by itself: the first of the four, 3 bits
+            bits += f"0{0:02b}{0:03b}{words[place]:08b}"
+        place = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
+
+
+def percent(points):
+    return [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in points]
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "hand/a.png", "height": HEIGHT, "width": WIDTH}],
+    "categories": [{"id": 0, "name": "fracture"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 0, "segmentation": [[6, 4, 10, 4, 10, 8, 6, 8]]},
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 0,
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(square().T)},
+        },
+        {"id": 3, "image_id": 1, "category_id": 0, "bbox": [6, 4, 4, 4]},
+    ],
+}
+
+CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta><task><id>5</id><name>bones</name><size>1</size><mode>annotation</mode></task></meta>
+  <image id="0" name="hand/a.png" width="{WIDTH}" height="{HEIGHT}">
+    <polygon label="fracture" source="manual" occluded="0"
+      points="6.00,4.00;10.00,4.00;10.00,8.00;6.00,8.00" z_order="0"></polygon>
+    <mask label="fracture" source="manual" occluded="0" rle="8, 5, 2, 5, 2, 5, 2, 5, 2, 5, 1"
+      left="5" top="3" width="7" height="6" z_order="0"></mask>
+    <box label="fracture" xtl="6.00" ytl="4.00" xbr="10.00" ybr="8.00" rotation="0.00"></box>
+    <ellipse label="fracture" cx="8.00" cy="6.00" rx="1.50" ry="1.00" rotation="90.00"></ellipse>
+  </image>
+</annotations>
+"""
+
+LABELME = {
+    "version": "5.5.0",
+    "flags": {},
+    "shapes": [
+        {
+            "label": "fracture",
+            "points": CORNERS,
+            "group_id": None,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+            "mask": None,
+        },
+        {
+            "label": "fracture",
+            "points": [[6.0, 4.0], [10.0, 8.0]],
+            "shape_type": "mask",
+            "mask": base64.b64encode(png(np.ones((SIDE, SIDE), bool))).decode(),
+        },
+        {"label": "fracture", "points": [[10, 8], [6, 4]], "shape_type": "rectangle"},
+        {"label": "fracture", "points": [[8, 6], [9, 6]], "shape_type": "circle"},
+    ],
+    "imagePath": "hand\\a.png",
+    "imageData": None,
+    "imageHeight": HEIGHT,
+    "imageWidth": WIDTH,
+}
+
+
+def result(kind, identity="r1", **value):
+    """A region as Label Studio exports it."""
+    return {
+        "id": identity,
+        "type": f"{kind}labels",
+        "from_name": "tag",
+        "to_name": "image",
+        "origin": "manual",
+        "image_rotation": 0,
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "value": {**value, f"{kind}labels": ["fracture"]},
+    }
+
+
+RECTANGLE = dict(zip(("x", "y", "width", "height"), (20, 20, 400 / WIDTH, 20), strict=True))
+RESULTS = [
+    result("polygon", "r1", points=percent(CORNERS), closed=True),
+    result("brush", "r2", format="rle", rle=brush(square())),
+    result("rectangle", "r3", rotation=0, **RECTANGLE),
+    result("ellipse", "r4", x=800 / WIDTH, y=30, radiusX=100 / WIDTH, radiusY=5, rotation=0),
+]
+LABEL_STUDIO = [
+    {
+        "id": 1,
+        "data": {"image": "/data/local-files/?d=hand/a.png"},
+        "annotations": [
+            {"id": 11, "completed_by": 7, "was_cancelled": False, "result": RESULTS},
+            {
+                "id": 12,
+                "completed_by": {"id": 9, "email": "somebody@example.org"},
+                "was_cancelled": False,
+                "result": RESULTS[:1],
+            },
+            {"id": 13, "completed_by": 7, "was_cancelled": True, "result": RESULTS},
+        ],
+        "predictions": [{"result": RESULTS}],
+    }
+]
+LABEL_STUDIO_MIN = [
+    {
+        "image": "https://example.org/hand/a.png?sign=1",
+        "id": 1,
+        "annotator": 7,
+        "annotation_id": 11,
+        "created_at": "2026-01-01T00:00:00Z",
+        "lead_time": 4.2,
+        "tag": [
+            {"original_width": WIDTH, "original_height": HEIGHT, **each["value"]}
+            for each in RESULTS
+        ],
+    }
+]
+
+POLYGON = {"name": "polygon", "all_points_x": [6, 10, 10, 6], "all_points_y": [4, 4, 8, 8]}
+SHAPES = [
+    POLYGON,
+    {"name": "rect", "x": 6, "y": 4, "width": 4, "height": 4},
+    {"name": "circle", "cx": 8, "cy": 6, "r": 1},
+    {"name": "ellipse", "cx": 8, "cy": 6, "rx": 1.5, "ry": 1, "theta": 1.5708},
+    {"name": "polyline", "all_points_x": [6, 10, 10, 6], "all_points_y": [4, 4, 8, 4]},
+]
+REGIONS = [
+    {"shape_attributes": shape, "region_attributes": {"label": "fracture"}} for shape in SHAPES
+]
+VIA = {
+    "hand/a.png123": {
+        "filename": "hand/a.png",
+        "size": 123,
+        "regions": REGIONS,
+        "file_attributes": {},
+    }
+}
+VIA_PROJECT = {"_via_settings": {}, "_via_attributes": {}, "_via_img_metadata": VIA}
+
+
+def via_csv() -> str:
+    file = io.StringIO()
+    writer = csv.writer(file)
+    about = ["filename", "file_size", "file_attributes", "region_count", "region_id"]
+    writer.writerow([*about, "region_shape_attributes", "region_attributes"])
+    for place, region in enumerate(REGIONS):
+        shape, attributes = (json.dumps(value) for value in region.values())
+        writer.writerow(["hand/a.png", 123, "{}", len(REGIONS), place, shape, attributes])
+    return file.getvalue()
+
+
+VOC = f"""<annotation>
+  <folder>hand</folder><filename>hand/a.png</filename>
+  <size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>1</depth></size>
+  <object>
+    <name>fracture</name><pose>Unspecified</pose><truncated>0</truncated>
+    <bndbox><xmin>6</xmin><ymin>4</ymin><xmax>10</xmax><ymax>8</ymax></bndbox>
+  </object>
+</annotation>
+"""
+YOLO = f"0 {8 / WIDTH} {6 / HEIGHT} {4 / WIDTH} {4 / HEIGHT}\n" + " ".join(
+    ["0", *(str(value / side) for x, y in CORNERS for value, side in ((x, WIDTH), (y, HEIGHT)))]
+)
+
+
+def segmentation(path: Path, mask: np.ndarray, kind: str = "BINARY") -> Path:
+    """Write a DICOM SEG of a plain radiograph whose SOP Instance UID is 1.2.3.4."""
+    import highdicom
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.sr.codedict import codes
+
+    source = Dataset()
+    source.file_meta = FileMetaDataset()
+    source.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    source.SOPClassUID, source.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3.4"
+    source.StudyInstanceUID, source.SeriesInstanceUID = "1.2.3", "1.2.3.1"
+    source.PatientID, source.PatientName = "p1", "Nobody^At^All"
+    for name in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"):
+        setattr(source, name, "")
+    source.StudyTime = source.ReferringPhysicianName = ""
+    source.Modality, source.Rows, source.Columns = "CR", *mask.shape[1:3]
+    source.SeriesNumber = source.InstanceNumber = 1
+    segments = [
+        highdicom.seg.SegmentDescription(
+            number + 1, label, codes.SCT.Organ, codes.SCT.Organ, "MANUAL"
+        )
+        for number, label in zip(range(mask.shape[-1]), ("fracture", "metal"), strict=False)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        highdicom.seg.Segmentation(
+            [source], mask, kind, segments, "1.2.3.2", 2, "1.2.3.5", 1, "none", "none", "1", "0"
+        ).save_as(path)
+    return path

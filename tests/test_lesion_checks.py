@@ -1,0 +1,103 @@
+"""What is wrong with an outline, and how raters are joined and compared: known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datamodules.annotations.marks import Mark
+from experiments import lesion_checks
+from experiments.lesion_checks import MAX_CORNERS, check_mark, crossing
+from experiments.lesion_raters import agreement, combine, mean_agreement
+
+SIZE = (100, 200)
+SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
+
+
+@pytest.mark.parametrize(
+    ("outline", "place"),
+    [
+        (SQUARE, None),
+        (SQUARE[::-1], None),
+        ([*SQUARE, SQUARE[0]], None),  # closed by its first point once more
+        ([(0, 0), (20, 20), (20, 0), (0, 20)], (10, 10)),
+        # A hole, cut in by a side that is walked twice.
+        ([*SQUARE, (10, 10), (15, 15), (15, 25), (25, 25), (25, 15), (15, 15), (10, 10)], None),
+        # A corner that touches a side.
+        ([(0, 0), (20, 0), (20, 20), (10, 0), (0, 20)], None),
+        # A slip of the hand: a loop of less than a pixel.
+        ([(10, 10), (30, 10), (30, 30), (10.2, 30), (10.2, 9), (9, 9.5)], None),
+        ([(10, 10), (30, 10), (30, 30), (25, 30), (25, 0), (15, 0), (15, 30)], (25, 10)),
+    ],
+)
+def test_an_outline_that_crosses_itself_is_found(outline, place):
+    found = crossing(outline)
+    assert found == (None if place is None else pytest.approx(place))
+
+
+def test_crossings_agree_with_a_slow_search_on_random_outlines(monkeypatch):
+    monkeypatch.setattr(lesion_checks, "LOOP_PIXELS", 0)
+    monkeypatch.setattr(lesion_checks, "LOOP_SHARE", 0)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        corners = random.uniform(0, 1000, (5, 2))
+        assert (crossing(corners) is not None) == slow_crossing(corners)
+
+
+def slow_crossing(corners):
+    """Whether two sides meet between their ends."""
+    sides = list(zip(corners, np.roll(corners, -1, axis=0), strict=True))
+    for i, (a, b) in enumerate(sides):
+        for c, d in sides[i + 1 :]:
+            matrix = np.column_stack([b - a, c - d])
+            s, t = np.linalg.solve(matrix, c - a)
+            if 1e-9 < s < 1 - 1e-9 and 1e-9 < t < 1 - 1e-9:
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("outline", "fault", "note"),
+    [
+        (SQUARE, "", ""),
+        ([(0, 0), (200, 0), (200, 50), (0, 50)], "", ""),
+        ([(-1.5, 10), (30, 10), (30, 30)], "", ""),
+        ([(-9, 10), (30, 10), (30, 30)], "", "cut off at the image's edge, 9 px beyond it"),
+        ([(-90, 10), (30, 10), (30, 30)], "most of it lies outside the 200x100 px image", ""),
+        ([(210, 10), (230, 10), (230, 30)], "it lies outside the 200x100 px image", ""),
+        ([(10, 101), (30, 101), (30, 130)], "it lies outside the 200x100 px image", ""),
+        (SQUARE[:2], "an outline of 2 points; three or more are needed", ""),
+        (SQUARE * MAX_CORNERS, "an outline of 20,000 points; simplify it to 5,000", ""),
+    ],
+)
+def test_an_outline_lies_inside_its_image(outline, fault, note):
+    found = check_mark(Mark("mark", tuple(outline)), SIZE)
+    assert found[0].startswith(fault)
+    assert bool(found[0]) == bool(fault)
+    assert found[1] == note
+
+
+def test_runs_are_of_the_images_size():
+    fault, _ = check_mark(Mark("mark", runs={"size": [100, 100], "counts": b""}), SIZE)
+    assert "its mask is 100x100 px, the upright image 200x100 px" in fault
+
+
+def test_raters_are_joined_by_votes():
+    masks = [np.uint8([[255, 255, 255, 0]]), np.uint8([[0, 255, 255, 0]])]
+    masks += [np.uint8([[0, 0, 255, 0]]), np.uint8([[0, 0, 255, 0]])]
+    assert combine(masks, "union").tolist() == [[255, 255, 255, 0]]
+    assert combine(masks, "majority").tolist() == [[0, 0, 255, 0]]  # two of four: a tie
+    assert combine(masks[:3], "majority").tolist() == [[0, 255, 255, 0]]
+    assert combine(masks, "intersection").tolist() == [[0, 0, 255, 0]]
+
+
+def test_agreement_is_of_each_pair():
+    masks = {"b": np.uint8([[1, 1, 0]]), "a": np.uint8([[1, 0, 0]]), "c": np.uint8([[0, 0, 1]])}
+    found = agreement(masks)
+    assert [(pair.raters, pair.iou, pair.dice) for pair in found] == [
+        (("a", "b"), 0.5, pytest.approx(2 / 3)),
+        (("a", "c"), 0.0, 0.0),
+        (("b", "c"), 0.0, 0.0),
+    ]
+    means = mean_agreement([*found, found[0]._replace(iou=1.0, dice=1.0)])
+    assert means[0] == (("a", "b"), 2, 0.75, pytest.approx(5 / 6))
