@@ -28,11 +28,8 @@ from datamodules.decode import check_size, jpeg_size, ramp_16bit
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
 
-# What pydicom warns of quotes the file's values, to stderr: nothing here depends on it.
+# Packages that warn with values of the file, or log them, to stderr.
 QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.dicom)(\.|$)"
-warnings.filterwarnings("ignore", module=QUOTING)
-logging.getLogger("pydicom").propagate = False
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 # Projection radiographs, scanned film (OT, SC, HC), or not told.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XA", "PX", "IO", "MG", "OT", "SC", "HC", "")
@@ -71,12 +68,21 @@ def decode_dicom(data: bytes, path: Path) -> np.ndarray:
         raise _damaged(path, "its rescale, window or lookup table cannot be applied") from None
 
 
+def hush() -> None:
+    """Let nothing that quotes the values of a file reach stderr; nothing here depends on it."""
+    warnings.filterwarnings("ignore", module=QUOTING)
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).propagate = False
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
 def read_dicom(data: bytes, path: Path) -> Dataset:
     """Read a DICOM file that claims to be one radiograph, its pixels still encoded.
 
     Raises:
         DataError: As :func:`decode_dicom`.
     """
+    hush()
     try:
         header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
         syntax = str(header.file_meta.TransferSyntaxUID)
