@@ -35,14 +35,19 @@ class Input:
     error: str = ""
 
     @property
-    def study(self) -> str | None:
-        """Folder of the study in a tree such as MURA's (``.../study1_positive/``), or None."""
-        parts = self.name.split("/")[:-1]
-        for place in range(len(parts) - 1, -1, -1):
-            if STUDY.fullmatch(parts[place]):
-                return "/".join(parts[: place + 1])
-        above = [part for part in self.file.absolute().parts[:-1] if STUDY.fullmatch(part)]
-        return above[-1] if above else None
+    def study(self) -> Path | None:
+        """Folder of the study in a tree such as MURA's (``.../study1_positive``), or None."""
+        for folder in self.file.absolute().parents:
+            if STUDY.fullmatch(folder.name):
+                return folder
+        return None
+
+    @property
+    def study_names(self) -> list[str]:
+        """What the study may be called: as in MURA (part/patient/study), or in full."""
+        if self.study is None:
+            return []
+        return ["/".join(self.study.parts[1:][-3:]), self.study.as_posix()]
 
 
 @dataclass

@@ -164,23 +164,21 @@ def studies(
         A line a study, in order of the first view: :data:`STUDY_COLUMNS`. What could not be read
         is no view; a study without any has no probability.
     """
-    seen: dict[str, list[float | None]] = {}
-    failed: dict[str, int] = {}
+    views: dict[Path, list[Row]] = {}
+    names: dict[str, Path] = {}
     for item in inputs:
         if item.study is not None and item.name in rows:
-            row = rows[item.name]
-            views = seen.setdefault(item.study, [])
-            failed.setdefault(item.study, 0)
-            if row.error and row.probability_abnormal is None:
-                failed[item.study] += 1
-            else:
-                views.append(row.probability_abnormal)
+            if item.study not in views:
+                names[next(name for name in item.study_names if name not in names)] = item.study
+            views.setdefault(item.study, []).append(rows[item.name])
     lines = []
-    for study, views in seen.items():
-        known = [view for view in views if view is not None]
-        mean = sum(known) / len(known) if known else None
+    for name, study in names.items():
+        failed = sum(bool(row.error) and row.probability_abnormal is None for row in views[study])
+        known = [row.probability_abnormal for row in views[study]]
+        seen = [probability for probability in known if probability is not None]
+        mean = sum(seen) / len(seen) if seen else None
         called = None if mean is None or threshold is None else int(mean > threshold)
-        lines.append((study, len(views), mean, called, failed[study]))
+        lines.append((name, len(views[study]) - failed, mean, called, failed))
     return lines
 
 
