@@ -52,11 +52,11 @@ class Answer(NamedTuple):
 
     Attributes:
         row: Its line.
-        maps: Each map, float32 ``(H, W)`` in [0, 1], at the size of the upright image.
+        heat: The best map, float32 ``(H, W)`` in [0, 1], at the size of the upright image.
     """
 
     row: Row
-    maps: dict[str, np.ndarray]
+    heat: np.ndarray
 
 
 # Writes more of an image than its maps and overlay.
@@ -104,28 +104,32 @@ def predict_all(
 
 
 def answer(
-    trained: Trained, name: str, probability: float, maps: dict[str, np.ndarray], place: Geometry
+    trained: Trained, name: str, probability: float, best: np.ndarray, place: Geometry
 ) -> Answer:
-    """The line and the maps of an image, as ``experiments.evaluate`` would have them.
+    """The line and the best map of an image, as ``experiments.evaluate`` would have them.
 
     Args:
         trained: The network.
         name: Of the image.
         probability: Of abnormal.
-        maps: Each map ``(S, S)``, as :meth:`Trained.explain` gives them.
+        best: Its map ``(S, S)``, as :meth:`Trained.explain` gives it.
         place: How the image came into its square.
     """
-    # Interpolation may round a 1 up.
-    full = {name: from_square(square, place).clip(0, 1) for name, square in maps.items()}
-    row = Row(name)
-    best = torch.from_numpy(full[trained.best_map])[None, None]
-    if bool(has_peak(best)):
-        x, y = (int(value) for value in peak(best)[0].tolist())
+    row, heat = Row(name), full_map(best, place)
+    pointing = torch.from_numpy(heat)[None, None]
+    if bool(has_peak(pointing)):
+        x, y = (int(value) for value in peak(pointing)[0].tolist())
         row = replace(row, map_peak_x=x, map_peak_y=y)
     if trained.fitted is not None:
         called = int(probability > trained.fitted.threshold)
         row = replace(row, probability_abnormal=probability, predicted_abnormal=called)
-    return Answer(row, full)
+    return Answer(row, heat)
+
+
+def full_map(square: np.ndarray, place: Geometry) -> np.ndarray:
+    """A map ``(S, S)`` at the size of the upright image, float32 ``(H, W)`` in [0, 1]."""
+    full = from_square(square, place)
+    return np.clip(full, 0, 1, out=full)  # interpolation may round a 1 up
 
 
 def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
@@ -133,7 +137,7 @@ def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
 
     A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
     """
-    row, heat = found.row, found.maps[trained.best_map]
+    row, heat = found
     threshold = trained.map_thresholds[trained.best_map]
     reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
     name = f"{trained.best_map.upper()} map, {trained.stage.replace('stage', 'stage ')}"
@@ -214,12 +218,14 @@ def _finish(
     assert seen.image is not None, "only what was decoded comes here"
     assert seen.geometry is not None
     name = seen.item.name
-    found = answer(trained, name, probability, maps, seen.geometry)
+    found = answer(trained, name, probability, maps[trained.best_map], seen.geometry)
     row, best = found.row, trained.best_map
     seen_as = shown(trained, seen.image, found)
     try:
         for method in methods:
-            grey = np.rint(found.maps[method] * 255).astype(np.uint8)
+            # One at a time: of a large image each takes hundreds of megabytes.
+            full = found.heat if method == best else full_map(maps[method], seen.geometry)
+            grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
             folder.write("maps", f"{name}.{method}.png", png(grey))
         picture = draw(seen_as, *OVERLAY, beside=True)
         folder.write("overlays", f"{name}.{best}.png", png(picture))
