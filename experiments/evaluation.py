@@ -24,6 +24,7 @@ from experiments.runs import (
     RunError,
     check_network,
     epochs_done,
+    file_hash,
     find_checkpoint,
     load_module,
 )
@@ -148,6 +149,8 @@ def evaluate(
     about = {
         "run": str(folder),
         "checkpoint": checkpoint.name,
+        # So that thresholds are never taken for another network's (experiments/trained.py).
+        "checkpoint_hash": file_hash(checkpoint),
         "epoch": int(content["epoch"]) + 1,
         "epochs": int(config.trainer["max_epochs"]),
         "stage": config.stage,

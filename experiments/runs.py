@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -217,6 +218,15 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
             + (f"name {last}" if last.is_file() else "train the run to its first epoch's end first")
         )
     return folder, checkpoint
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        digest = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class MetricsCsv(Logger):
