@@ -61,6 +61,14 @@ def check_target(file: Path, force: bool) -> None:
             raise RunError(f"--out {file}: {path} is a folder; choose another name")
         if path.exists() and not force:
             raise RunError(f"{path} exists; --force replaces it, or choose another --out")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"the folder {file.parent} cannot be made ({error.strerror}); choose another --out"
+        ) from error
+    if not os.access(file.parent, os.W_OK):
+        raise RunError(f"{file.parent} cannot be written; choose another --out")
 
 
 def card_of(file: Path) -> Path:
@@ -96,33 +104,47 @@ def export(run: Path, file: Path) -> None:
             f"{TOLERANCE:g} is allowed; install the versions of constraints.txt"
         )
     card = model_card(trained, file.name, hashlib.sha256(content).hexdigest(), largest)
-    write_whole({card_of(file): card.encode(), file: content})
-    maps = ", ".join(trained.map_methods)
-    says = "" if trained.fitted is None else "probability (B,); "
+    write_whole({file: content, card_of(file): card.encode()})
+    outputs = f"{', '.join(trained.map_methods)} (B, 1, {size}, {size}), float32 in [0, 1]"
+    if trained.fitted is None:
+        outputs += "; trained on lesion masks alone, it knows no class"
+    else:
+        outputs = f"probability (B,); {outputs}"
     print(f"decision-basis  {trained.stage} on {trained.data}, {trained.checkpoint}")
     print(f"  input    image, uint8 (B, 1, {size}, {size}); normalisation is in the graph")
-    print(f"  outputs  {says}{maps} (B, 1, {size}, {size}), float32 in [0, 1]")
+    print(f"  outputs  {outputs}")
     if trained.fitted is not None:
-        print(f"  decides  abnormal above {trained.fitted.threshold:.4f}: {trained.decided_by}")
-    print(f"  checked  {len(images)} images: largest difference from PyTorch {largest:.1e}, of")
-    print(f"           {output}; {TOLERANCE:g} is allowed")
+        above = f"{trained.fitted.threshold:.4f}"
+        print(f"  decides  abnormal above {above}, as decided by {trained.decided_by}")
+    print(f"  checked  on {len(images)} images, largest difference from PyTorch {largest:.1e}")
     print(f"  written  {file} ({len(content) / 1e6:.1f} MB), {card_of(file)}")
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Write files beside their places and rename them once all are on the disk."""
-    with contextlib.ExitStack() as stack:
-        written = [
-            (stack.enter_context(_written_beside(path, content)), path)
-            for path, content in contents.items()
-        ]
-        for unfinished, path in written:
-            unfinished.replace(path)
+    """Write files beside their places and rename them once all are on the disk.
+
+    Raises:
+        RunError: A folder cannot be written.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            written = [
+                (stack.enter_context(_written_beside(path, content)), path)
+                for path, content in contents.items()
+            ]
+            for unfinished, path in written:
+                unfinished.replace(path)
+    except OSError as error:
+        from experiments.runs import RunError
+
+        names = " and ".join(map(str, contents))
+        raise RunError(
+            f"{names} cannot be written ({error.strerror}); choose another --out"
+        ) from error
 
 
 @contextlib.contextmanager
 def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with unfinished.open("wb") as file:

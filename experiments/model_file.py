@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
 from datamodules.cache import Recipe
 from datamodules.phantom_drawing import draw
@@ -46,7 +47,8 @@ def build(network: Any, size: int, properties: Mapping[str, str]) -> bytes:
         properties: What the file says of itself (``metadata_props``).
 
     Raises:
-        RunError: The extra ``onnx`` is not installed, or the maps have no usable scale.
+        RunError: The extra ``onnx`` is not installed or does not go with this torch, or the maps
+            have no usable scale.
     """
     onnx = library("onnx")
     library("onnxscript")
@@ -54,15 +56,21 @@ def build(network: Any, size: int, properties: Mapping[str, str]) -> bytes:
         graph = _Graph(network).eval()
     except ValueError as error:
         raise RunError(f"{error}: the network has diverged; export another checkpoint") from error
-    program = torch.onnx.export(
-        graph,
-        (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
-        input_names=[INPUT],
-        output_names=list(outputs_of(network)),
-        dynamic_shapes=({0: torch.export.Dim("B")},),
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            graph,
+            (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
+            input_names=[INPUT],
+            output_names=list(outputs_of(network)),
+            dynamic_shapes=({0: torch.export.Dim("B")},),
+            dynamo=True,
+            verbose=False,
+        )
+    except OnnxExporterError as error:
+        raise RunError(
+            f"torch {torch.__version__} cannot write this network as ONNX "
+            f"({str(error).strip().splitlines()[0]}); install the versions of constraints.txt"
+        ) from error
     assert program is not None, "dynamo=True gives a program"
     model = program.model_proto
     _drop_notes(model)
