@@ -17,19 +17,24 @@ from datamodules.index import DataError
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
+DICOM, DICOM_AT = b"DICM", 128
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
 WINDOW_TAIL = 0.001
+# Larger files are refused before they are read, images of more pixels before they are decoded: a
+# header of a hundred bytes may claim gigabytes. Long films stitched together stay below both.
+MOST_BYTES, MOST_PIXELS = 2**28, 2**26
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def decode(path: Path) -> np.ndarray:
-    """Read a PNG or JPEG as it should be looked at: grey, 8 bit, EXIF orientation applied.
+    """Read a PNG, JPEG or DICOM as it should be looked at: grey, 8 bit, upright.
 
-    Grey, RGB, palette and CMYK files are reduced to grey; an alpha channel is ignored. A 16-bit
-    image is windowed by its own stored values: the 0.1 % quantile becomes 0, the 99.9 % quantile
-    255, so that 12 bits stored in 16 fill the range.
+    Grey, RGB, palette and CMYK files are reduced to grey; an alpha channel is ignored; an EXIF
+    orientation is applied. A 16-bit image is windowed by its own stored values: the 0.1 % quantile
+    becomes 0, the 99.9 % quantile 255, so that 12 bits stored in 16 fill the range. DICOM:
+    :func:`datamodules.dicom.decode_dicom`.
 
     The file is read once and decoded from memory, the decoder runs without Python's lock: call it
     from as many threads as there are cores.
@@ -41,18 +46,24 @@ def decode(path: Path) -> np.ndarray:
         uint8 ``(H, W)``, 0 to 255.
 
     Raises:
-        DataError: The file is missing, empty, cut short, of zero size, no PNG or JPEG, or damaged.
+        DataError: The file is missing, empty, cut short, of zero size, far too large, damaged, or
+            neither PNG, JPEG nor DICOM.
     """
     data = _read(path)
+    if is_dicom(data):
+        from datamodules.dicom import decode_dicom  # seldom needed, and it imports this file
+
+        return decode_dicom(data, path)
     if data.startswith(JPEG):
+        check_size(jpeg_size(data), path)
         if not data[-64:].rstrip(b"\0\r\n").endswith(JPEG_END):
             return _decode_unended_jpeg(data, path)
     elif data.startswith(PNG):
         check_png(data, path)
     else:
         raise DataError(
-            f"{path}: neither a PNG nor a JPEG file (it begins with {data[:8]!r}); convert it to "
-            "PNG, or take it out of the data"
+            f"{path}: neither a PNG nor a JPEG file nor DICOM (it begins with {data[:8]!r}); "
+            "convert it to PNG, or take it out of the data"
         )
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
     try:
@@ -66,15 +77,26 @@ def decode(path: Path) -> np.ndarray:
 
 def window_16bit(pixels: np.ndarray) -> np.ndarray:
     """Scale uint16 ``(H, W)`` to uint8 between its 0.1 % and 99.9 % quantiles; constant gives 0."""
-    counts = np.bincount(pixels.reshape(-1), minlength=1 << 16)
-    share = np.cumsum(counts) / pixels.size
+    return ramp_16bit(np.bincount(pixels.reshape(-1), minlength=1 << 16))[pixels]
+
+
+def ramp_16bit(counts: np.ndarray) -> np.ndarray:
+    """What :func:`window_16bit` makes of each 16-bit value.
+
+    Args:
+        counts: How many pixels have it, ``(65536,)``; at least one pixel.
+
+    Returns:
+        uint8 ``(65536,)``.
+    """
+    share = np.cumsum(counts) / counts.sum()
     low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))
     high = int(np.searchsorted(share, 1 - WINDOW_TAIL, side="left"))
     if high <= low:  # nearly all pixels are equal: fall back to the full stored range
         stored = np.flatnonzero(counts)
         low, high = int(stored[0]), int(stored[-1])
     ramp = (np.arange(1 << 16) - low) * (255 / max(high - low, 1))
-    return np.clip(np.rint(ramp), 0, 255).astype(np.uint8)[pixels]
+    return np.clip(np.rint(ramp), 0, 255).astype(np.uint8)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -124,12 +146,51 @@ def check_png(data: bytes, path: Path) -> None:
         stored = int.from_bytes(view[end - 4 : end], "big")
         if zlib.crc32(view[place + 4 : end - 4]) != stored:
             raise _damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
-        if kind == b"IHDR" and not all(_png_size(view[place + 8 : place + 16])):
-            raise _damaged(path, "its size is zero")
+        if kind == b"IHDR":
+            check_size(_png_size(view[place + 8 : place + 16]), path)
         if kind == b"IEND":
             return
         place = end
     raise _damaged(path, "the PNG is cut short")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    r"""Width and height that a JPEG's frame header claims; (1, 1) where there is none.
+
+    Example:
+        >>> jpeg_size(b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x02\x00\x03")
+        (3, 2)
+    """
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
+            place += 2
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 1, 1
+
+
+def check_size(size: tuple[int, int], path: Path) -> None:
+    """Raise a DataError where the width and height that a header claims cannot be an image's."""
+    width, height = size
+    if not width * height:
+        raise _damaged(path, "its size is zero")
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{path}: its header claims {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; "
+            "make the image smaller, or fetch it again if it should be"
+        )
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file's content, or its first 132 bytes, is DICOM's."""
+    return data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
 
 
 def usable_cores() -> int:
@@ -148,6 +209,10 @@ def usable_cores() -> int:
 
 def _read(path: Path) -> bytes:
     try:
+        if (size := os.stat(path).st_size) > MOST_BYTES:
+            raise DataError(
+                f"{path}: has {size:,} bytes, more than {MOST_BYTES:,}; make the image smaller"
+            )
         data = Path(path).read_bytes()
     except OSError as error:
         reason = error.strerror or error

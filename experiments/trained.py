@@ -82,6 +82,9 @@ class Trained:
     def explain(self, squares: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """What the network says of a batch, from the unmasked pass.
 
+        A short batch is filled up with black: how the arithmetic is cut depends on the number of
+        images, and the last digits of an answer must not depend on what else is asked.
+
         Args:
             squares: uint8 ``(B, S, S)`` of :meth:`to_square`.
 
@@ -89,10 +92,14 @@ class Trained:
             Probability of abnormal ``(B,)`` (meaningless where ``fitted`` is None), and each of
             ``map_methods`` as ``(B, S, S)`` in [0, 1]; all float32.
         """
-        image = torch.from_numpy(squares)[:, None].to(self.module.device)
+        count, missing = len(squares), max(0, self.config.data.batch_size - len(squares))
+        image = torch.from_numpy(np.pad(squares, ((0, missing), (0, 0), (0, 0))))[:, None]
         with torch.inference_mode():
-            probability, maps = self.module.explain(to_model_input(image))
-        return _array(probability), {name: _array(maps[name][:, 0]) for name in self.map_methods}
+            probability, maps = self.module.explain(to_model_input(image.to(self.module.device)))
+        return (
+            _array(probability[:count]),
+            {name: _array(maps[name][:count, 0]) for name in self.map_methods},
+        )
 
 
 def load_trained(run: Path, judge_val: bool = True) -> Trained:

@@ -1,0 +1,239 @@
+"""A stream of images through a trained network: batch by batch, memory stays flat."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from datamodules import DataError
+from datamodules.decode import MOST_PIXELS, decode, usable_cores
+from datamodules.geometry import Geometry, from_square
+from experiments.inputs import Input
+from experiments.map_rows import one_thread
+from experiments.overlays import Shown, draw, png
+from experiments.prediction_files import PredictionFolder, Row
+from experiments.trained import Trained
+from lightning_modules.attention import has_peak, peak
+
+# The network's map has a cell each 16 pixels: fewer than two cells show nothing.
+SMALLEST = 32
+# Longer side of the image in an overlay, pixels.
+OVERLAY = 480, 1024
+
+
+class Seen(NamedTuple):
+    """An image on its way; ``image`` is None where ``error`` says why."""
+
+    item: Input
+    image: np.ndarray | None = None
+    square: np.ndarray | None = None
+    geometry: Geometry | None = None
+    error: str = ""
+
+
+class Explained(NamedTuple):
+    """An image with its probability of abnormal, and its maps ``(S, S)``."""
+
+    seen: Seen
+    probability: float
+    maps: dict[str, np.ndarray]
+
+
+class Answer(NamedTuple):
+    """What the network said of an image.
+
+    Attributes:
+        row: Its line.
+        maps: Each map, float32 ``(H, W)`` in [0, 1], at the size of the upright image.
+    """
+
+    row: Row
+    maps: dict[str, np.ndarray]
+
+
+# Writes more of an image than its maps and overlay.
+Writer = Callable[[Input, Shown], None]
+
+
+def predict_all(
+    trained: Trained,
+    inputs: Sequence[Input],
+    folder: PredictionFolder,
+    methods: Sequence[str],
+    also: Writer | None = None,
+) -> Iterator[int]:
+    """Look at images and write what is found, a batch at a time.
+
+    Batches are of the training's size, and of one only where images are huge: what is in memory
+    does not grow with the number of images.
+
+    Args:
+        trained: The network.
+        inputs: What to look at.
+        folder: Where maps, overlays and rows go.
+        methods: Maps that are written, of ``trained.map_methods``.
+        also: Writes more.
+
+    Yields:
+        How many inputs are done since the last time.
+
+    Raises:
+        OSError: The disk is full, or the folder can no longer be written.
+    """
+    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for batch in _batches(trained, inputs, pool):
+            rows = {seen.item.name: Row(seen.item.name, error=seen.error) for seen in batch}
+            whole = [seen for seen in batch if not seen.error]
+            with one_thread():
+                done = pool.map(
+                    lambda found: _finish(trained, found, folder, methods, also),
+                    _explained(trained, whole),
+                )
+                rows |= {row.path: row for row in done}
+            folder.add(rows.values())
+            yield len(batch)
+
+
+def answer(
+    trained: Trained, name: str, probability: float, maps: dict[str, np.ndarray], place: Geometry
+) -> Answer:
+    """The line and the maps of an image, as ``experiments.evaluate`` would have them.
+
+    Args:
+        trained: The network.
+        name: Of the image.
+        probability: Of abnormal.
+        maps: Each map ``(S, S)``, as :meth:`Trained.explain` gives them.
+        place: How the image came into its square.
+    """
+    # Interpolation may round a 1 up.
+    full = {name: from_square(square, place).clip(0, 1) for name, square in maps.items()}
+    row = Row(name)
+    best = torch.from_numpy(full[trained.best_map])[None, None]
+    if bool(has_peak(best)):
+        x, y = (int(value) for value in peak(best)[0].tolist())
+        row = replace(row, map_peak_x=x, map_peak_y=y)
+    if trained.fitted is not None:
+        called = int(probability > trained.fitted.threshold)
+        row = replace(row, probability_abnormal=probability, predicted_abnormal=called)
+    return Answer(row, full)
+
+
+def words(trained: Trained, row: Row) -> list[str]:
+    """What an overlay says of an image; no name of file or patient."""
+    name, stage = trained.best_map.upper(), trained.stage.replace("stage", "stage ")
+    said = [f"{name} map, {stage}: outlined from {trained.map_thresholds[trained.best_map]:.2f}"]
+    if row.map_peak_x is not None:
+        said[0] += ", cross at the peak"
+    if trained.fitted is not None and row.probability_abnormal is not None:
+        called = trained.classes[row.predicted_abnormal or 0]
+        said.insert(
+            0,
+            f"abnormal {row.probability_abnormal:.2f}: called {called} "
+            f"(threshold {trained.fitted.threshold:.2f})",
+        )
+    return said
+
+
+def _explained(trained: Trained, batch: Sequence[Seen]) -> list[Explained]:
+    """What the network says of each image of a batch."""
+    squares = [seen.square for seen in batch if seen.square is not None]
+    if not squares:
+        return []
+    probability, maps = trained.explain(np.stack(squares))
+    return [
+        Explained(
+            seen,
+            float(probability[place]),
+            {name: values[place] for name, values in maps.items()},
+        )
+        for place, seen in enumerate(batch)
+    ]
+
+
+def _batches(
+    trained: Trained, inputs: Sequence[Input], pool: ThreadPoolExecutor
+) -> Iterator[list[Seen]]:
+    """Decoded images in order, as many as a batch of the training, or 2^26 pixels of originals."""
+    held: list[Seen] = []
+    pixels, waiting = 0, iter(inputs)
+    while group := list(islice(waiting, usable_cores())):
+        for seen in pool.map(lambda item: _look_up(trained, item), group):
+            held.append(seen)
+            pixels += 0 if seen.image is None else seen.image.size
+            if len(held) == trained.config.data.batch_size or pixels >= MOST_PIXELS:
+                yield held
+                held, pixels = [], 0
+    if held:
+        yield held
+
+
+def _look_up(trained: Trained, item: Input) -> Seen:
+    """Decode an image and bring it into the network's square."""
+    if item.error:
+        return Seen(item, error=item.error)
+    try:
+        image = decode(item.file)
+    except DataError as error:
+        return Seen(item, error=_reason(error, item))
+    if min(image.shape) < SMALLEST:
+        height, width = image.shape
+        return Seen(
+            item,
+            error=f"is {width} x {height} pixels, and no side may be below {SMALLEST}; give the "
+            "radiograph itself",
+        )
+    return Seen(item, image, *trained.to_square(image))
+
+
+def _finish(
+    trained: Trained,
+    explained: Explained,
+    folder: PredictionFolder,
+    methods: Sequence[str],
+    also: Writer | None,
+) -> Row:
+    """Write the maps and pictures of an image; return its row."""
+    seen, probability, maps = explained
+    assert seen.image is not None, "only what was decoded comes here"
+    assert seen.geometry is not None
+    name = seen.item.name
+    found = answer(trained, name, probability, maps, seen.geometry)
+    row, best = found.row, trained.best_map
+    pointed = row.map_peak_x is not None and row.map_peak_y is not None
+    shown = Shown(
+        seen.image,
+        found.maps[best],
+        trained.map_thresholds[best],
+        (row.map_peak_x or 0, row.map_peak_y or 0) if pointed else None,
+        words(trained, row),
+    )
+    try:
+        for method in methods:
+            grey = np.rint(found.maps[method] * 255).astype(np.uint8)
+            folder.write("maps", f"{name}.{method}.png", png(grey))
+        picture = draw(shown, *OVERLAY, beside=True)
+        folder.write("overlays", f"{name}.{best}.png", png(picture))
+        if also is not None:
+            also(seen.item, shown)
+    except DataError as error:  # the prediction stands; what was to be made of it does not
+        return replace(row, error=_reason(error, seen.item))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Row(name, error="its name is too long for a name with the map's method behind")
+        raise
+    return row
+
+
+def _reason(error: DataError, item: Input) -> str:
+    """One line without the file's name, which the row has already."""
+    return " ".join(str(error).removeprefix(f"{item.file}: ").split())
