@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from datamodules.decode import decode
 from datamodules.geometry import from_square
-from experiments import evaluate, export, model_file, train
+from experiments import evaluate, export, model_file, predict, train
 from experiments.figures import read_images
 from experiments.model_card import read_summary
 from experiments.runs import RunError
@@ -96,6 +97,27 @@ def test_file_evaluation_and_network_say_the_same(run, file, trained, root):
             full = from_square(map[0], geometry)
             peak = full[int(row[f"{name}_peak_y"]), int(row[f"{name}_peak_x"])]
             assert peak == pytest.approx(full.max(), abs=1e-4)
+
+
+def test_file_and_predict_say_the_same(run, file, trained, root, tmp_path):
+    valid = root / "phantom" / "MURA-v1.1" / "valid"
+    words = [str(run), str(valid), "--methods", "fcn", "--out", str(tmp_path / "out")]
+    assert predict.main(words) == 0
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert len(table) > 10
+    images = [decode(valid / path) for path in table["path"]]
+    made = [trained.to_square(image) for image in images]
+    found = ask(file, np.stack([square for square, _ in made]))
+    expected = table["probability_abnormal"].to_numpy()
+    assert found["probability"] == pytest.approx(expected, abs=1e-4)
+    called = found["probability"] > float(about(file)["threshold"])
+    assert called.tolist() == (table["predicted_abnormal"] == 1).tolist()
+    for (_, geometry), map, (_, row) in zip(made, found["fcn"], table.iterrows(), strict=True):
+        full = from_square(map[0], geometry)
+        peak = full[int(row["map_peak_y"]), int(row["map_peak_x"])]
+        assert peak == pytest.approx(full.max(), abs=1e-4)
+        shown = decode(tmp_path / "out" / "maps" / f"{row['path']}.fcn.png")
+        assert shown / 255 == pytest.approx(full, abs=0.51 / 255 + 1e-4)
 
 
 def test_an_image_gets_the_same_answer_in_any_batch(file, trained):
