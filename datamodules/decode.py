@@ -216,7 +216,7 @@ def _read(path: Path) -> bytes:
         data = Path(path).read_bytes()
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check data.root and rights") from error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and rights") from error
     if not data:
         raise DataError(f"{path}: the file is empty; fetch it again")
     return data

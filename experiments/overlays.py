@@ -26,7 +26,7 @@ class Shown(NamedTuple):
         image: The upright radiograph, uint8 ``(H, W)``.
         heat: Its map in [0, 1], float32 ``(H, W)``.
         threshold: What lies at or above it in the map is outlined.
-        peak: x and y of the map's peak, pixels of the image; None where it points nowhere.
+        peak: x and y of the map's peak, pixels of the image; None: no cross.
         words: Lines below the picture, ASCII.
     """
 
@@ -58,8 +58,7 @@ def draw(shown: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
     heat = cv2.resize(shown.heat, size, interpolation=cv2.INTER_LINEAR)
     unit = max(1, round(max(size) / 500))  # thickness of lines, pixels
     marked = overlay(grey, heat)
-    if shown.heat.max() >= shown.threshold:
-        _outline(marked, heat >= shown.threshold, unit)
+    _outline(marked, heat >= shown.threshold, unit)
     if shown.peak is not None:
         _cross(marked, [round((value + 0.5) * scale - 0.5) for value in shown.peak], unit)
     parts = [grey, np.full((size[1], GAP, 3), 255, np.uint8), marked] if beside else [marked]

@@ -70,9 +70,10 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
     """Look at all inputs, write and print; return the exit status."""
     from experiments.inputs import find_inputs
     from experiments.prediction_files import PredictionFolder
-    from experiments.runs import RunError
+    from experiments.runs import RunError, find_checkpoint
     from experiments.trained import load_trained
 
+    find_checkpoint(run)  # raises now, not after a walk through many folders
     found = find_inputs(words, out)
     if all(item.error for item in found.inputs):
         listed = "\n  ".join(f"{item.file}: {item.error}" for item in found.inputs[:LISTED])

@@ -128,12 +128,18 @@ def answer(
     return Answer(row, full)
 
 
-def words(trained: Trained, row: Row) -> list[str]:
-    """What an overlay says of an image; no name of file or patient."""
-    name, stage = trained.best_map.upper(), trained.stage.replace("stage", "stage ")
-    said = [f"{name} map, {stage}: outlined from {trained.map_thresholds[trained.best_map]:.2f}"]
-    if row.map_peak_x is not None:
-        said[0] += ", cross at the peak"
+def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
+    """What an overlay draws and says of an image; no name of a file or a patient.
+
+    A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
+    """
+    row, heat = found.row, found.maps[trained.best_map]
+    threshold = trained.map_thresholds[trained.best_map]
+    reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
+    name = f"{trained.best_map.upper()} map, {trained.stage.replace('stage', 'stage ')}"
+    said = [f"{name}: nothing reaches {threshold:.2f}"]
+    if reaches:
+        said = [f"{name}: outlined from {threshold:.2f}, cross at the peak"]
     if trained.fitted is not None and row.probability_abnormal is not None:
         called = trained.classes[row.predicted_abnormal or 0]
         said.insert(
@@ -141,7 +147,8 @@ def words(trained: Trained, row: Row) -> list[str]:
             f"abnormal {row.probability_abnormal:.2f}: called {called} "
             f"(threshold {trained.fitted.threshold:.2f})",
         )
-    return said
+    cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
+    return Shown(image, heat, threshold, cross, said)
 
 
 def _explained(trained: Trained, batch: Sequence[Seen]) -> list[Explained]:
@@ -209,22 +216,15 @@ def _finish(
     name = seen.item.name
     found = answer(trained, name, probability, maps, seen.geometry)
     row, best = found.row, trained.best_map
-    pointed = row.map_peak_x is not None and row.map_peak_y is not None
-    shown = Shown(
-        seen.image,
-        found.maps[best],
-        trained.map_thresholds[best],
-        (row.map_peak_x or 0, row.map_peak_y or 0) if pointed else None,
-        words(trained, row),
-    )
+    seen_as = shown(trained, seen.image, found)
     try:
         for method in methods:
             grey = np.rint(found.maps[method] * 255).astype(np.uint8)
             folder.write("maps", f"{name}.{method}.png", png(grey))
-        picture = draw(shown, *OVERLAY, beside=True)
+        picture = draw(seen_as, *OVERLAY, beside=True)
         folder.write("overlays", f"{name}.{best}.png", png(picture))
         if also is not None:
-            also(seen.item, shown)
+            also(seen.item, seen_as)
     except DataError as error:  # the prediction stands; what was to be made of it does not
         return replace(row, error=_reason(error, seen.item))
     except OSError as error:

@@ -66,6 +66,8 @@ class PredictionFolder:
         self.partial = folder / f"{PREDICTIONS}.partial"
         self.rows: dict[str, Row] = {}
         self._file: IO[str] | None = None
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; name a folder with --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check(about)

@@ -62,12 +62,21 @@ def secondary_capture(
             software_versions=_version(),
             series_description=SERIES,
             patient_orientation=SOME,
+            specific_character_set=None,  # taken over below: highdicom refuses some that are valid
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
         made.PatientOrientation = source.get("PatientOrientation") or None
-        for name in ("StudyDescription", "IssuerOfPatientID", "Laterality", "BodyPartExamined"):
+        for name in (
+            "SpecificCharacterSet",
+            "StudyDescription",
+            "IssuerOfPatientID",
+            "Laterality",
+            "BodyPartExamined",
+        ):
             if source.get(name):
                 made[name] = source[name]
+        side = source.get("Laterality") or source.get("ImageLaterality")
+        made.Laterality = side if side in ("L", "R") else None
         made.BurnedInAnnotation = "YES"
         made.DerivationDescription = derivation
         made.SourceImageSequence = [_reference(source)]
