@@ -14,6 +14,7 @@ Exit status: 0 done, 1 some inputs failed (their rows say why), 2 the request ca
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -82,14 +83,15 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
         check_highdicom()
     trained = load_trained(run)
     chosen = choose_methods(trained, methods)
-    folder = PredictionFolder(out, about(trained, words, chosen, dicom))
-    waiting = [item for item in found.inputs if item.name not in folder.rows]
-    print(describe(trained, found, len(found.inputs) - len(waiting)), flush=True)
-    start = time.monotonic()
-    look(trained, waiting, folder, chosen, capture_writer(trained, folder) if dicom else None)
-    fitted = trained.fitted
-    with_studies = folder.finish(found.inputs, fitted.study_threshold if fitted else None)
-    return report(trained, found, folder, with_studies, len(waiting), time.monotonic() - start)
+    with contextlib.closing(PredictionFolder(out, about(trained, words, chosen, dicom))) as folder:
+        waiting = [item for item in found.inputs if item.name not in folder.rows]
+        print(describe(trained, found, len(found.inputs) - len(waiting)), flush=True)
+        start = time.monotonic()
+        look(trained, waiting, folder, chosen, capture_writer(trained, folder) if dicom else None)
+        fitted = trained.fitted
+        with_studies = folder.finish(found.inputs, fitted.study_threshold if fitted else None)
+        seconds = time.monotonic() - start
+        return report(trained, found, folder, with_studies, len(waiting), seconds)
 
 
 def check_highdicom() -> None:
@@ -151,7 +153,8 @@ def describe(trained: Trained, found: Found, done: int) -> str:
         f"images     {len(found.inputs):,}" + (f", {done:,} of them done before" if done else ""),
     ]
     if found.left_out:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in found.left_out.most_common(LISTED))
+        most = sorted(found.left_out.items(), key=lambda each: (-each[1], each[0]))[:LISTED]
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in most)
         lines.append(f"left out   {found.left_out.total():,} that are no images: {kinds}")
     return "\n".join([*lines, *trained.notes])
 

@@ -66,6 +66,7 @@ class PredictionFolder:
         self.partial = folder / f"{PREDICTIONS}.partial"
         self.rows: dict[str, Row] = {}
         self._file: IO[str] | None = None
+        self._lock: IO[str] | None = None
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; name a folder with --out")
         try:
@@ -83,6 +84,12 @@ class PredictionFolder:
             if name.is_file():
                 self.rows = {row.path: row for row in read_rows(name)}
                 break
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        for handle in (self._file, self._lock):
+            if handle is not None:
+                handle.close()
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows; on the disk when this returns."""

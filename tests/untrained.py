@@ -1,0 +1,61 @@
+"""A run directory without a training: random weights, for tests of what uses a trained network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from datamodules import SOURCES
+from experiments.config import load_config, save_config
+from lightning_modules import STAGES
+from tests.stages import settled
+
+EPOCH = 4
+FITTED = {
+    "threshold": 0.4,
+    "study_threshold": 0.45,
+    "temperature": 1.5,
+    "maps": {"cam": {"threshold": 0.2}, "pcam": {"threshold": 0.3}, "fcn": {"threshold": None}},
+}
+
+
+def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=()) -> Path:
+    """Write ``config.yaml`` and ``checkpoints/best.ckpt``; the data set is nowhere."""
+    folder = root / source / stage / "seed0"
+    (folder / "checkpoints").mkdir(parents=True)
+    config = load_config(
+        stage,
+        [f"data.name={source}", f"data.root={root / 'nowhere'}", "data.batch_size=5", *words],
+    )
+    config.data.image_size = 64
+    save_config(config, folder / "config.yaml")
+    only = {"classification": config.loss.classification} if stage == "stage3" else {}
+    torch.manual_seed(0)
+    module = settled(STAGES[stage](width=0.25, **only)).eval()
+    with torch.no_grad():
+        top = module.raw_maps(module.encoder(torch.randn(8, 1, 64, 64)))["pcam"].max()
+    module.map_scale.fill_(float(top))
+    content = {
+        "stage": stage,
+        "epoch": EPOCH - 1,
+        "global_step": 1,
+        "max_epochs": EPOCH,
+        "loops": {"fit_loop": {}},
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        SOURCES[source].__qualname__: {"index_hash": "index", "mask_hash": "masks"},
+    }
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def judge(folder: Path, **changes) -> Path:
+    """Write an evaluation's summary of the run, as far as thresholds are concerned."""
+    path = folder / "evaluation" / "test" / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = folder.parent.name
+    known = {"stage": stage, "data": folder.parents[1].name, "seed": 0, "checkpoint": "best.ckpt"}
+    path.write_text(json.dumps({**known, "epoch": EPOCH, "fitted": FITTED, **changes}))
+    return folder
