@@ -53,6 +53,7 @@ class FracAtlasDataModule(RadiographDataModule):
     default_image_size = 320
     default_crop = "content"  # much film is empty, and a median fracture is 0.25 % of the image
     default_contrast = "stretch"  # scans differ in how bright their film is
+    licence = "CC BY 4.0 (Abedeen et al., Scientific Data 10, 521, 2023)"
     index_version = LESION_FORMAT
     patients_are = "number blocks"  # nobody knows the patients
     unreadable = "skip"  # 59 upstream JPEGs are cut short

@@ -53,6 +53,7 @@ class MuraDataModule(RadiographDataModule):
     default_image_size = 320
     default_crop = "none"
     unreadable = "error"
+    licence = "MURA's own research use agreement, accepted on download: non-commercial"
 
     def build_index(self) -> pd.DataFrame:
         """Index both splits, check them against the files, draw val, attach the lesion masks."""

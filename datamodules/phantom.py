@@ -60,6 +60,7 @@ class PhantomDataModule(RadiographDataModule):
     default_image_size = 160
     default_crop = "none"
     unreadable = "error"
+    licence = "MIT, as this project: drawings, no patient's images"
 
     def __init__(self, count: int = 2000, **options: Any) -> None:
         super().__init__(**options)
