@@ -131,7 +131,8 @@ def spoil_csv(random):
         row = random.choice(rows)
         place = random.randint(0, len(row) - 1)
         if row[place].startswith("{") and random.randint(0, 3):
-            row[place] = json.dumps(spoil_tree(random, json.loads(row[place])))
+            with contextlib.suppress(ValueError):  # spoiled already
+                row[place] = json.dumps(spoil_tree(random, json.loads(row[place])))
         else:
             row[place : place + random.randint(0, 1)] = [str(random.choice(NASTY))]
     file = io.StringIO()
