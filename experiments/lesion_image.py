@@ -159,6 +159,9 @@ def _in_pixels(marked: MarkedImage, size: tuple[int, int]) -> list[Mark]:
         return marked.marks
     height, width = size
     return [
-        mark._replace(outline=tuple((x * width, y * height) for x, y in mark.outline))
+        # Rounded, or 3.9999999 of a share would fall into the pixel before.
+        mark._replace(
+            outline=tuple((round(x * width, 6), round(y * height, 6)) for x, y in mark.outline)
+        )
         for mark in marked.marks
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,9 +67,9 @@ def import_marks(
     Raises:
         DataError: No mark is of a wanted class, or the mapping names unknown images.
     """
-    mistakes = [mistake for read in sources.values() for mistake in read.mistakes]
-    faults = [Fault(WRONG_ENTRY, *mistake) for mistake in mistakes]
-    broken = _broken(mistake.where for mistake in mistakes)
+    mistakes = [(name, mistake) for name, read in sources.items() for mistake in read.mistakes]
+    faults = [Fault(WRONG_ENTRY, mistake.where, mistake.what) for _, mistake in mistakes]
+    broken = {(name, mistake.image) for name, mistake in mistakes if mistake.image}
     every = [(name, marked) for name, read in sources.items() for marked in read.images]
     found = Found(faults=faults, listed=len(every))
     for mark in (mark for _, marked in every for mark in marked.marks):
@@ -82,7 +81,7 @@ def import_marks(
     entries: dict[int, list[Entry]] = {}
     for name, marked in every:
         kept = [mark for mark in marked.marks if not labels or mark.label in labels]
-        is_broken = bool(broken & {marked.where, f" on {marked.name}"})
+        is_broken = (name, marked.name) in broken
         paths = finder.find(marked.name)
         if not kept and not is_broken:
             found.unmarked += 1
@@ -106,16 +105,6 @@ def import_marks(
             faults += made
     # An image that another source draws is not undrawn.
     found.undrawn = [path for path in found.undrawn if places[path] not in entries]
-    return found
-
-
-def _broken(places: Iterable[str]) -> set[str]:
-    """What tells the image of a wrong entry: the image's place in its file, or `` on NAME``."""
-    found = set()
-    for where in places:
-        parts = where.split(": ")
-        found |= {": ".join(parts[:end]) for end in range(1, len(parts) + 1)}
-        found |= {where[place.start() :] for place in re.finditer(" on ", where)}
     return found
 
 

@@ -352,3 +352,16 @@ def test_what_a_file_says_does_not_move_the_cursor(run, out, tmp_path, capsys):
     assert run(tmp_path / "a.json") == 0
     assert "marks    frac?[2Jture? 1" in capsys.readouterr().out
     assert pd.read_csv(out / "lesions.csv")["lesion_type"].tolist() == ["frac?[2Jture?"]
+
+
+def test_a_wrong_row_of_via_keeps_its_whole_image_out(run, out, tmp_path, capsys):
+    good = {"name": "rect", "x": 10, "y": 5, "width": 10, "height": 8}
+    rows = pd.DataFrame(
+        [(image(2), good), (image(2), good | {"width": "wide"}), (image(4), good)],
+        columns=["filename", "region_shape_attributes"],
+    )
+    rows["region_shape_attributes"] = rows["region_shape_attributes"].map(json.dumps)
+    rows.assign(region_attributes="{}").to_csv(tmp_path / "via.csv", index=False)
+    assert run(tmp_path / "via.csv") == 1
+    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]
+    assert f"row 3 on {image(2)}: width is 'wide', no number" in capsys.readouterr().err

@@ -48,7 +48,8 @@ def read_coco(path: Path) -> Marking:
         name = f"annotation {show(about['id'])}" if "id" in about else f"annotation number {place}"
         if key in wrong:
             continue
-        with noting(mistakes, f"{path}: {name}" + (f" on {image.name}" if image else "")):
+        whose = image.name if image else ""
+        with noting(mistakes, f"{path}: {name}" + (f" on {whose}" if whose else ""), whose):
             if key is None:
                 given = show(field(entry, "image_id"))
                 raise EntryError(f"has the image_id {given}; export it again")

@@ -52,7 +52,7 @@ def read_cvat(path: Path) -> Marking:
             images.append(MarkedImage(name, size, [], where))
             for count, shape in enumerate(element):
                 entry = f"{shape.tag} number {count}"
-                with noting(mistakes, f"{path}: {entry} on {name}"):
+                with noting(mistakes, f"{path}: {entry} on {name}", name):
                     if shape.tag in OTHERS:
                         raise no_area(shape.tag)
                     if shape.tag in SHAPES:

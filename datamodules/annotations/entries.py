@@ -26,12 +26,12 @@ class EntryError(ValueError):
 
 
 @contextmanager
-def noting(mistakes: list[Mistake], where: str) -> Iterator[None]:
-    """Add an ``EntryError`` from within to ``mistakes`` and go on behind the block."""
+def noting(mistakes: list[Mistake], where: str, image: str = "") -> Iterator[None]:
+    """Add an ``EntryError`` from within, of ``image``, to ``mistakes`` and go on behind."""
     try:
         yield
     except EntryError as error:
-        mistakes.append(Mistake(where, str(error)))
+        mistakes.append(Mistake(where, str(error), image))
 
 
 @contextmanager

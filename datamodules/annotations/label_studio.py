@@ -108,7 +108,7 @@ def _read_results(
     for place, result in enumerate(results):
         identity = result.get("id", place) if isinstance(result, dict) else place
         entry = f"result {show(identity)}"
-        with noting(mistakes, f"{image.where}: {entry}"):
+        with noting(mistakes, f"{image.where}: {entry}", image.name):
             value = field(result, "value")
             kind = _kind(result)
             if kind in NO_AREA:

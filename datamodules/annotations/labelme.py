@@ -65,7 +65,7 @@ def read_labelme(path: Path) -> Marking:
 def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake]) -> None:
     for place, shape in enumerate(shapes):
         entry = f"shape number {place}"
-        with noting(mistakes, f"{image.where}: {entry}"):
+        with noting(mistakes, f"{image.where}: {entry}", image.name):
             points = items(field(shape, "points"))
             if not all(isinstance(point, list) and len(point) == 2 for point in points):
                 raise EntryError("its points are not [[x, y], ...]; draw it again")

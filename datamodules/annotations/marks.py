@@ -62,10 +62,18 @@ class MarkedImage(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong: where (file, entry), and what, with the remedy."""
+    """One thing that is wrong.
+
+    Attributes:
+        where: The file, and the entry in it.
+        what: What is wrong, with the remedy.
+        image: Name of the image that lacks the entry, as in :attr:`MarkedImage.name`; "" where
+            none was read.
+    """
 
     where: str
     what: str
+    image: str = ""
 
 
 class Marking(NamedTuple):

@@ -65,7 +65,7 @@ def _read_json(path: Path) -> Marking:
             regions = list(regions.values()) if isinstance(regions, dict) else items(regions)
             for place, region in enumerate(regions):
                 name = f"region {place}"
-                with noting(mistakes, f"{path}: {name} on {image.name}"):
+                with noting(mistakes, f"{path}: {name} on {image.name}", image.name):
                     shape = field(region, "shape_attributes")
                     image.marks.append(_mark(shape, region.get("region_attributes"), name))
     return Marking(images, mistakes)
@@ -87,13 +87,14 @@ def _read_csv(path: Path) -> Marking:
         with noting(mistakes, where):
             name = image_name(row["filename"])
             image = images.setdefault(name, MarkedImage(name, None, [], where))
-            try:
-                shape = json.loads(row["region_shape_attributes"] or "{}")
-                attributes = json.loads(row["region_attributes"] or "{}")
-            except (ValueError, RecursionError) as error:
-                raise EntryError("its region is no JSON; export it again") from error
-            if shape != {}:  # an image without regions has a row, too
-                image.marks.append(_mark(shape, attributes, f"row {line}"))
+            with noting(mistakes, f"{where} on {name}", name):
+                try:
+                    shape = json.loads(row["region_shape_attributes"] or "{}")
+                    attributes = json.loads(row["region_attributes"] or "{}")
+                except (ValueError, RecursionError) as error:
+                    raise EntryError("its region is no JSON; export it again") from error
+                if shape != {}:  # an image without regions has a row, too
+                    image.marks.append(_mark(shape, attributes, f"row {line}"))
     return Marking(list(images.values()), mistakes)
 
 

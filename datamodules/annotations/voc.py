@@ -45,7 +45,7 @@ def read_voc(path: Path) -> Marking:
             images.append(image)
             for place, thing in enumerate(root.findall("object")):
                 entry = f"object number {place}"
-                with noting(mistakes, f"{file}: {entry}"):
+                with noting(mistakes, f"{file}: {entry}", image.name):
                     image.marks.append(_mark(thing, entry))
     if not files:
         raise DataError(f"{path}: holds no .xml file; give a VOC file or their folder")

@@ -59,7 +59,7 @@ def read_yolo(path: Path) -> Marking:
             image = MarkedImage(image_name("/".join(parts)), None, [], str(file), in_shares=True)
             images.append(image)
             for place, line in enumerate(lines, 1):
-                with noting(mistakes, f"{file}: line {place}"):
+                with noting(mistakes, f"{file}: line {place}", image.name):
                     if line.strip():
                         image.marks.append(_mark(line.split(), f"line {place}", names))
     wrong = [mistake for mistake in mistakes if IN_PIXELS in mistake.what]
