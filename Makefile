@@ -56,7 +56,7 @@ LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--acc
 EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
 CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
 
-.PHONY: help setup test lint data stage1 stage2 stage3 evaluate sweep bench submit sync doctor
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate report sweep bench submit sync doctor
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -64,9 +64,10 @@ help:  ## this list
 	@echo '  DATA=phantom|mura|fracatlas   the source, phantom unless told'
 	@echo '  ROOT=/path/to/data            its folder; the phantom needs none'
 	@echo '  RUN=name                      name of the run, seed0 and the like unless told'
-	@echo '  STAGE=stageN                  for evaluate and submit: this stage only'
+	@echo '  STAGE=stageN                  for evaluate, report and submit: this stage only'
 	@echo '  ARGS="key=value ..."          any setting (experiments/schema.py); for test: pytest options,'
-	@echo '                                for evaluate: --compare, --peers quick, --audit'
+	@echo '                                for evaluate: --compare, --peers quick, --audit;'
+	@echo '                                for report: --out DIR, --no-images'
 	@echo '  PYTHON=python                 an interpreter of your own instead of .venv'
 	@echo '  DRY=1                         for submit and sync: print the commands, run none'
 	@echo '  PARTITION= GPUS= NODES= RANKS= CPUS= TIME= ACCOUNT= SBATCH_ARGS= SEEDS="0 1" LAMBDAS="0 1"'
@@ -93,6 +94,8 @@ stage1 stage2 stage3:
 	$(PY) -m experiments.train $@ $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 
 evaluate: $(READY)  ## judge the latest run of each stage on test
+report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
+evaluate report:
 	@runs=(); root=runs; name=$(if $(value RUN),$(call quote,$(value RUN)),*); \
 	for stage in $(STAGE); do case "$$stage" in stage[123]) ;; *) \
 	  echo "STAGE=$$stage is none of stage1, stage2, stage3" >&2; exit 2;; esac; done; \
@@ -106,7 +109,7 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 	  echo "no trained run $$root/$(DATA)/$(or $(STAGE),*)/$$name; there are:" $$(ls -d "$$root"/$(DATA)/stage*/*/ 2>/dev/null || echo none) >&2; \
 	  echo "to train one: make stage1 DATA=$(DATA)" >&2; exit 2; \
 	fi; \
-	set -x; $(PY) -m experiments.evaluate "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
+	set -x; $(PY) -m experiments.$@ "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
 
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)

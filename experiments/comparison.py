@@ -75,7 +75,7 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     """
     groups = group(runs)
     first = runs[0].table
-    seeds = {one.name: [_figures_like(run, first) for run in one.runs] for one in groups}
+    seeds = {one.name: [figures_like(run, first) for run in one.runs] for one in groups}
     patients = first["patient"].to_numpy()
     judged = population(first, runs[0].about["split"])
     heading = _heading(groups, judged) + _each_run(groups, seeds)
@@ -175,7 +175,7 @@ def _families(
         families.append(("The paper's claim: better maps at every step", claim))
     families.append(("Runs", pairs_of_runs(seeds, RUN_FIGURES)))
     for one in groups:
-        own = _own_maps(one.runs[0])
+        own = own_maps(one.runs[0])
         others = [name for name in one.runs[0].maps if name not in own]
         pairs = pairs_of_methods(one.name, seeds[one.name], own, MAP_FIGURES)
         against = [((one.name, own[-1]), (one.name, other)) for other in others if own]
@@ -223,7 +223,7 @@ def _each_run(groups: Sequence[Group], seeds: Mapping[str, list[dict[str, Figure
     """A table of all runs: intervals are over patients, and do not hold the spread over seeds."""
     ones = np.ones((1, len(groups[0].runs[0].table)))
     wanted = [name for name in RUN_FIGURES if "/" not in name]
-    methods = {name: None for one in groups for name in _own_maps(one.runs[0])}
+    methods = {name: None for one in groups for name in own_maps(one.runs[0])}
     wanted += [f"{method}/{name}" for method in methods for name in MAP_FIGURES]
     lines = [f"| run | seed | {' | '.join(wanted)} |", "|---" * (len(wanted) + 2) + "|"]
     for one in groups:
@@ -233,7 +233,7 @@ def _each_run(groups: Sequence[Group], seeds: Mapping[str, list[dict[str, Figure
     return "\n\n## Each run\n\n" + "\n".join(lines)
 
 
-def _figures_like(run: Evaluation, first: pd.DataFrame) -> dict[str, Figure]:
+def figures_like(run: Evaluation, first: pd.DataFrame) -> dict[str, Figure]:
     """The figures of a run, of its images in the order of ``first``."""
     try:
         order = same_images(run.table, first)
@@ -243,7 +243,7 @@ def _figures_like(run: Evaluation, first: pd.DataFrame) -> dict[str, Figure]:
     return figures(run.table.iloc[order].reset_index(drop=True), maps, run.fitted)
 
 
-def _own_maps(run: Evaluation) -> list[str]:
+def own_maps(run: Evaluation) -> list[str]:
     """The methods that are the network's own: all others brought no scale and got one from val."""
     return [name for name in run.maps if name not in run.scales]
 

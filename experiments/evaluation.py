@@ -50,7 +50,7 @@ class Evaluation:
         thresholds: What val decided for each map method; NaN where it could not.
         scales: What becomes 1 in the maps of methods that are not the network's own.
         notes: What a reader must know before believing a figure, a sentence each.
-        estimates: Every figure with its 95 % interval.
+        estimates: Every figure with its 95 % interval; computed unless they are given.
     """
 
     folder: Path
@@ -63,12 +63,13 @@ class Evaluation:
     thresholds: dict[str, float]
     scales: dict[str, float]
     notes: list[str]
-    estimates: dict[str, Estimate] = field(init=False)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give every figure its interval."""
-        weights = patient_weights(self.table["patient"].to_numpy())
-        self.estimates = estimates(figures(self.table, self.maps, self.fitted), weights)
+        if not self.estimates:
+            weights = patient_weights(self.table["patient"].to_numpy())
+            self.estimates = estimates(figures(self.table, self.maps, self.fitted), weights)
 
 
 # Judged baselines of val and of the split, by the data that they were judged on.
@@ -99,7 +100,7 @@ def evaluate(
         DataError: The data is not that of the run.
     """
     folder, checkpoint = find_checkpoint(run)
-    config = _as_trained(folder, overrides)
+    config = as_trained(folder, overrides)
     data = build_data(config)
     data.prepare_data()
     data.setup()
@@ -160,11 +161,9 @@ def evaluate(
         "mask_hash": trained_on.get("mask_hash", data.mask_hash),
         **({"leaks": "split by image"} if config.data.split == "image" else {}),
     }
-    # Only the best checkpoint's figures are the run's.
-    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
     return Evaluation(
         folder,
-        folder / "evaluation" / name,
+        results_folder(folder, checkpoint, split),
         config,
         about,
         table,
@@ -174,6 +173,12 @@ def evaluate(
         judged.scales,
         [*said, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
     )
+
+
+def results_folder(folder: Path, checkpoint: Path, split: str) -> Path:
+    """Where the results of a checkpoint lie: only the best one's figures are the run's."""
+    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
+    return folder / "evaluation" / name
 
 
 def with_thresholds(
@@ -263,7 +268,7 @@ def _only_class(table: pd.DataFrame) -> str:
     return "abnormal" if table["label"].iloc[0] == 1 else "normal"
 
 
-def _as_trained(folder: Path, overrides: list[str]) -> Config:
+def as_trained(folder: Path, overrides: list[str]) -> Config:
     """The configuration of a run; raises a RunError where ``overrides`` change it."""
     saved = str(folder / "config.yaml")
     config = load_config(saved, overrides)

@@ -71,7 +71,8 @@ def test_help_is_the_default_and_lists_every_target(clone):
     done = make(clone)
     assert done.returncode == 0
     assert done.stdout == make(clone, "help").stdout
-    targets = "setup test lint data stage1 stage2 stage3 evaluate sweep bench submit sync doctor"
+    targets = "setup test lint data stage1 stage2 stage3 evaluate report sweep bench submit sync"
+    targets += " doctor"
     for target in targets.split():
         assert f"  make {target} " in done.stdout
     for variable in ("DATA=", "ROOT=", "RUN=", "STAGE=", "ARGS=", "PYTHON=", "DRY=", "GPUS="):
@@ -164,6 +165,10 @@ def test_evaluate_takes_the_latest_trained_run_of_each_stage(clone):
     assert calls(clone) == [[*evaluate, "runs/phantom/stage1/new run", "runs/phantom/stage3/seed0"]]
     make(clone, "evaluate", "PYTHON=python3", "STAGE=stage1", "RUN=old")
     assert calls(clone)[1:] == [[*evaluate, "runs/phantom/stage1/old"]]
+    done = make(clone, "report", "PYTHON=python3", "ARGS=--no-images", "ROOT=/a b")
+    assert done.returncode == 0, done.stderr
+    of_report = ["-m", "experiments.report", *calls(clone)[0][2:]]
+    assert calls(clone)[2:] == [[*of_report, "data.root=/a b", "--no-images"]]
 
 
 @pytest.mark.parametrize("root", ["elsewhere", "else where"])
