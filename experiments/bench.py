@@ -1,6 +1,6 @@
 """Time the code beside what people would use instead: ``python -m experiments.bench``.
 
-    --rows step,data     some rows of the table; all unless told, but ``paper``, which trains for long
+    --rows step,data     some of the rows; all unless told, but ``paper``, which trains for long
     --rounds N           turns that count, for the median and the spread
     --quick              few turns on little data: to see that all works, not to quote
     key=value            configuration; 320 px and a phantom of 400 images unless told

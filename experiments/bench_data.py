@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]  # no type hints
+from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
 from datamodules import cache
 from datamodules.augmentation import AugmentationStrength
@@ -40,7 +40,7 @@ def data(request: Request) -> list[Line]:
     size, batch = bench.data.recipe.image_size, bench.data.batch_size
     count = QUICK_READ if request.quick else READ
     loader = bench.data.train_dataloader()
-    items = [item for item in loader.sampler][: count // batch]
+    items = list(loader.sampler)[: count // batch]
     folder = DataLoader(image_folder(large_images(bench, request), size), batch, shuffle=True)
 
     def read() -> None:
@@ -120,7 +120,10 @@ def cache_build(request: Request) -> list[Line]:
         cache.build(target, lambda: table, files, cache.Recipe(size), "error")
 
     threads = cv2.getNumThreads()
-    steps = {"ours": build, "loop": functools.partial(read_all, paths, size)}
+    steps: dict[str, Callable[[], object]] = {
+        "ours": build,
+        "loop": functools.partial(read_all, paths, size),
+    }
     seconds = take_turns(steps, request.rounds)
     cv2.setNumThreads(threads)
     shutil.rmtree(target, ignore_errors=True)
@@ -141,7 +144,8 @@ def read_all(paths: list[Path], size: int) -> np.ndarray:
     squares = np.zeros((len(paths), size, size), dtype=np.uint8)
     for square, path in zip(squares, paths, strict=True):
         image = cast(np.ndarray, cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
-        place = letterbox(*image.shape, size)
+        height, width = image.shape
+        place = letterbox(height, width, size)
         inner = cv2.resize(
             image, (place.inner_width, place.inner_height), interpolation=cv2.INTER_AREA
         )
@@ -183,5 +187,3 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         cv2.setNumThreads(before_cv2)
-
-

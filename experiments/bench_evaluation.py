@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -54,9 +55,7 @@ def evaluation(request: Request) -> list[Line]:
     # Ours works map by map on one thread, the loops as NumPy and OpenCV please.
     seconds = take_turns(steps, rounds)
     to_all = IMAGES / maps
-    ours = [
-        to_all * a + b for a, b in zip(seconds["maps"], seconds["intervals"], strict=True)
-    ]
+    ours = [to_all * a + b for a, b in zip(seconds["maps"], seconds["intervals"], strict=True)]
     loops = [
         to_all * a + RESAMPLES / draws * b
         for a, b in zip(seconds["loops"], seconds["resamples"], strict=True)
@@ -184,9 +183,8 @@ def resample(scene: Scene, draws: int, metrics: Any) -> None:
 
 def _library() -> Any:
     try:
-        from sklearn import metrics
+        return importlib.import_module("sklearn.metrics")
     except ImportError as error:
         raise RunError(
             f"needs scikit-learn ({error}): pip install -c constraints.txt -e '.[dev]'"
         ) from error
-    return metrics

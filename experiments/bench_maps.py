@@ -44,7 +44,7 @@ def maps(request: Request) -> list[Line]:
     for images in BATCHES:
         image = torch.randn(images, 1, size, size, device=bench.device)
         targets = [_abnormal_score] * images
-        steps = {
+        steps: dict[str, Callable[[], object]] = {
             "ours": functools.partial(explain, module, image),
             "forward": functools.partial(_forward, module, image),
         }

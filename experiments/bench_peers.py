@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +43,5 @@ def two_passes_loss(module: Any, batch: Batch) -> Tensor:
     Without it no mask could learn. The mask itself and its map are not here.
     """
     second = batch["image"].detach().requires_grad_()
-    return cast(
-        Tensor,
-        functional.cross_entropy(module(batch["image"]), batch["label"])
-        + functional.cross_entropy(module(second), batch["label"]),
-    )
+    whole = functional.cross_entropy(module(batch["image"]), batch["label"])
+    return whole + functional.cross_entropy(module(second), batch["label"])

@@ -202,5 +202,3 @@ def speed(images: int, seconds: list[float]) -> str:
 def milliseconds(seconds: list[float]) -> str:
     """Such as ``430 ms``."""
     return f"{1000 * median(seconds):,.0f} ms"
-
-
