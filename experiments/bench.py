@@ -2,6 +2,8 @@
 
     --rows step,data     some of the rows; all unless told, but ``paper``, which trains for long
     --rounds N           turns that count, for the median and the spread
+    --cpu                processor time of one thread where code is timed in this process: for a
+                         machine that others use, too
     --quick              few turns on little data: to see that all works, not to quote
     key=value            configuration; 320 px and a phantom of 400 images unless told
 
@@ -49,6 +51,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration")
     parser.add_argument("--rows", help=f"comma between: {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, help="turns that count (9; quick: 2)")
+    parser.add_argument("--cpu", action="store_true", help="processor time, one thread")
     parser.add_argument("--quick", action="store_true", help="little data, few turns: a try")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -58,6 +61,8 @@ def main(words: list[str] | None = None) -> int:
 
     try:
         chosen, request = understand(arguments)
+        if arguments.cpu:
+            use_one_thread()
         return measure(chosen, request)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -90,10 +95,20 @@ def understand(arguments: argparse.Namespace) -> tuple[list[str], Request]:
     if arguments.quick:
         words = ["data.image_size=64", "data.count=80", "data.batch_size=8", *arguments.overrides]
     config = load_config("stage1", words)
-    folder = Path(config.run.root) / "bench"
+    folder = Path(config.run.root).absolute() / "bench"
     if config.data.cache_dir is None:
         words.append(f"data.cache_dir={Path(config.run.root) / 'cache'}")
-    return chosen, Request(words, rounds, arguments.quick, folder)
+    clock = time.process_time if arguments.cpu else time.perf_counter
+    return chosen, Request(words, rounds, arguments.quick, folder, clock)
+
+
+def use_one_thread() -> None:
+    """Processor time of several threads says nothing: they also spin while they wait."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
 
 
 def measure(chosen: list[str], request: Request) -> int:

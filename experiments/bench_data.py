@@ -53,9 +53,9 @@ def data(request: Request) -> list[Line]:
                 return
 
     with one_thread():
-        seconds = take_turns({"ours": read, "folder": read_folder}, request.rounds)
+        seconds = take_turns({"ours": read, "folder": read_folder}, request.rounds, request.clock)
         step, _ = stage_step("stage1", request, bench)
-        both = take_turns({"read": read, "step": step}, max(2, request.rounds // 3))
+        both = take_turns({"read": read, "step": step}, max(2, request.rounds // 3), request.clock)
     images = batch * len(items)
     return [
         Line(
@@ -124,7 +124,7 @@ def cache_build(request: Request) -> list[Line]:
         "ours": build,
         "loop": functools.partial(read_all, paths, size),
     }
-    seconds = take_turns(steps, request.rounds)
+    seconds = take_turns(steps, request.rounds, request.clock)
     cv2.setNumThreads(threads)
     shutil.rmtree(target, ignore_errors=True)
     weight = sum(path.stat().st_size for path in paths) / len(paths) / 1000

@@ -54,7 +54,7 @@ def maps(request: Request) -> list[Line]:
                 method = captum(_Scores(network_of), network_of.encoder.stages[-1])
                 steps[name] = functools.partial(method.attribute, image, target=ABNORMAL)
             timed = {name: functools.partial(_finish, taken) for name, taken in steps.items()}
-            seconds = take_turns(timed, (3 if images == 1 else 1) * request.rounds)
+            seconds = take_turns(timed, (3 if images == 1 else 1) * request.rounds, request.clock)
         for name, peer, wanted in (
             ("forward", "the plain forward pass", "<= 1.05"),
             ("gradcam", "grad-cam, one class", ">= 3"),

@@ -59,7 +59,9 @@ def step(request: Request) -> list[Line]:
     ours, flops = stage_step("stage1", request, bench)
     plain = make_step(network("stage1", request, bench), plain_loss, bench, bf16=False)
     multiply = peak_step(bench)
-    seconds = take_turns({"ours": ours, "plain": plain, "peak": multiply}, request.rounds)
+    seconds = take_turns(
+        {"ours": ours, "plain": plain, "peak": multiply}, request.rounds, request.clock
+    )
     images = bench.data.batch_size
     work = 2 * PEAK**3
     return [
@@ -95,7 +97,7 @@ def stages(request: Request) -> list[Line]:
     steps: dict[str, Step] = {
         name: stage_step(name, request, bench)[0] for name in ("stage1", "stage2", "stage3")
     }
-    seconds = take_turns({**steps, "floor": floor}, request.rounds)
+    seconds = take_turns({**steps, "floor": floor}, request.rounds, request.clock)
     first = f"stage 1 step: {milliseconds(seconds['stage1'])}"
 
     def line(what: str, name: str, wanted: str = "", below: str = "stage1") -> Line:
@@ -117,7 +119,7 @@ def gain(request: Request) -> list[Line]:
     bench = prepare(tuple(request.overrides))
     ours, _ = stage_step("stage2", request, bench)
     published = make_step(network("stage1", request, bench), gain_loss, bench, bf16=False)
-    seconds = take_turns({"ours": ours, "gain": published}, request.rounds)
+    seconds = take_turns({"ours": ours, "gain": published}, request.rounds, request.clock)
     images = bench.data.batch_size
     return [
         Line(

@@ -53,12 +53,14 @@ class Request:
         rounds: Turns that count.
         quick: Few turns on little: to see that all works, not to quote.
         folder: Where what is drawn and trained for the table may lie.
+        clock: Seconds, of the wall or of the processor.
     """
 
     overrides: list[str] = field(default_factory=list)
     rounds: int = 9
     quick: bool = False
     folder: Path = Path("runs/bench")
+    clock: Callable[[], float] = time.perf_counter
 
 
 def take_turns(
