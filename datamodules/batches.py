@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules import cache
-from datamodules.augmentation import Augmentation
+
+if TYPE_CHECKING:
+    from datamodules.augmentation import Augmentation
 
 Batch = dict[str, Tensor]
 
