@@ -40,6 +40,8 @@ def data(request: Request) -> list[Line]:
     size, batch = bench.data.recipe.image_size, bench.data.batch_size
     count = QUICK_READ if request.quick else READ
     loader = bench.data.train_dataloader()
+    # No lesion masks: ImageFolder has none to move along.
+    loader.dataset.shows_lesion = np.zeros(len(bench.data.table), dtype=bool)
     items = list(loader.sampler)[: count // batch]
     folder = DataLoader(image_folder(large_images(bench, request), size), batch, shuffle=True)
 
