@@ -53,10 +53,8 @@ def start(request: Request) -> list[Line]:
     return [
         Line(
             "stage 1, warm cache, to the first step",
-            f"{spread.middle:.1f} s",
-            f"imported: {', '.join(there) or 'none'} of {', '.join(AVOIDED)}",
-            None,
-            f"{spread.low:.1f} to {spread.high:.1f} s",
+            f"{spread.middle:.1f} s ({spread.low:.1f} to {spread.high:.1f})",
+            f"imported on the way: {', '.join(there) or 'none avoided'}",
         )
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 WARM_UP = 2  # turns that are not counted: memory and kernels are chosen in them
-WIDTHS = (44, 20, 44, 22)
+WIDTHS = (46, 22, 48, 22)
 HEADER = ("row", "ours", "beside", "ratio (low to high)", "to reach")
 
 

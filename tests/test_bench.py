@@ -68,7 +68,9 @@ def test_maps_and_evaluation_stand_beside_libraries(words, capsys):
 @pytest.mark.slow
 def test_whole_commands_are_timed(words, capsys):
     first, ranks, *memory = table(capsys, words, "start,ranks,memory")
-    assert re.search(r"to the first step +[\d.]+ s +imported: .*albumentations of wandb", first)
+    assert re.search(
+        r"to the first step +[\d.]+ s \(.*\) +imported on the way: .*albumentations", first
+    )
     assert re.search(rf"one rank, two threads: {NUMBER} images/s", ranks)
     assert re.match(rf"anonymous memory, 160 images +{NUMBER} MB +80 images", memory[0])
 
