@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import cache, index, lesions
-from datamodules.augmentation import Augmentation, AugmentationStrength
 from datamodules.batches import Batch, BatchDataset, start_worker
 from datamodules.decode import decode
 from datamodules.geometry import from_square
@@ -196,6 +195,9 @@ class RadiographDataModule(LightningDataModule):
         self.sampler.resume_at(*self._resume_at)
         augmentation = None
         if self.augmentation is not None:
+            # Here and not above: who trains nothing need not wait for albumentations.
+            from datamodules.augmentation import Augmentation, AugmentationStrength
+
             augmentation = Augmentation(AugmentationStrength(**self.augmentation), self.order_seed)
         return self._loader(self.sampler, augmentation)
 
@@ -383,7 +385,7 @@ class RadiographDataModule(LightningDataModule):
         return 0.5 / (1.0 - share), 0.5 / share
 
     def _loader(
-        self, sampler: TrainBatches | EvaluationBatches, augmentation: Augmentation | None
+        self, sampler: TrainBatches | EvaluationBatches, augmentation: Any
     ) -> DataLoader[Batch]:
         assert self.pixels is not None, "setup() opens the cache"
         return DataLoader(

@@ -1,139 +1,136 @@
-"""Time a training step of each stage: ``python -m experiments.bench [--rounds N] [key=value ...]``.
+"""Time the code beside what people would use instead: ``python -m experiments.bench``.
 
-The stages' steps take turns in one process, so that a busy machine slows all of them alike, and
-stages are compared by the ratio of their times in the same round. A step is what training does:
-move the batch, losses, backward, optimiser; without loading, validation and the average of the
-weights. Exit status: 0 done, 2 the request cannot be carried out.
+    --rows step,data     some of the rows; all unless told, but ``paper``, which trains for long
+    --rounds N           turns that count, for the median and the spread
+    --cpu                processor time of one thread where code is timed in this process: for a
+                         machine that others use, too
+    --quick              few turns on little data: to see that all works, not to quote
+    key=value            configuration; 320 px and a phantom of 400 images unless told
+
+What is compared takes turns in one run, so that a busy machine slows all of it alike, and is told
+by the ratio within each round. What each row means, and what was tried: docs/performance.md. Exit
+status: 0 done, 1 some rows could not be measured (named), 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
 
+from experiments.bench_table import HEADER, Line, Request, cells, show
 from experiments.command import run
 
-WARM_UP = 3  # steps a stage that are not counted: memory and kernels are chosen in them
+# The module and the function that measure each row.
+ROWS = {
+    "step": ("bench_steps", "step"),
+    "stages": ("bench_steps", "stages"),
+    "gain": ("bench_steps", "gain"),
+    "maps": ("bench_maps", "maps"),
+    "data": ("bench_data", "data"),
+    "cache": ("bench_data", "cache_build"),
+    "evaluation": ("bench_evaluation", "evaluation"),
+    "memory": ("bench_memory", "memory"),
+    "start": ("bench_runs", "start"),
+    "ranks": ("bench_runs", "ranks"),
+    "paper": ("bench_runs", "paper"),
+}
+LONG = ("paper",)
+QUICK_ROUNDS = 2
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench", description="Time a step of each stage."
+        prog="python -m experiments.bench",
+        description="Time the code beside what people would use instead.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration")
-    parser.add_argument("--rounds", type=int, default=15, help="steps of each stage, in turn")
+    parser.add_argument("--rows", help=f"comma between: {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, help="turns that count (9; quick: 2)")
+    parser.add_argument("--cpu", action="store_true", help="processor time, one thread")
+    parser.add_argument("--quick", action="store_true", help="little data, few turns: a try")
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     from datamodules import DataError
     from experiments.config import ConfigError
-    from experiments.schema import STAGES
 
     try:
-        if arguments.rounds < 1:
-            raise ConfigError(f"--rounds={arguments.rounds}: give at least 1")
-        prepared = {stage: prepare(stage, arguments.overrides) for stage in STAGES}
+        chosen, request = understand(arguments)
+        if arguments.cpu:
+            use_one_thread()
+        return measure(chosen, request)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    print(*dict.fromkeys(text for text, _ in prepared.values()), sep="\n")
-    steps = {stage: step for stage, (_, step) in prepared.items()}
-    print(describe(take_turns(steps, arguments.rounds)))
-    return 0
 
 
-def prepare(stage: str, overrides: list[str]) -> tuple[str, Callable[[], object]]:
-    """What a step is made of, in words, and a function that takes one, always on the same batch.
+def understand(arguments: argparse.Namespace) -> tuple[list[str], Request]:
+    """Rows and request of the command's words.
 
     Raises:
-        ConfigError: the configuration is wrong.
-        DataError: the data is.
+        ConfigError: a row is unknown, there are no rounds, or the configuration is wrong.
     """
+    from experiments.config import ConfigError, load_config
+
+    chosen = [row for row in ROWS if row not in LONG]
+    if arguments.rows:
+        chosen = [row.strip() for row in arguments.rows.split(",")]
+        for row in chosen:
+            if row not in ROWS:
+                raise ConfigError(f"--rows={row} is none of {', '.join(ROWS)}")
+    rounds = arguments.rounds
+    if rounds is None:
+        rounds = QUICK_ROUNDS if arguments.quick else Request().rounds
+    if rounds < 1:
+        raise ConfigError(f"--rounds={rounds}: give at least 1")
+    words = ["data.image_size=320", "data.count=400", *arguments.overrides]
+    if arguments.quick:
+        words = ["data.image_size=64", "data.count=80", "data.batch_size=8", *arguments.overrides]
+    config = load_config("stage1", words)
+    folder = Path(config.run.root).absolute() / "bench"
+    if config.data.cache_dir is None:
+        words.append(f"data.cache_dir={Path(config.run.root) / 'cache'}")
+    clock = time.process_time if arguments.cpu else time.perf_counter
+    return chosen, Request(words, rounds, arguments.quick, folder, clock)
+
+
+def use_one_thread() -> None:
+    """Processor time of several threads says nothing: they also spin while they wait."""
+    import cv2
     import torch
 
-    from experiments.build import build_data, build_module
-    from experiments.config import load_config
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def measure(chosen: list[str], request: Request) -> int:
+    """Print the table, a row when it is measured; return the exit status."""
     from experiments.hardware import choose_device, choose_precision, describe_device
+    from experiments.runs import RunError
 
-    config = load_config(stage, overrides)
-    accelerator = config.trainer["accelerator"]
-    device = choose_device(accelerator)
-    precision = config.trainer["precision"] or choose_precision(accelerator)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    torch.manual_seed(config.seed)
-    module = build_module(config, data).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.optimizer.learning_rate)
-    loaded = next(iter(data.train_dataloader()))
-
-    def step() -> None:
-        batch = {name: value.to(device) for name, value in loaded.items()}
-        batch = data.on_after_batch_transfer(batch, 0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision.startswith("bf16")):
-            loss = cast(Any, module).losses(batch)[0]["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    images = f"{data.batch_size} images of {data.recipe.image_size} px"
-    return f"{images}, {precision}, {describe_device(device)}", step
-
-
-def take_turns(
-    steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.monotonic
-) -> dict[str, list[float]]:
-    """Seconds of each step in each round.
-
-    Example:
-        >>> ticks = iter(range(100))
-        >>> take_turns({"a": lambda: None, "b": lambda: next(ticks)}, 2, lambda: next(ticks))
-        {'a': [1, 1], 'b': [2, 2]}
-    """
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            begun = clock()
-            step()
-            seconds[name].append(clock() - begun)
-    return seconds
-
-
-def describe(seconds: dict[str, list[float]]) -> str:
-    """A line a stage: the median step, and how many steps of the first stage it costs.
-
-    Example:
-        >>> print(describe({"stage1": [0.06, 0.05, 0.07], "stage2": [0.12, 0.15, 0.14]}))
-        stage1      60 ms a step (50 to 70)
-        stage2     140 ms a step (120 to 150), 2.00 stage1 steps (2.00 to 3.00)
-    """
-    first, *_ = seconds
-    lines = []
-    for name, taken in seconds.items():
-        low, middle, high = (1000 * f(taken) for f in (min, statistics.median, max))
-        line = f"{name} {middle:7.0f} ms a step ({low:.0f} to {high:.0f})"
-        if name != first:
-            ratios = [own / theirs for own, theirs in zip(taken, seconds[first], strict=True)]
-            line += (
-                f", {statistics.median(ratios):.2f} {first} steps "
-                f"({min(ratios):.2f} to {max(ratios):.2f})"
-            )
-        lines.append(line)
-    return "\n".join(lines)
+    begun, failed = time.monotonic(), False
+    print(f"{describe_device(choose_device())}, {choose_precision()}, {request.rounds} rounds")
+    print(cells(*HEADER), flush=True)
+    for row in chosen:
+        module, function = ROWS[row]
+        try:
+            measured = getattr(importlib.import_module(f"experiments.{module}"), function)
+            lines: list[Line] = measured(request)
+        except RunError as error:
+            print(cells(row, "not measured", str(error)), flush=True)
+            failed = True
+            continue
+        print("\n".join(show(line) for line in lines), flush=True)
+    print(f"measured in {(time.monotonic() - begun) / 60:.1f} minutes")
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
             "mask_source": config.attention.source,
             "mask_fill": config.attention.fill,
             "mask_statistics": config.attention.statistics,
+            "mask_shrink": config.attention.shrink,
         }
     if config.stage == "stage3":
         arguments |= {

@@ -187,6 +187,10 @@ def _check_values(config: Config, origins: dict[str, str]) -> None:
     if config.data.image_size is not None and config.data.image_size % 16:
         low = config.data.image_size // 16 * 16
         fail("data.image_size", f"must be a multiple of 16, such as {low} or {low + 16}")
+    if config.data.image_size is not None and config.data.image_size % (
+        16 * config.attention.shrink
+    ):
+        fail("attention.shrink", "the halved data.image_size must be a multiple of 16, too")
     if config.lesions.per_batch >= config.data.batch_size:
         fail("lesions.per_batch", f"must be less than data.batch_size = {config.data.batch_size}")
     if config.lesions.fold and not config.lesions.folds:

@@ -89,6 +89,7 @@ class AttentionConfig:
     source: str = "abnormal"  # whose map: abnormal | predicted | true (leaks) | fcn (stage 3)
     target: str = "fcn"  # of L4: masks (the drawn lesions) | fcn (elsewhere what the FCN draws)
     statistics: str = "own"  # BatchNorm in the masked pass: own | image (whole images') | both
+    shrink: int = 1  # sides of the masked pass's image are divided by it; 2 is faster (ours)
     fill: float = 0.0  # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
 
 
@@ -201,6 +202,7 @@ INTERVALS: dict[str, str] = {
     "loss.lambda_attention": "[0, inf)",
     "attention.omega": "(0, inf)",
     "attention.sigma": "[0, 1]",
+    "attention.shrink": "[1, 2]",
     "attention.fill": "[-1, 4]",  # the range of the model's input
     "optimizer.learning_rate": "(0, inf)",
     "optimizer.weight_decay": "[0, inf)",

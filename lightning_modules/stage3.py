@@ -37,6 +37,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         mask_source: as in ``Stage2GuidedAttention``, or "fcn": the FCN's output (ours).
         mask_fill: what masked-out pixels become, in units of the model's input.
         mask_statistics: as in ``Stage2GuidedAttention``.
+        mask_shrink: as in ``Stage2GuidedAttention``.
         lambda_lesion: lambda, the weight of L3.
         classification: False trains the FCN on the masks alone, lambda L3: the reference that tells
             what the image labels add.
@@ -70,6 +71,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         mask_source: str = "abnormal",
         mask_fill: float = 0.0,
         mask_statistics: str = "own",
+        mask_shrink: int = 1,
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,
@@ -91,6 +93,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             mask_source=mask_source,
             mask_fill=mask_fill,
             mask_statistics=mask_statistics,
+            mask_shrink=mask_shrink,
         )
         if attention_target not in ATTENTION_TARGETS:
             raise ValueError(

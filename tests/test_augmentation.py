@@ -1,6 +1,8 @@
 """What happens to an image depends on (seed, epoch, image) and on nothing else."""
 
+import albumentations as A
 import numpy as np
+import pytest
 
 from datamodules.augmentation import Augmentation, AugmentationStrength
 
@@ -42,3 +44,26 @@ def test_zero_strength_changes_nothing() -> None:
     """Every strength at 0 is the identity."""
     still = AugmentationStrength(0, 0, 0, 0, 0, 0, 0)
     assert (Augmentation(still, 0)(IMAGE, None, 0, 0)[0] == IMAGE).all()
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [
+        AugmentationStrength(),
+        ALL,
+        AugmentationStrength(rotate=180, scale=0.5, shift=0.5, flip=1.0, contrast=1.0),
+        AugmentationStrength(flip=0.0, rotate=0.0, scale=0.0),
+    ],
+)
+def test_the_steps_are_what_compose_makes_of_them(strength: AugmentationStrength) -> None:
+    """To the bit: that is how runs of before were augmented."""
+    augment = Augmentation(strength, 3)
+    compose = A.Compose(augment.steps)
+    for row in range(25):
+        mask = IMAGE.copy() if row % 2 else None
+        image, moved = augment(IMAGE[:, :48], mask if mask is None else mask[:, :48], 1, row)
+        compose.set_random_seed(int(np.random.SeedSequence((3, 1, row)).generate_state(1)[0]))
+        targets = {} if mask is None else {"mask": mask[:, :48]}
+        wanted = compose(image=IMAGE[:, :48, None], **targets)
+        assert (image == wanted["image"][..., 0]).all()
+        assert mask is None or (moved == wanted["mask"]).all()

@@ -134,6 +134,7 @@ def test_unknown_key_names_the_nearest(word, nearest):
         ("augmentation.flip=1.2", "must lie in [0, 1]"),
         ("augmentation.enabled=perhaps", "expected true or false"),
         ("data.image_size=100", "must be a multiple of 16, such as 96 or 112"),
+        ("attention.shrink=3", "must lie in [1, 2]"),
         ("loss.alpha=best", "expected accuracy | balanced_accuracy | a number from 0 to 1"),
         ("loss.alpha=1.01", "expected accuracy | balanced_accuracy | a number from 0 to 1"),
         ("loss.alpha=true", "expected accuracy | balanced_accuracy | a number from 0 to 1"),

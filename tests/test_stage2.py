@@ -74,6 +74,24 @@ def test_losses_are_those_of_two_passes_written_out(module):
     torch.testing.assert_close(logits, module(batch["image"]))
 
 
+def test_the_masked_pass_may_see_a_smaller_image():
+    torch.manual_seed(0)
+    module = settled(Stage2GuidedAttention(width=WIDTH, mask_statistics="image", mask_shrink=2))
+    module.eval()
+    batch = small_batch()
+    logits = module(batch["image"])
+    attention = module.mask_map(module.encoder(batch["image"]), logits, None)
+    whole = module.mask_image(batch["image"], attention)
+    small = whole.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+    torch.testing.assert_close(module.masked_logits(batch["image"]), module(small))
+    assert not torch.allclose(module(small), module(whole))
+    module.train()
+    module.losses(batch)[0]["l2"].backward()
+    assert names_without_gradient(module.encoder) == []
+    with pytest.raises(ValueError, match=r"attention\.shrink=0: 1 or more"):
+        Stage2GuidedAttention(width=WIDTH, mask_shrink=0)
+
+
 def test_masked_out_pixels_become_the_fill():
     module = Stage2GuidedAttention(width=WIDTH, omega=1000.0, mask_fill=-1.0)
     image = torch.full((1, 1, SIZE, SIZE), 3.0)

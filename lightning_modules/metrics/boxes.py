@@ -131,14 +131,14 @@ def areas(region: np.ndarray) -> np.ndarray:
     return np.array(sorted(boxes), dtype=np.float32).reshape(-1, 4)
 
 
-def _largest_iou(boxes: np.ndarray, others: np.ndarray) -> float:
-    """The largest IoU of a box of the first ``(K, 4)`` with one of the second ``(L, 4)``."""
+def _pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU ``(K, L)`` of boxes ``(K, 4)`` with others ``(L, 4)``."""
     # Not torchvision's box_iou: on a handful of boxes, 255 times an image, it takes longer.
     corners = np.maximum(boxes[:, None, :2], others[:, :2])
     sides = (np.minimum(boxes[:, None, 2:], others[:, 2:]) - corners).clip(min=0)
     both = sides.prod(axis=2)
     one, other = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, others))
-    return float((both / (one[:, None] + other - both)).max())
+    return np.asarray(both / (one[:, None] + other - both))
 
 
 def _curve(level: np.ndarray, lesion: np.ndarray) -> Tensor:
@@ -146,17 +146,22 @@ def _curve(level: np.ndarray, lesion: np.ndarray) -> Tensor:
     wanted = areas(lesion)
     if not len(wanted):
         return curve
-    # Only the part above the level is searched: towards the top it is small.
-    rows, columns = level.max(axis=1), level.max(axis=0)
     present = np.zeros(LEVELS, dtype=bool)
     present[np.unique(level)] = True
+    left, top, bottom, right = 0, 0, *level.shape
     for cut in range(int(level.max())):
         # No pixel at this level: what lies above it is what lay above the one before.
         if cut and not present[cut]:
             curve[cut] = curve[cut - 1]
             continue
-        y, x = np.flatnonzero(rows > cut), np.flatnonzero(columns > cut)
-        part = level[y[0] : y[-1] + 1, x[0] : x[-1] + 1] > cut
-        shift = np.array([x[0], y[0], x[0], y[0]])
-        curve[cut] = _largest_iou(areas(part) + shift, wanted)
+        boxes = areas(level[top:bottom, left:right] > cut) + np.array([left, top, left, top])
+        overlaps = _pairwise_iou(boxes, wanted)
+        # Areas only shrink and split as the level rises: what is apart from every lesion's box now
+        # stays apart, and only where the others lie is searched on.
+        near = boxes[(overlaps > 0).any(axis=1)].astype(np.int64)
+        if not len(near):
+            break
+        curve[cut] = float(overlaps.max())
+        left, top = near[:, :2].min(axis=0)
+        right, bottom = near[:, 2:].max(axis=0)
     return curve
