@@ -114,7 +114,7 @@ evaluate report:
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 
-bench: $(READY)  ## time a training step of each stage, in turn
+bench: $(READY)  ## time the code beside what people would use instead
 	$(PY) -m experiments.bench $(SOURCE)$(call more,ARGS)
 
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
