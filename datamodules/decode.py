@@ -62,8 +62,8 @@ def decode(path: Path) -> np.ndarray:
         check_png(data, path)
     else:
         raise DataError(
-            f"{path}: neither a PNG nor a JPEG file nor DICOM (it begins with {data[:8]!r}); "
-            "convert it to PNG, or take it out of the data"
+            f"{path}: neither a PNG nor a JPEG file nor DICOM, whatever its name says; convert it "
+            "to PNG, or take it out of the data"
         )
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
     try:
