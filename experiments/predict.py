@@ -181,7 +181,7 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
     from datamodules import DataError
     from datamodules.decode import is_dicom
     from datamodules.dicom import read_dicom
-    from experiments.overlays import draw
+    from experiments.prediction import drawn
     from experiments.secondary_capture import encode, secondary_capture
 
     derivation = (
@@ -193,7 +193,7 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
         data = item.file.read_bytes()
         if not is_dicom(data):
             return
-        picture = draw(shown, *CAPTURE, beside=False)
+        picture = drawn(item, shown, *CAPTURE, beside=False)
         try:
             made = secondary_capture(
                 read_dicom(data, item.file), picture, trained.hashes["checkpoint"], derivation

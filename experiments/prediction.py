@@ -155,6 +155,22 @@ def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
     return Shown(image, heat, threshold, cross, said)
 
 
+def drawn(item: Input, what: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
+    """Draw, as :func:`experiments.overlays.draw` does, one of many: no image may end the others.
+
+    Raises:
+        DataError: Whatever went wrong; it makes the row and the exit status tell.
+    """
+    try:
+        return draw(what, smallest, largest, beside)
+    except Exception as error:  # no names of files or patients are drawn: its text holds none
+        height, width = what.image.shape
+        raise DataError(
+            f"{item.file}: no overlay can be drawn of its {width} x {height} pixels "
+            f"({type(error).__name__}: {error}); its probability and maps hold, please report this"
+        ) from error
+
+
 def _explained(trained: Trained, batch: Sequence[Seen]) -> list[Explained]:
     """What the network says of each image of a batch."""
     squares = [seen.square for seen in batch if seen.square is not None]
@@ -214,30 +230,50 @@ def _finish(
     also: Writer | None,
 ) -> Row:
     """Write the maps and pictures of an image; return its row."""
-    seen, probability, maps = explained
-    assert seen.image is not None, "only what was decoded comes here"
-    assert seen.geometry is not None
-    name = seen.item.name
-    found = answer(trained, name, probability, maps[trained.best_map], seen.geometry)
-    row, best = found.row, trained.best_map
-    seen_as = shown(trained, seen.image, found)
+    name = explained.seen.item.name
     try:
+        row = _finish_best(trained, explained, folder, methods, also)
         for method in methods:
-            # One at a time: of a large image each takes hundreds of megabytes.
-            full = found.heat if method == best else full_map(maps[method], seen.geometry)
-            grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
-            folder.write("maps", f"{name}.{method}.png", png(grey))
-        picture = draw(seen_as, *OVERLAY, beside=True)
-        folder.write("overlays", f"{name}.{best}.png", png(picture))
-        if also is not None:
-            also(seen.item, seen_as)
-    except DataError as error:  # the prediction stands; what was to be made of it does not
-        return replace(row, error=_reason(error, seen.item))
+            if method != trained.best_map:
+                assert explained.seen.geometry is not None
+                full = full_map(explained.maps[method], explained.seen.geometry)
+                _write_map(folder, f"{name}.{method}.png", full)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return Row(name, error="its name is too long for a name with the map's method behind")
         raise
     return row
+
+
+def _finish_best(
+    trained: Trained,
+    explained: Explained,
+    folder: PredictionFolder,
+    methods: Sequence[str],
+    also: Writer | None,
+) -> Row:
+    """Write what is made of the best map, which is let go with it; return the row."""
+    seen, probability, maps = explained
+    assert seen.image is not None, "only what was decoded comes here"
+    assert seen.geometry is not None
+    name, best = seen.item.name, trained.best_map
+    found = answer(trained, name, probability, maps[best], seen.geometry)
+    if best in methods:
+        _write_map(folder, f"{name}.{best}.png", found.heat)
+    seen_as = shown(trained, seen.image, found)
+    try:
+        picture = drawn(seen.item, seen_as, *OVERLAY, beside=True)
+        folder.write("overlays", f"{name}.{best}.png", png(picture))
+        if also is not None:
+            also(seen.item, seen_as)
+    except DataError as error:  # the prediction stands; what was to be made of it does not
+        return replace(found.row, error=_reason(error, seen.item))
+    return found.row
+
+
+def _write_map(folder: PredictionFolder, name: str, full: np.ndarray) -> None:
+    grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
+    folder.write("maps", name, png(grey))
 
 
 def _reason(error: DataError, item: Input) -> str:

@@ -19,6 +19,7 @@ from datamodules.decode import PNG
 from datamodules.phantom_drawing import draw as draw_phantom
 from experiments import evaluate, predict, train
 from experiments.figures import read_images
+from experiments.overlays import draw as draw_overlay
 from experiments.prediction_files import read_rows
 from experiments.trained import load_trained
 from tests.dicoms import SECRET, content, radiograph
@@ -159,6 +160,39 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(run, phantoms, tmp
     captured = capsys.readouterr()
     assert "failed     7 of 8" in captured.err
     assert "and 2 more, see the table" in captured.err
+
+
+@pytest.mark.parametrize("shape", [(2000, 33), (33, 2000), (32, 32), (4000, 32)])
+def test_narrow_images_have_overlays_with_words_that_can_be_read(run, tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    save(tmp_path / "in" / "narrow.png", image)
+    assert told(run, tmp_path / "in", "--out", tmp_path / "out") == 0
+    picture = cv2.imread(str(tmp_path / "out" / "overlays" / "narrow.png.fcn.png"))
+    assert picture.shape[1] > 250
+    assert (picture[-30:] > 128).any(axis=(0, 2)).sum() > 100  # words, not a smear
+
+
+def test_an_overlay_that_cannot_be_drawn_ends_nothing(run, phantoms, tmp_path, monkeypatch, capsys):
+    def fails(shown, *words, **more):
+        if shown.image.shape == (40, 50):
+            raise TypeError("no picture")
+        return draw_overlay(shown, *words, **more)
+
+    monkeypatch.setattr("experiments.prediction.draw", fails)
+    save(tmp_path / "in" / "a.png", phantoms[0])
+    save(tmp_path / "in" / "b.png", np.zeros((40, 50), np.uint8))
+    save(tmp_path / "in" / "c.png", phantoms[1])
+    out = tmp_path / "out"
+    assert told(run, tmp_path / "in", "--out", out) == 1
+    rows = rows_of(out)
+    assert [bool(row.error) for row in rows.values()] == [False, True, False]
+    assert "no overlay can be drawn of its 50 x 40 pixels (TypeError: no picture)" in (
+        rows["b.png"].error
+    )
+    assert rows["b.png"].probability_abnormal is not None
+    assert len(list((out / "maps").iterdir())) == 9
+    assert len(list((out / "overlays").iterdir())) == 2
+    assert "b.png: no overlay can be drawn" in capsys.readouterr().err
 
 
 def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
