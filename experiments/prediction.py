@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +27,8 @@ from lightning_modules.attention import has_peak, peak
 
 # The network's map has a cell each 16 pixels: fewer than two cells show nothing.
 SMALLEST = 32
+# Images of more pixels are finished one after the other: a map of one takes four bytes a pixel.
+LARGE, ALONE = 2**24, threading.Lock()
 # Longer side of the image in an overlay, pixels.
 OVERLAY = 480, 1024
 
@@ -92,15 +96,15 @@ def predict_all(
     with ThreadPoolExecutor(usable_cores()) as pool:
         for batch in _batches(trained, inputs, pool):
             rows = {seen.item.name: Row(seen.item.name, error=seen.error) for seen in batch}
-            whole = [seen for seen in batch if not seen.error]
             with one_thread():
                 done = pool.map(
                     lambda found: _finish(trained, found, folder, methods, also),
-                    _explained(trained, whole),
+                    _explained(trained, [seen for seen in batch if not seen.error]),
                 )
                 rows |= {row.path: row for row in done}
             folder.add(rows.values())
-            yield len(batch)
+            batch.clear()  # the next is decoded while this one is still named here
+            yield len(rows)
 
 
 def answer(
@@ -230,14 +234,18 @@ def _finish(
     also: Writer | None,
 ) -> Row:
     """Write the maps and pictures of an image; return its row."""
-    name = explained.seen.item.name
+    seen, _, maps = explained
+    assert seen.image is not None, "only what was decoded comes here"
+    assert seen.geometry is not None
+    name = seen.item.name
     try:
-        row = _finish_best(trained, explained, folder, methods, also)
-        for method in methods:
-            if method != trained.best_map:
-                assert explained.seen.geometry is not None
-                full = full_map(explained.maps[method], explained.seen.geometry)
-                _write_map(folder, f"{name}.{method}.png", full)
+        with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
+            row = _finish_best(trained, explained, folder, methods, also)
+            for method in methods:
+                if method != trained.best_map:
+                    full = full_map(maps[method], seen.geometry)
+                    _write_map(folder, f"{name}.{method}.png", full)
+                    del full  # before the next is brought back
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return Row(name, error="its name is too long for a name with the map's method behind")

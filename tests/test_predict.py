@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import weakref
 import zlib
 
 import cv2
@@ -17,7 +18,7 @@ from PIL import Image
 
 from datamodules.decode import PNG
 from datamodules.phantom_drawing import draw as draw_phantom
-from experiments import evaluate, predict, train
+from experiments import evaluate, predict, prediction, train
 from experiments.figures import read_images
 from experiments.overlays import draw as draw_overlay
 from experiments.prediction_files import read_rows
@@ -193,6 +194,29 @@ def test_an_overlay_that_cannot_be_drawn_ends_nothing(run, phantoms, tmp_path, m
     assert len(list((out / "maps").iterdir())) == 9
     assert len(list((out / "overlays").iterdir())) == 2
     assert "b.png: no overlay can be drawn" in capsys.readouterr().err
+
+
+def test_of_large_images_one_map_is_held_at_a_time(run, phantoms, tmp_path, monkeypatch):
+    held, most = weakref.WeakSet(), []
+
+    class Tracked(np.ndarray):
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    def counted(*words):
+        full = full_map(*words).view(Tracked)
+        held.add(full)
+        most.append(len(held))
+        return full
+
+    full_map = prediction.full_map
+    monkeypatch.setattr(prediction, "LARGE", 0)
+    monkeypatch.setattr(prediction, "full_map", counted)
+    for number, image in enumerate(phantoms):
+        save(tmp_path / "in" / f"{number}.png", image)
+    assert told(run, tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert len(most) == 3 * len(phantoms)
+    assert max(most) == 1
 
 
 def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
