@@ -49,7 +49,11 @@ def decode(path: Path) -> np.ndarray:
         DataError: The file is missing, empty, cut short, of zero size, far too large, damaged, or
             neither PNG, JPEG nor DICOM.
     """
-    data = _read(path)
+    return decode_content(read_content(path), path)
+
+
+def decode_content(data: bytes, path: Path) -> np.ndarray:
+    """Decode the content of a file as :func:`decode` does; ``path`` is for messages."""
     if is_dicom(data):
         from datamodules.dicom import decode_dicom  # seldom needed, and it imports this file
 
@@ -79,7 +83,8 @@ def window_16bit(pixels: np.ndarray) -> np.ndarray:
     """Scale uint16 ``(H, W)`` to uint8 between its 0.1 % and 99.9 % quantiles; constant gives 0."""
     # In parts: NumPy turns what it counts and looks up into 64 bits, eight bytes a pixel.
     parts = np.array_split(pixels, max(1, pixels.size >> 20))
-    ramp = ramp_16bit(sum(np.bincount(part.reshape(-1), minlength=1 << 16) for part in parts))
+    counts = [np.bincount(part.reshape(-1), minlength=1 << 16) for part in parts]
+    ramp = ramp_16bit(np.sum(counts, axis=0))
     return np.concatenate([ramp[part] for part in parts])
 
 
@@ -210,7 +215,12 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        DataError: It is missing, empty, cannot be read or has more than ``MOST_BYTES``.
+    """
     try:
         if (size := os.stat(path).st_size) > MOST_BYTES:
             raise DataError(

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from datamodules import DataError
-from datamodules.decode import MOST_PIXELS, decode, usable_cores
+from datamodules.decode import MOST_PIXELS, decode_content, read_content, usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.inputs import Input
 from experiments.map_rows import one_thread
 from experiments.overlays import Shown, draw, png
 from experiments.prediction_files import PredictionFolder, Row
+from experiments.prediction_sources import Source, content_hash
 from experiments.trained import Trained
 from lightning_modules.attention import has_peak, peak
 
@@ -41,6 +42,7 @@ class Seen(NamedTuple):
     square: np.ndarray | None = None
     geometry: Geometry | None = None
     error: str = ""
+    content_hash: str = ""
 
 
 class Explained(NamedTuple):
@@ -102,7 +104,7 @@ def predict_all(
                     _explained(trained, [seen for seen in batch if not seen.error]),
                 )
                 rows |= {row.path: row for row in done}
-            folder.add(rows.values())
+            folder.add(rows.values(), [Source.of(seen.item, seen.content_hash) for seen in batch])
             batch.clear()  # the next is decoded while this one is still named here
             yield len(rows)
 
@@ -212,18 +214,22 @@ def _look_up(trained: Trained, item: Input) -> Seen:
     """Decode an image and bring it into the network's square."""
     if item.error:
         return Seen(item, error=item.error)
+    content = ""
     try:
-        image = decode(item.file)
+        data = read_content(item.file)
+        content = content_hash(data)
+        image = decode_content(data, item.file)
     except DataError as error:
-        return Seen(item, error=_reason(error, item))
+        return Seen(item, error=_reason(error, item), content_hash=content)
     if min(image.shape) < SMALLEST:
         height, width = image.shape
         return Seen(
             item,
             error=f"is {width} x {height} pixels, and no side may be below {SMALLEST}; give the "
             "radiograph itself",
+            content_hash=content,
         )
-    return Seen(item, image, *trained.to_square(image))
+    return Seen(item, image, *trained.to_square(image), content_hash=content)
 
 
 def _finish(

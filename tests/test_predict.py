@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import struct
-import weakref
 import zlib
 
 import cv2
@@ -18,12 +17,11 @@ from PIL import Image
 
 from datamodules.decode import PNG
 from datamodules.phantom_drawing import draw as draw_phantom
-from experiments import evaluate, predict, prediction, train
+from experiments import evaluate, train
 from experiments.figures import read_images
-from experiments.overlays import draw as draw_overlay
-from experiments.prediction_files import read_rows
 from experiments.trained import load_trained
 from tests.dicoms import SECRET, content, radiograph
+from tests.predictions import rows_of, save, told
 from tests.runs import run_folder, tiny_words
 from tests.test_decode import ORIENTATION, UNDO, chunk
 from tests.untrained import FITTED, judge, make_run
@@ -49,20 +47,6 @@ def scans(tmp_path, phantoms):
     for name, image in zip(('Röntgen 1 (ü), "a".png', "b.JPEG"), phantoms, strict=False):
         (folder / name).write_bytes(cv2.imencode(os.path.splitext(name)[1], image)[1].tobytes())
     return folder.parent
-
-
-def told(*words):
-    return predict.main([str(word) for word in words])
-
-
-def rows_of(out):
-    return {row.path: row for row in read_rows(out / "predictions.csv")}
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return path
 
 
 def bomb(width, height):
@@ -163,62 +147,6 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(run, phantoms, tmp
     assert "and 2 more, see the table" in captured.err
 
 
-@pytest.mark.parametrize("shape", [(2000, 33), (33, 2000), (32, 32), (4000, 32)])
-def test_narrow_images_have_overlays_with_words_that_can_be_read(run, tmp_path, shape):
-    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    save(tmp_path / "in" / "narrow.png", image)
-    assert told(run, tmp_path / "in", "--out", tmp_path / "out") == 0
-    picture = cv2.imread(str(tmp_path / "out" / "overlays" / "narrow.png.fcn.png"))
-    assert picture.shape[1] > 250
-    assert (picture[-30:] > 128).any(axis=(0, 2)).sum() > 100  # words, not a smear
-
-
-def test_an_overlay_that_cannot_be_drawn_ends_nothing(run, phantoms, tmp_path, monkeypatch, capsys):
-    def fails(shown, *words, **more):
-        if shown.image.shape == (40, 50):
-            raise TypeError("no picture")
-        return draw_overlay(shown, *words, **more)
-
-    monkeypatch.setattr("experiments.prediction.draw", fails)
-    save(tmp_path / "in" / "a.png", phantoms[0])
-    save(tmp_path / "in" / "b.png", np.zeros((40, 50), np.uint8))
-    save(tmp_path / "in" / "c.png", phantoms[1])
-    out = tmp_path / "out"
-    assert told(run, tmp_path / "in", "--out", out) == 1
-    rows = rows_of(out)
-    assert [bool(row.error) for row in rows.values()] == [False, True, False]
-    assert "no overlay can be drawn of its 50 x 40 pixels (TypeError: no picture)" in (
-        rows["b.png"].error
-    )
-    assert rows["b.png"].probability_abnormal is not None
-    assert len(list((out / "maps").iterdir())) == 9
-    assert len(list((out / "overlays").iterdir())) == 2
-    assert "b.png: no overlay can be drawn" in capsys.readouterr().err
-
-
-def test_of_large_images_one_map_is_held_at_a_time(run, phantoms, tmp_path, monkeypatch):
-    held, most = weakref.WeakSet(), []
-
-    class Tracked(np.ndarray):
-        __hash__ = object.__hash__
-        __eq__ = object.__eq__
-
-    def counted(*words):
-        full = full_map(*words).view(Tracked)
-        held.add(full)
-        most.append(len(held))
-        return full
-
-    full_map = prediction.full_map
-    monkeypatch.setattr(prediction, "LARGE", 0)
-    monkeypatch.setattr(prediction, "full_map", counted)
-    for number, image in enumerate(phantoms):
-        save(tmp_path / "in" / f"{number}.png", image)
-    assert told(run, tmp_path / "in", "--out", tmp_path / "out") == 0
-    assert len(most) == 3 * len(phantoms)
-    assert max(most) == 1
-
-
 def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
     for place, image in zip(("a/hand", "b/hand", "c"), phantoms, strict=False):
         save(tmp_path / place / "x.png", image)
@@ -231,34 +159,6 @@ def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
     assert len(set(probabilities)) == 3
     for name in rows:
         assert (tmp_path / "out" / "maps" / f"{name}.fcn.png").is_file()
-
-
-def test_the_same_command_goes_on_after_a_kill_and_overwrites_nothing(
-    run, phantoms, tmp_path, capsys
-):
-    for number, image in enumerate(phantoms):
-        save(tmp_path / "in" / f"{number}.png", image)
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    command = run, tmp_path / "in", "--out"
-    assert told(*command, whole) == 0
-    assert told(*command, out) == 0
-    table = out / "predictions.csv"
-    lines = table.read_text().splitlines(keepends=True)
-    table.unlink()  # as a kill in the middle of a line leaves it
-    table.with_suffix(".csv.partial").write_text("".join(lines[:3]) + lines[3][:9])
-    capsys.readouterr()
-    assert told(*command, out) == 0
-    assert "2 of them done before" in capsys.readouterr().out
-    assert table.read_bytes() == (whole / "predictions.csv").read_bytes()
-    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    assert told(*command, out) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == written
-    save(tmp_path / "in" / "new.png", phantoms[0])
-    assert told(*command, out) == 0
-    assert len(rows_of(out)) == len(phantoms) + 1
-    assert told(*command, out, "--methods", "cam") == 2
-    assert "another request (methods differ)" in capsys.readouterr().err
 
 
 def test_its_own_outputs_are_no_inputs(run, scans, tmp_path):
