@@ -135,6 +135,7 @@ def about(trained: Trained, words: list[Path], methods: list[str], dicom: bool) 
         "best_map": trained.best_map,
         **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
         "map_thresholds": trained.map_thresholds,
+        "undecided_maps": trained.undecided_maps,
         "decided_by": trained.decided_by,
         "notes": [*trained.notes, "for research only, not for diagnosis"],
     }

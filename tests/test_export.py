@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from datamodules.decode import decode
 from datamodules.geometry import from_square
 from experiments import evaluate, export, model_file, predict, train
 from experiments.figures import read_images
-from experiments.model_card import read_summary
+from experiments.model_card import model_card
+from experiments.model_properties import properties
 from experiments.runs import RunError
-from experiments.trained import load_trained
+from experiments.trained import load_trained, read_summary
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
 
@@ -170,6 +172,16 @@ def test_the_card_shows_the_figures_of_this_checkpoint(run, file, trained):
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert "The training data are drawings" in card
     assert max(map(len, card.replace("|", "\n").splitlines())) < 200
+
+
+def test_card_and_file_do_not_say_that_val_decided_what_it_could_not(trained):
+    assert "Decided by: val.\n" in model_card(trained, "model.onnx", "0" * 64, 0.0)
+    without = replace(trained, undecided_maps=("pcam", "fcn"))
+    card = " ".join(model_card(without, "model.onnx", "0" * 64, 0.0).split())
+    assert "Decided by: val, but of `pcam`, `fcn` nobody: val held no lesion mask, and 0.5" in card
+    assert "- The threshold of `pcam`, `fcn` was not decided on any image." in card
+    assert json.loads(properties(without)["undecided_maps"]) == ["pcam", "fcn"]
+    assert json.loads(properties(trained)["undecided_maps"]) == []
 
 
 def test_figures_of_another_checkpoint_are_not_shown(run, trained):

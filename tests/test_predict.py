@@ -76,6 +76,8 @@ def test_a_folder_gives_rows_maps_and_overlays(run, scans, tmp_path, capsys):
         assert (out / "overlays" / f"{name}.fcn.png").is_file()
     printed = capsys.readouterr().out
     assert "abnormal above 0.400, a study above 0.450" in printed
+    assert "NO MAP THRESHOLD: val holds no lesion mask" in printed
+    assert json.loads((out / "about.json").read_text())["undecided_maps"] == ["fcn"]
     assert "left out   2 that are no images: .png 1, .txt 1" in printed
     assert not (out / "studies.csv").exists()
 
@@ -291,6 +293,8 @@ def test_a_trained_network_tells_what_new_images_need(run):
     trained = load_trained(run)
     assert (trained.stage, trained.data, trained.best_map) == ("stage3", "phantom", "fcn")
     assert trained.map_thresholds == {"cam": 0.2, "pcam": 0.3, "fcn": 0.5}
+    assert trained.undecided_maps == ("fcn",)  # val's threshold of it is null
+    assert trained.notes == ("NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for fcn",)
     assert trained.fitted == (0.4, 0.45, 1.5)
     assert (trained.recipe.image_size, trained.recipe.crop) == (64, "none")
     assert set(trained.hashes) == {"checkpoint", "index", "masks"}
