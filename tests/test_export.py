@@ -210,7 +210,7 @@ def test_a_file_that_disagrees_is_not_left(run, file, tmp_path, capsys, monkeypa
     (bias,) = (value for value in wrong.graph.initializer if value.name.endswith("fc.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([0.0, 0.1], np.float32), bias.name))
     monkeypatch.setattr(model_file, "build", lambda *_: wrong.SerializeToString())
-    assert export.main([str(run), "--out", str(tmp_path / "wrong.onnx")]) == 2
+    assert export.main([str(run), "--out", str(tmp_path / "new" / "wrong.onnx")]) == 2
     said = capsys.readouterr().err
     assert re.search(
         r"wrong.onnx is not written: its probability differs from PyTorch's by \d", said
@@ -286,7 +286,8 @@ def test_the_example_of_the_docs_needs_neither_torch_nor_this_project(
     [
         ("model.pt", "name a file that ends in .onnx; its card is then FILE.md"),
         ("folder.onnx", "folder.onnx is a folder; choose another name"),
-        ("file/model.onnx", "file cannot be made (File exists); choose another --out"),
+        ("file/model.onnx", "file is a file and no folder; choose another --out"),
+        ("file/new/model.onnx", "file is a file and no folder; choose another --out"),
     ],
 )
 def test_where_it_cannot_be_written(run, tmp_path, capsys, monkeypatch, out, error):
