@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 DICOM, DICOM_AT = b"DICM", 128
+# Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
+# is), then its representation, or a length that such an element may have.
+BARE_DICOM = re.compile(
+    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0[\0\x05\x08\x16\x18]\0)((UL|OB|UI|CS)|[\0-\x80]\0\0\0)",
+)
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
@@ -197,8 +203,9 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file's content, or its first 132 bytes, is DICOM's."""
-    return data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    """Whether a file's content, or its first 132 bytes, is DICOM's, with or without a preamble."""
+    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    return whole or BARE_DICOM.match(data) is not None
 
 
 def usable_cores() -> int:
