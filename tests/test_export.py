@@ -247,37 +247,39 @@ def test_masks_alone_teach_no_class(root, words, tmp_path, capsys):
     assert "`cam`" not in card
 
 
-def test_the_example_of_the_docs_needs_neither_torch_nor_this_project(
+def test_the_examples_of_the_docs_need_neither_torch_nor_this_project(
     file, trained, root, tmp_path
 ):
+    def said_by(name, *words):
+        command = [sys.executable, "-I", name, str(file), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
     text = (HOUSE / "docs" / "onnx.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    assert set(re.findall(r"^import (\w+)", code, re.MULTILINE)) == {
-        "json",
-        "sys",
-        "numpy",
-        "onnxruntime",
-    }
-    (tmp_path / "example.py").write_text(code)
+    ask_code, square_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(ask_code.splitlines()) <= 20
+    for name, code in (("ask.py", ask_code), ("square.py", square_code)):
+        needed = set(re.findall(r"^import (\w+)", code, re.MULTILINE))
+        assert needed <= {"json", "sys", "numpy", "onnxruntime"}
+        (tmp_path / name).write_text(code)
     path = sorted((root / "phantom" / "MURA-v1.1" / "valid").rglob("*.png"))[0]
     image = decode(path)
     np.save(tmp_path / "image.npy", image)
-    said = subprocess.run(
-        [sys.executable, "-I", "example.py", str(file), "image.npy"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    back = re.findall(r"of the image: (.*)\n", said_by("square.py", "image.npy", "square.npy"))
+    said = said_by("ask.py", "square.npy")
     square, geometry = trained.to_square(image)
     probability, maps = trained.explain(square[None])
     found = re.fullmatch(
-        r"peak of fcn at x ([\d.-]+), y ([\d.-]+)\n(normal|abnormal): ([\d.]+)\n", said
+        r"peak of fcn in the square at x (\d+), y (\d+)\n(normal|abnormal): ([\d.]+)\n", said
     )
     assert float(found[4]) == pytest.approx(probability[0], abs=2e-3)
     assert found[3] == trained.classes[int(probability[0] > trained.fitted.threshold)]
     full = from_square(maps["fcn"][0], geometry)
-    peak = full[round(float(found[2])), round(float(found[1]))]
+    x, y = (
+        eval(rule, {name: int(found[at])})
+        for rule, name, at in zip(back, "xy", (1, 2), strict=True)
+    )
+    peak = full[round(y), round(x)]
     assert peak == pytest.approx(full.max(), abs=5e-3)
 
 
