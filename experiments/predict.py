@@ -229,7 +229,7 @@ def report(
     if looked_at:
         said.append(f"{looked_at:,} of them now, {looked_at / max(seconds, 1e-3):.1f} a second")
     else:
-        said.append("all done before: nothing to do (what failed is tried again in a new DIR)")
+        said.append("all done before: nothing to do (what failed is tried again once changed)")
     print(f"done       {'; '.join(said)}")
     if gone:
         print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
