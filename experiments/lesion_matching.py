@@ -153,7 +153,8 @@ class ImageFinder:
         if unknown:
             raise DataError(
                 f"the mapping names {len(unknown)} images that {root} does not have, or has several"
-                f" of: {', '.join(unknown[:3])}; give paths relative to data.root"
+                f" of: {', '.join(unknown[:3])}; give paths relative to data.root, and the data.* "
+                "words that the images were chosen with"
             )
         self._loose: list[dict[str, set[str]]] = [{} for _ in _LEVELS]
         for name, image in self._mapping.items():

@@ -94,7 +94,7 @@ def test_a_name_that_is_not_certain_is_left_out(run, out, tmp_path, capsys, name
     assert run(source) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert "left out: 1 mistake, listed above; 1 images are written" in error
+    assert "left out: 1 mistake, listed above; written: 1 image" in error
     assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(2)]
 
 
