@@ -134,7 +134,7 @@ def crossing(outline: Sequence[Point]) -> Point | None:
     for run, first in enumerate(firsts):
         near = (low[run:] <= high[run]) & (low[run] <= high[run:])
         for other in firsts[run:][near.all(axis=1)]:
-            place = _crossing_of_runs(starts, ends, swept, first, other)
+            place = _crossing_of_runs(starts, ends, swept, int(first), int(other))
             if place is not None:
                 return float(place[0] + origin[0]), float(place[1] + origin[1])
     return None
