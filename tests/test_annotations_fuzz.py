@@ -273,7 +273,7 @@ def outcome(kind, file):
         assert file.name in refusal
         refusal.encode()
         return "refused"
-    for where, what in mistakes:
+    for where, what, *_ in mistakes:
         assert where.startswith(str(file))
         assert what
         f"{where}: {what}".encode()
