@@ -94,15 +94,18 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     """
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
-    masks = []
+    runs = []
     for mark in marks:
         if mark.runs is None:
             pen.polygon(list(mark.outline), fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
-            masks.append(rle.decode(mark.runs) * np.uint8(255))
+            runs.append(mark.runs)
         else:
             raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
-    return np.maximum.reduce([np.array(canvas), *masks])
+    drawn = np.array(canvas)
+    if runs:  # joined before they become pixels: a brush may leave thousands of strokes
+        drawn |= rle.decode(rle.merge(runs)) * np.uint8(255)
+    return drawn
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
