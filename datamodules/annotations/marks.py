@@ -30,7 +30,7 @@ class Mark(NamedTuple):
             ``runs`` is given.
         runs: Instead of an outline, a mask as pycocotools encodes it: ``{"size": [H, W], "counts":
             bytes}``. Masks would fill the memory, their runs do not.
-        label: Name of the class, "" where the file has none.
+        labels: Names of its classes; none where the file has none.
         rater: Who marked it, "" where the file does not say.
         is_box: Whether it is only a box around the lesion, weaker than its outline.
     """
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
     entry: str
     outline: tuple[Point, ...] = ()
     runs: dict[str, Any] | None = None
-    label: str = ""
+    labels: tuple[str, ...] = ()
     rater: str = ""
     is_box: bool = False
 
@@ -69,11 +69,13 @@ class Mistake(NamedTuple):
         what: What is wrong, with the remedy.
         image: Name of the image that lacks the entry, as in :attr:`MarkedImage.name`; "" where
             none was read.
+        labels: Names of the classes of what is wrong, as in :attr:`Mark.labels`.
     """
 
     where: str
     what: str
     image: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class Marking(NamedTuple):

@@ -13,12 +13,13 @@ from datamodules.annotations.entries import (
     EntryError,
     image_size,
     name_beside,
+    names,
     noting,
     noting_file,
     number,
 )
 from datamodules.annotations.files import list_files, read_xml
-from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
+from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, Point
 from datamodules.annotations.shapes import box
 from datamodules.index import DataError
 
@@ -45,22 +46,22 @@ def read_voc(path: Path) -> Marking:
             images.append(image)
             for place, thing in enumerate(root.findall("object")):
                 entry = f"object number {place}"
-                with noting(mistakes, f"{file}: {entry}", image.name):
-                    image.marks.append(_mark(thing, entry))
+                labels = names(_value(thing, "name"))
+                with noting(mistakes, f"{file}: {entry}", image.name, labels):
+                    image.marks.append(Mark(entry, _box(thing), labels=labels, is_box=True))
     if not files:
         raise DataError(f"{path}: holds no .xml file; give a VOC file or their folder")
     return Marking(images, mistakes)
 
 
-def _mark(thing: Element, entry: str) -> Mark:
+def _box(thing: Element) -> tuple[Point, ...]:
     corners = thing.find("bndbox")
     if corners is None:
         raise EntryError("has no bndbox; draw its box again")
     left, top, right, bottom = (
         number(_value(corners, name), name) for name in ("xmin", "ymin", "xmax", "ymax")
     )
-    outline = box(left, top, right - left, bottom - top)
-    return Mark(entry, outline, label=_value(thing, "name"), is_box=True)
+    return box(left, top, right - left, bottom - top)
 
 
 def _size(root: Element) -> tuple[int, int] | None:
