@@ -32,6 +32,8 @@ def read_bytes(path: Path) -> bytes:
                 f"{MAX_BYTES >> 20} MiB"
             )
         data = path.read_bytes()
+    except DataError:  # a ValueError, too
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in a path
