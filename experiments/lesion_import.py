@@ -90,7 +90,7 @@ def import_marks(
     for name, marked in every:
         kept = [m for m in marked.marks if not wanted or wanted.intersection(m.labels)]
         is_broken = (name, marked.name) in broken
-        paths = finder.find(marked.name)
+        paths = _find(finder, marked)
         if not kept and not is_broken:
             found.unmarked += 1
             if len(paths) == 1 and abnormal[places[paths[0]]]:
@@ -114,6 +114,16 @@ def import_marks(
     # An image that another source draws is not undrawn.
     found.undrawn = [path for path in found.undrawn if places[path] not in entries]
     return found
+
+
+def _find(finder: ImageFinder, marked: MarkedImage) -> list[str]:
+    """The images that the name may mean; of several the one that another of its names means."""
+    paths = finder.find(marked.name)
+    if len(paths) < 2:
+        return paths
+    certain = [found for name in marked.also if len(found := finder.find(name)) == 1]
+    others = {found[0] for found in certain}
+    return [*others] if len(others) == 1 and others.intersection(paths) else paths
 
 
 def _unmatched(marked: MarkedImage, paths: list[str], example: str, root: Path) -> Fault:

@@ -52,6 +52,7 @@ class MarkedImage(NamedTuple):
         marks: What is marked on it; empty where the file lists the image without any.
         where: The file, and the place in it, for messages.
         in_shares: Outlines are shares of width and height (YOLO), to be scaled by the image's size.
+        also: Other names that the file gives the image, for where ``name`` may be several.
     """
 
     name: str
@@ -59,6 +60,7 @@ class MarkedImage(NamedTuple):
     marks: list[Mark]
     where: str
     in_shares: bool = False
+    also: tuple[str, ...] = ()
 
 
 class Mistake(NamedTuple):

@@ -6,11 +6,13 @@ Corners are taken as written. Files of the challenge itself count from 1, those 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from datamodules.annotations.entries import (
     EntryError,
+    image_name,
     image_size,
     name_beside,
     names,
@@ -27,6 +29,8 @@ from datamodules.index import DataError
 def read_voc(path: Path) -> Marking:
     """Read a VOC file, or all below a folder; an image's name gets the folder of its file.
 
+    Path and folder that a file states, often of another machine, are other names.
+
     Blanks and line breaks around values, and an empty size, are put up with. An image without
     objects is listed without marks.
 
@@ -42,7 +46,7 @@ def read_voc(path: Path) -> Marking:
             if root.tag != "annotation":
                 raise DataError(f"{file}: no Pascal VOC file, which begins <annotation>")
             name = name_beside(file, path, _value(root, "filename") or file.stem)
-            image = MarkedImage(name, _size(root), [], str(file))
+            image = MarkedImage(name, _size(root), [], str(file), also=_also(root))
             images.append(image)
             for place, thing in enumerate(root.findall("object")):
                 entry = f"object number {place}"
@@ -52,6 +56,15 @@ def read_voc(path: Path) -> Marking:
     if not files:
         raise DataError(f"{path}: holds no .xml file; give a VOC file or their folder")
     return Marking(images, mistakes)
+
+
+def _also(root: Element) -> tuple[str, ...]:
+    """Return the file's path, and its name in its folder, where they are given."""
+    file, found = _value(root, "filename"), []
+    for given in (_value(root, "path"), f"{_value(root, 'folder')}/{file}"):
+        with suppress(EntryError):  # a hint more, not what must be there
+            found.append(image_name(given))
+    return tuple(name for name in found if file and name.endswith(f"/{file}"))
 
 
 def _box(thing: Element) -> tuple[Point, ...]:
