@@ -98,17 +98,18 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     """
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
-    runs = []
+    joined = None
     for mark in marks:
         if mark.runs is None:
             pen.polygon(list(mark.outline), fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
-            runs.append(mark.runs)
+            # One by one, and before they become pixels: a brush may leave thousands of strokes.
+            joined = mark.runs if joined is None else rle.merge([joined, mark.runs])
         else:
             raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
     drawn = np.array(canvas)
-    if runs:  # joined before they become pixels: a brush may leave thousands of strokes
-        drawn |= rle.decode(rle.merge(runs)) * np.uint8(255)
+    if joined is not None:
+        drawn |= rle.decode(joined) * np.uint8(255)
     return drawn
 
 
