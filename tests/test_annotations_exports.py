@@ -75,7 +75,10 @@ def test_a_folder_with_one_coco_file_is_read(tmp_path):
     assert recognise(tmp_path) == "coco"
     assert len(READERS["coco"](tmp_path).images[0].marks) == 3
     (tmp_path / "more.json").write_text(json.dumps(samples.COCO))
-    with pytest.raises(DataError, match=r"holds 2 files \.json; give the one to read"):
+    with pytest.raises(
+        DataError,
+        match=r"holds 2 files \.json \(instances\.json, more\.json\); give the one to read",
+    ):
         READERS["coco"](tmp_path)
 
 
@@ -129,12 +132,14 @@ def test_images_of_one_name_stay_apart_in_csv_of_via(tmp_path):
 def test_a_lesion_folder_is_a_source(tmp_path):
     (tmp_path / "masks" / "hand").mkdir(parents=True)
     Image.fromarray(square()).save(tmp_path / "masks" / "hand" / "a.png")
-    (tmp_path / "lesions.csv").write_text("image,mask,lesion_type\nhand/a.png,masks/hand/a.png,\n")
+    rows = "image,mask,lesion_type\nhand/a.png,masks/hand/a.png,fracture+metal\n"
+    (tmp_path / "lesions.csv").write_text(rows)
     grey = np.tile(np.arange(256, dtype=np.uint8), (9, 1))
     Image.fromarray(grey).save(tmp_path / "sheet.png")
     assert recognise(tmp_path) == "masks"
     ((image,), mistakes) = READERS["masks"](tmp_path)
     assert (image.name, mistakes) == ("hand/a", [])
+    assert [mark.labels for mark in image.marks] == [("fracture", "metal")]
 
 
 def test_a_folder_of_several_formats_says_where_each_lies(tmp_path):

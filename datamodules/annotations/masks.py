@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datamodules.annotations.entries import EntryError, image_name, noting_file
+from datamodules.annotations.entries import EntryError, image_name, names, noting_file
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.decode import PNG, decode, is_opaque
 from datamodules.index import DataError
-from datamodules.lesions import CSV
+from datamodules.lesions import CSV, read_lesions
 
 # What tools put behind the image's own name.
 SUFFIX = re.compile(r"[._-]mask$", re.IGNORECASE)
@@ -24,7 +24,9 @@ MAX_CLASS = 64
 
 
 def read_masks(path: Path) -> Marking:
-    """Read a mask, or all PNG files below a folder; of a lesion folder those of its masks.
+    """Read a mask, or all PNG files below a folder.
+
+    Of a lesion folder, these are its masks; their lesion types are the marks' labels.
 
     An image's name is the mask's path below the folder without ``.png`` and ``_mask``, ``-mask`` or
     ``.mask``. A black mask is an image without marks.
@@ -34,7 +36,10 @@ def read_masks(path: Path) -> Marking:
     """
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
+    types: dict[str, str] = {}
     if (path / CSV).is_file() and (path / "masks").is_dir():
+        rows = read_lesions(path)
+        types = dict(zip(rows["mask"], rows["lesion_type"], strict=True))
         path = path / "masks"  # beside them lie contact sheets
     files = list_files(path, ".png")
     for file in files:
@@ -42,7 +47,8 @@ def read_masks(path: Path) -> Marking:
             pixels = read_mask(file)
             below = file.name if file == path else os.path.relpath(file, path)
             name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
-            marks = [Mark("mask", runs=encode(pixels))] if pixels.any() else []
+            labels = names(*types.get(f"masks/{below}", "").split("+"))
+            marks = [Mark("mask", runs=encode(pixels), labels=labels)] if pixels.any() else []
             height, width = pixels.shape
             images.append(MarkedImage(name, (height, width), marks, str(file)))
     if not files:
