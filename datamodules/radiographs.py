@@ -66,8 +66,7 @@ class RadiographDataModule(LightningDataModule):
     default_crop = "none"
     default_contrast = "none"
     unreadable = "error"
-    # On what terms others may use the images, as a model file and its card say.
-    licence = "not known here: see the data set's own terms"
+    licence = "not known here: see the data set's own terms"  # of the images, as model cards say
     patients_are = "patients"  # what the index's column patient stands for, as people are told
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,20 @@ from experiments.lesion_raters import mean_agreement
 FOLDS = 5
 # Images whose notes are printed; of the others the number.
 NOTES = 3
+# Faults of a kind that are printed; of the others the number.
+FAULTS = 50
 LEFT_OUT = "nothing of their images is taken"
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:
-    """All faults, a block each kind, in the order in which they were met."""
+    """Faults, a block each kind in the order in which they were met, the first of each listed."""
     kinds = Counter(fault.kind for fault in faults)
     lines = []
     for kind, count in kinds.items():
-        lines.append(f"{kind}: {count}" + (f", {LEFT_OUT}" if kind == WRONG_ENTRY else ""))
-        lines += [
-            printable(f"  {fault.where}: {fault.what}") for fault in faults if fault.kind == kind
-        ]
+        lines.append(f"{kind}: {count:,}" + (f", {LEFT_OUT}" if kind == WRONG_ENTRY else ""))
+        first = islice((fault for fault in faults if fault.kind == kind), FAULTS)
+        lines += [printable(f"  {fault.where}: {fault.what}") for fault in first]
+        lines += [f"  and {count - FAULTS:,} more"] if count > FAULTS else []
     return "\n".join(lines)
 
 

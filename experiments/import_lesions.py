@@ -48,7 +48,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the lesion folder to be written")
     parser.add_argument("--format", metavar="NAME", help="of the sources, else it is recognised")
     parser.add_argument("--mapping", type=Path, metavar="FILE.csv", help="header name,image")
-    parser.add_argument("--labels", metavar="NAME,NAME", help="only marks of these classes")
+    parser.add_argument(
+        "--labels", action="append", metavar="NAME,NAME", help="only marks of these classes"
+    )
     parser.add_argument("--raters", choices=RATERS, help="how several make one mask (union)")
     parser.add_argument("--strict", action="store_true", help="one mistake, and nothing is written")
     parser.add_argument("--example", type=int, metavar="N", help="write an annotation file to try")
@@ -166,7 +168,7 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
         raise DataError(f"{error}{hint}") from error
     read = {str(source): READERS[name](source) for source, name in formats.items()}
     data, table = read_index(config)
-    labels = [word.strip() for word in (arguments.labels or "").split(",") if word.strip()]
+    labels = arguments.labels or ()
     drawn = [str(source) for source, name in formats.items() if name == "masks"]
     raters = arguments.raters or "union"
     found = import_marks(read, table, data.root, mapping, labels, raters, drawn)

@@ -146,7 +146,7 @@ def _draw_image(
         list(dict.fromkeys(entry.marked.where for entry in entries)),
         encode(mask),
         float((mask > 0).mean()),
-        sorted({mark.label for mark in marks if mark.label}),
+        sorted({label for mark in marks for label in mark.labels}),
         len(marks),
         any(mark.is_box for mark in marks),
         len(masks),

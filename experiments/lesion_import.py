@@ -59,7 +59,8 @@ def import_marks(
         table: Index table with path and label.
         root: Folder that its paths count from.
         mapping: From :func:`lesion_matching.read_mapping`.
-        labels: Only marks of these classes count; none: all do.
+        labels: Only marks of these classes count, and only what is wrong with these; none: all
+            do. A text that is no class itself is several, with commas between.
         raters: How several raters make one mask, see :func:`lesion_raters.combine`.
         drawn: Sources whose images all should have a mark: a folder of masks, where one without is
             an empty mask. In others it is an image that nobody has annotated.
@@ -67,22 +68,29 @@ def import_marks(
     Raises:
         DataError: No mark is of a wanted class, or the mapping names unknown images.
     """
-    mistakes = [(name, mistake) for name, read in sources.items() for mistake in read.mistakes]
+    wanted = _wanted(labels, sources.values())
+    mistakes = [
+        (name, mistake)
+        for name, read in sources.items()
+        for mistake in read.mistakes
+        # What bears no name may be of any class.
+        if not wanted or not mistake.labels or wanted.intersection(mistake.labels)
+    ]
     faults = [Fault(WRONG_ENTRY, mistake.where, mistake.what) for _, mistake in mistakes]
     broken = {(name, mistake.image) for name, mistake in mistakes if mistake.image}
     every = [(name, marked) for name, read in sources.items() for marked in read.images]
     found = Found(faults=faults, listed=len(every))
     for mark in (mark for _, marked in every for mark in marked.marks):
-        found.labels[mark.label] = found.labels.get(mark.label, 0) + 1
-    _check_labels(labels, found.labels)
+        for label in mark.labels or ("",):
+            found.labels[label] = found.labels.get(label, 0) + 1
     images, abnormal = table["path"].tolist(), (table["label"] == 1).tolist()
     finder = ImageFinder(images, root, mapping)
     places = {path: row for row, path in enumerate(images)}
     entries: dict[int, list[Entry]] = {}
     for name, marked in every:
-        kept = [mark for mark in marked.marks if not labels or mark.label in labels]
+        kept = [m for m in marked.marks if not wanted or wanted.intersection(m.labels)]
         is_broken = (name, marked.name) in broken
-        paths = finder.find(marked.name)
+        paths = _find(finder, marked)
         if not kept and not is_broken:
             found.unmarked += 1
             if len(paths) == 1 and abnormal[places[paths[0]]]:
@@ -107,6 +115,16 @@ def import_marks(
     # An image that another source draws is not undrawn.
     found.undrawn = [path for path in found.undrawn if places[path] not in entries]
     return found
+
+
+def _find(finder: ImageFinder, marked: MarkedImage) -> list[str]:
+    """The images that the name may mean; of several the one that another of its names means."""
+    paths = finder.find(marked.name)
+    if len(paths) < 2:
+        return paths
+    certain = [found for name in marked.also if len(found := finder.find(name)) == 1]
+    others = {found[0] for found in certain}
+    return [*others] if len(others) == 1 and others.intersection(paths) else paths
 
 
 def _unmatched(marked: MarkedImage, paths: list[str], example: str, root: Path) -> Fault:
@@ -139,12 +157,23 @@ def _is_left_out(name: str, root: Path) -> bool:
     return any(os.path.isfile(root / path) for path in (name, name.removeprefix(f"{root.name}/")))
 
 
-def _check_labels(wanted: Sequence[str], labels: Iterable[str]) -> None:
-    """Raise a DataError where a wanted class does not occur: it may be misspelled."""
-    known = sorted(label for label in labels if label)
-    for name in wanted:
-        if name not in known:
-            raise DataError(
-                f"--labels {name}: nothing is marked as that; there are {', '.join(known) or 'no'} "
-                "labels"
-            )
+def _wanted(labels: Sequence[str], sources: Iterable[Marking]) -> set[str]:
+    """Return the classes that ``labels`` name, or raise a DataError: one may be misspelled."""
+    known = {
+        label
+        for read in sources
+        for entries in ([m for image in read.images for m in image.marks], read.mistakes)
+        for entry in entries
+        for label in entry.labels
+    }
+    wanted: set[str] = set()
+    for given in map(str.strip, labels):
+        parts = [given] if given in known else [part.strip() for part in given.split(",")]
+        for name in filter(None, parts):
+            if name not in known:
+                there = ", ".join(map(repr, sorted(known))) or "no"
+                raise DataError(
+                    f"--labels {name!r}: nothing is marked as that; there are {there} labels"
+                )
+            wanted.add(name)
+    return wanted

@@ -20,6 +20,8 @@ MAPPING_COLUMNS = ("name", "image")
 _SUFFIX = re.compile(r"(\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom))+$", re.IGNORECASE)
 # Label Studio puts eight hexadecimal digits and a dash in front of what is uploaded.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
+# Roboflow puts an image's suffix into its name, and digits of its own behind.
+_ROBOFLOW = re.compile(r"_(png|jpe?g)\.rf\.[0-9a-f]+(?=\.|$)", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[/_\-\s]+")
 # Folders that tools keep images in: nothing in their names tells one image from another.
 _STORAGE = re.compile(
@@ -187,7 +189,8 @@ def _variants(name: str) -> Iterator[str]:
     tried = []
     for plain in (name, unquote(name)):
         folder, slash, file = plain.rpartition("/")
-        for variant in (plain, folder + slash + _UPLOADED.sub("", file)):
+        for own in (file, _UPLOADED.sub("", file), _ROBOFLOW.sub("", file)):
+            variant = folder + slash + own
             if variant and variant not in tried:
                 tried.append(variant)
                 yield variant

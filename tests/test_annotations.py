@@ -60,7 +60,9 @@ def test_the_square_is_drawn_to_the_pixel(tmp_path, kind):
     assert image.name == ("hand/a" if kind == "yolo" else "hand/a.png")
     assert image.size == (None if kind in NO_SIZE else (20, 30))
     assert image.in_shares == (kind == "yolo")
-    assert {mark.label for mark in image.marks} == {"0" if kind == "yolo" else "fracture"}
+    assert {label for mark in image.marks for label in mark.labels} == {
+        "0" if kind == "yolo" else "fracture"
+    }
     # Polygons, masks and boxes each are the square, ellipses and triangles lie within it.
     np.testing.assert_array_equal(pixels(image.marks, image.in_shares), square())
     for mark in image.marks:
@@ -126,7 +128,7 @@ def test_labels_apart_from_their_region_are_found(tmp_path):
     content = [{"data": {"image": "a.png"}, "annotations": [{"result": results}]}]
     (tmp_path / "a.json").write_text(json.dumps(content))
     ((image,), mistakes) = READERS["label-studio"](tmp_path / "a.json")
-    assert (mistakes, [mark.label for mark in image.marks]) == ([], ["metal"])
+    assert (mistakes, [mark.labels for mark in image.marks]) == ([], [("metal",)])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_an_untidy_voc_file_is_read(tmp_path):
     ((image,), mistakes) = READERS["voc"](tmp_path)
     assert (image.name, image.size, mistakes) == ("a.png", None, [])
     (mark,) = image.marks
-    assert (mark.label, mark.is_box) == ("text", True)
+    assert (mark.labels, mark.is_box) == (("text",), True)
     assert mark.outline == ((645, 86.5), (690, 86.5), (690, 152), (645, 152))
 
 
@@ -81,7 +81,8 @@ def test_classes_of_yolo_have_names(tmp_path, name, content):
     (tmp_path / "labels" / "train" / "b.txt").write_text("")
     ((first, second), (mistake, *_)) = READERS["yolo"](tmp_path)
     assert (first.name, second.name, second.marks) == ("train/a", "train/b", [])
-    assert [mark.label for mark in first.marks] == ["fracture"] * 2 + ["metal"] + ["fracture"] * 2
+    labels = [label for mark in first.marks for label in mark.labels]
+    assert labels == ["fracture"] * 2 + ["metal"] + ["fracture"] * 2
     assert mistake.what == "its class is 7, but 2 have names; add it to them"
 
 
@@ -104,7 +105,7 @@ def test_grazpedwri_is_read_or_refused_clearly():
     folder = real_data("grazpedwri_sample")
     (image,) = READERS["voc"](folder).images
     assert image.name == "0003_0662359226_01_WRI-R1_M011.png"
-    assert [mark.label for mark in image.marks] == ["text", "fracture", "fracture"]
+    assert [mark.labels for mark in image.marks] == [("text",), ("fracture",), ("fracture",)]
     assert image.marks[1].outline[::2] == ((210, 661), (335, 731))
     with pytest.raises(DataError, match=r"F009\.txt: line 1: .* is in pixels"):
         READERS["yolo"](folder / "5791_0288377040_02_WRI-R1_F009.txt")
@@ -141,9 +142,9 @@ def test_four_formats_hold_the_same_lesions(four_ways):
     }
     assert counts == dict.fromkeys(counts, 56)
     labels = {
-        mark.label for images in four_ways.values() for i in images.values() for mark in i.marks
+        mark.labels for images in four_ways.values() for i in images.values() for mark in i.marks
     }
-    assert labels == {"fractured"}
+    assert labels == {("fractured",)}
 
 
 def test_outlines_of_coco_and_via_draw_the_same_masks(four_ways):

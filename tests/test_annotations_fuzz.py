@@ -273,7 +273,7 @@ def outcome(kind, file):
         assert file.name in refusal
         refusal.encode()
         return "refused"
-    for where, what in mistakes:
+    for where, what, *_ in mistakes:
         assert where.startswith(str(file))
         assert what
         f"{where}: {what}".encode()
@@ -285,7 +285,7 @@ def outcome(kind, file):
         image.name.encode()
         assert image.size is None or 0 < image.size[0] * image.size[1] <= MAX_PIXELS
         for mark in image.marks:
-            f"{mark.entry}{mark.label}{mark.rater}".encode()
+            f"{mark.entry}{mark.labels}{mark.rater}".encode()
             assert mark.runs or len(mark.outline) >= 3
             assert all(abs(value) <= MAX_COORDINATE for point in mark.outline for value in point)
             height, width = mark.runs["size"] if mark.runs else (20, 30)

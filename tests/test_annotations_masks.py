@@ -119,7 +119,7 @@ def test_a_dicom_segmentation_is_read(tmp_path, kind, high):
     mask = frames(first, corner).astype(np.uint8 if kind == "BINARY" else np.float32)
     ((image,), mistakes) = READERS["dicom-seg"](segmentation(tmp_path / "s.dcm", mask, kind))
     assert (image.name, image.size, mistakes) == ("1.2.3.4", (HEIGHT, WIDTH), [])
-    assert [mark.label for mark in image.marks] == ["fracture", "metal"]
+    assert [mark.labels for mark in image.marks] == [("fracture",), ("metal",)]
     np.testing.assert_array_equal(draw(image.marks[:1], HEIGHT, WIDTH), square())
     assert draw(image.marks[1:], HEIGHT, WIDTH).sum() == 3 * 255
     assert recognise(tmp_path) == recognise(tmp_path / "s.dcm") == "dicom-seg"
@@ -203,7 +203,9 @@ def test_radiographs_beside_annotations_do_not_count(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(samples.LABELME))
     assert recognise(tmp_path) == "labelme"
     (tmp_path / "a.txt").write_text(samples.YOLO)
-    with pytest.raises(DataError, match=r"fits several formats, labelme, yolo; say which"):
+    with pytest.raises(
+        DataError, match=r"formats, labelme \(a\.json\), yolo \(a\.txt\); say which"
+    ):
         recognise(tmp_path)
 
 

@@ -256,7 +256,7 @@ def test_an_image_that_the_index_leaves_out_is_told_from_an_unknown_one(
         (["SOURCE", "SOURCE"], "a source is given twice"),
         (["SOURCE", "--format", "dxf"], "--format dxf is none of masks, coco, "),
         (["PLAIN"], r"in no format that is known \(.*; say which, .* \(--format NAME\)"),
-        (["SOURCE", "--labels", "fractur"], "--labels fractur: .*there are fracture labels"),
+        (["SOURCE", "--labels", "fractur"], "--labels 'fractur': .*there are 'fracture' labels"),
         (["SOURCE", "--mapping", "no.csv"], "--mapping no.csv: there is no such file"),
         (["SOURCE", "lesions.path=x"], "lesions.path is what an import makes"),
         (["SOURCE", "data.nam=mura"], "data.nam"),

@@ -116,7 +116,7 @@ def test_what_is_outlined_is_read_back_point_by_point(tmp_path):
             (path,) = finder.find(image.name)
             found[path] = [mark.outline for mark in image.marks]
             assert image.size in ((37, 53), None)
-            assert {mark.label for mark in image.marks} <= {"lesion"}
+            assert {mark.labels for mark in image.marks} <= {("lesion",)}
         assert found.keys() == set(images)
         for image, polygons in zip(images, outlines, strict=True):
             assert len(found[image]) == len(polygons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,12 +39,18 @@ def recognise(source: Path) -> str:
     Raises:
         DataError: It cannot be read, or fits none of them or several.
     """
-    found = sorted(formats_of(source))
+    found = formats_of(source)
     if len(found) == 1:
-        return found[0]
-    known = ", ".join(found or READERS)
+        return next(iter(found))
+    if len(set(found.values())) > 1:  # not one file that might be either
+        files = [f"{name} ({os.path.relpath(found[name], source)})" for name in sorted(found)]
+        raise DataError(
+            f"{source}: holds files of several formats, {', '.join(files)}; say which, or give the "
+            "file, or the folder, that was drawn in"
+        )
+    known = ", ".join(sorted(found) or READERS)
     raise DataError(
-        f"{source}: fits several formats, {known}; say which, or give the file itself"
+        f"{source}: fits several formats, {known}; say which, or give another file"
         if found
         else f"{source}: in no format that is known ({known}); "
         f"{advice(source) or 'say which, or give another file'}"

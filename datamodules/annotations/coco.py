@@ -11,25 +11,27 @@ from datamodules.annotations.entries import (
     image_name,
     image_size,
     items,
+    names,
     noting,
     number,
     show,
-    text,
 )
-from datamodules.annotations.files import read_json
+from datamodules.annotations.files import only_file, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box, coco_runs, polygon
 from datamodules.index import DataError
 
 
 def read_coco(path: Path) -> Marking:
-    """Read a COCO file; the label of a mark is the name of its category.
+    """Read a COCO file, or the folder that holds one.
 
-    An annotation of several polygons becomes as many marks. One with a box alone is a weak mark.
+    The label of a mark is the name of its category. An annotation of several polygons becomes as
+    many marks, one with a box alone a weak mark.
 
     Raises:
         DataError: The file cannot be read, or is no COCO JSON.
     """
+    path = only_file(path, ".json")
     content = read_json(path)
     for part in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
@@ -37,7 +39,7 @@ def read_coco(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     images, wrong = _read_images(content["images"], path, mistakes)
     labels = {
-        _key(entry.get("id")): text(entry.get("name"))
+        _key(entry.get("id")): names(entry.get("name"))
         for entry in items(content.get("categories"))
         if isinstance(entry, dict)
     }
@@ -49,7 +51,9 @@ def read_coco(path: Path) -> Marking:
         if key in wrong:
             continue
         whose = image.name if image else ""
-        with noting(mistakes, f"{path}: {name}" + (f" on {whose}" if whose else ""), whose):
+        where = f"{path}: {name}" + (f" on {whose}" if whose else "")
+        classes = labels.get(_key(about.get("category_id")), ())
+        with noting(mistakes, where, whose, classes):
             if key is None:
                 given = show(field(entry, "image_id"))
                 raise EntryError(f"has the image_id {given}; export it again")
@@ -57,8 +61,7 @@ def read_coco(path: Path) -> Marking:
                 raise EntryError(
                     f"is of image {show(key[1])}, which is not listed; export it again"
                 )
-            label = labels.get(_key(about.get("category_id")), "")
-            image.marks.extend(_marks(about, image.size, name, label))
+            image.marks.extend(_marks(about, image.size, name, classes))
     return Marking(list(images.values()), mistakes)
 
 
@@ -88,18 +91,18 @@ def _read_images(
 
 
 def _marks(
-    entry: dict[str, Any], size: tuple[int, int] | None, name: str, label: str
+    entry: dict[str, Any], size: tuple[int, int] | None, name: str, labels: tuple[str, ...]
 ) -> list[Mark]:
     segmentation, corners = entry.get("segmentation"), items(entry.get("bbox"))
     if isinstance(segmentation, dict):
-        return [Mark(name, runs=coco_runs(segmentation, size), label=label)]
+        return [Mark(name, runs=coco_runs(segmentation, size), labels=labels)]
     if items(segmentation):
         outlines = [_outline(points) for points in items(segmentation)]
-        return [Mark(name, outline, label=label) for outline in outlines]
+        return [Mark(name, outline, labels=labels) for outline in outlines]
     if len(corners) != 4:
         raise EntryError("has no segmentation and no box; draw an outline")
     x, y, width, height = (number(value, "bbox") for value in corners)
-    return [Mark(name, box(x, y, width, height), label=label, is_box=True)]
+    return [Mark(name, box(x, y, width, height), labels=labels, is_box=True)]
 
 
 def _outline(points: object) -> tuple[tuple[float, float], ...]:

@@ -15,6 +15,7 @@ from datamodules.annotations.entries import (
     EntryError,
     image_name,
     image_size,
+    names,
     no_area,
     noting,
     number,
@@ -51,13 +52,12 @@ def read_cvat(path: Path) -> Marking:
             size = image_size(element.get("height"), element.get("width"))
             images.append(MarkedImage(name, size, [], where))
             for count, shape in enumerate(element):
-                entry = f"{shape.tag} number {count}"
-                with noting(mistakes, f"{path}: {entry} on {name}", name):
+                entry, labels = f"{shape.tag} number {count}", names(shape.get("label"))
+                with noting(mistakes, f"{path}: {entry} on {name}", name, labels):
                     if shape.tag in OTHERS:
                         raise no_area(shape.tag)
                     if shape.tag in SHAPES:
-                        label = shape.get("label", "").strip()
-                        mark = Mark(entry, label=label, is_box=shape.tag == "box")
+                        mark = Mark(entry, labels=labels, is_box=shape.tag == "box")
                         images[-1].marks.append(mark._replace(**SHAPES[shape.tag](shape, size)))
     return Marking(images, mistakes)
 

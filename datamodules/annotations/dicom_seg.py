@@ -19,9 +19,9 @@ from datamodules.annotations.entries import (
     EntryError,
     image_name,
     image_size,
+    names,
     noting_file,
     show,
-    text,
 )
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
@@ -102,7 +102,7 @@ def _read(file: Path) -> list[MarkedImage]:
         raise EntryError(f"holds {show(count)} frames of {size[1]} x {size[0]}; split it")
     frames = data.pixel_array.reshape(count, *size)
     labels = {
-        int(item.SegmentNumber): text(str(item.SegmentLabel)) for item in data.SegmentSequence
+        int(item.SegmentNumber): names(str(item.SegmentLabel)) for item in data.SegmentSequence
     }
     images: dict[str, MarkedImage] = {}
     for place, frame in enumerate(frames):
@@ -111,8 +111,8 @@ def _read(file: Path) -> list[MarkedImage]:
         for segment, mask in _segments(data, place, frame):
             if mask.any():
                 entry = f"segment {segment}, frame {place + 1}"
-                runs, label = encode(mask), labels.get(segment, "")
-                image.marks.append(Mark(entry, runs=runs, label=label))
+                runs, own = encode(mask), labels.get(segment, ())
+                image.marks.append(Mark(entry, runs=runs, labels=own))
     return list(images.values())
 
 

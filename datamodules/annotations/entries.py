@@ -17,6 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, Mistake
 from datamodules.index import DataError
 
+# No data set has so many marks that are wrong: a file of more is no annotation file, and a list of
+# them would fill the memory.
+MAX_MISTAKES = 100_000
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 1  # [1, 2, {...}]
 
@@ -26,12 +29,21 @@ class EntryError(ValueError):
 
 
 @contextmanager
-def noting(mistakes: list[Mistake], where: str, image: str = "") -> Iterator[None]:
-    """Add an ``EntryError`` from within, of ``image``, to ``mistakes`` and go on behind."""
+def noting(
+    mistakes: list[Mistake], where: str, image: str = "", labels: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Add an ``EntryError`` from within, of ``image``, to ``mistakes`` and go on behind.
+
+    Raises:
+        DataError: There are over ``MAX_MISTAKES``.
+    """
     try:
         yield
     except EntryError as error:
-        mistakes.append(Mistake(where, str(error), image))
+        mistakes.append(Mistake(where, str(error), image, labels))
+        if len(mistakes) > MAX_MISTAKES:
+            first = f"{mistakes[0].where}: {mistakes[0].what}"
+            raise DataError(f"{where}: over {MAX_MISTAKES:,} entries are wrong; {first}") from error
 
 
 @contextmanager
@@ -68,6 +80,11 @@ def text(value: object) -> str:
         return ""
     # JSON can hold halves of characters, which nothing can print.
     return str(value).strip().encode("utf-8", "replace").decode()
+
+
+def names(*values: object) -> tuple[str, ...]:
+    """Return labels as :func:`text`, without those that are empty."""
+    return tuple(name for name in map(text, values) if name)
 
 
 def number(value: object, name: str) -> float:

@@ -32,6 +32,8 @@ def read_bytes(path: Path) -> bytes:
                 f"{MAX_BYTES >> 20} MiB"
             )
         data = path.read_bytes()
+    except DataError:  # a ValueError, too
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in a path
@@ -130,7 +132,9 @@ def only_file(source: Path, *suffixes: str) -> Path:
     """
     files = list_files(source, *suffixes)
     if len(files) != 1:
-        raise DataError(
-            f"{source}: holds {len(files)} files {' or '.join(suffixes)}; give the one to read"
-        )
+        names = [os.path.relpath(file, source) for file in files[:3]]
+        names += ["..."] if len(files) > 3 else []
+        these = f" ({', '.join(names)})" if names else ""
+        kinds = " or ".join(suffixes)
+        raise DataError(f"{source}: holds {len(files)} files {kinds}{these}; give the one to read")
     return files[0]

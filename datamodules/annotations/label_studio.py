@@ -18,6 +18,7 @@ from datamodules.annotations.entries import (
     image_name,
     image_size,
     items,
+    names,
     no_area,
     noting,
     number,
@@ -34,6 +35,11 @@ from datamodules.index import DataError
 # Controls that draw an area, with a field that tells them apart where JSON-MIN drops their type.
 DRAWN = {"polygon": "points", "ellipse": "radiusX", "brush": "rle", "rectangle": "width"}
 NO_AREA = ("keypoint", "vector")
+# Answers about an image or a region: they draw nothing, and nothing is lost without them.
+ANSWERS = (
+    *("choices", "datetime", "labels", "number", "pairwise", "ranker", "rating", "relation"),
+    *("taxonomy", "textarea"),
+)
 IMAGE_KEYS = ("image", "img", "image_url", "url")
 
 
@@ -75,7 +81,7 @@ def _annotations(task: dict[str, Any], raters: dict[str, str]) -> Iterator[tuple
     given = task.get("annotations", task.get("completions"))  # the latter before version 1
     if given is None:  # JSON-MIN: the results of each control, under its name
         drawn = [entry for value in task.values() for entry in items(value)]
-        drawn = [entry for entry in drawn if isinstance(entry, dict)]
+        drawn = [entry for entry in drawn if isinstance(entry, dict) and _is_region(entry)]
         yield _number(task.get("annotator"), raters), [{**entry, "value": entry} for entry in drawn]
         return
     kept = [
@@ -104,17 +110,23 @@ def _read_results(
 ) -> tuple[int, int] | None:
     """Add what ``results`` draw to the marks of ``image``; return the image's size."""
     size = image.size
-    labels = _labels_apart(results)
+    apart = _labels_apart(results)
     for place, result in enumerate(results):
-        identity = result.get("id", place) if isinstance(result, dict) else place
-        entry = f"result {show(identity)}"
-        with noting(mistakes, f"{image.where}: {entry}", image.name):
+        about = result if isinstance(result, dict) else {}
+        kind, identity = _kind(about), about.get("id", place)
+        if kind in ANSWERS:
+            continue
+        entry, labels = f"result {show(identity)}", _labels(kind, about.get("value"))
+        labels = labels or apart.get(text(identity), ())
+        with noting(mistakes, f"{image.where}: {entry}", image.name, labels):
             value = field(result, "value")
-            kind = _kind(result)
             if kind in NO_AREA:
                 raise no_area(kind)
             if kind not in DRAWN or not isinstance(value, dict):
-                continue
+                raise EntryError(
+                    f"{kind[:40] or 'its shape'!r} is not read; draw it as polygon, ellipse, brush "
+                    "or rectangle"
+                )
             own = image_size(field(result, "original_height"), field(result, "original_width"))
             if own != (size or own):
                 raise EntryError(
@@ -123,8 +135,7 @@ def _read_results(
                 )
             if result.get("image_rotation"):
                 raise EntryError("the image was turned in Label Studio; annotate it upright")
-            label = _label(value.get(f"{kind}labels", value.get("labels")))
-            mark = Mark(entry, label=label or labels.get(text(identity), ""), rater=rater)
+            mark = Mark(entry, labels=labels, rater=rater)
             image.marks.append(mark._replace(**_shape(kind, value, own)))
             size = own
     return size
@@ -160,16 +171,22 @@ def _pixels(percent: object, side: int) -> float:
 def _kind(result: dict[str, Any]) -> str:
     """Return what was drawn: the type without "labels", in JSON-MIN told from the fields."""
     if "type" in result:
-        return text(result["type"]).removesuffix("labels")
-    labelled = [kind for kind in (*DRAWN, *NO_AREA) if f"{kind}labels" in result]
+        kind = text(result["type"])
+        return kind if kind in ANSWERS else kind.removesuffix("labels")
+    labelled = [name.removesuffix("labels") for name in result if name.endswith("labels")]
     shaped = [kind for kind, name in DRAWN.items() if name in result]
-    return next(iter(labelled + shaped), "")
+    return next(filter(None, labelled + shaped), "")
 
 
-def _labels_apart(results: list[Any]) -> dict[str, str]:
+def _is_region(entry: dict[str, Any]) -> bool:
+    """Whether an entry of JSON-MIN is drawn; lists of a task's own data may hold objects, too."""
+    return "original_width" in entry or _kind(entry) in (*DRAWN, *NO_AREA)
+
+
+def _labels_apart(results: list[Any]) -> dict[str, tuple[str, ...]]:
     """Labels of regions by their id: beside Rectangle, Labels are a result of their own."""
     return {
-        text(result.get("id")): _label(result["value"].get("labels"))
+        text(result.get("id")): names(*items(result["value"].get("labels")))
         for result in results
         if isinstance(result, dict)
         and result.get("type") == "labels"
@@ -177,8 +194,10 @@ def _labels_apart(results: list[Any]) -> dict[str, str]:
     }
 
 
-def _label(labels: object) -> str:
-    return ", ".join(text(label) for label in items(labels))
+def _labels(kind: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, dict):
+        return ()
+    return names(*items(value.get(f"{kind}labels", value.get("labels"))))
 
 
 def task_image(task: object) -> object:

@@ -20,6 +20,7 @@ from datamodules.annotations.entries import (
     image_size,
     items,
     name_beside,
+    names,
     no_area,
     noting,
     noting_file,
@@ -65,12 +66,13 @@ def read_labelme(path: Path) -> Marking:
 def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake]) -> None:
     for place, shape in enumerate(shapes):
         entry = f"shape number {place}"
-        with noting(mistakes, f"{image.where}: {entry}", image.name):
+        labels = names(shape.get("label")) if isinstance(shape, dict) else ()
+        with noting(mistakes, f"{image.where}: {entry}", image.name, labels):
             points = items(field(shape, "points"))
             if not all(isinstance(point, list) and len(point) == 2 for point in points):
                 raise EntryError("its points are not [[x, y], ...]; draw it again")
             kind = text(shape.get("shape_type", "polygon"))  # versions before 4 wrote none
-            mark = Mark(entry, label=text(shape.get("label")), is_box="rectangle" in kind)
+            mark = Mark(entry, labels=labels, is_box="rectangle" in kind)
             if kind == "mask":
                 image.marks.append(mark._replace(runs=_mask(shape, points, image.size)))
             else:

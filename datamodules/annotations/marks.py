@@ -30,7 +30,7 @@ class Mark(NamedTuple):
             ``runs`` is given.
         runs: Instead of an outline, a mask as pycocotools encodes it: ``{"size": [H, W], "counts":
             bytes}``. Masks would fill the memory, their runs do not.
-        label: Name of the class, "" where the file has none.
+        labels: Names of its classes; none where the file has none.
         rater: Who marked it, "" where the file does not say.
         is_box: Whether it is only a box around the lesion, weaker than its outline.
     """
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
     entry: str
     outline: tuple[Point, ...] = ()
     runs: dict[str, Any] | None = None
-    label: str = ""
+    labels: tuple[str, ...] = ()
     rater: str = ""
     is_box: bool = False
 
@@ -52,6 +52,7 @@ class MarkedImage(NamedTuple):
         marks: What is marked on it; empty where the file lists the image without any.
         where: The file, and the place in it, for messages.
         in_shares: Outlines are shares of width and height (YOLO), to be scaled by the image's size.
+        also: Other names that the file gives the image, for where ``name`` may be several.
     """
 
     name: str
@@ -59,6 +60,7 @@ class MarkedImage(NamedTuple):
     marks: list[Mark]
     where: str
     in_shares: bool = False
+    also: tuple[str, ...] = ()
 
 
 class Mistake(NamedTuple):
@@ -69,11 +71,13 @@ class Mistake(NamedTuple):
         what: What is wrong, with the remedy.
         image: Name of the image that lacks the entry, as in :attr:`MarkedImage.name`; "" where
             none was read.
+        labels: Names of the classes of what is wrong, as in :attr:`Mark.labels`.
     """
 
     where: str
     what: str
     image: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class Marking(NamedTuple):
@@ -94,15 +98,19 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     """
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
-    masks = []
+    joined = None
     for mark in marks:
         if mark.runs is None:
             pen.polygon(list(mark.outline), fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
-            masks.append(rle.decode(mark.runs) * np.uint8(255))
+            # One by one, and before they become pixels: a brush may leave thousands of strokes.
+            joined = mark.runs if joined is None else rle.merge([joined, mark.runs])
         else:
             raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
-    return np.maximum.reduce([np.array(canvas), *masks])
+    drawn = np.array(canvas)
+    if joined is not None:
+        drawn |= rle.decode(joined) * np.uint8(255)
+    return drawn
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import os
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from datamodules.annotations.entries import EntryError, image_name, noting_file
+from datamodules.annotations.entries import EntryError, image_name, names, noting_file
 from datamodules.annotations.files import list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.decode import PNG, decode, is_opaque
 from datamodules.index import DataError
+from datamodules.lesions import CSV, read_lesions
 
 # What tools put behind the image's own name.
 SUFFIX = re.compile(r"[._-]mask$", re.IGNORECASE)
@@ -24,6 +26,8 @@ MAX_CLASS = 64
 def read_masks(path: Path) -> Marking:
     """Read a mask, or all PNG files below a folder.
 
+    Of a lesion folder, these are its masks; their lesion types are the marks' labels.
+
     An image's name is the mask's path below the folder without ``.png`` and ``_mask``, ``-mask`` or
     ``.mask``. A black mask is an image without marks.
 
@@ -32,13 +36,19 @@ def read_masks(path: Path) -> Marking:
     """
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
+    types: dict[str, str] = {}
+    if (path / CSV).is_file() and (path / "masks").is_dir():
+        rows = read_lesions(path)
+        types = dict(zip(rows["mask"], rows["lesion_type"], strict=True))
+        path = path / "masks"  # beside them lie contact sheets
     files = list_files(path, ".png")
     for file in files:
         with noting_file(mistakes, file, alone=len(files) == 1):
             pixels = read_mask(file)
             below = file.name if file == path else os.path.relpath(file, path)
             name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
-            marks = [Mark("mask", runs=encode(pixels))] if pixels.any() else []
+            labels = names(*types.get(f"masks/{below}", "").split("+"))
+            marks = [Mark("mask", runs=encode(pixels), labels=labels)] if pixels.any() else []
             height, width = pixels.shape
             images.append(MarkedImage(name, (height, width), marks, str(file)))
     if not files:
@@ -59,7 +69,7 @@ def read_mask(file: Path) -> np.ndarray:
         raise DataError(f"{file}: is no PNG, whatever its name says; save it as PNG")
     if sides[0] * sides[1] > MAX_PIXELS:
         raise EntryError(f"is of {sides[0]} x {sides[1]} pixels, no radiograph is; export it again")
-    pixels = decode(file)
+    decode(file)  # says what is wrong with the file
     if not is_opaque(file):
         raise EntryError("is see-through in places; save it without transparency")
     if data[25] == 3:  # colours from a palette: their numbers are the classes, not their grey
@@ -71,6 +81,7 @@ def read_mask(file: Path) -> np.ndarray:
                 "it to 0"
             )
         return classes
+    pixels = _values(data)
     values = np.unique(pixels)
     values = values[values > 0]
     if len(values) > 1 and values[-1] > MAX_CLASS:
@@ -78,4 +89,33 @@ def read_mask(file: Path) -> np.ndarray:
             f"holds grey in between, such as {values[0]} and {values[-1]}; save it with 0 and 255 "
             "alone, without smoothing"
         )
-    return pixels
+    return (pixels > 0).astype(np.uint8)
+
+
+def _values(data: bytes) -> np.ndarray:
+    """Return the values that a PNG without palette stores, upright, ``(H, W)``.
+
+    Raises:
+        EntryError: They are colours of several classes.
+    """
+    bits, is_colour = data[24], data[25] & 2
+    pixels = np.asarray(
+        cv2.imdecode(
+            np.frombuffer(data, np.uint8),
+            (cv2.IMREAD_COLOR if is_colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH,
+        )
+    )
+    if not is_colour:
+        # Of few bits, OpenCV spreads 0, 1, 2, 3 over 0 to 255.
+        return pixels // (255 // (2**bits - 1)) if bits < 8 else pixels
+    grey = pixels.max(axis=2)
+    if (pixels != grey[..., None]).any():
+        blue, green, red = np.moveaxis(pixels.astype(np.uint32) >> (bits - 8), -1, 0)
+        colours = np.unique((red << 16 | green << 8 | blue)[grey > 0])
+        if 1 < len(colours) <= MAX_CLASS:
+            first = " and ".join(f"#{colour:06x}" for colour in colours[:2])
+            raise EntryError(
+                f"holds coloured classes, such as {first}; export polygons (CVAT for images 1.1, "
+                "COCO), or save it with 0 and the classes' numbers in grey"
+            )
+    return grey

@@ -31,8 +31,8 @@ ADVICE = {
 ROOTS = {"annotations": "cvat", "annotation": "voc"}
 
 
-def formats_of(source: Path) -> set[str]:
-    """Return the names of all formats that ``source`` fits.
+def formats_of(source: Path) -> dict[str, Path]:
+    """Return the names of all formats that ``source`` fits, each with the first file that does.
 
     Radiographs that lie among the annotations count for nothing.
 
@@ -40,16 +40,16 @@ def formats_of(source: Path) -> set[str]:
         DataError: There is no such file or folder, or the file cannot be read.
     """
     if not source.is_dir():
-        return _format_of(source)
+        return dict.fromkeys(_format_of(source), source)
     kinds: dict[str, list[Path]] = {}
     for file in list_files(source, ""):
         kinds.setdefault(file.suffix.lower(), []).append(file)
     kinds[".txt"] = list_yolo(source)
-    found = set()
+    found: dict[str, Path] = {}
     for files in kinds.values():
         for file in files[:SAMPLE]:
             try:
-                found |= _format_of(file)
+                found = dict.fromkeys(_format_of(file), file) | found
             except DataError:  # the reader will name it
                 continue
     return found

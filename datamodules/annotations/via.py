@@ -15,12 +15,12 @@ from datamodules.annotations.entries import (
     field,
     image_name,
     items,
+    names,
     no_area,
     noting,
     number,
     numbers,
     show,
-    text,
 )
 from datamodules.annotations.files import only_file, read_bytes, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
@@ -65,9 +65,9 @@ def _read_json(path: Path) -> Marking:
             regions = list(regions.values()) if isinstance(regions, dict) else items(regions)
             for place, region in enumerate(regions):
                 name = f"region {place}"
-                with noting(mistakes, f"{path}: {name} on {image.name}", image.name):
-                    shape = field(region, "shape_attributes")
-                    image.marks.append(_mark(shape, region.get("region_attributes"), name))
+                labels = _labels(region.get("region_attributes") if isinstance(region, dict) else 0)
+                with noting(mistakes, f"{path}: {name} on {image.name}", image.name, labels):
+                    image.marks.append(_mark(field(region, "shape_attributes"), labels, name))
     return Marking(images, mistakes)
 
 
@@ -80,36 +80,40 @@ def _read_csv(path: Path) -> Marking:
             f"{path}: no CSV of VIA, it lacks the column {', '.join(lacking) or 'names'}; export "
             "annotations as CSV"
         )
-    images: dict[str, MarkedImage] = {}
+    images: dict[tuple[str, str], MarkedImage] = {}
     mistakes: list[Mistake] = []
-    for line, row in zip(rows.index, rows[[*COLUMNS]].to_dict("records"), strict=True):
+    # As in VIA's own keys, the size in bytes tells images of one name apart.
+    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         where = f"{path}: row {line}"
         with noting(mistakes, where):
             name = image_name(row["filename"])
-            image = images.setdefault(name, MarkedImage(name, None, [], where))
+            key = (name, str(row.get("file_size", "")))
+            image = images.setdefault(key, MarkedImage(name, None, [], where))
             with noting(mistakes, f"{where} on {name}", name):
                 try:
                     shape = json.loads(row["region_shape_attributes"] or "{}")
                     attributes = json.loads(row["region_attributes"] or "{}")
                 except (ValueError, RecursionError) as error:
                     raise EntryError("its region is no JSON; export it again") from error
-                if shape != {}:  # an image without regions has a row, too
-                    image.marks.append(_mark(shape, attributes, f"row {line}"))
+                labels = _labels(attributes)
+                with noting(mistakes, f"{where} on {name}", name, labels):
+                    if shape != {}:  # an image without regions has a row, too
+                        image.marks.append(_mark(shape, labels, f"row {line}"))
     return Marking(list(images.values()), mistakes)
 
 
-def _mark(shape: Any, attributes: Any, entry: str) -> Mark:
-    kind, label = field(shape, "name"), _label(attributes)
+def _mark(shape: Any, labels: tuple[str, ...], entry: str) -> Mark:
+    kind = field(shape, "name")
     if kind == "rect":
         x, y, width, height = numbers(shape, "x", "y", "width", "height")
-        return Mark(entry, box(x, y, width, height), label=label, is_box=True)
+        return Mark(entry, box(x, y, width, height), labels=labels, is_box=True)
     if kind == "circle":
         cx, cy, r = numbers(shape, "cx", "cy", "r")
-        return Mark(entry, ellipse(cx, cy, r, r), label=label)
+        return Mark(entry, ellipse(cx, cy, r, r), labels=labels)
     if kind == "ellipse":
         cx, cy, rx, ry = numbers(shape, "cx", "cy", "rx", "ry")
         theta = number(shape.get("theta", 0), "theta")
-        return Mark(entry, ellipse(cx, cy, rx, ry, theta), label=label)
+        return Mark(entry, ellipse(cx, cy, rx, ry, theta), labels=labels)
     if kind not in ("polygon", "polyline"):
         raise no_area(kind)
     xs, ys = items(shape.get("all_points_x")), items(shape.get("all_points_y"))
@@ -117,18 +121,20 @@ def _mark(shape: Any, attributes: Any, entry: str) -> Mark:
         raise EntryError(f"has {len(xs)} x and {len(ys)} y; export it again")
     if kind == "polyline" and (xs[:1], ys[:1]) != (xs[-1:], ys[-1:]):
         raise EntryError("a polyline that does not end where it began; draw it as polygon")
-    return Mark(entry, polygon(zip(xs, ys, strict=True)), label=label)
+    return Mark(entry, polygon(zip(xs, ys, strict=True)), labels=labels)
 
 
-def _label(attributes: object) -> str:
-    """Return the value of the attribute that is the label; of a checkbox what is ticked."""
+def _labels(attributes: object) -> tuple[str, ...]:
+    """Return the value of the attribute that is the label; of a checkbox all that is ticked."""
     if not isinstance(attributes, dict):
-        return ""
+        return ()
     known = [name for name in LABELS if name in attributes]
     for name in (*known, *attributes):
         value = attributes[name]
         if isinstance(value, dict):
-            value = ", ".join(sorted(option for option, ticked in value.items() if ticked is True))
-        if text(value):
-            return text(value)
-    return ""
+            ticked = names(*sorted(option for option, is_on in value.items() if is_on is True))
+        else:
+            ticked = names(value)
+        if ticked:
+            return ticked
+    return ()

@@ -1,7 +1,8 @@
 """YOLO text files, one an image: a line a box or a segment, in shares of the image's sides.
 
 A box is ``class cx cy width height``, a segment ``class x y x y x y ...``. The class is a number;
-its name comes from ``classes.txt``, ``labels.txt``, ``obj.names`` or ``data.yaml`` beside them.
+its name comes from ``classes.txt``, ``labels.txt``, ``obj.names`` or ``data.yaml`` beside them, or
+above where folders are laid out as YOLO's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from datamodules.index import DataError
 CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
 # Lists of images that lie beside the annotations.
 LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
+# Folders of a data set that holds the names of its classes further up: train/labels, labels/train.
+LAYOUT = ("labels", "train", "val", "valid", "test", "obj_train_data")
 # Shares a little outside the image are for the importer to judge; these are pixels.
 PIXELS = 2.0
 IN_PIXELS = "is in pixels or no number"
@@ -69,8 +72,12 @@ def read_yolo(path: Path) -> Marking:
 
 
 def list_yolo(path: Path) -> list[Path]:
-    """Return the files that may be annotations: text, but neither names of classes nor lists."""
-    return [file for file in list_files(path, ".txt") if file.name not in (*CLASSES, *LISTS)]
+    """Return the files that may be annotations: text, but no names of classes, list or README."""
+    return [
+        file
+        for file in list_files(path, ".txt")
+        if file.name not in (*CLASSES, *LISTS) and not file.name.lower().startswith("readme.")
+    ]
 
 
 def is_yolo(file: Path) -> bool:
@@ -87,13 +94,18 @@ def is_yolo(file: Path) -> bool:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Return the names of classes from the file beside the annotations; [] where there is none.
+    """Return the names of classes, from beside the annotations or above; [] where there are none.
 
     Raises:
         DataError: It cannot be read.
     """
-    folder = path if path.is_dir() else path.parent
-    file = next((folder / name for name in CLASSES if (folder / name).is_file()), None)
+    folder = (path if path.is_dir() else path.parent).absolute()
+    folders = [folder]
+    while folder.name in LAYOUT and len(folders) < 3:
+        folder = folder.parent
+        folders.append(folder)
+    files = [folder / name for folder in folders for name in CLASSES]
+    file = next((file for file in files if file.is_file()), None)
     if file is None:
         return []
     data = read_bytes(file)
@@ -135,14 +147,14 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
             f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
             f"ymax; {HINT}; convert it"
         )
-    label = _label(fields[0], names)
+    labels = (_label(fields[0], names),)
     if len(values) == 4:
         cx, cy, width, height = values
         corners = box(cx - width / 2, cy - height / 2, width, height)
-        return Mark(entry, corners, label=label, is_box=True)
+        return Mark(entry, corners, labels=labels, is_box=True)
     if len(values) < 6 or len(values) % 2:
         raise EntryError(f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
-    return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), label=label)
+    return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), labels=labels)
 
 
 def _label(field: str, names: list[str]) -> str:
