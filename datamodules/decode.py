@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 DICOM, DICOM_AT = b"DICM", 128
+# Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
+# is), then its representation, or a length that such an element may have.
+BARE_DICOM = re.compile(
+    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0[\0\x05\x08\x16\x18]\0)((UL|OB|UI|CS)|[\0-\x80]\0\0\0)",
+)
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
@@ -49,7 +55,11 @@ def decode(path: Path) -> np.ndarray:
         DataError: The file is missing, empty, cut short, of zero size, far too large, damaged, or
             neither PNG, JPEG nor DICOM.
     """
-    data = _read(path)
+    return decode_content(read_content(path), path)
+
+
+def decode_content(data: bytes, path: Path) -> np.ndarray:
+    """Decode the content of a file as :func:`decode` does; ``path`` is for messages."""
     if is_dicom(data):
         from datamodules.dicom import decode_dicom  # seldom needed, and it imports this file
 
@@ -62,8 +72,8 @@ def decode(path: Path) -> np.ndarray:
         check_png(data, path)
     else:
         raise DataError(
-            f"{path}: neither a PNG nor a JPEG file nor DICOM (it begins with {data[:8]!r}); "
-            "convert it to PNG, or take it out of the data"
+            f"{path}: neither a PNG nor a JPEG file nor DICOM, whatever its name says; convert it "
+            "to PNG, or take it out of the data"
         )
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
     try:
@@ -77,7 +87,11 @@ def decode(path: Path) -> np.ndarray:
 
 def window_16bit(pixels: np.ndarray) -> np.ndarray:
     """Scale uint16 ``(H, W)`` to uint8 between its 0.1 % and 99.9 % quantiles; constant gives 0."""
-    return ramp_16bit(np.bincount(pixels.reshape(-1), minlength=1 << 16))[pixels]
+    # In parts: NumPy turns what it counts and looks up into 64 bits, eight bytes a pixel.
+    parts = np.array_split(pixels, max(1, pixels.size >> 20))
+    counts = [np.bincount(part.reshape(-1), minlength=1 << 16) for part in parts]
+    ramp = ramp_16bit(np.sum(counts, axis=0))
+    return np.concatenate([ramp[part] for part in parts])
 
 
 def ramp_16bit(counts: np.ndarray) -> np.ndarray:
@@ -189,8 +203,9 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file's content, or its first 132 bytes, is DICOM's."""
-    return data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    """Whether a file's content, or its first 132 bytes, is DICOM's, with or without a preamble."""
+    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    return whole or BARE_DICOM.match(data) is not None
 
 
 def usable_cores() -> int:
@@ -207,7 +222,12 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        DataError: It is missing, empty, cannot be read or has more than ``MOST_BYTES``.
+    """
     try:
         if (size := os.stat(path).st_size) > MOST_BYTES:
             raise DataError(

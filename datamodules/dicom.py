@@ -22,9 +22,10 @@ from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy.special import expit
 
-from datamodules.decode import check_size, jpeg_size, ramp_16bit
+from datamodules.decode import DICOM, DICOM_AT, check_size, jpeg_size, ramp_16bit
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
 
@@ -84,10 +85,13 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
     """
     hush()
     try:
-        header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
-        syntax = str(header.file_meta.TransferSyntaxUID)
+        bare = data[DICOM_AT : DICOM_AT + len(DICOM)] != DICOM  # pydicom wants to be forced
+        header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=bare)
+        tells = not bare or "TransferSyntaxUID" in header.file_meta
+        syntax = str(header.file_meta.TransferSyntaxUID if tells else _plain_syntax(header))
         if syntax != DEFLATED:  # else not before it is known to be small: see below
-            header = pydicom.dcmread(io.BytesIO(data))
+            header = pydicom.dcmread(io.BytesIO(data), force=bare)
+        header.file_meta.TransferSyntaxUID = UID(syntax)
         modality = str(header.get("Modality") or "")
         frames = int(header.get("NumberOfFrames") or 1)
         size = int(header.get("Columns") or 0), int(header.get("Rows") or 0)
@@ -116,6 +120,11 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
             f"{path}: stores {bits} bits a pixel; {FEWEST_BITS} to {MOST_BITS} can be read"
         )
     return header
+
+
+def _plain_syntax(header: Dataset) -> str:
+    """The transfer syntax of a data set that does not name it: little endian, not compressed."""
+    return ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian
 
 
 def _pixels(header: Dataset, path: Path) -> np.ndarray:

@@ -90,6 +90,8 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
     g = geometry
     inner = square[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
     crop = cv2.resize(inner, (g.crop_width, g.crop_height), interpolation=cv2.INTER_LINEAR)
+    if crop.shape == (g.height, g.width):  # most are not cropped: no second copy
+        return crop
     full = np.zeros((g.height, g.width), dtype=square.dtype)
     full[g.crop_top : g.crop_top + g.crop_height, g.crop_left : g.crop_left + g.crop_width] = crop
     return full

@@ -59,7 +59,7 @@ def read_text(csv: Path) -> str:
     return text
 
 
-def read_csv(csv: Path) -> pd.DataFrame:
+def read_csv(csv: Path, separator: str = ",") -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
     Raises:
@@ -67,7 +67,11 @@ def read_csv(csv: Path) -> pd.DataFrame:
     """
     try:
         rows = pd.read_csv(
-            io.StringIO(read_text(csv)), dtype=str, keep_default_na=False, skip_blank_lines=False
+            io.StringIO(read_text(csv)),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error

@@ -11,7 +11,7 @@ import hashlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -44,7 +44,7 @@ def write_package(
     chosen: pd.DataFrame,
     outlines: list[list[Polygon]] | None = None,
     maker: str = "",
-    source: str = "",
+    words: Sequence[str] = ("data.name=NAME",),
 ) -> None:
     """Write the package, whole or not at all; one image is held at a time.
 
@@ -54,7 +54,7 @@ def write_package(
         chosen: The images in the order in which they are worth a mask, with ``COLUMNS``.
         outlines: What to begin with on each; None: nothing, and no file that would hold it.
         maker: What drew them, such as "stage1 pcam".
-        source: ``data.name``, for the command in README.txt.
+        words: ``data.*`` of the choice but the root, for the command in README.txt.
 
     Raises:
         DataError: The folder exists or cannot be written, or an image cannot be read.
@@ -82,7 +82,7 @@ def write_package(
                 path.write_text(labelme_json(picture, maker), encoding="utf-8")
             pictures.append(picture)
         texts = {
-            "README.txt": readme(len(names), maker, source),
+            "README.txt": readme(len(names), maker, words),
             "labels.txt": f"{LABEL}\n",
             "cvat_labels.json": cvat_labels(),
             "label_studio.json": label_studio_tasks(pictures, maker),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+
 from experiments.annotation_files import LABEL
 
 
-def readme(count: int, maker: str, source: str) -> str:
+def readme(count: int, maker: str, words: Sequence[str]) -> str:
     """How to open the package with each tool, what to draw and how to bring it back.
 
     Args:
         count: Images in the package.
         maker: What drew the outlines in it; "" where there are none.
-        source: ``data.name``.
+        words: ``data.*`` of the choice, without the root: paths of this machine stay here.
     """
     title = f"{count} radiographs to outline lesions on"
     return "\n".join(
@@ -24,7 +27,7 @@ def readme(count: int, maker: str, source: str) -> str:
             _CVAT_WITH if maker else _CVAT,
             _STUDIO_WITH if maker else _STUDIO,
             _LABELME,
-            _BACK.format(source=source or "NAME"),
+            _BACK.format(words=shlex.join(words)),
         ]
     )
 
@@ -95,9 +98,10 @@ _BACK = """\
 Bring it back
 -------------
     python -m experiments.import_lesions SOURCE --out LESIONS --mapping mapping.csv \\
-        data.name={source} data.root=/path/to/the/data
+        {words} data.root=/path/to/the/data
 
 SOURCE is annotations.xml (CVAT), the exported JSON (Label Studio) or images/ (LabelMe). The command
 says what is wrong, if anything, and how to train on the masks. mapping.csv leads from the names
-here to the images of the data set: keep it.
+here to the images of the data set: keep it. Without the data.* words above, masks may move to
+another split.
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench_peers import gain_loss, plain_loss, two_passes_loss
@@ -57,7 +57,7 @@ def step(request: Request) -> list[Line]:
     bench = prepare(tuple(request.overrides))
     size = f"{bench.data.recipe.image_size} px, batch {bench.data.batch_size}"
     ours, flops = stage_step("stage1", request, bench)
-    plain = make_step(plain_network(request, bench), plain_loss, bench, bf16=False)
+    plain = make_step(network("stage1", request, bench), plain_loss, bench, bf16=False)
     multiply = peak_step(bench)
     seconds = take_turns(
         {"ours": ours, "plain": plain, "peak": multiply}, request.rounds, request.clock
@@ -118,7 +118,7 @@ def gain(request: Request) -> list[Line]:
     """Stage 2 beside GAIN as published."""
     bench = prepare(tuple(request.overrides))
     ours, _ = stage_step("stage2", request, bench)
-    published = make_step(plain_network(request, bench), gain_loss, bench, bf16=False)
+    published = make_step(network("stage1", request, bench), gain_loss, bench, bf16=False)
     seconds = take_turns({"ours": ours, "gain": published}, request.rounds, request.clock)
     images = bench.data.batch_size
     return [
@@ -156,16 +156,6 @@ def network(
     torch.manual_seed(config.seed)
     module = build_module(config, bench.data)
     return module.to(bench.device).to(memory_format=memory_format).train()
-
-
-def plain_network(request: Request, bench: Bench) -> Any:
-    """Stage 1's network, contiguous, the first convolution as PyTorch has it."""
-    module = network("stage1", request, bench)
-    first = module.encoder.stem[0]
-    plain = nn.Conv2d(1, first.out_channels, 7, stride=2, padding=3, bias=False)
-    plain.load_state_dict(first.state_dict())
-    module.encoder.stem[0] = plain.to(bench.device)
-    return module
 
 
 def make_step(

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.index import SPLITS
+from datamodules.lesions import LEFT_OUT as OF_FOLD
+from datamodules.lesions import read_csv
 from experiments.config import Config
 from experiments.lesion_image import Fault, Imported
 from experiments.lesion_import import WRONG_ENTRY, Found
@@ -67,12 +69,13 @@ def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> 
     lines += _raters(images, raters)
     if found.undrawn:
         lines += [
-            f"  NOTE {len(found.undrawn):,} images without a mark are labelled abnormal, such as",
-            printable(f"  {found.undrawn[0]}: their lesions are not drawn"),
+            f"  NOTE labelled abnormal, but without a mark: {images_said(len(found.undrawn))}, "
+            "such as",
+            printable(f"  {found.undrawn[0]}: its lesion is not drawn"),
         ]
     noted = [image for image in images if image.notes]
     if noted:
-        lines.append(f"  NOTE look at {len(noted):,} of the images, import.csv says why:")
+        lines.append(f"  NOTE look at {images_said(len(noted))}, import.csv says why:")
         for image in noted[:NOTES]:
             lines += [printable(f"  {image.image}"), printable(f"    {'; '.join(image.notes)}")]
         lines += [f"  and {len(noted) - NOTES:,} more"] if len(noted) > NOTES else []
@@ -81,20 +84,62 @@ def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> 
 
 def next_command(config: Config, out: Path, images: Sequence[Imported], table: pd.DataFrame) -> str:
     """The command that trains on the masks, as it is to be typed."""
-    words = [f"lesions.path={out}"]
-    # Settings that say which images there are: the masks were matched under them.
-    for key in ("seed", "count", "split", "limit", "unreadable"):
-        value, usual = getattr(config.data, key), getattr(type(config.data)(), key)
-        words += [f"data.{key}={value}"] if value != usual else []
+    words = [f"lesions.path={out}", *index_words(config)]
     rows = table.iloc[[image.row for image in images]]
     name = out.name  # another run than that of the masks that the source brings
     if (rows["split"] == "train").all() and rows["patient"].nunique() >= FOLDS:
         words += [f"lesions.folds={FOLDS}", "lesions.fold=0"]
         name += "-fold0"
     root = "" if config.data.root is None else f" ROOT={shlex.quote(config.data.root)}"
-    quoted = " ".join(shlex.quote(word) for word in words)
+    # make looks for variables of its own in ARGS, and the shell it calls for words.
+    quoted = shlex.join(words).replace("$", "$$")
+    plain = not set(quoted) & set('"$`\\!')
+    arguments = f'"{quoted}"' if plain else shlex.quote(quoted)
     run = f"RUN={shlex.quote(name)}"
-    return f'make stage3 DATA={config.data.name}{root} {run} ARGS="{quoted}"'
+    return f"make stage3 DATA={config.data.name}{root} {run} ARGS={arguments}"
+
+
+def describe_moved(folder: Path, table: pd.DataFrame) -> str:
+    """What to do where images are of another split than when they were chosen, else "".
+
+    Args:
+        folder: Of the package; without ``selected.csv`` there is nothing to compare with.
+        table: Index table.
+    """
+    selected = folder / "selected.csv"
+    if not selected.is_file():
+        return ""
+    rows = read_csv(selected)
+    if not {"image", "split"} <= set(rows.columns):
+        return ""
+    splits = dict(zip(table["path"], table["split"].replace(OF_FOLD, "train"), strict=True))
+    now = rows["image"].map(splits)
+    moved = int((now.notna() & (now != rows["split"])).sum())
+    if not moved:
+        return ""
+    return (
+        f"  NOTE of another split than when chosen ({selected.name}): {images_said(moved)}; give\n"
+        "  data.seed and the other data.* words of the choice, README.txt beside it has them"
+    )
+
+
+def images_said(count: int) -> str:
+    """Count images: "1 image", "1,000 images"."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def index_words(config: Config) -> list[str]:
+    """The settings, beside name and root, that say which images there are and in which split."""
+    words = []
+    for key in ("seed", "count", "split", "limit", "unreadable"):
+        value, usual = getattr(config.data, key), getattr(type(config.data)(), key)
+        words += [f"data.{key}={value}"] if value != usual else []
+    return words
+
+
+def in_cell(text: str) -> str:
+    """``text`` for a CSV: printable, and no formula to a spreadsheet (``=HYPERLINK(...)``)."""
+    return "'" + printable(text) if text.startswith(("=", "+", "-", "@")) else printable(text)
 
 
 def printable(text: str) -> str:
@@ -140,7 +185,7 @@ def _raters(images: Sequence[Imported], how: str) -> list[str]:
     several = [image for image in images if image.agreement]
     if not several:
         return []
-    lines = ["", f"  {len(several):,} images have several raters; their masks are joined by {how}"]
+    lines = ["", f"  several raters marked {images_said(len(several))}; joined by {how}"]
     pairs = mean_agreement(pair for image in several for pair in image.agreement)
     names = [printable(" and ".join(raters)) for raters, *_ in pairs]
     width = max(6, *map(len, names))

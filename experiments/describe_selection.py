@@ -9,10 +9,8 @@ import pandas as pd
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.config import Config
+from experiments.describe_import import index_words
 from experiments.look import Observer
-
-# Keys of data.* that decide on the index beside the name and the root.
-OF_THE_INDEX = ("seed", "count", "limit", "split")
 
 
 def describe(
@@ -84,10 +82,7 @@ def next_command(
             "figures on them hold",
             "         for images that it is unsure of. Choose those at random, without --run.",
         ]
-    words = [f"data.name={data.name}", f"data.root={data.root}"]
-    for key in OF_THE_INDEX:
-        if getattr(config.data, key) != getattr(type(config.data)(), key):
-            words.append(f"data.{key}={getattr(config.data, key)}")
+    words = [f"data.name={data.name}", f"data.root={data.root}", *index_words(config)]
     mapping = shlex.quote(str(arguments.out / "mapping.csv"))
     lines += [
         "next     draw, export, and bring the masks back:",

@@ -61,14 +61,12 @@ def check_target(file: Path, force: bool) -> None:
             raise RunError(f"--out {file}: {path} is a folder; choose another name")
         if path.exists() and not force:
             raise RunError(f"{path} exists; --force replaces it, or choose another --out")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"the folder {file.parent} cannot be made ({error.strerror}); choose another --out"
-        ) from error
-    if not os.access(file.parent, os.W_OK):
-        raise RunError(f"{file.parent} cannot be written; choose another --out")
+    # Made when there is something to write: what fails leaves no empty folder.
+    there = next(folder for folder in (file.parent, *file.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise RunError(f"{there} is a file and no folder; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{there} cannot be written; choose another --out")
 
 
 def card_of(file: Path) -> Path:
@@ -127,6 +125,8 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         RunError: A folder cannot be written.
     """
     try:
+        for path in contents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             written = [
                 (stack.enter_context(_written_beside(path, content)), path)

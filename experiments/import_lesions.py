@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 import sys
 import tempfile
@@ -64,6 +65,12 @@ def main(words: list[str] | None = None) -> int:
     sources = [Path(word) for word in arguments.words if word not in overrides]
     try:
         check_options(arguments)
+        for path in leftovers(arguments.out):
+            print(
+                f"NOTE {path} is left of a command that was killed, or of one that is at work; if "
+                "none is, remove it",
+                file=sys.stderr,
+            )
         if arguments.select is not None:
             return select(arguments, sources, overrides)
         config = load_config("stage3", overrides)
@@ -82,6 +89,14 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def leftovers(out: Path | None) -> list[Path]:
+    """Folders beside ``out`` that were to become it; another node may be filling one just now."""
+    if out is None or not out.parent.is_dir():
+        return []
+    draft = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{32}}\.part")
+    return sorted(path for path in out.parent.iterdir() if draft.fullmatch(path.name))
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -115,6 +130,12 @@ def check_request(arguments: argparse.Namespace, sources: list[Path], config: Co
         raise DataError("name what is to be imported: an annotation file, or a folder of them")
     if absent := [source for source in sources if not source.exists()]:
         raise DataError(f"{absent[0]} does not exist: give an annotation file or a folder of them")
+    for source in sources:
+        if all((source / name).is_file() for name in ("mapping.csv", "selected.csv")):
+            raise DataError(
+                f"{source} is a package to draw on; give what was drawn: annotations.xml (CVAT), "
+                f"the exported JSON (Label Studio) or {source / 'images'} (LabelMe)"
+            )
     if len({source.resolve() for source in sources}) < len(sources):
         raise DataError("a source is given twice; several sources are several raters")
     if config.lesions.path is not None:
@@ -127,7 +148,13 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     """Read, match, check, write and print; return the exit status."""
     from datamodules import DataError
     from datamodules.annotations import READERS, recognise
-    from experiments.describe_import import describe, describe_faults, next_command
+    from experiments.describe_import import (
+        describe,
+        describe_faults,
+        describe_moved,
+        images_said,
+        next_command,
+    )
     from experiments.lesion_import import import_marks
     from experiments.lesion_matching import read_mapping
 
@@ -147,8 +174,16 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     found = import_marks(read, table, data.root, mapping, labels, raters, drawn)
     if found.faults:
         print(describe_faults(found.faults), file=sys.stderr, flush=True)
+    if config.data.name == "phantom" and any(f.kind == "unknown image" for f in found.faults):
+        drawn_by = f"data.seed={data.seed} data.count={config.data.count}"
+        print(
+            f"NOTE the phantom drawn is that of {drawn_by}: is it the one that was annotated?",
+            file=sys.stderr,
+        )
     print(", ".join(f"{source} ({name})" for source, name in formats.items()))
     print(describe(found, table, config, raters))
+    if arguments.mapping and (moved := describe_moved(arguments.mapping.parent, table)):
+        print(moved)
     count = len(found.faults)
     mistakes = f"{count} mistake{'s' if count > 1 else ''}, listed above"
     if found.faults and arguments.strict:
@@ -159,7 +194,7 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     print(f"  written  {arguments.out}/: {', '.join(written)}")
     print(f"  next     {next_command(config, arguments.out, found.images, table)}")
     if found.faults:
-        print(f"left out: {mistakes}; {len(found.images)} images are written", file=sys.stderr)
+        print(f"left out: {mistakes}; written: {images_said(len(found.images))}", file=sys.stderr)
     return 1 if found.faults else 0
 
 
@@ -184,7 +219,7 @@ def read_index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:
 def write(out: Path, found: Found, table: pd.DataFrame, root: Path) -> list[str]:
     """Write the lesion folder, whole or not at all; return what lies in it."""
     from datamodules.lesions import CSV, Lesion, write_lesions
-    from experiments.describe_import import printable
+    from experiments.describe_import import in_cell
     from experiments.lesion_sheet import write_sheets
     from experiments.lesion_table import cells, import_table
 
@@ -195,8 +230,7 @@ def write(out: Path, found: Found, table: pd.DataFrame, root: Path) -> list[str]
         sheets.extend(write_sheets(draft, cells(found.images, table, root, draft)))
 
     lesions = (
-        Lesion(image.image, image.mask(), printable("+".join(image.labels)))
-        for image in found.images
+        Lesion(image.image, image.mask(), in_cell("+".join(image.labels))) for image in found.images
     )
     write_lesions(out, lesions, finish)
     pages = sheets if len(sheets) == 1 else [f"{sheets[0]} to {sheets[-1]}"]
@@ -204,4 +238,4 @@ def write(out: Path, found: Found, table: pd.DataFrame, root: Path) -> list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, undone_by_sigterm=True))

@@ -18,7 +18,7 @@ from datamodules.index import DataError
 from experiments.lesion_checks import check_mark, check_mask, check_size
 from experiments.lesion_raters import Agreement, agreement, combine
 
-EMPTY = "empty or full mask"
+EMPTY = "empty, full or inverted mask"
 
 
 class Fault(NamedTuple):
@@ -129,9 +129,11 @@ def _draw_image(
     where = entries[0].marked.where
     masks = {rater: draw(marks, *size) for rater, marks in by_rater.items()}
     for rater, mask in masks.items():
-        if fault := check_mask(mask):
-            whose = f" ({rater})" if len(masks) > 1 else ""
+        fault, note = check_mask(mask)
+        whose = f" ({rater})" if len(masks) > 1 else ""
+        if fault:
             return [Fault(EMPTY, where, f"{image}{whose}: {fault}")]
+        notes += [note + whose] if note else []
     mask = combine([*masks.values()], how)
     if not mask.any():
         what = f"{image}: no pixel is left by the {how} of {len(masks)} raters; settle it, or use"

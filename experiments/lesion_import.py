@@ -103,6 +103,7 @@ def import_marks(
             entry = Entry(rater, marked._replace(marks=kept), is_broken)
             entries.setdefault(places[paths[0]], []).append(entry)
         else:
+            paths.sort(key=lambda path: not abnormal[places[path]])  # these are meant, if any
             faults.append(_unmatched(marked, paths, images[0], root))
     found.matched = len(entries)
     for row in sorted(entries):

@@ -23,6 +23,12 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 # Roboflow puts an image's suffix into its name, and digits of its own behind.
 _ROBOFLOW = re.compile(r"_(png|jpe?g)\.rf\.[0-9a-f]+(?=\.|$)", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[/_\-\s]+")
+# Folders that tools keep images in: nothing in their names tells one image from another.
+_STORAGE = re.compile(
+    r"^((data/)?uploads?/(\d+/)?|(data/)?local-files/|(images?|imgs|JPEGImages|labels|masks"
+    r"|SegmentationClass|SegmentationObject|obj_train_data)/)+(?=.)",
+    re.IGNORECASE,
+)
 
 
 class Matcher:
@@ -91,9 +97,13 @@ def read_mapping(csv: Path) -> dict[str, str]:
     if not csv.is_file():
         raise DataError(f"--mapping {csv}: there is no such file")
     rows = read_csv(csv)
+    # Excel writes semicolons where the comma is the sign of decimals.
+    if len(rows.columns) == 1 and {*MAPPING_COLUMNS} <= {*rows.columns[0].split(";")}:
+        rows = read_csv(csv, ";")
     if lacking := [name for name in MAPPING_COLUMNS if name not in rows.columns]:
         raise DataError(
-            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(MAPPING_COLUMNS)}"
+            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(MAPPING_COLUMNS)}, "
+            "separated by commas"
         )
     found: dict[str, str] = {}
     for row, name, image in zip(rows.index, *(rows[key] for key in MAPPING_COLUMNS), strict=True):
@@ -114,12 +124,17 @@ def tidy(name: str) -> str:
 
 
 class ImageFinder:
-    """Finds the image of the data set that a name means, by the mapping first.
+    """Finds the image of the data set that a name means.
+
+    A name that the mapping holds as it stands is settled. Else the data set is asked, and where it
+    knows no image or several, the mapping once more, for the same name with another suffix,
+    flattened, or in a tool's folder (``images/``). More in front it does not take: a mapping of
+    ``image1.png`` says nothing of another patient's.
 
     Args:
         images: Paths of all images of the index table.
         root: Folder that they count from.
-        mapping: From :func:`read_mapping`; its names are matched as loosely as paths are.
+        mapping: From :func:`read_mapping`.
 
     Raises:
         DataError: The mapping names images that the data set does not have.
@@ -140,17 +155,34 @@ class ImageFinder:
         if unknown:
             raise DataError(
                 f"the mapping names {len(unknown)} images that {root} does not have, or has several"
-                f" of: {', '.join(unknown[:3])}; give paths relative to data.root"
+                f" of: {', '.join(unknown[:3])}; give paths relative to data.root, and the data.* "
+                "words that the images were chosen with"
             )
-        self._mapped = Matcher(self._mapping)
+        self._loose: list[dict[str, set[str]]] = [{} for _ in _LEVELS]
+        for name, image in self._mapping.items():
+            for level, (written, _) in enumerate(_LEVELS):
+                self._loose[level].setdefault(written(_stored(name)), set()).add(image)
 
     def find(self, name: str) -> list[str]:
         """The images that ``name`` may mean: one where it is certain, none where it is unknown."""
         name = tidy(name)
         if name in self._mapping:
             return [self._mapping[name]]
-        mapped = {self._mapping[found] for found in self._mapped.find(name)}
-        return sorted(mapped) or self._matcher.find(name)
+        own, mapped = self._matcher.find(name), self._find_mapped(name)
+        if len(own) == 1 and mapped:  # where they disagree, neither is certain
+            return sorted(mapped | set(own))
+        return sorted(mapped) or own
+
+    def _find_mapped(self, name: str) -> set[str]:
+        for variant in _variants(name):
+            for level, (written, _) in enumerate(_LEVELS):
+                if found := self._loose[level].get(written(_stored(variant))):
+                    return found
+        return set()
+
+
+def _stored(name: str) -> str:
+    return _STORAGE.sub("", name)
 
 
 def _variants(name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.describe_import import printable
+from experiments.describe_import import in_cell, printable
 from experiments.lesion_image import Imported
 from experiments.lesion_sheet import Cell
 
@@ -18,18 +18,18 @@ def import_table(images: Sequence[Imported], table: pd.DataFrame) -> pd.DataFram
     rows = [
         {
             "image": image.image,
-            "name": printable("; ".join(image.names)),
-            "source": printable("; ".join(image.sources)),
+            "name": in_cell("; ".join(image.names)),
+            "source": in_cell("; ".join(image.sources)),
             "split": table["split"].iat[image.row],
             "body_part": table["body_part"].iat[image.row],
-            "labels": printable("+".join(image.labels)),
+            "labels": in_cell("+".join(image.labels)),
             "marks": image.marks,
             "share": round(image.share, 6),
             "weak": int(image.is_weak),
             "raters": image.raters,
             "rater_iou": _mean([pair.iou for pair in image.agreement]),
             "rater_dice": _mean([pair.dice for pair in image.agreement]),
-            "notes": printable("; ".join(image.notes)),
+            "notes": in_cell("; ".join(image.notes)),
         }
         for image in images
     ]

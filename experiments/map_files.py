@@ -58,7 +58,7 @@ def _read_png(file: BinaryIO, path: Path, size: tuple[int, int]) -> np.ndarray:
     if not header:
         raise DataError(f"{path}: the file is empty; write it again")
     if not header.startswith(PNG):
-        raise DataError(f"{path}: is no PNG file (it begins with {header[:8]!r}); convert it")
+        raise DataError(f"{path}: is no PNG file, whatever its name says; convert it")
     if len(header) < PNG_HEADER or header[12:16] != b"IHDR":
         raise DataError(f"{path}: damaged image (it lacks its header); write it again")
     width, height, depth, colour = struct.unpack(">IIBB", header[16:26])

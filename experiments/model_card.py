@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from experiments.model_properties import (
     project_version,
     training_data,
 )
-from experiments.trained import Trained
+from experiments.trained import Trained, read_summary
 
 CROPS = {
     "none": "none",
@@ -109,7 +108,10 @@ A lesion is claimed where
  `{{ map }}` reaches {{ "%.3f" | format(trained.map_thresholds[map]) }}
 {{- "." if loop.last else "," }}
 {%- endfor %}
- Decided by: {{ decided_by }}.
+ Decided by: {{ decided_by }}
+{%- if decided_by == "val" and undecided %}
+, but of {{ undecided }} nobody: val held no lesion mask, and 0.5 stands in
+{%- endif %}.
 
 ## Figures
 
@@ -141,6 +143,8 @@ makes one; then export it again.
 - A map shows where evidence lies for this network; it is no diagnosis and no proof of reasoning.
 {% if decided_by != "val" %}
 - Its thresholds were not decided on any image.
+{% elif undecided %}
+- The threshold of {{ undecided }} was not decided on any image.
 {% endif %}
 {% for note in notes %}
 - {{ note[0] | upper }}{{ note[1:] }}.
@@ -207,6 +211,7 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         crop=CROPS[recipe.crop],
         contrast=CONTRASTS[recipe.contrast],
         decided_by=decided_by(trained),
+        undecided=", ".join(f"`{name}`" for name in trained.undecided_maps),
         summary=summary,
         people=SOURCES[trained.data].patients_are,
         rows=figures(summary, trained.map_methods),
@@ -217,17 +222,6 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         paper=PAPER,
     )
     return "\n\n".join(_filled(block) for block in text.strip().split("\n\n")) + "\n"
-
-
-def read_summary(trained: Trained, split: str) -> dict[str, Any] | None:
-    """The summary of an evaluation of this very checkpoint; None where there is none."""
-    name = split if trained.checkpoint.stem == "best" else f"{split}-{trained.checkpoint.stem}"
-    try:
-        text = (trained.folder / "evaluation" / name / "summary.json").read_text(encoding="utf-8")
-        summary = json.loads(text)
-        return summary if summary["checkpoint_hash"] == trained.hashes["checkpoint"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def figures(summary: dict[str, Any], methods: tuple[str, ...]) -> list[Row]:

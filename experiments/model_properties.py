@@ -47,6 +47,7 @@ def properties(trained: Trained) -> dict[str, str]:
         "map_scales": {name: trained.map_scales[name] for name in trained.map_methods},
         "map_thresholds": trained.map_thresholds,
         "decided_by": decided_by(trained),
+        "undecided_maps": list(trained.undecided_maps),
         "training_data": training_data(trained),
         "licence": "MIT; mind the licence of training_data",
         "citation": CITATION,

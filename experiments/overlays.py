@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 # Height of a line of words at font scale 1, pixels, and the widest letter's share of it.
 LINE = 32
 GAP = 8
+# Smallest font scale of words: below it they cannot be read.
+LEAST = 0.35
 TICKS = 64  # width of the numbers beside the colour bar, at font scale 1
 
 
@@ -62,9 +65,10 @@ def draw(shown: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
     if shown.peak is not None:
         _cross(marked, [round((value + 0.5) * scale - 0.5) for value in shown.peak], unit)
     parts = [grey, np.full((size[1], GAP, 3), 255, np.uint8), marked] if beside else [marked]
-    picture = np.hstack(parts)
-    lines = _words([*shown.words, WARNING], picture.shape[1], shown.threshold, max(size))
-    return np.ascontiguousarray(np.vstack([picture, lines])[..., ::-1])
+    lines = [*shown.words, WARNING]
+    picture = _widened(np.hstack(parts), 2 * GAP + math.ceil(LEAST * _longest(lines)))
+    words = _words(lines, picture.shape[1], shown.threshold, max(size))
+    return np.ascontiguousarray(np.vstack([picture, words])[..., ::-1])
 
 
 def png(image: np.ndarray) -> bytes:
@@ -93,10 +97,20 @@ def _cross(picture: np.ndarray, place: Sequence[int], unit: int) -> None:
             cv2.line(picture, near, far, colour, thick, cv2.LINE_AA)
 
 
+def _longest(lines: Sequence[str]) -> int:
+    """Width of the longest line at font scale 1, pixels."""
+    return max(int(cv2.getTextSize(line, FONT, 1.0, 2)[0][0]) for line in lines)
+
+
+def _widened(picture: np.ndarray, least: int) -> np.ndarray:
+    """A picture of at least ``least`` pixels' width: a narrow one has no room for words."""
+    missing = max(0, least - picture.shape[1])
+    return np.pad(picture, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
+
+
 def _words(lines: Sequence[str], width: int, threshold: float, side: int) -> np.ndarray:
     """A black strip of ``width`` with lines of words, and above them the colour bar."""
-    longest = max(cv2.getTextSize(line, FONT, 1.0, 2)[0][0] for line in lines)
-    size = min(max(side / 1000, 0.4), (width - 2 * GAP) / longest)
+    size = min(max(side / 1000, 0.4), (width - 2 * GAP) / _longest(lines))
     step = max(1, round(LINE * size))
     strip = np.zeros((step * (len(lines) + 1) + 2 * GAP, width, 3), np.uint8)
     _bar(strip, threshold, size, step)

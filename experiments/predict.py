@@ -84,14 +84,17 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
     trained = load_trained(run)
     chosen = choose_methods(trained, methods)
     with contextlib.closing(PredictionFolder(out, about(trained, words, chosen, dicom))) as folder:
+        kept = folder.settle(found.inputs)
         waiting = [item for item in found.inputs if item.name not in folder.rows]
         print(describe(trained, found, len(found.inputs) - len(waiting)), flush=True)
         start = time.monotonic()
         look(trained, waiting, folder, chosen, capture_writer(trained, folder) if dicom else None)
         fitted = trained.fitted
-        with_studies = folder.finish(found.inputs, fitted.study_threshold if fitted else None)
+        with_studies = folder.finish(
+            [*found.inputs, *kept], fitted.study_threshold if fitted else None
+        )
         seconds = time.monotonic() - start
-        return report(trained, found, folder, with_studies, len(waiting), seconds)
+        return report(trained, len(kept), folder, with_studies, len(waiting), seconds)
 
 
 def check_highdicom() -> None:
@@ -132,6 +135,7 @@ def about(trained: Trained, words: list[Path], methods: list[str], dicom: bool) 
         "best_map": trained.best_map,
         **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
         "map_thresholds": trained.map_thresholds,
+        "undecided_maps": trained.undecided_maps,
         "decided_by": trained.decided_by,
         "notes": [*trained.notes, "for research only, not for diagnosis"],
     }
@@ -181,7 +185,7 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
     from datamodules import DataError
     from datamodules.decode import is_dicom
     from datamodules.dicom import read_dicom
-    from experiments.overlays import draw
+    from experiments.prediction import drawn
     from experiments.secondary_capture import encode, secondary_capture
 
     derivation = (
@@ -193,7 +197,7 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
         data = item.file.read_bytes()
         if not is_dicom(data):
             return
-        picture = draw(shown, *CAPTURE, beside=False)
+        picture = drawn(item, shown, *CAPTURE, beside=False)
         try:
             made = secondary_capture(
                 read_dicom(data, item.file), picture, trained.hashes["checkpoint"], derivation
@@ -208,14 +212,14 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
 
 def report(
     trained: Trained,
-    found: Found,
+    gone: int,
     folder: PredictionFolder,
     with_studies: bool,
     looked_at: int,
     seconds: float,
 ) -> int:
-    """Print what was found; return the exit status."""
-    rows = [folder.rows[item.name] for item in found.inputs]
+    """Print what was found, on all rows of the table; return the exit status."""
+    rows = list(folder.rows.values())
     failed = [row for row in rows if row.error]
     said = [f"{len(rows):,} images"]
     if trained.fitted is not None:
@@ -225,8 +229,10 @@ def report(
     if looked_at:
         said.append(f"{looked_at:,} of them now, {looked_at / max(seconds, 1e-3):.1f} a second")
     else:
-        said.append("all done before: nothing to do (what failed is tried again in a new DIR)")
+        said.append("all done before: nothing to do (what failed is tried again once changed)")
     print(f"done       {'; '.join(said)}")
+    if gone:
+        print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
     names = ["predictions.csv", *(["studies.csv"] if with_studies else []), "maps/", "overlays/"]
     names += ["dicom/"] if (folder.folder / "dicom").is_dir() else []
     print(f"written    {folder.folder}: {', '.join(names)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,17 +16,20 @@ import numpy as np
 import torch
 
 from datamodules import DataError
-from datamodules.decode import MOST_PIXELS, decode, usable_cores
+from datamodules.decode import MOST_PIXELS, decode_content, read_content, usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.inputs import Input
 from experiments.map_rows import one_thread
 from experiments.overlays import Shown, draw, png
 from experiments.prediction_files import PredictionFolder, Row
+from experiments.prediction_sources import Source, content_hash
 from experiments.trained import Trained
 from lightning_modules.attention import has_peak, peak
 
 # The network's map has a cell each 16 pixels: fewer than two cells show nothing.
 SMALLEST = 32
+# Images of more pixels are finished one after the other: a map of one takes four bytes a pixel.
+LARGE, ALONE = 2**24, threading.Lock()
 # Longer side of the image in an overlay, pixels.
 OVERLAY = 480, 1024
 
@@ -37,6 +42,7 @@ class Seen(NamedTuple):
     square: np.ndarray | None = None
     geometry: Geometry | None = None
     error: str = ""
+    content_hash: str = ""
 
 
 class Explained(NamedTuple):
@@ -92,15 +98,15 @@ def predict_all(
     with ThreadPoolExecutor(usable_cores()) as pool:
         for batch in _batches(trained, inputs, pool):
             rows = {seen.item.name: Row(seen.item.name, error=seen.error) for seen in batch}
-            whole = [seen for seen in batch if not seen.error]
             with one_thread():
                 done = pool.map(
                     lambda found: _finish(trained, found, folder, methods, also),
-                    _explained(trained, whole),
+                    _explained(trained, [seen for seen in batch if not seen.error]),
                 )
                 rows |= {row.path: row for row in done}
-            folder.add(rows.values())
-            yield len(batch)
+            folder.add(rows.values(), [Source.of(seen.item, seen.content_hash) for seen in batch])
+            batch.clear()  # the next is decoded while this one is still named here
+            yield len(rows)
 
 
 def answer(
@@ -155,6 +161,22 @@ def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
     return Shown(image, heat, threshold, cross, said)
 
 
+def drawn(item: Input, what: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
+    """Draw, as :func:`experiments.overlays.draw` does, one of many: no image may end the others.
+
+    Raises:
+        DataError: Whatever went wrong; it makes the row and the exit status tell.
+    """
+    try:
+        return draw(what, smallest, largest, beside)
+    except Exception as error:  # no names of files or patients are drawn: its text holds none
+        height, width = what.image.shape
+        raise DataError(
+            f"{item.file}: no overlay can be drawn of its {width} x {height} pixels "
+            f"({type(error).__name__}: {error}); its probability and maps hold, please report this"
+        ) from error
+
+
 def _explained(trained: Trained, batch: Sequence[Seen]) -> list[Explained]:
     """What the network says of each image of a batch."""
     squares = [seen.square for seen in batch if seen.square is not None]
@@ -192,18 +214,22 @@ def _look_up(trained: Trained, item: Input) -> Seen:
     """Decode an image and bring it into the network's square."""
     if item.error:
         return Seen(item, error=item.error)
+    content = ""
     try:
-        image = decode(item.file)
+        data = read_content(item.file)
+        content = content_hash(data)
+        image = decode_content(data, item.file)
     except DataError as error:
-        return Seen(item, error=_reason(error, item))
+        return Seen(item, error=_reason(error, item), content_hash=content)
     if min(image.shape) < SMALLEST:
         height, width = image.shape
         return Seen(
             item,
             error=f"is {width} x {height} pixels, and no side may be below {SMALLEST}; give the "
             "radiograph itself",
+            content_hash=content,
         )
-    return Seen(item, image, *trained.to_square(image))
+    return Seen(item, image, *trained.to_square(image), content_hash=content)
 
 
 def _finish(
@@ -214,30 +240,54 @@ def _finish(
     also: Writer | None,
 ) -> Row:
     """Write the maps and pictures of an image; return its row."""
-    seen, probability, maps = explained
+    seen, _, maps = explained
     assert seen.image is not None, "only what was decoded comes here"
     assert seen.geometry is not None
     name = seen.item.name
-    found = answer(trained, name, probability, maps[trained.best_map], seen.geometry)
-    row, best = found.row, trained.best_map
-    seen_as = shown(trained, seen.image, found)
     try:
-        for method in methods:
-            # One at a time: of a large image each takes hundreds of megabytes.
-            full = found.heat if method == best else full_map(maps[method], seen.geometry)
-            grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
-            folder.write("maps", f"{name}.{method}.png", png(grey))
-        picture = draw(seen_as, *OVERLAY, beside=True)
-        folder.write("overlays", f"{name}.{best}.png", png(picture))
-        if also is not None:
-            also(seen.item, seen_as)
-    except DataError as error:  # the prediction stands; what was to be made of it does not
-        return replace(row, error=_reason(error, seen.item))
+        with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
+            row = _finish_best(trained, explained, folder, methods, also)
+            for method in methods:
+                if method != trained.best_map:
+                    full = full_map(maps[method], seen.geometry)
+                    _write_map(folder, f"{name}.{method}.png", full)
+                    del full  # before the next is brought back
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return Row(name, error="its name is too long for a name with the map's method behind")
         raise
     return row
+
+
+def _finish_best(
+    trained: Trained,
+    explained: Explained,
+    folder: PredictionFolder,
+    methods: Sequence[str],
+    also: Writer | None,
+) -> Row:
+    """Write what is made of the best map, which is let go with it; return the row."""
+    seen, probability, maps = explained
+    assert seen.image is not None, "only what was decoded comes here"
+    assert seen.geometry is not None
+    name, best = seen.item.name, trained.best_map
+    found = answer(trained, name, probability, maps[best], seen.geometry)
+    if best in methods:
+        _write_map(folder, f"{name}.{best}.png", found.heat)
+    seen_as = shown(trained, seen.image, found)
+    try:
+        picture = drawn(seen.item, seen_as, *OVERLAY, beside=True)
+        folder.write("overlays", f"{name}.{best}.png", png(picture))
+        if also is not None:
+            also(seen.item, seen_as)
+    except DataError as error:  # the prediction stands; what was to be made of it does not
+        return replace(found.row, error=_reason(error, seen.item))
+    return found.row
+
+
+def _write_map(folder: PredictionFolder, name: str, full: np.ndarray) -> None:
+    grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
+    folder.write("maps", name, png(grey))
 
 
 def _reason(error: DataError, item: Input) -> str:

@@ -6,16 +6,18 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from experiments.inputs import Input
 from experiments.locks import NAME, take
+from experiments.prediction_sources import SOURCES, Source, changed, gone, read_sources
 from experiments.runs import RunError
 
 PREDICTIONS, STUDIES, ABOUT = "predictions.csv", "studies.csv", "about.json"
+LISTED = 5
 STUDY_COLUMNS = ("study", "views", "probability_abnormal", "predicted_abnormal", "failed_views")
 # Keys of about.json that say what is written; the others only tell where it comes from.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
@@ -41,6 +43,11 @@ class Row:
     map_peak_y: int | None = None
     error: str = ""
 
+    @property
+    def answered(self) -> bool:
+        """Whether the network was asked; an ``error`` is then of what was made of its answer."""
+        return self.probability_abnormal is not None or self.map_peak_x is not None
+
 
 COLUMNS = tuple(each.name for each in fields(Row))
 
@@ -56,6 +63,7 @@ class PredictionFolder:
 
     Attributes:
         rows: All rows that are written, by path.
+        sources: What they are of, by path.
 
     Raises:
         RunError: The folder cannot be written, holds something else, or another process writes it.
@@ -65,6 +73,7 @@ class PredictionFolder:
         self.folder = folder
         self.partial = folder / f"{PREDICTIONS}.partial"
         self.rows: dict[str, Row] = {}
+        self.sources: dict[str, Source] = {}
         self._file: IO[str] | None = None
         self._lock: IO[str] | None = None
         if folder.exists() and not folder.is_dir():
@@ -84,6 +93,7 @@ class PredictionFolder:
             if name.is_file():
                 self.rows = {row.path: row for row in read_rows(name)}
                 break
+        self.sources = read_sources(folder / SOURCES)
 
     def close(self) -> None:
         """Let others write the folder."""
@@ -91,12 +101,55 @@ class PredictionFolder:
             if handle is not None:
                 handle.close()
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Append rows; on the disk when this returns."""
+    def settle(self, inputs: Sequence[Input]) -> list[Input]:
+        """Compare what was looked at with what is there now.
+
+        A row without an answer is forgotten where its input has changed or gone: the input, if it
+        is there, is looked at again. An answer is kept, also where its input has gone.
+
+        Args:
+            inputs: All that are there now.
+
+        Returns:
+            Those that have gone and whose rows are kept.
+
+        Raises:
+            RunError: An input that was answered has changed; or nobody knows what it was.
+        """
+        other = changed(inputs, self.sources)
+        stale = [item for item in other if self._answered(item)]
+        unknown = [item for item in inputs if item.name in self.rows.keys() - self.sources.keys()]
+        if stale or unknown:
+            listed = "".join(f"\n  {item.file}" for item in (stale + unknown)[:LISTED])
+            raise RunError(
+                f"{self.folder} answers for other images: {len(stale + unknown):,} have changed "
+                "since, and nothing there is overwritten; name another folder with --out:"
+                f"{listed}"
+            )
+        left = gone(inputs, self.sources)
+        kept = [item for item in left if self._answered(item)]
+        forgotten = [item.name for item in (*other, *left) if not self._answered(item)]
+        for name in forgotten:
+            self.rows.pop(name, None)
+            self.sources.pop(name)
+        if forgotten:
+            self.add([], [])
+        return kept
+
+    def add(self, rows: Iterable[Row], sources: Iterable[Source]) -> None:
+        """Append rows and what they are of; on the disk when this returns."""
+        added_sources = list(sources)
         if self._file is None:
             # Begun anew from what is whole: a kill may have cut the last line.
+            _replace(self.folder / SOURCES, _csv([Source._fields, *self.sources.values()]))
             _replace(self.partial, _csv([COLUMNS, *map(astuple, self.rows.values())]))
             self._file = self.partial.open("a", encoding="utf-8", errors="surrogateescape")
+        # First: a line of an input without a row does no harm.
+        with (self.folder / SOURCES).open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(_csv(added_sources))
+            file.flush()
+            os.fsync(file.fileno())
+        self.sources |= {each.path: each for each in added_sources}
         added = {row.path: row for row in rows}
         self.rows |= added
         self._file.write(_csv(map(astuple, added.values())))
@@ -127,6 +180,9 @@ class PredictionFolder:
         path = self.folder / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+    def _answered(self, item: Input) -> bool:
+        return item.name in self.rows and self.rows[item.name].answered
 
     def _check(self, about: Mapping[str, Any]) -> None:
         """Raise a RunError unless the folder is empty or of the same request."""

@@ -47,6 +47,9 @@ def secondary_capture(
 
     hush()
     try:
+        for name in ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID"):
+            if not source[name].value.is_valid:  # an archive would file it elsewhere, or refuse it
+                raise ValueError(name)
         made: Dataset = highdicom.sc.SCImage.from_ref_dataset(
             source,
             pixel_array=picture,

@@ -90,6 +90,7 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from experiments.annotation_package import check_new, write_package
     from experiments.choose_images import choose_images
     from experiments.config import load_config
+    from experiments.describe_import import index_words
     from experiments.describe_selection import describe, describe_outlines, next_command
     from experiments.look import look_at, maps_of, open_observer
     from experiments.outlines import outline
@@ -124,7 +125,8 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
         maker = f"{observer.module.stage} {observer.method}"
         maps = maps_of(observer, chosen.index.to_numpy())
         drawn = [outline(shown, observer.threshold) for shown in maps]
-    write_package(arguments.out, data.root, chosen, drawn, maker, data.name)
+    words = [f"data.name={data.name}", *index_words(config)]
+    write_package(arguments.out, data.root, chosen, drawn, maker, words)
     print(describe(pool, chosen, arguments, data))
     if drawn is not None and observer:
         print(describe_outlines([len(polygons) for polygons in drawn], observer, chosen))

@@ -50,8 +50,10 @@ class Trained:
         map_scales: What became 1 in each map, in units of the raw map.
         fitted: What val decided on classification; None for a network that does not classify.
         map_thresholds: Of each map, from val's lesion masks; 0.5 where val could not tell.
-        decided_by: Where the thresholds come from, a phrase for people.
+        undecided_maps: Those whose threshold val could not tell, having no lesion mask.
+        decided_by: Where the other thresholds come from, a phrase for people.
         notes: What a reader must know before believing a decision, a sentence each.
+        identity: What an evaluation of this very checkpoint says of it.
         hashes: ``checkpoint`` (SHA-256 of the file), ``index`` and ``masks`` of the training data.
     """
 
@@ -68,8 +70,10 @@ class Trained:
     map_scales: dict[str, float]
     fitted: Fitted | None
     map_thresholds: dict[str, float]
+    undecided_maps: tuple[str, ...]
     decided_by: str
     notes: tuple[str, ...]
+    identity: dict[str, str | int]
     hashes: dict[str, str]
 
     def to_square(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
@@ -129,9 +133,22 @@ def load_trained(run: Path, judge_val: bool = True) -> Trained:
     hashes = {"checkpoint": file_hash(checkpoint), "index": str(trained_on["index_hash"])}
     if "mask_hash" in trained_on:  # checkpoints of before the masks were hashed know nothing
         hashes["masks"] = str(trained_on["mask_hash"])
-    decided, decided_by, notes = _decisions(run, folder, checkpoint, config, content, judge_val)
+    identity: dict[str, str | int] = {
+        "stage": config.stage,
+        "data": config.data.name,
+        "seed": config.seed,
+        "checkpoint": checkpoint.name,
+        "epoch": int(content["epoch"]) + 1,
+        "checkpoint_hash": hashes["checkpoint"],
+    }
+    decided, decided_by, notes = _decisions(run, folder, checkpoint, config, identity, judge_val)
     methods = tuple(module.judged_maps)
-    thresholds = {name: _map_threshold(decided, name) for name in methods}
+    known = {name: decided.get("maps", {}).get(name, {}).get("threshold") for name in methods}
+    undecided = tuple(name for name in methods if known[name] is None)
+    if undecided and not notes:
+        notes = (
+            f"NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for {', '.join(undecided)}",
+        )
     return Trained(
         folder=folder,
         checkpoint=checkpoint,
@@ -149,11 +166,21 @@ def load_trained(run: Path, judge_val: bool = True) -> Trained:
         best_map="fcn" if "fcn" in methods else "pcam",
         map_scales=dict(zip(module.map_methods, module.map_scale.tolist(), strict=True)),
         fitted=_fitted(decided) if module.classifies else None,
-        map_thresholds=thresholds,
+        map_thresholds={
+            name: EVEN if known[name] is None else float(known[name]) for name in methods
+        },
+        undecided_maps=undecided,
         decided_by=decided_by,
         notes=notes,
+        identity=identity,
         hashes=hashes,
     )
+
+
+def read_summary(trained: Trained, split: str) -> dict[str, Any] | None:
+    """The ``summary.json`` of an evaluation of this very checkpoint; None where there is none."""
+    path = _summary_path(trained.folder, trained.checkpoint, split)
+    return _summary(path, trained.identity)
 
 
 def _decisions(
@@ -161,15 +188,15 @@ def _decisions(
     folder: Path,
     checkpoint: Path,
     config: Config,
-    content: Mapping[str, Any],
+    identity: Mapping[str, str | int],
     judge_val: bool,
 ) -> tuple[dict[str, Any], str, tuple[str, ...]]:
     """What val decided (``fitted`` of a summary.json), where that is known from, and notes."""
     for split in ("val", "test", "left_out"):
-        name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
-        path = folder / "evaluation" / name / "summary.json"
-        if decided := _read_summary(path, checkpoint, config, content):
-            return decided, f"val, as {path} says", ()
+        path = _summary_path(folder, checkpoint, split)
+        summary = _summary(path, identity)
+        if summary is not None and isinstance(summary.get("fitted"), dict):
+            return summary["fitted"], f"val, as {path} says", ()
     why = "this checkpoint has not been judged"
     if judge_val:
         try:
@@ -191,25 +218,17 @@ def _decisions(
     return {}, "nobody: 0.5 stands in", (note,)
 
 
-def _read_summary(
-    path: Path, checkpoint: Path, config: Config, content: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The ``fitted`` of an evaluation, None unless it is of this very checkpoint."""
+def _summary_path(folder: Path, checkpoint: Path, split: str) -> Path:
+    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
+    return folder / "evaluation" / name / "summary.json"
+
+
+def _summary(path: Path, identity: Mapping[str, str | int]) -> dict[str, Any] | None:
     try:
-        summary = json.loads(path.read_text())
-        # Evaluations of before the file was hashed are known by what they say of it.
-        known = {
-            "stage": config.stage,
-            "data": config.data.name,
-            "seed": config.seed,
-            "checkpoint": checkpoint.name,
-            "epoch": int(content["epoch"]) + 1,
-        }
-        if any(summary[name] != value for name, value in known.items()):
-            return None
-        if summary.get("checkpoint_hash", file_hash(checkpoint)) != file_hash(checkpoint):
-            return None
-        return dict(summary["fitted"])
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        # Evaluations of before the file was hashed are known by what else they say of it.
+        said = {"checkpoint_hash": identity["checkpoint_hash"], **summary}
+        return summary if all(said[name] == value for name, value in identity.items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -220,12 +239,6 @@ def _fitted(decided: Mapping[str, Any]) -> Fitted:
         study_threshold=float(decided.get("study_threshold", EVEN)),
         temperature=float(decided.get("temperature", 1.0)),
     )
-
-
-def _map_threshold(decided: Mapping[str, Any], name: str) -> float:
-    """Val's threshold of a map; null where val holds no lesion mask."""
-    value = decided.get("maps", {}).get(name, {}).get("threshold")
-    return EVEN if value is None else float(value)
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import warnings
@@ -16,6 +17,8 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
 )
@@ -220,6 +223,34 @@ def test_what_is_no_radiograph_is_refused_without_a_name(shown, capfd, caplog, m
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+@pytest.mark.parametrize("meta", [True, False])
+def test_dicom_without_its_preamble_is_read(tmp_path, shown, deep, picture, syntax, meta):
+    source = radiograph(deep)
+    source.file_meta.TransferSyntaxUID = syntax
+    whole = content(source)
+    bare = whole[132:]
+    if not meta:
+        file = io.BytesIO()
+        implicit = syntax == ImplicitVRLittleEndian
+        del source.file_meta
+        source.save_as(file, implicit_vr=implicit, little_endian=True)
+        bare = file.getvalue()
+    assert b"DICM" not in bare
+    np.testing.assert_array_equal(shown(bare), shown(whole))
+    again = secondary_capture(read_dicom(bare, tmp_path), picture, "network", "how")
+    assert again.StudyInstanceUID == source.StudyInstanceUID
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x08\0\x05\0CS", b"\x08\0\x08\0\x10\0\0\0" + b"Doe" * 9, b"\x02\0\0\0UL\x04\0"]
+)
+def test_what_only_begins_like_dicom_is_damaged(shown, content):
+    with pytest.raises(DataError, match="IM0001: (damaged DICOM|is a DICOM file without)") as told:
+        shown(content)
+    assert "Doe" not in str(told.value)
+
+
 def test_a_missing_codec_names_the_extra(shown, monkeypatch):
     dataset = radiograph(PLAIN)
     dataset.compress(JPEG2000Lossless)
@@ -295,7 +326,12 @@ def test_pictures_of_one_study_by_one_network_are_one_series(picture):
     assert len({one.SOPInstanceUID, same.SOPInstanceUID, other.SOPInstanceUID}) == 3
 
 
-def test_no_secondary_capture_of_an_unknown_study(picture):
+@pytest.mark.parametrize("uid", [None, "1.2.abc", "1.2.003", "1." * 40 + "1"])
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "SOPInstanceUID"])
+def test_no_secondary_capture_of_an_unknown_study(picture, name, uid):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of the value
+        source = radiograph(PLAIN, **{name: uid})
     with pytest.raises(ValueError, match="missing or not valid") as caught:
-        secondary_capture(radiograph(PLAIN, StudyInstanceUID=None), picture, "a", "how")
+        secondary_capture(source, picture, "a", "how")
     assert SECRET not in str(caught.value)

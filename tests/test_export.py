@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from datamodules.decode import decode
 from datamodules.geometry import from_square
 from experiments import evaluate, export, model_file, predict, train
 from experiments.figures import read_images
-from experiments.model_card import read_summary
+from experiments.model_card import model_card
+from experiments.model_properties import properties
 from experiments.runs import RunError
-from experiments.trained import load_trained
+from experiments.trained import load_trained, read_summary
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
 
@@ -172,6 +174,16 @@ def test_the_card_shows_the_figures_of_this_checkpoint(run, file, trained):
     assert max(map(len, card.replace("|", "\n").splitlines())) < 200
 
 
+def test_card_and_file_do_not_say_that_val_decided_what_it_could_not(trained):
+    assert "Decided by: val.\n" in model_card(trained, "model.onnx", "0" * 64, 0.0)
+    without = replace(trained, undecided_maps=("pcam", "fcn"))
+    card = " ".join(model_card(without, "model.onnx", "0" * 64, 0.0).split())
+    assert "Decided by: val, but of `pcam`, `fcn` nobody: val held no lesion mask, and 0.5" in card
+    assert "- The threshold of `pcam`, `fcn` was not decided on any image." in card
+    assert json.loads(properties(without)["undecided_maps"]) == ["pcam", "fcn"]
+    assert json.loads(properties(trained)["undecided_maps"]) == []
+
+
 def test_figures_of_another_checkpoint_are_not_shown(run, trained):
     path = run / "evaluation" / "test" / "summary.json"
     kept = path.read_text()
@@ -198,7 +210,7 @@ def test_a_file_that_disagrees_is_not_left(run, file, tmp_path, capsys, monkeypa
     (bias,) = (value for value in wrong.graph.initializer if value.name.endswith("fc.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([0.0, 0.1], np.float32), bias.name))
     monkeypatch.setattr(model_file, "build", lambda *_: wrong.SerializeToString())
-    assert export.main([str(run), "--out", str(tmp_path / "wrong.onnx")]) == 2
+    assert export.main([str(run), "--out", str(tmp_path / "new" / "wrong.onnx")]) == 2
     said = capsys.readouterr().err
     assert re.search(
         r"wrong.onnx is not written: its probability differs from PyTorch's by \d", said
@@ -235,37 +247,39 @@ def test_masks_alone_teach_no_class(root, words, tmp_path, capsys):
     assert "`cam`" not in card
 
 
-def test_the_example_of_the_docs_needs_neither_torch_nor_this_project(
+def test_the_examples_of_the_docs_need_neither_torch_nor_this_project(
     file, trained, root, tmp_path
 ):
+    def said_by(name, *words):
+        command = [sys.executable, "-I", name, str(file), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
     text = (HOUSE / "docs" / "onnx.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    assert set(re.findall(r"^import (\w+)", code, re.MULTILINE)) == {
-        "json",
-        "sys",
-        "numpy",
-        "onnxruntime",
-    }
-    (tmp_path / "example.py").write_text(code)
+    ask_code, square_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(ask_code.splitlines()) <= 20
+    for name, code in (("ask.py", ask_code), ("square.py", square_code)):
+        needed = set(re.findall(r"^import (\w+)", code, re.MULTILINE))
+        assert needed <= {"json", "sys", "numpy", "onnxruntime"}
+        (tmp_path / name).write_text(code)
     path = sorted((root / "phantom" / "MURA-v1.1" / "valid").rglob("*.png"))[0]
     image = decode(path)
     np.save(tmp_path / "image.npy", image)
-    said = subprocess.run(
-        [sys.executable, "-I", "example.py", str(file), "image.npy"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    back = re.findall(r"of the image: (.*)\n", said_by("square.py", "image.npy", "square.npy"))
+    said = said_by("ask.py", "square.npy")
     square, geometry = trained.to_square(image)
     probability, maps = trained.explain(square[None])
     found = re.fullmatch(
-        r"peak of fcn at x ([\d.-]+), y ([\d.-]+)\n(normal|abnormal): ([\d.]+)\n", said
+        r"peak of fcn in the square at x (\d+), y (\d+)\n(normal|abnormal): ([\d.]+)\n", said
     )
     assert float(found[4]) == pytest.approx(probability[0], abs=2e-3)
     assert found[3] == trained.classes[int(probability[0] > trained.fitted.threshold)]
     full = from_square(maps["fcn"][0], geometry)
-    peak = full[round(float(found[2])), round(float(found[1]))]
+    x, y = (
+        eval(rule, {name: int(found[at])})
+        for rule, name, at in zip(back, "xy", (1, 2), strict=True)
+    )
+    peak = full[round(y), round(x)]
     assert peak == pytest.approx(full.max(), abs=5e-3)
 
 
@@ -274,7 +288,8 @@ def test_the_example_of_the_docs_needs_neither_torch_nor_this_project(
     [
         ("model.pt", "name a file that ends in .onnx; its card is then FILE.md"),
         ("folder.onnx", "folder.onnx is a folder; choose another name"),
-        ("file/model.onnx", "file cannot be made (File exists); choose another --out"),
+        ("file/model.onnx", "file is a file and no folder; choose another --out"),
+        ("file/new/model.onnx", "file is a file and no folder; choose another --out"),
     ],
 )
 def test_where_it_cannot_be_written(run, tmp_path, capsys, monkeypatch, out, error):

@@ -217,7 +217,7 @@ def test_the_raw_frame_of_a_turned_image_is_told(run, root, out, tmp_path, capsy
 def test_a_turn_that_no_size_tells_is_noted(run, root, out, tmp_path, capsys):
     save(root / image(2), orientation=3)
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
-    assert "NOTE look at 1 of the images" in capsys.readouterr().out
+    assert "NOTE look at 1 image, import.csv" in capsys.readouterr().out
     assert "EXIF orientation is 3" in pd.read_csv(out / "import.csv")["notes"][0]
 
 
@@ -236,7 +236,7 @@ def test_an_empty_mask_of_an_abnormal_image_is_a_mistake(run, tmp_path, capsys):
         Image.fromarray(mask).save(path)
     assert run(tmp_path / "masks") == 1
     error = capsys.readouterr().err
-    assert "empty or full mask: 1\n" in error
+    assert "empty, full or inverted mask: 1\n" in error
     assert f"{image(4)}: its mask is empty" in error
 
 
@@ -296,7 +296,7 @@ def test_two_raters_are_joined_and_compared(run, out, tmp_path, capsys, how, col
     assert run(source, "--raters", how) == 0
     np.testing.assert_array_equal(mask_of(out, image(2)), drawn(columns[0], 5, columns[1], 12))
     printed = capsys.readouterr().out
-    assert f"1 images have several raters; their masks are joined by {how}" in printed
+    assert f"several raters marked 1 image; joined by {how}" in printed
     # 6 of 14 columns are shared; each rater has 10.
     assert_matches(printed, r"rater 1 and rater 2 +1 +0\.429 +0\.600")
     about = pd.read_csv(out / "import.csv")

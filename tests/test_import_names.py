@@ -94,7 +94,7 @@ def test_a_name_that_is_not_certain_is_left_out(run, out, tmp_path, capsys, name
     assert run(source) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert "left out: 1 mistake, listed above; 1 images are written" in error
+    assert "left out: 1 mistake, listed above; written: 1 image" in error
     assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(2)]
 
 
@@ -106,6 +106,34 @@ def test_a_mapping_settles_names(run, out, tmp_path):
     )
     assert run(source, "--mapping", mapping) == 0
     assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4), image(6)]
+
+
+def test_a_short_name_of_a_mapping_takes_no_other_patients_image(run, out, tmp_path):
+    mapping = tmp_path / "mapping.csv"
+    mapping.write_text(f"name,image\nimage1.png,{image(4)}\nstudy1_positive/x.png,{image(6)}\n")
+    names = ["MURA-v1.1/" + image(8), "patient99/image1.png", "patient00008/study1_positive/x.png"]
+    source = write_coco(tmp_path / "a.json", *((name, [BOX]) for name in names))
+    assert run(source, "--mapping", mapping) == 1
+    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(8)]
+
+
+def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
+    images = ["a/IMG07.jpg", "a/IMG08.jpg"]
+    finder = ImageFinder(images, tmp_path, {"IMG08.jpg": "a/IMG07.jpg", "x/y.png": "a/IMG08.jpg"})
+    assert finder.find("IMG08.jpg") == ["a/IMG07.jpg"]
+    assert finder.find("images/IMG08.jpg") == images
+    assert finder.find("a/IMG08.jpg") == ["a/IMG08.jpg"]
+    for name in ("x_y.jpg", "data/upload/3/1a2b3c4d-x__y.png", "images/x/y"):
+        assert finder.find(name) == ["a/IMG08.jpg"]
+    assert finder.find("other/x/y.png") == []
+
+
+def test_a_mapping_may_have_semicolons(run, out, tmp_path):
+    mapping = tmp_path / "mapping.csv"
+    mapping.write_text(f"name;image\r\n0007.png;{image(4)}\r\n", encoding="utf-8-sig")
+    source = write_coco(tmp_path / "a.json", ("0007.png", [BOX]))
+    assert run(source, "--mapping", mapping) == 0
+    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]
 
 
 @pytest.mark.parametrize(

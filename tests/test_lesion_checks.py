@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from datamodules.annotations.marks import Mark
 from experiments import lesion_checks
-from experiments.lesion_checks import MAX_CORNERS, check_mark, crossing
+from experiments.lesion_checks import MAX_CORNERS, check_mark, check_mask, crossing
 from experiments.lesion_raters import agreement, combine, mean_agreement
 
 SIZE = (100, 200)
@@ -42,6 +44,44 @@ def test_crossings_agree_with_a_slow_search_on_random_outlines(monkeypatch):
     for _ in range(200):
         corners = random.uniform(0, 1000, (5, 2))
         assert (crossing(corners) is not None) == slow_crossing(corners)
+
+
+def test_a_crossing_of_sides_far_apart_is_found():
+    """Sides are compared in runs; here one of the last crosses one of the first."""
+    turn = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+    ring = np.column_stack([500 + 300 * np.cos(turn), 500 + 200 * np.sin(turn)])
+    assert crossing(ring) is None
+    assert crossing(np.vstack([ring, [850, 480], [850, 520], [400, 520]])) == pytest.approx(
+        (799, 520), abs=1
+    )
+
+
+def test_many_corners_take_little_memory():
+    corners = np.random.default_rng(0).uniform(0, 1000, (MAX_CORNERS, 2))
+    tracemalloc.start()
+    assert crossing(corners) is not None
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("box", "fault", "note"),
+    [
+        ((0, 0, 0, 0), "its mask is empty", ""),
+        ((0, 0, 20, 20), "the whole image is marked: is the mask inverted?", ""),
+        ((1, 1, 19, 19), "", "81 % of the image is marked"),
+        ((0, 0, 20, 18), "90.0 % of the image and most of its border are marked: is the mask", ""),
+        ((0, 0, 20, 5), "", ""),
+    ],
+)
+def test_a_mask_that_may_be_inverted_is_told(box, fault, note):
+    mask = np.zeros((20, 20), np.uint8)
+    left, top, right, bottom = box
+    mask[top:bottom, left:right] = 255
+    found = check_mask(mask)
+    assert found[0].startswith(fault)
+    assert (bool(found[0]), found[1]) == (bool(fault), note)
 
 
 def slow_crossing(corners):

@@ -179,7 +179,7 @@ def test_objects_are_never_loaded(tmp_path):
 
 
 def test_a_file_that_is_not_what_its_suffix_says_is_refused(tmp_path):
-    assert "is no PNG file (it begins with b'\\x93NUMPY" in refused(
+    assert "is no PNG file, whatever its name says; convert it" in refused(
         tmp_path, "a.png", npy("{}") + bytes(64)
     )
     assert "is no whole .npy file (ValueError" in refused(tmp_path, "a.npy", png())

@@ -17,11 +17,11 @@ from PIL import Image
 
 from datamodules.decode import PNG
 from datamodules.phantom_drawing import draw as draw_phantom
-from experiments import evaluate, predict, train
+from experiments import evaluate, train
 from experiments.figures import read_images
-from experiments.prediction_files import read_rows
 from experiments.trained import load_trained
 from tests.dicoms import SECRET, content, radiograph
+from tests.predictions import rows_of, save, told
 from tests.runs import run_folder, tiny_words
 from tests.test_decode import ORIENTATION, UNDO, chunk
 from tests.untrained import FITTED, judge, make_run
@@ -47,20 +47,6 @@ def scans(tmp_path, phantoms):
     for name, image in zip(('Röntgen 1 (ü), "a".png', "b.JPEG"), phantoms, strict=False):
         (folder / name).write_bytes(cv2.imencode(os.path.splitext(name)[1], image)[1].tobytes())
     return folder.parent
-
-
-def told(*words):
-    return predict.main([str(word) for word in words])
-
-
-def rows_of(out):
-    return {row.path: row for row in read_rows(out / "predictions.csv")}
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return path
 
 
 def bomb(width, height):
@@ -90,6 +76,8 @@ def test_a_folder_gives_rows_maps_and_overlays(run, scans, tmp_path, capsys):
         assert (out / "overlays" / f"{name}.fcn.png").is_file()
     printed = capsys.readouterr().out
     assert "abnormal above 0.400, a study above 0.450" in printed
+    assert "NO MAP THRESHOLD: val holds no lesion mask" in printed
+    assert json.loads((out / "about.json").read_text())["undecided_maps"] == ["fcn"]
     assert "left out   2 that are no images: .png 1, .txt 1" in printed
     assert not (out / "studies.csv").exists()
 
@@ -173,34 +161,6 @@ def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
     assert len(set(probabilities)) == 3
     for name in rows:
         assert (tmp_path / "out" / "maps" / f"{name}.fcn.png").is_file()
-
-
-def test_the_same_command_goes_on_after_a_kill_and_overwrites_nothing(
-    run, phantoms, tmp_path, capsys
-):
-    for number, image in enumerate(phantoms):
-        save(tmp_path / "in" / f"{number}.png", image)
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    command = run, tmp_path / "in", "--out"
-    assert told(*command, whole) == 0
-    assert told(*command, out) == 0
-    table = out / "predictions.csv"
-    lines = table.read_text().splitlines(keepends=True)
-    table.unlink()  # as a kill in the middle of a line leaves it
-    table.with_suffix(".csv.partial").write_text("".join(lines[:3]) + lines[3][:9])
-    capsys.readouterr()
-    assert told(*command, out) == 0
-    assert "2 of them done before" in capsys.readouterr().out
-    assert table.read_bytes() == (whole / "predictions.csv").read_bytes()
-    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    assert told(*command, out) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == written
-    save(tmp_path / "in" / "new.png", phantoms[0])
-    assert told(*command, out) == 0
-    assert len(rows_of(out)) == len(phantoms) + 1
-    assert told(*command, out, "--methods", "cam") == 2
-    assert "another request (methods differ)" in capsys.readouterr().err
 
 
 def test_its_own_outputs_are_no_inputs(run, scans, tmp_path):
@@ -333,6 +293,8 @@ def test_a_trained_network_tells_what_new_images_need(run):
     trained = load_trained(run)
     assert (trained.stage, trained.data, trained.best_map) == ("stage3", "phantom", "fcn")
     assert trained.map_thresholds == {"cam": 0.2, "pcam": 0.3, "fcn": 0.5}
+    assert trained.undecided_maps == ("fcn",)  # val's threshold of it is null
+    assert trained.notes == ("NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for fcn",)
     assert trained.fitted == (0.4, 0.45, 1.5)
     assert (trained.recipe.image_size, trained.recipe.crop) == (64, "none")
     assert set(trained.hashes) == {"checkpoint", "index", "masks"}

@@ -96,7 +96,7 @@ def test_what_is_outlined_is_read_back_point_by_point(tmp_path):
     chosen = pd.DataFrame(dict.fromkeys(COLUMNS, "x"), index=range(3))
     chosen = chosen.assign(image=images, probability_abnormal=0.5)
     package = tmp_path / "package"
-    write_package(package, tmp_path / "data", chosen, outlines, "stage1 pcam", "mura")
+    write_package(package, tmp_path / "data", chosen, outlines, "stage1 pcam")
     tasks = json.loads((package / "label_studio.json").read_text())
     for task in tasks:
         taken = task.pop("predictions", [{"result": []}])

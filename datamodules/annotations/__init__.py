@@ -13,7 +13,7 @@ from datamodules.annotations.label_studio import read_label_studio
 from datamodules.annotations.labelme import read_labelme
 from datamodules.annotations.marks import Marking
 from datamodules.annotations.masks import read_masks
-from datamodules.annotations.recognition import formats_of
+from datamodules.annotations.recognition import advice, formats_of
 from datamodules.annotations.via import read_via
 from datamodules.annotations.voc import read_voc
 from datamodules.annotations.yolo import read_yolo
@@ -52,5 +52,6 @@ def recognise(source: Path) -> str:
     raise DataError(
         f"{source}: fits several formats, {known}; say which, or give another file"
         if found
-        else f"{source}: in no format that is known ({known}); say which, or give another file"
+        else f"{source}: in no format that is known ({known}); "
+        f"{advice(source) or 'say which, or give another file'}"
     )

@@ -74,7 +74,13 @@ def read_mask(file: Path) -> np.ndarray:
         raise EntryError("is see-through in places; save it without transparency")
     if data[25] == 3:  # colours from a palette: their numbers are the classes, not their grey
         with Image.open(file) as image:
-            return np.array(image)
+            classes = np.array(image)
+        if len(np.unique(classes[classes > 0])) > 1 and classes.max() > MAX_CLASS:
+            raise EntryError(
+                f"holds class {classes.max()}; in Pascal VOC 255 is the void around objects: set "
+                "it to 0"
+            )
+        return classes
     pixels = _values(data)
     values = np.unique(pixels)
     values = values[values > 0]

@@ -17,6 +17,17 @@ from datamodules.index import DataError
 
 # Of a folder, so many files of each kind are looked into.
 SAMPLE = 20
+ADVICE = {
+    (".zip", ".7z", ".tar", ".tgz", ".tar.gz"): "unpack it, and give the file or folder in it",
+    (".nrrd", ".nii", ".nii.gz", ".mha", ".mhd"): (
+        "a volume is not read; save each image's mask as PNG (docs/lesions.md says how)"
+    ),
+    (".png",): "if these are masks, --format masks says what is wrong with them",
+    (".tif", ".tiff", ".bmp", ".gif", ".webp"): "if these are masks, save them as PNG",
+    (".jpg", ".jpeg"): (
+        "if these are masks, save them as PNG from where they were drawn: JPEG smears their edges"
+    ),
+}
 ROOTS = {"annotations": "cvat", "annotation": "voc"}
 
 
@@ -42,6 +53,15 @@ def formats_of(source: Path) -> dict[str, Path]:
             except DataError:  # the reader will name it
                 continue
     return found
+
+
+def advice(source: Path) -> str:
+    """What to do with a source in no known format, "" where its files' names do not tell."""
+    for file in list_files(source, ""):
+        for suffixes, what in ADVICE.items():
+            if file.name.lower().endswith(suffixes):
+                return what
+    return ""
 
 
 def _format_of(file: Path) -> set[str]:
