@@ -58,7 +58,7 @@ def test_points_of_another_class_are_not_in_the_way(run, out, tmp_path, capsys):
     source = write_cvat(tmp_path / "a.xml", POLYGON + marker, marker)
     assert run(source, "--labels", "lesion") == 0
     assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(2)]
-    assert "NOTE 1 images without a mark are labelled abnormal" in capsys.readouterr().out
+    assert "labelled abnormal, but without a mark: 1 image, such as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("marker", ['<points label="lesion"/>', '<points points="1,2"/>'])
