@@ -50,7 +50,7 @@ def test_polygons_and_both_run_length_encodings_draw_the_same(tmp_path):
         {"size": [HEIGHT, WIDTH], "counts": runs},
     ):
         path = coco(tmp_path, segmentation)
-        assert [mark.label for mark in read_coco(path).images[0].marks] == ["fractured"]
+        assert [mark.labels for mark in read_coco(path).images[0].marks] == [("fractured",)]
         np.testing.assert_array_equal(drawn(path), expected)
 
 
@@ -113,7 +113,7 @@ def test_a_wrong_segmentation_is_named_and_the_others_are_read(tmp_path, segment
     right = [[6, 4, 10, 4, 10, 8, 6, 8]]
     ((image,), mistakes) = read_coco(coco(tmp_path, segmentation, right))
     assert [mark.entry for mark in image.marks] == ["annotation 1"]
-    ((where, what),) = mistakes
+    ((where, what, *_),) = mistakes
     assert re.search(message, f"{where}: {what}")
 
 
@@ -148,14 +148,14 @@ def test_a_file_that_is_no_coco_is_refused(tmp_path, content, message):
 )
 def test_a_wrong_entry_is_listed_once(tmp_path, content, message):
     (tmp_path / "coco.json").write_text(content)
-    images, ((where, what),) = read_coco(tmp_path / "coco.json")
+    images, ((where, what, *_),) = read_coco(tmp_path / "coco.json")
     assert images == []
     assert re.search(message, f"{where}: {what}")
 
 
 @pytest.mark.parametrize("size", [(0, 5), (-1, 5), (1 << 20, 1 << 20), ("x", 5), (2.5, 5)])
 def test_an_impossible_size_is_a_mistake(tmp_path, size):
-    images, ((where, what),) = read_coco(coco(tmp_path, [[1, 1, 2, 2, 3, 3]], size=size))
+    images, ((where, what, *_),) = read_coco(coco(tmp_path, [[1, 1, 2, 2, 3, 3]], size=size))
     assert images == []
     assert where.endswith("image number 0")
     assert what == f"has the size {size[1]!r} x {size[0]!r}; export it again"
