@@ -95,6 +95,7 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         modality = str(header.get("Modality") or "")
         frames = int(header.get("NumberOfFrames") or 1)
         size = int(header.get("Columns") or 0), int(header.get("Rows") or 0)
+        aspect = [int(side) for side in header.get("PixelAspectRatio") or (1, 1)]
         bits = int(header.get("BitsStored") or 0)
     except Exception:
         raise _damaged(path, "its header cannot be read") from None
@@ -113,6 +114,11 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         raise DataError(
             f"{path}: holds {frames} frames, and a radiograph is one; save each frame as a file of "
             "its own"
+        )
+    if len(set(aspect)) > 1:
+        raise DataError(
+            f"{path}: its pixels are not square (PixelAspectRatio); resample them (dcmscale, of "
+            "DCMTK)"
         )
     check_size(size, path)
     if not FEWEST_BITS <= bits <= MOST_BITS:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import validate_value
 
 from datamodules import DataError
 from datamodules.dicom import hush
@@ -18,6 +20,27 @@ SERIES = "Evidence map, RESEARCH USE ONLY"
 # Of a series beside the radiographs': archives sort by it.
 SERIES_NUMBER = 9901
 MAKER = "decision-basis"
+# Taken over from the radiograph, and therefore checked: who it is of, and of which study.
+NEEDED = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
+OPTIONAL = (
+    "SpecificCharacterSet",
+    "StudyDescription",
+    "IssuerOfPatientID",
+    "Laterality",
+    "BodyPartExamined",
+)
+IDS = (
+    *NEEDED,
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
 # Where nothing is said of the patient's position, highdicom wants something: taken out again.
 SOME = ("L", "F")
 
@@ -40,16 +63,19 @@ def secondary_capture(
         The Secondary Capture, uncompressed.
 
     Raises:
-        ValueError: The source lacks the ids of its study or of itself, or they cannot be used; no
-            value of the source is repeated.
+        ValueError: The source lacks the ids of its study or of itself, or an element that would be
+            taken over is not valid: which, by its keyword; no value of the source is repeated.
     """
     import highdicom
 
     hush()
+    # An archive would file it elsewhere, cut the value, or refuse the file.
+    if wrong := [name for name in (*IDS, *OPTIONAL) if not _is_valid(source, name)]:
+        raise ValueError(
+            f"no Secondary Capture can be made of it: {', '.join(wrong)} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing or not valid; mend the file's header"
+        )
     try:
-        for name in ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-            if not source[name].value.is_valid:  # an archive would file it elsewhere, or refuse it
-                raise ValueError(name)
         made: Dataset = highdicom.sc.SCImage.from_ref_dataset(
             source,
             pixel_array=picture,
@@ -69,13 +95,7 @@ def secondary_capture(
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
         made.PatientOrientation = source.get("PatientOrientation") or None
-        for name in (
-            "SpecificCharacterSet",
-            "StudyDescription",
-            "IssuerOfPatientID",
-            "Laterality",
-            "BodyPartExamined",
-        ):
+        for name in OPTIONAL:
             if source.get(name):
                 made[name] = source[name]
         side = source.get("Laterality") or source.get("ImageLaterality")
@@ -108,6 +128,21 @@ def encode(made: Dataset, path: Path) -> bytes:
             "elements are not valid"
         ) from None
     return content.getvalue()
+
+
+def _is_valid(source: Dataset, name: str) -> bool:
+    """Whether an element has values that DICOM allows (PS3.5, 6.2); without any unless needed."""
+    try:
+        element = source[name]
+        values = element.value if element.VM > 1 else [element.value]
+        given = [value for value in values if value not in (None, "")]
+        for value in given:
+            validate_value(element.VR, str(value), pydicom.config.RAISE)
+    except KeyError:
+        return name not in NEEDED
+    except Exception:  # a stranger's values
+        return False
+    return bool(given) or name not in NEEDED
 
 
 def _reference(source: Dataset) -> Dataset:

@@ -200,6 +200,7 @@ PLAIN = np.zeros((64, 64), np.uint16)
     ("make", "message"),
     [
         (lambda: radiograph(PLAIN, NumberOfFrames=2), "holds 2 frames"),
+        (lambda: radiograph(PLAIN, PixelAspectRatio=[1, 2]), "its pixels are not square"),
         (lambda: radiograph(PLAIN, PixelData=None), "without pixel data"),
         (lambda: radiograph(PLAIN, Modality="CT"), "its modality is CT, which is no radiograph"),
         (lambda: radiograph(PLAIN, Modality=SECRET), "its modality is unknown"),
@@ -335,3 +336,22 @@ def test_no_secondary_capture_of_an_unknown_study(picture, name, uid):
     with pytest.raises(ValueError, match="missing or not valid") as caught:
         secondary_capture(source, picture, "a", "how")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PatientID", SECRET * 10),
+        ("AccessionNumber", "1234567890123456789"),
+        ("PatientSex", "Female"),
+        ("PatientBirthDate", "1970-01-01"),
+        ("BodyPartExamined", "left hand"),
+    ],
+)
+def test_an_element_that_cannot_be_taken_over_is_named(picture, name, value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of the value
+        source = radiograph(PLAIN, **{name: value})
+    with pytest.raises(ValueError, match=f"of it: {name} is missing or not valid; mend") as caught:
+        secondary_capture(source, picture, "a", "how")
+    assert value not in str(caught.value)
