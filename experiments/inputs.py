@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -12,8 +13,9 @@ from pathlib import Path
 from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-# A folder that holds both is what experiments.predict wrote: its overlays are no radiographs.
-OUTPUT = ("predictions.csv", "maps")
+# What experiments.predict writes: its overlays are no radiographs. The first is there before any.
+ABOUT, ASKED = "about.json", {"checkpoint_hash", "methods"}
+TABLES, MAPS = {"predictions.csv", "predictions.csv.partial"}, "maps"
 # The table of contents of a DICOM medium, which is DICOM itself and no image.
 CONTENTS = "DICOMDIR"
 STUDY = re.compile(r"study\d+(_positive|_negative)?", re.IGNORECASE)
@@ -127,7 +129,7 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        if OUTPUT[0] in files and OUTPUT[1] in folders:
+        if _is_output(here, folders, files):
             left_out["earlier predictions"] += 1
             folders.clear()
             continue
@@ -141,6 +143,19 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
     for error in failed:
         place = Path(error.filename)
         yield Input(place.relative_to(top).as_posix(), place, f"cannot be opened: {error.strerror}")
+
+
+def _is_output(here: Path, folders: list[str], files: list[str]) -> bool:
+    """Whether predictions went, or were just going, into a folder."""
+    if MAPS in folders and TABLES.intersection(files):
+        return True
+    if ABOUT not in files:
+        return False
+    try:
+        asked = json.loads((here / ABOUT).read_bytes())
+    except (OSError, ValueError):  # a person's own
+        return False
+    return isinstance(asked, dict) and asked.keys() >= ASKED
 
 
 def _is_image(file: Path) -> bool:

@@ -49,6 +49,37 @@ def test_the_same_command_goes_on_after_a_kill_and_overwrites_nothing(
     assert "another request (methods differ)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first", ["a batch", "nothing"])
+def test_what_a_killed_prediction_wrote_is_no_input(
+    run, phantoms, tmp_path, monkeypatch, capsys, first
+):
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    nest = tmp_path / "nest"
+    for number, image in enumerate(phantoms):  # a batch of five, and one more
+        save(nest / f"{number}.png", image)
+    save(nest / "about" / "b.png", phantoms[0])
+    (nest / "about" / "about.json").write_text('{"checkpoint_hash": "not ours"}')
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.prediction_files.PredictionFolder.finish", killed)
+        if first == "nothing":
+            patch.setattr("experiments.predict.look", killed)
+        with pytest.raises(KeyboardInterrupt):
+            told(run, nest, "--out", nest / "out1")
+    assert not (nest / "out1" / "predictions.csv").exists()
+    assert (nest / "out1" / "maps").is_dir() == (first == "a batch")
+    if first == "nothing":  # as a later kill may leave it: maps, and no row
+        save(nest / "out1" / "maps" / "0.png.fcn.png", phantoms[0])
+    capsys.readouterr()
+    assert told(run, nest, "--out", nest / "out2") == 0
+    assert list(rows_of(nest / "out2")) == [
+        *(f"{number}.png" for number in range(len(phantoms))),
+        "about/b.png",
+    ]
+    assert "earlier predictions 1" in capsys.readouterr().out
+
+
 def test_an_image_that_changed_gets_no_stale_answer(run, phantoms, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     save(folder / "a.png", phantoms[0])
