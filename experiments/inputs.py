@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
 
@@ -27,7 +27,7 @@ class Input:
 
     Attributes:
         name: Its path below the input that was given, POSIX, with its suffix; of several inputs
-            after the folder's name. Unique: outputs are called by it.
+            after the folder's name. Unique: outputs are called by it. As :func:`readable` has it.
         file: The file; that which could not be found or opened where ``error`` says so.
         error: Why there is nothing to look at, or "".
     """
@@ -39,7 +39,7 @@ class Input:
     @property
     def study(self) -> Path | None:
         """Folder of the study in a tree such as MURA's (``.../study1_positive``), or None."""
-        for folder in self.file.absolute().parents:
+        for folder in Path(readable(self.file.absolute())).parents:
             if STUDY.fullmatch(folder.name):
                 return folder
         return None
@@ -65,6 +65,11 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
+def readable(path: str | Path) -> str:
+    r"""A path, or a text with paths, in UTF-8: bytes that are none are written as ``\xe9``."""
+    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def find_inputs(words: Sequence[Path], out: Path) -> Found:
     """Find the images in files and folders.
 
@@ -86,12 +91,13 @@ def find_inputs(words: Sequence[Path], out: Path) -> Found:
         else:
             parent = word.resolve().parent
             label = _label(parent, parent, owners, len(words) > 1, again=True)
-            if f"{label}{word.name}" in taken:
+            if readable(f"{label}{word.name}") in taken:
                 label = _label(parent, parent, owners, True, again=False)
             error = "" if word.is_file() else "there is no such file or folder"
             files = [Input(word.name, word, error)]
         for item in files:
             name = f"{label}{item.name}" if item.name else label.rstrip("/") or word.resolve().name
+            name = _free(readable(name), taken)
             taken.add(name)
             found.inputs.append(Input(name, item.file, item.error))
     return found
@@ -109,13 +115,22 @@ def _label(folder: Path, owner: Path, owners: dict[str, Path], several: bool, ag
     """
     if not several:
         return ""
-    base = folder.resolve().name or "input"
+    base = readable(folder.resolve().name) or "input"
     label, number = base, 1
     while label in owners and not (again and owners[label] == owner):
         number += 1
         label = f"{base}-{number}"
     owners[label] = owner
     return f"{label}/"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or that with a number where another file is called as it is made readable."""
+    path, number = PurePosixPath(name), 1
+    while name in taken:
+        number += 1
+        name = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+    return name
 
 
 def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:

@@ -53,23 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules import DataError
     from experiments.config import ConfigError
+    from experiments.inputs import readable
     from experiments.runs import RunError
 
     try:
         return predict(given.run, given.inputs, given.out, given.methods, given.dicom)
     except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(readable(f"error: {error}"), file=sys.stderr)
     except OSError as error:
-        print(
-            f"error: {error.filename or given.out}: {error.strerror}; the same command goes on",
-            file=sys.stderr,
-        )
+        where = readable(error.filename or given.out)
+        print(f"error: {where}: {error.strerror}; the same command goes on", file=sys.stderr)
     return 2
 
 
 def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom: bool) -> int:
     """Look at all inputs, write and print; return the exit status."""
-    from experiments.inputs import find_inputs
+    from experiments.inputs import find_inputs, readable
     from experiments.prediction_files import PredictionFolder
     from experiments.runs import RunError, find_checkpoint
     from experiments.trained import load_trained
@@ -86,7 +85,7 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
     with contextlib.closing(PredictionFolder(out, about(trained, words, chosen, dicom))) as folder:
         kept = folder.settle(found.inputs)
         waiting = [item for item in found.inputs if item.name not in folder.rows]
-        print(describe(trained, found, len(found.inputs) - len(waiting)), flush=True)
+        print(readable(describe(trained, found, len(found.inputs) - len(waiting))), flush=True)
         start = time.monotonic()
         look(trained, waiting, folder, chosen, capture_writer(trained, folder) if dicom else None)
         fitted = trained.fitted
@@ -123,13 +122,15 @@ def choose_methods(trained: Trained, names: str | None) -> list[str]:
 
 def about(trained: Trained, words: list[Path], methods: list[str], dicom: bool) -> dict[str, Any]:
     """What ``about.json`` keeps: whose predictions these are, and by which thresholds."""
+    from experiments.inputs import readable
+
     return {
-        "run": str(trained.folder),
+        "run": readable(trained.folder),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_hash": trained.hashes["checkpoint"],
         "stage": trained.stage,
         "data": trained.data,
-        "inputs": [str(word) for word in words],
+        "inputs": [readable(word) for word in words],
         "methods": methods,
         "dicom": dicom,
         "best_map": trained.best_map,
@@ -219,6 +220,8 @@ def report(
     seconds: float,
 ) -> int:
     """Print what was found, on all rows of the table; return the exit status."""
+    from experiments.inputs import readable
+
     rows = list(folder.rows.values())
     failed = [row for row in rows if row.error]
     said = [f"{len(rows):,} images"]
@@ -235,7 +238,7 @@ def report(
         print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
     names = ["predictions.csv", *(["studies.csv"] if with_studies else []), "maps/", "overlays/"]
     names += ["dicom/"] if (folder.folder / "dicom").is_dir() else []
-    print(f"written    {folder.folder}: {', '.join(names)}")
+    print(f"written    {readable(folder.folder)}: {', '.join(names)}")
     print("For research only, not for diagnosis: read the overlays beside the limits of the run.")
     if not failed:
         return 0

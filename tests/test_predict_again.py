@@ -10,6 +10,8 @@ from datamodules.phantom_drawing import draw as draw_phantom
 from tests.predictions import rows_of, save, told
 from tests.untrained import judge, make_run
 
+TABLES = "predictions.csv", "studies.csv", "inputs.csv", "about.json"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -98,6 +100,41 @@ def test_an_image_that_changed_gets_no_stale_answer(run, phantoms, tmp_path, cap
     save(folder / "a.png", phantoms[0])
     os.utime(folder / "a.png", ns=(0, 0))
     assert told(run, folder, "--out", out) == 0  # the same content, whatever its time says
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_and_found_again(run, phantoms, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / os.fsdecode(b"out\xe9")
+    study = folder / os.fsdecode(b"h\xe4nde") / "study1"
+    for number, name in enumerate((b"latin\xe9.png", rb"latin\xe9.png", b"plain.png")):
+        save(study / os.fsdecode(name), phantoms[number])
+    (folder / os.fsdecode(b"notes.t\xe9t")).write_text("no image")
+    lost = folder / os.fsdecode(b"lost\xe9.png")
+    lost.touch()
+    below = r"h\xe4nde/study1"
+    expected = [
+        r"lost\xe9.png",
+        rf"{below}/latin\xe9.png",
+        rf"{below}/latin\xe9-2.png",
+        f"{below}/plain.png",
+    ]
+    assert told(run, folder, "--out", out) == 1
+    said = capsys.readouterr()
+    assert r"lost\xe9.png: the file is empty" in said.err
+    assert r".t\xe9t 1" in said.out
+    assert list(rows_of(out)) == expected
+    assert (out / "maps" / f"{expected[1]}.fcn.png").is_file()
+    tables = {name: (out / name).read_text("utf-8") for name in TABLES}
+    assert r"in/h\xe4nde/study1,3," in tables["studies.csv"]
+    assert told(run, folder, "--out", out) == 1
+    assert "nothing to do" in capsys.readouterr().out.encode().decode("utf-8")
+    (study / "plain.png").unlink()
+    lost.unlink()
+    assert told(run, folder, "--out", out) == 0
+    assert list(rows_of(out)) == expected[1:]
+    assert (out / "studies.csv").read_text("utf-8") == tables["studies.csv"]
+    save(study / os.fsdecode(b"latin\xe9.png"), phantoms[4])
+    assert told(run, folder, "--out", out) == 2
+    assert rf"{below}/latin\xe9.png" in capsys.readouterr().err
 
 
 def test_what_failed_and_is_mended_is_looked_at_again(run, phantoms, tmp_path, capsys):
