@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # packages may be missing: main says so
     from experiments.inputs import Found, Input
     from experiments.overlays import Shown
     from experiments.prediction import Writer
-    from experiments.prediction_files import PredictionFolder
+    from experiments.prediction_files import PredictionFolder, Row
     from experiments.trained import Trained
 
 LISTED = 5
@@ -228,7 +228,7 @@ def report(
     if trained.fitted is not None:
         calls = Counter(row.predicted_abnormal for row in rows)
         said.append(f"{calls[1]:,} called abnormal, {calls[0]:,} normal")
-    said.append(f"{len(failed):,} failed")
+    said.append(failures(failed))
     if looked_at:
         said.append(f"{looked_at:,} of them now, {looked_at / max(seconds, 1e-3):.1f} a second")
     else:
@@ -246,6 +246,20 @@ def report(
     more = f"\n  and {len(failed) - LISTED:,} more, see the table" if len(failed) > LISTED else ""
     print(f"failed     {len(failed):,} of {len(rows):,}:\n  {listed}{more}", file=sys.stderr)
     return 1
+
+
+def failures(failed: list[Row]) -> str:
+    """How many rows have no prediction, and of how many others something was not made."""
+    from experiments.prediction import NO_OVERLAY
+
+    asked = [row for row in failed if row.answered]
+    plain = sum(NO_OVERLAY in row.error for row in asked)
+    counts = {
+        "unreadable": len(failed) - len(asked),
+        "without a Secondary Capture": len(asked) - plain,
+        "without an overlay": plain,
+    }
+    return ", ".join(f"{many:,} {kind}" for kind, many in counts.items() if many) or "0 failed"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class Row:
         predicted_abnormal: 1 where it is above val's threshold, else 0.
         map_peak_x: Column of the best map's peak, pixels of the upright original, from 0.
         map_peak_y: Its row; None where the map has one value everywhere and points nowhere.
-        error: Why there is no prediction, or "".
+        error: Why there is no prediction; or, beside one, why there is no Secondary Capture or no
+            overlay; or "".
     """
 
     path: str

@@ -145,6 +145,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(run, phantoms, tmp
     assert all(expected[name] in found[name] for name in expected)
     assert str(folder) not in "".join(found.values())
     captured = capsys.readouterr()
+    assert "normal; 7 unreadable; 8 of them now" in captured.out
     assert "failed     7 of 8" in captured.err
     assert "and 2 more, see the table" in captured.err
 
@@ -248,7 +249,10 @@ def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(run, phantoms, 
     assert str(made.PatientName) == f"{SECRET}^Eva"
     assert made.pixel_array.dtype == np.uint8
     names = "".join(str(path) for path in out.rglob("*"))
-    assert SECRET not in "".join([*capfd.readouterr(), names])
+    printed = capfd.readouterr()
+    assert "; 1 unreadable, 1 without a Secondary Capture; 4 of them now" in printed.out
+    assert "failed     2 of 4" in printed.err
+    assert SECRET not in "".join([*printed, names])
     others = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".dcm"]
     assert not any(SECRET.encode() in path.read_bytes() for path in others)
 
