@@ -58,7 +58,8 @@ class Found:
 
     Attributes:
         inputs: Files, in the order of the words and of names.
-        left_out: How many files in folders are no images, by suffix.
+        left_out: How many files in folders are no images, by suffix; how many are hidden, whatever
+            they are; how many folders are earlier predictions.
     """
 
     inputs: list[Input] = field(default_factory=list)
@@ -151,7 +152,9 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             file = here / name
-            if name.startswith(".") or not _is_image(file):
+            if name.startswith("."):
+                left_out["hidden"] += 1
+            elif not _is_image(file):
                 left_out[file.suffix.lower() or file.name] += 1
             else:
                 yield Input(file.relative_to(top).as_posix(), file)

@@ -93,7 +93,7 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
             [*found.inputs, *kept], fitted.study_threshold if fitted else None
         )
         seconds = time.monotonic() - start
-        return report(trained, len(kept), folder, with_studies, len(waiting), seconds)
+        return report(trained, len(kept), folder, with_studies, dicom, len(waiting), seconds)
 
 
 def check_highdicom() -> None:
@@ -160,7 +160,7 @@ def describe(trained: Trained, found: Found, done: int) -> str:
     if found.left_out:
         most = sorted(found.left_out.items(), key=lambda each: (-each[1], each[0]))[:LISTED]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in most)
-        lines.append(f"left out   {found.left_out.total():,} that are no images: {kinds}")
+        lines.append(f"left out   {found.left_out.total():,}: {kinds}")
     return "\n".join([*lines, *trained.notes])
 
 
@@ -216,6 +216,7 @@ def report(
     gone: int,
     folder: PredictionFolder,
     with_studies: bool,
+    dicom: bool,
     looked_at: int,
     seconds: float,
 ) -> int:
@@ -237,7 +238,10 @@ def report(
     if gone:
         print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
     names = ["predictions.csv", *(["studies.csv"] if with_studies else []), "maps/", "overlays/"]
-    names += ["dicom/"] if (folder.folder / "dicom").is_dir() else []
+    captured = (folder.folder / "dicom").is_dir()
+    names += ["dicom/"] if captured else []
+    if dicom and not captured and not any(row.answered for row in failed):
+        print("captures   none was made: --dicom makes them of DICOM inputs alone")
     print(f"written    {readable(folder.folder)}: {', '.join(names)}")
     print("For research only, not for diagnosis: read the overlays beside the limits of the run.")
     if not failed:
