@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-# A folder that holds both is what experiments.predict wrote: its overlays are no radiographs.
-OUTPUT = ("predictions.csv", "maps")
+# What experiments.predict writes: its overlays are no radiographs. The first is there before any.
+ABOUT, ASKED = "about.json", {"checkpoint_hash", "methods"}
+TABLES, MAPS = {"predictions.csv", "predictions.csv.partial"}, "maps"
 # The table of contents of a DICOM medium, which is DICOM itself and no image.
 CONTENTS = "DICOMDIR"
 STUDY = re.compile(r"study\d+(_positive|_negative)?", re.IGNORECASE)
@@ -25,7 +27,7 @@ class Input:
 
     Attributes:
         name: Its path below the input that was given, POSIX, with its suffix; of several inputs
-            after the folder's name. Unique: outputs are called by it.
+            after the folder's name. Unique: outputs are called by it. As :func:`readable` has it.
         file: The file; that which could not be found or opened where ``error`` says so.
         error: Why there is nothing to look at, or "".
     """
@@ -37,7 +39,7 @@ class Input:
     @property
     def study(self) -> Path | None:
         """Folder of the study in a tree such as MURA's (``.../study1_positive``), or None."""
-        for folder in self.file.absolute().parents:
+        for folder in Path(readable(self.file.absolute())).parents:
             if STUDY.fullmatch(folder.name):
                 return folder
         return None
@@ -56,11 +58,17 @@ class Found:
 
     Attributes:
         inputs: Files, in the order of the words and of names.
-        left_out: How many files in folders are no images, by suffix.
+        left_out: How many files in folders are no images, by suffix; how many are hidden, whatever
+            they are; how many folders are earlier predictions.
     """
 
     inputs: list[Input] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+
+def readable(path: str | Path) -> str:
+    r"""A path, or a text with paths, in UTF-8: bytes that are none are written as ``\xe9``."""
+    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def find_inputs(words: Sequence[Path], out: Path) -> Found:
@@ -84,12 +92,13 @@ def find_inputs(words: Sequence[Path], out: Path) -> Found:
         else:
             parent = word.resolve().parent
             label = _label(parent, parent, owners, len(words) > 1, again=True)
-            if f"{label}{word.name}" in taken:
+            if readable(f"{label}{word.name}") in taken:
                 label = _label(parent, parent, owners, True, again=False)
             error = "" if word.is_file() else "there is no such file or folder"
             files = [Input(word.name, word, error)]
         for item in files:
             name = f"{label}{item.name}" if item.name else label.rstrip("/") or word.resolve().name
+            name = _free(readable(name), taken)
             taken.add(name)
             found.inputs.append(Input(name, item.file, item.error))
     return found
@@ -107,13 +116,22 @@ def _label(folder: Path, owner: Path, owners: dict[str, Path], several: bool, ag
     """
     if not several:
         return ""
-    base = folder.resolve().name or "input"
+    base = readable(folder.resolve().name) or "input"
     label, number = base, 1
     while label in owners and not (again and owners[label] == owner):
         number += 1
         label = f"{base}-{number}"
     owners[label] = owner
     return f"{label}/"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or that with a number where another file is called as it is made readable."""
+    path, number = PurePosixPath(name), 1
+    while name in taken:
+        number += 1
+        name = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+    return name
 
 
 def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
@@ -127,20 +145,35 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        if OUTPUT[0] in files and OUTPUT[1] in folders:
+        if _is_output(here, folders, files):
             left_out["earlier predictions"] += 1
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             file = here / name
-            if name.startswith(".") or not _is_image(file):
+            if name.startswith("."):
+                left_out["hidden"] += 1
+            elif not _is_image(file):
                 left_out[file.suffix.lower() or file.name] += 1
             else:
                 yield Input(file.relative_to(top).as_posix(), file)
     for error in failed:
         place = Path(error.filename)
         yield Input(place.relative_to(top).as_posix(), place, f"cannot be opened: {error.strerror}")
+
+
+def _is_output(here: Path, folders: list[str], files: list[str]) -> bool:
+    """Whether predictions went, or were just going, into a folder."""
+    if MAPS in folders and TABLES.intersection(files):
+        return True
+    if ABOUT not in files:
+        return False
+    try:
+        asked = json.loads((here / ABOUT).read_bytes())
+    except (OSError, ValueError):  # a person's own
+        return False
+    return isinstance(asked, dict) and asked.keys() >= ASKED
 
 
 def _is_image(file: Path) -> bool:

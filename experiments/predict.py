@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # packages may be missing: main says so
     from experiments.inputs import Found, Input
     from experiments.overlays import Shown
     from experiments.prediction import Writer
-    from experiments.prediction_files import PredictionFolder
+    from experiments.prediction_files import PredictionFolder, Row
     from experiments.trained import Trained
 
 LISTED = 5
@@ -53,23 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules import DataError
     from experiments.config import ConfigError
+    from experiments.inputs import readable
     from experiments.runs import RunError
 
     try:
         return predict(given.run, given.inputs, given.out, given.methods, given.dicom)
     except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(readable(f"error: {error}"), file=sys.stderr)
     except OSError as error:
-        print(
-            f"error: {error.filename or given.out}: {error.strerror}; the same command goes on",
-            file=sys.stderr,
-        )
+        where = readable(error.filename or given.out)
+        print(f"error: {where}: {error.strerror}; the same command goes on", file=sys.stderr)
     return 2
 
 
 def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom: bool) -> int:
     """Look at all inputs, write and print; return the exit status."""
-    from experiments.inputs import find_inputs
+    from experiments.inputs import find_inputs, readable
     from experiments.prediction_files import PredictionFolder
     from experiments.runs import RunError, find_checkpoint
     from experiments.trained import load_trained
@@ -86,7 +85,7 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
     with contextlib.closing(PredictionFolder(out, about(trained, words, chosen, dicom))) as folder:
         kept = folder.settle(found.inputs)
         waiting = [item for item in found.inputs if item.name not in folder.rows]
-        print(describe(trained, found, len(found.inputs) - len(waiting)), flush=True)
+        print(readable(describe(trained, found, len(found.inputs) - len(waiting))), flush=True)
         start = time.monotonic()
         look(trained, waiting, folder, chosen, capture_writer(trained, folder) if dicom else None)
         fitted = trained.fitted
@@ -94,7 +93,7 @@ def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom:
             [*found.inputs, *kept], fitted.study_threshold if fitted else None
         )
         seconds = time.monotonic() - start
-        return report(trained, len(kept), folder, with_studies, len(waiting), seconds)
+        return report(trained, len(kept), folder, with_studies, dicom, len(waiting), seconds)
 
 
 def check_highdicom() -> None:
@@ -123,13 +122,15 @@ def choose_methods(trained: Trained, names: str | None) -> list[str]:
 
 def about(trained: Trained, words: list[Path], methods: list[str], dicom: bool) -> dict[str, Any]:
     """What ``about.json`` keeps: whose predictions these are, and by which thresholds."""
+    from experiments.inputs import readable
+
     return {
-        "run": str(trained.folder),
+        "run": readable(trained.folder),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_hash": trained.hashes["checkpoint"],
         "stage": trained.stage,
         "data": trained.data,
-        "inputs": [str(word) for word in words],
+        "inputs": [readable(word) for word in words],
         "methods": methods,
         "dicom": dicom,
         "best_map": trained.best_map,
@@ -159,7 +160,7 @@ def describe(trained: Trained, found: Found, done: int) -> str:
     if found.left_out:
         most = sorted(found.left_out.items(), key=lambda each: (-each[1], each[0]))[:LISTED]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in most)
-        lines.append(f"left out   {found.left_out.total():,} that are no images: {kinds}")
+        lines.append(f"left out   {found.left_out.total():,}: {kinds}")
     return "\n".join([*lines, *trained.notes])
 
 
@@ -215,17 +216,20 @@ def report(
     gone: int,
     folder: PredictionFolder,
     with_studies: bool,
+    dicom: bool,
     looked_at: int,
     seconds: float,
 ) -> int:
     """Print what was found, on all rows of the table; return the exit status."""
+    from experiments.inputs import readable
+
     rows = list(folder.rows.values())
     failed = [row for row in rows if row.error]
     said = [f"{len(rows):,} images"]
     if trained.fitted is not None:
         calls = Counter(row.predicted_abnormal for row in rows)
         said.append(f"{calls[1]:,} called abnormal, {calls[0]:,} normal")
-    said.append(f"{len(failed):,} failed")
+    said.append(failures(failed))
     if looked_at:
         said.append(f"{looked_at:,} of them now, {looked_at / max(seconds, 1e-3):.1f} a second")
     else:
@@ -234,8 +238,11 @@ def report(
     if gone:
         print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
     names = ["predictions.csv", *(["studies.csv"] if with_studies else []), "maps/", "overlays/"]
-    names += ["dicom/"] if (folder.folder / "dicom").is_dir() else []
-    print(f"written    {folder.folder}: {', '.join(names)}")
+    captured = (folder.folder / "dicom").is_dir()
+    names += ["dicom/"] if captured else []
+    if dicom and not captured and not any(row.answered for row in failed):
+        print("captures   none was made: --dicom makes them of DICOM inputs alone")
+    print(f"written    {readable(folder.folder)}: {', '.join(names)}")
     print("For research only, not for diagnosis: read the overlays beside the limits of the run.")
     if not failed:
         return 0
@@ -243,6 +250,20 @@ def report(
     more = f"\n  and {len(failed) - LISTED:,} more, see the table" if len(failed) > LISTED else ""
     print(f"failed     {len(failed):,} of {len(rows):,}:\n  {listed}{more}", file=sys.stderr)
     return 1
+
+
+def failures(failed: list[Row]) -> str:
+    """How many rows have no prediction, and of how many others something was not made."""
+    from experiments.prediction import NO_OVERLAY
+
+    asked = [row for row in failed if row.answered]
+    plain = sum(NO_OVERLAY in row.error for row in asked)
+    counts = {
+        "unreadable": len(failed) - len(asked),
+        "without a Secondary Capture": len(asked) - plain,
+        "without an overlay": plain,
+    }
+    return ", ".join(f"{many:,} {kind}" for kind, many in counts.items() if many) or "0 failed"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ SMALLEST = 32
 LARGE, ALONE = 2**24, threading.Lock()
 # Longer side of the image in an overlay, pixels.
 OVERLAY = 480, 1024
+NO_OVERLAY = "no overlay can be drawn"
 
 
 class Seen(NamedTuple):
@@ -172,7 +173,7 @@ def drawn(item: Input, what: Shown, smallest: int, largest: int, beside: bool) -
     except Exception as error:  # no names of files or patients are drawn: its text holds none
         height, width = what.image.shape
         raise DataError(
-            f"{item.file}: no overlay can be drawn of its {width} x {height} pixels "
+            f"{item.file}: {NO_OVERLAY} of its {width} x {height} pixels "
             f"({type(error).__name__}: {error}); its probability and maps hold, please report this"
         ) from error
 

@@ -33,7 +33,8 @@ class Row:
         predicted_abnormal: 1 where it is above val's threshold, else 0.
         map_peak_x: Column of the best map's peak, pixels of the upright original, from 0.
         map_peak_y: Its row; None where the map has one value everywhere and points nowhere.
-        error: Why there is no prediction, or "".
+        error: Why there is no prediction; or, beside one, why there is no Secondary Capture or no
+            overlay; or "".
     """
 
     path: str
@@ -143,9 +144,9 @@ class PredictionFolder:
             # Begun anew from what is whole: a kill may have cut the last line.
             _replace(self.folder / SOURCES, _csv([Source._fields, *self.sources.values()]))
             _replace(self.partial, _csv([COLUMNS, *map(astuple, self.rows.values())]))
-            self._file = self.partial.open("a", encoding="utf-8", errors="surrogateescape")
+            self._file = self.partial.open("a", encoding="utf-8", errors="backslashreplace")
         # First: a line of an input without a row does no harm.
-        with (self.folder / SOURCES).open("a", encoding="utf-8", errors="surrogateescape") as file:
+        with (self.folder / SOURCES).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(_csv(added_sources))
             file.flush()
             os.fsync(file.fileno())
@@ -208,7 +209,7 @@ class PredictionFolder:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a predictions.csv; of a cut one those that are whole."""
-    text = path.read_bytes().decode("utf-8", errors="surrogateescape")
+    text = path.read_bytes().decode("utf-8", errors="backslashreplace")
     whole = text[: text.rfind("\n") + 1]
     rows = []
     for line in list(csv.reader(io.StringIO(whole, newline="")))[1:]:
@@ -263,5 +264,5 @@ def _csv(lines: Iterable[Iterable[object]]) -> str:
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_name(f"{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     unfinished.replace(path)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from datamodules import DataError
 from datamodules.decode import read_content, usable_cores
-from experiments.inputs import Input
+from experiments.inputs import Input, readable
 
 SOURCES = "inputs.csv"
 
@@ -22,7 +22,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: Name of the input, as in predictions.csv.
-        file: Where it lies.
+        file: Where it lies, as :func:`experiments.inputs.readable` has it.
         content_hash: SHA-256 of its content, or "" where that could not be read.
     """
 
@@ -33,7 +33,7 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, item: Input, content: str) -> Source:
         """Of an input whose content has this hash."""
-        return cls(item.name, str(item.file.absolute()), content)
+        return cls(item.name, readable(item.file.absolute()), content)
 
 
 def content_hash(data: bytes) -> str:
@@ -45,7 +45,7 @@ def read_sources(path: Path) -> dict[str, Source]:
     """The lines of an inputs.csv by name, the last of a name; of a cut one those that are whole."""
     if not path.is_file():
         return {}
-    text = path.read_bytes().decode("utf-8", errors="surrogateescape")
+    text = path.read_bytes().decode("utf-8", errors="backslashreplace")
     whole = text[: text.rfind("\n") + 1]
     lines = list(csv.reader(io.StringIO(whole, newline="")))[1:]
     return {line[0]: Source(*line) for line in lines if len(line) == len(Source._fields)}

@@ -78,7 +78,8 @@ def test_a_folder_gives_rows_maps_and_overlays(run, scans, tmp_path, capsys):
     assert "abnormal above 0.400, a study above 0.450" in printed
     assert "NO MAP THRESHOLD: val holds no lesion mask" in printed
     assert json.loads((out / "about.json").read_text())["undecided_maps"] == ["fcn"]
-    assert "left out   2 that are no images: .png 1, .txt 1" in printed
+    assert "left out   2: .txt 1, hidden 1\n" in printed
+    assert "captures" not in printed
     assert not (out / "studies.csv").exists()
 
 
@@ -145,6 +146,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(run, phantoms, tmp
     assert all(expected[name] in found[name] for name in expected)
     assert str(folder) not in "".join(found.values())
     captured = capsys.readouterr()
+    assert "normal; 7 unreadable; 8 of them now" in captured.out
     assert "failed     7 of 8" in captured.err
     assert "and 2 more, see the table" in captured.err
 
@@ -248,9 +250,19 @@ def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(run, phantoms, 
     assert str(made.PatientName) == f"{SECRET}^Eva"
     assert made.pixel_array.dtype == np.uint8
     names = "".join(str(path) for path in out.rglob("*"))
-    assert SECRET not in "".join([*capfd.readouterr(), names])
+    printed = capfd.readouterr()
+    assert "; 1 unreadable, 1 without a Secondary Capture; 4 of them now" in printed.out
+    assert "failed     2 of 4" in printed.err
+    assert SECRET not in "".join([*printed, names])
     others = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".dcm"]
     assert not any(SECRET.encode() in path.read_bytes() for path in others)
+
+
+def test_dicom_without_dicom_inputs_says_that_no_capture_was_made(run, scans, tmp_path, capsys):
+    for _ in range(2):  # also where all is done before
+        assert told(run, scans, "--out", tmp_path / "out", "--dicom") == 0
+        assert "captures   none was made: --dicom makes them of DICOM" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "dicom").exists()
 
 
 def test_dicom_output_needs_its_extra(run, scans, tmp_path, monkeypatch, capsys):

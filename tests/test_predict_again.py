@@ -10,6 +10,8 @@ from datamodules.phantom_drawing import draw as draw_phantom
 from tests.predictions import rows_of, save, told
 from tests.untrained import judge, make_run
 
+TABLES = "predictions.csv", "studies.csv", "inputs.csv", "about.json"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -49,6 +51,37 @@ def test_the_same_command_goes_on_after_a_kill_and_overwrites_nothing(
     assert "another request (methods differ)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first", ["a batch", "nothing"])
+def test_what_a_killed_prediction_wrote_is_no_input(
+    run, phantoms, tmp_path, monkeypatch, capsys, first
+):
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    nest = tmp_path / "nest"
+    for number, image in enumerate(phantoms):  # a batch of five, and one more
+        save(nest / f"{number}.png", image)
+    save(nest / "about" / "b.png", phantoms[0])
+    (nest / "about" / "about.json").write_text('{"checkpoint_hash": "not ours"}')
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.prediction_files.PredictionFolder.finish", killed)
+        if first == "nothing":
+            patch.setattr("experiments.predict.look", killed)
+        with pytest.raises(KeyboardInterrupt):
+            told(run, nest, "--out", nest / "out1")
+    assert not (nest / "out1" / "predictions.csv").exists()
+    assert (nest / "out1" / "maps").is_dir() == (first == "a batch")
+    if first == "nothing":  # as a later kill may leave it: maps, and no row
+        save(nest / "out1" / "maps" / "0.png.fcn.png", phantoms[0])
+    capsys.readouterr()
+    assert told(run, nest, "--out", nest / "out2") == 0
+    assert list(rows_of(nest / "out2")) == [
+        *(f"{number}.png" for number in range(len(phantoms))),
+        "about/b.png",
+    ]
+    assert "earlier predictions 1" in capsys.readouterr().out
+
+
 def test_an_image_that_changed_gets_no_stale_answer(run, phantoms, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     save(folder / "a.png", phantoms[0])
@@ -67,6 +100,41 @@ def test_an_image_that_changed_gets_no_stale_answer(run, phantoms, tmp_path, cap
     save(folder / "a.png", phantoms[0])
     os.utime(folder / "a.png", ns=(0, 0))
     assert told(run, folder, "--out", out) == 0  # the same content, whatever its time says
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_and_found_again(run, phantoms, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / os.fsdecode(b"out\xe9")
+    study = folder / os.fsdecode(b"h\xe4nde") / "study1"
+    for number, name in enumerate((b"latin\xe9.png", rb"latin\xe9.png", b"plain.png")):
+        save(study / os.fsdecode(name), phantoms[number])
+    (folder / os.fsdecode(b"notes.t\xe9t")).write_text("no image")
+    lost = folder / os.fsdecode(b"lost\xe9.png")
+    lost.touch()
+    below = r"h\xe4nde/study1"
+    expected = [
+        r"lost\xe9.png",
+        rf"{below}/latin\xe9.png",
+        rf"{below}/latin\xe9-2.png",
+        f"{below}/plain.png",
+    ]
+    assert told(run, folder, "--out", out) == 1
+    said = capsys.readouterr()
+    assert r"lost\xe9.png: the file is empty" in said.err
+    assert r".t\xe9t 1" in said.out
+    assert list(rows_of(out)) == expected
+    assert (out / "maps" / f"{expected[1]}.fcn.png").is_file()
+    tables = {name: (out / name).read_text("utf-8") for name in TABLES}
+    assert r"in/h\xe4nde/study1,3," in tables["studies.csv"]
+    assert told(run, folder, "--out", out) == 1
+    assert "nothing to do" in capsys.readouterr().out.encode().decode("utf-8")
+    (study / "plain.png").unlink()
+    lost.unlink()
+    assert told(run, folder, "--out", out) == 0
+    assert list(rows_of(out)) == expected[1:]
+    assert (out / "studies.csv").read_text("utf-8") == tables["studies.csv"]
+    save(study / os.fsdecode(b"latin\xe9.png"), phantoms[4])
+    assert told(run, folder, "--out", out) == 2
+    assert rf"{below}/latin\xe9.png" in capsys.readouterr().err
 
 
 def test_what_failed_and_is_mended_is_looked_at_again(run, phantoms, tmp_path, capsys):

@@ -55,7 +55,9 @@ def test_an_overlay_that_cannot_be_drawn_ends_nothing(run, phantoms, tmp_path, m
     assert rows["b.png"].probability_abnormal is not None
     assert len(list((out / "maps").iterdir())) == 9
     assert len(list((out / "overlays").iterdir())) == 2
-    assert "b.png: no overlay can be drawn" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "; 1 without an overlay; 3 of them now" in printed.out
+    assert "b.png: no overlay can be drawn" in printed.err
 
 
 def test_of_large_images_one_map_is_held_at_a_time(run, phantoms, tmp_path, monkeypatch):
