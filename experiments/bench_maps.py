@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.bench_steps import milliseconds, network, prepare
 from experiments.bench_table import Line, Request, ratios, take_turns
-from experiments.runs import RunError
+from experiments.peers import abnormal_score, library
 from lightning_modules.attention import cam, pcam
 from lightning_modules.stage1 import ABNORMAL
 
@@ -34,8 +33,8 @@ def maps(request: Request) -> list[Line]:
     Raises:
         RunError: The extra ``peers`` is not installed.
     """
-    gradcam = _library("pytorch_grad_cam", "grad-cam").GradCAM
-    captum = _library("captum.attr", "captum").LayerGradCam
+    gradcam = library("pytorch_grad_cam", "grad-cam").GradCAM
+    captum = library("captum.attr", "captum").LayerGradCam
     bench = prepare(tuple(request.overrides))
     module = network("stage1", request, bench, torch.channels_last).eval()
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
@@ -43,7 +42,7 @@ def maps(request: Request) -> list[Line]:
     lines = []
     for images in BATCHES:
         image = torch.randn(images, 1, size, size, device=bench.device)
-        targets = [_abnormal_score] * images
+        targets = [abnormal_score] * images
         steps: dict[str, Callable[[], object]] = {
             "ours": functools.partial(explain, module, image),
             "forward": functools.partial(_forward, module, image),
@@ -103,16 +102,3 @@ class _Scores(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self.module(image)
-
-
-def _abnormal_score(scores: Tensor) -> Tensor:
-    return scores[ABNORMAL]
-
-
-def _library(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RunError(
-            f"needs {package} ({error}): pip install -c constraints.txt -e '.[peers]'"
-        ) from error

@@ -87,7 +87,7 @@ class GradientCam:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.method = getattr(_library("pytorch_grad_cam", "grad-cam"), GRADIENT_METHODS[name])
+        self.method = getattr(library("pytorch_grad_cam", "grad-cam"), GRADIENT_METHODS[name])
 
     def __call__(self, module: Any, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps float32 ``(B, 1, h, w)``, at least 0.
@@ -119,7 +119,7 @@ class ScoreCam:
     name = "scorecam"
 
     def __init__(self) -> None:
-        self.method = _library("pytorch_grad_cam", "grad-cam").ScoreCAM
+        self.method = library("pytorch_grad_cam", "grad-cam").ScoreCAM
 
     def __call__(self, module: Any, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps float32 ``(B, 1, h, w)``, at least 0.
@@ -165,7 +165,7 @@ class Occlusion:
     name = "occlusion"
 
     def __init__(self) -> None:
-        self.method = _library("captum.attr", "captum").Occlusion
+        self.method = library("captum.attr", "captum").Occlusion
 
     def __call__(self, module: Any, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps float32 ``(B, 1, S, S)``, at least 0.
@@ -235,16 +235,18 @@ def _raw(explained: Any, network: _FromLastFeatures, image: Tensor) -> Tensor:
     seen = explained.activations_and_grads
     activations = seen.activations[0].numpy()
     gradients = seen.gradients[0].numpy() if seen.gradients else None
-    targets = [_abnormal_score] * len(image)
+    targets = [abnormal_score] * len(image)
     raw = explained.get_cam_image(image, network.last, targets, activations, gradients, False)
     return torch.from_numpy(np.asarray(raw, dtype=np.float32)).to(image.device)[:, None].relu()
 
 
-def _abnormal_score(scores: Tensor) -> Tensor:
+def abnormal_score(scores: Tensor) -> Tensor:
+    """The score that other people's methods explain: of class abnormal, of one image."""
     return scores[ABNORMAL]
 
 
-def _library(module: str, package: str) -> Any:
+def library(module: str, package: str) -> Any:
+    """Import a module of the extra ``peers``, or raise a RunError that names it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -75,7 +75,7 @@ def test_whole_commands_are_timed(words, capsys):
     assert re.match(rf"anonymous memory, 160 images +{NUMBER} MB +80 images", memory[0])
 
 
-def test_what_cannot_be_timed_is_said(words, capsys, monkeypatch):
+def test_what_cannot_be_timed_is_said(words, capsys):
     assert main(["data.name=mur", "--rows", "step"]) == 2
     assert "did you mean mura?" in capsys.readouterr().err
     assert main(["--rounds", "0"]) == 2
@@ -83,12 +83,6 @@ def test_what_cannot_be_timed_is_said(words, capsys, monkeypatch):
     assert main(["--rows", "steps"]) == 2
     assert f"--rows=steps is none of {', '.join(ROWS)}" in capsys.readouterr().err
 
-    def lacking(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(bench_maps.importlib, "import_module", lacking)
-    with pytest.raises(RunError, match=r"needs grad-cam .* pip install"):
-        bench_maps._library("pytorch_grad_cam", "grad-cam")
     with pytest.raises(RunError, match="a run failed: SystemExit: 3|a run failed: gone"):
         python(["-c", "import sys; print('gone', file=sys.stderr); sys.exit(3)"])
 
