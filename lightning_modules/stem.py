@@ -22,8 +22,9 @@ _BLOCK = 4
 class StemConvolution(nn.Conv2d):
     """7 x 7 convolution of stride 2 on one channel, without bias.
 
-    All but the gradient at an image on a processor is :class:`torch.nn.Conv2d`'s; that one is the
-    same sum in another order.
+    Attributes:
+        fast_gradient: Take the gradient at an image on a processor by :func:`image_gradient`, the
+            same sums in another order. All else is :class:`torch.nn.Conv2d`'s.
 
     Args:
         channels: Channels out.
@@ -31,11 +32,12 @@ class StemConvolution(nn.Conv2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels, _KERNEL, stride=_STRIDE, padding=_PADDING, bias=False)
+        self.fast_gradient = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, 1, H, W)``, sides divisible by 4, to ``(B, channels, H / 2, W / 2)``."""
         learns = torch.is_grad_enabled() and image.requires_grad
-        if not learns or image.device.type != "cpu":
+        if not (self.fast_gradient and learns) or image.device.type != "cpu":
             return super().forward(image)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
