@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from experiments.bench_table import HEADER, Line, Request, cells, show
-from experiments.command import run
+from experiments.command import answered, run
 
 # The module and the function that measure each row.
 ROWS = {
@@ -42,6 +42,7 @@ LONG = ("paper",)
 QUICK_ROUNDS = 2
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -56,20 +57,10 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError
-
-    try:
-        chosen, request = understand(arguments)
-        if arguments.cpu:
-            use_one_thread()
-        return measure(chosen, request)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    chosen, request = understand(arguments)
+    if arguments.cpu:
+        use_one_thread()
+    return measure(chosen, request)
 
 
 def understand(arguments: argparse.Namespace) -> tuple[list[str], Request]:

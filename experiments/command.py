@@ -1,13 +1,21 @@
-"""How every command here begins and ends: missing packages, Ctrl-C."""
+"""How every command here begins and ends: refused requests, missing packages, Ctrl-C."""
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
+P = ParamSpec("P")
+# The errors that say why a request cannot be carried out, and what to do.
+REFUSALS = (
+    ("experiments.schema", "ConfigError"),
+    ("datamodules.index", "DataError"),
+    ("experiments.runs", "RunError"),
+)
 # Exit statuses of a shell: 128 + the signal's number.
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
@@ -35,6 +43,34 @@ def run(main: Callable[[], int], *, undone_by_sigterm: bool = False) -> int:
             raise
         print(f"error: {error}; {install()}", file=sys.stderr)
         return 2
+
+
+def answered(main: Callable[P, int]) -> Callable[P, int]:
+    """Let a command that cannot be carried out say why, in a line, and return status 2.
+
+    That are the project's own errors, a loss that is no number any more, and what the system
+    refuses, such as a folder that cannot be written; all else is a fault and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (ValueError, FloatingPointError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, _refusals()):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+
+    return answer
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    # Of what is imported: where an error comes from is, and no more is wanted for telling it.
+    return tuple(getattr(sys.modules[name], kind) for name, kind in REFUSALS if name in sys.modules)
 
 
 def _end(number: int, _: object) -> NoReturn:
