@@ -34,15 +34,14 @@ class Bench(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def prepare(words: tuple[str, ...]) -> Bench:
-    """Data, set up, and a batch of it with lesion masks.
+def prepare(words: tuple[str, ...], stage: str = "stage1") -> Bench:
+    """Data, set up, and a batch of it as ``stage`` has it: from stage 3 on with lesion masks.
 
     Raises:
         ConfigError: the configuration is wrong.
         DataError: the data is.
     """
-    # Stage 3's words: its batches hold lesion masks.
-    config = load_config("stage3", list(words))
+    config = load_config(stage, list(words))
     accelerator = config.trainer["accelerator"]
     precision = config.trainer["precision"] or choose_precision(accelerator)
     data = build_data(config)
@@ -91,8 +90,9 @@ def step(request: Request) -> list[Line]:
 
 def stages(request: Request) -> list[Line]:
     """Steps of stages 2 and 3 and of two plain passes, in steps of stage 1."""
-    bench = prepare(tuple(request.overrides))
+    bench = prepare(tuple(request.overrides), "stage3")
     passes = network("stage1", request, bench, torch.channels_last)
+    passes.encoder.stem[0].fast_gradient = True  # a floor is the least
     floor = make_step(passes, two_passes_loss, bench, bench.bf16)
     steps: dict[str, Step] = {
         name: stage_step(name, request, bench)[0] for name in ("stage1", "stage2", "stage3")
@@ -167,7 +167,8 @@ def make_step(
     def take() -> None:
         batch = {name: value.to(bench.device) for name, value in bench.batch.items()}
         batch = bench.data.on_after_batch_transfer(batch, 0)
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bf16):
+        # Without a cache of cast weights, as Lightning has it.
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             loss = loss_of(module, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -20,7 +20,12 @@ REFUSALS = (
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
 
-def run(main: Callable[[], int], *, undone_by_sigterm: bool = False) -> int:
+def run(
+    main: Callable[[], int],
+    *,
+    undone_by_sigterm: bool = False,
+    by_ctrl_c: str = "stopped; nothing is lost, the same command goes on",
+) -> int:
     """Run a command and return its exit status.
 
     Ctrl-C, at any moment, ends it with a line and not with a traceback; so does an environment
@@ -30,13 +35,14 @@ def run(main: Callable[[], int], *, undone_by_sigterm: bool = False) -> int:
         main: The command.
         undone_by_sigterm: SIGTERM ends it with its own status and removes what is half written,
             as Ctrl-C does. Not for training, which hears SIGTERM itself.
+        by_ctrl_c: What is said then.
     """
     if undone_by_sigterm:
         signal.signal(signal.SIGTERM, _end)
     try:
         return main()
     except KeyboardInterrupt:
-        print("\nstopped; nothing is lost, the same command goes on", file=sys.stderr)
+        print(f"\n{by_ctrl_c}", file=sys.stderr)
         return BY_CTRL_C
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in OURS:

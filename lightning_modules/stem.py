@@ -24,7 +24,8 @@ class StemConvolution(nn.Conv2d):
 
     Attributes:
         fast_gradient: Take the gradient at an image on a processor by :func:`image_gradient`, the
-            same sums in another order. All else is :class:`torch.nn.Conv2d`'s.
+            same sums in another order, where its sides are divisible by 4. All else is
+            :class:`torch.nn.Conv2d`'s.
 
     Args:
         channels: Channels out.
@@ -35,12 +36,13 @@ class StemConvolution(nn.Conv2d):
         self.fast_gradient = False
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map ``(B, 1, H, W)``, sides divisible by 4, to ``(B, channels, H / 2, W / 2)``."""
+        """Map ``(B, 1, H, W)`` to ``(B, channels, H / 2, W / 2)``; odd sides are rounded up."""
         learns = torch.is_grad_enabled() and image.requires_grad
-        if not (self.fast_gradient and learns) or image.device.type != "cpu":
+        blocks = not (image.shape[-2] % _BLOCK or image.shape[-1] % _BLOCK)
+        if not (self.fast_gradient and learns and blocks) or image.device.type != "cpu":
             return super().forward(image)
         weight = self.weight
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and image.dtype == torch.float32:
             kind = torch.get_autocast_dtype("cpu")
             image, weight = image.to(kind), weight.to(kind)
         out: Tensor = _Convolve.apply(image, weight)

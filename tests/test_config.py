@@ -302,6 +302,21 @@ def test_differences_with_another_version():
     ]
 
 
+def test_a_run_from_before_a_key_did_what_was_done_then():
+    def without_keys(config):
+        del config["attention"]["gradient"], config["attention"]["shrink"]
+        return config
+
+    for stage, found in (("stage1", []), ("stage2", ["attention.gradient: pytorch -> @"])):
+        new = to_plain(load_config(stage, []))
+        default = new["attention"]["gradient"]
+        old = without_keys(to_plain(load_config(stage, [])))
+        expected = [line.replace("@", default) for line in found if default != "pytorch"]
+        assert differences(old, new) == expected
+        same = to_plain(load_config(stage, ["attention.gradient=pytorch"]))
+        assert differences(old, same) == []
+
+
 def test_tables_of_the_schema_name_real_keys():
     assert set(CHOICES) <= set(HINTS)
     assert set(INTERVALS) <= set(HINTS)

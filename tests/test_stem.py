@@ -91,6 +91,14 @@ def test_the_gradient_can_be_differentiated_again():
     assert torch.autograd.gradgradcheck(lambda x: ours(x).square(), image, atol=1e-6, rtol=1e-4)
 
 
+def test_sides_that_are_no_blocks_are_left_to_pytorch():
+    (ours, image), (plain, other) = both(torch.randn(1, 1, 18, 21))
+    assert torch.equal(ours(image), plain(other))
+    ours(image).sum().backward()
+    plain(other).sum().backward()
+    assert torch.equal(image.grad, other.grad)
+
+
 @pytest.mark.parametrize(("fast", "learns"), [(True, False), (False, True)])
 def test_unless_asked_for_an_image_that_learns_the_layer_is_pytorchs(fast, learns):
     layer, image = StemConvolution(8), torch.randn(2, 1, 16, 16, requires_grad=learns)
