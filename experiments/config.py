@@ -155,8 +155,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         was, now = before.get(key, unset), after.get(key, unset)
         if was == now or _EXEMPT.fullmatch(key):
             continue
-        if key == "attention.gradient" and before.get("stage") == "stage1":  # it masks nothing
-            continue
         if key == "trainer.max_epochs" and _at_least(now, was):
             continue
         lines.append(f"{key}: {_show(was)} -> {_show(now)}")

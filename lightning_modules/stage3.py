@@ -73,7 +73,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         mask_fill: float = 0.0,
         mask_statistics: str = "own",
         mask_shrink: int = 1,
-        mask_gradient: str = "convolution",
+        mask_gradient: str = "pytorch",
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,

@@ -45,11 +45,15 @@ def test_steps_stand_beside_plain_code_and_the_peak(words, capsys):
     assert most.startswith("  the most that this peak allows")
     assert [line.split("  ")[0] or line.split("  ")[1] for line in stages] == [
         "stage 2 step / stage 1 step",
+        "with attention.gradient=convolution",
         "stage 3 step / stage 1 step",
+        "with attention.gradient=convolution",
         "floor: two passes and an input gradient",
         "stage 2 step / floor",
         "stage 3 step / floor",
         "stage 2 step",
+        "with attention.gradient=convolution",
+        "and attention.shrink=2",
     ]
 
 

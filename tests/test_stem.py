@@ -114,10 +114,10 @@ def test_the_encoder_begins_with_it():
     assert next(iter(Encoder().state_dict())) == "stem.0.weight"
 
 
-def test_from_stage_2_on_it_is_used_unless_pytorchs_is_asked_for():
+def test_from_stage_2_on_it_is_used_when_asked_for():
     assert not Stage1Classifier().encoder.stem[0].fast_gradient
     for stage in (Stage2GuidedAttention, Stage3WeaklySupervised):
-        assert stage().encoder.stem[0].fast_gradient
-        assert not stage(mask_gradient="pytorch").encoder.stem[0].fast_gradient
+        assert not stage().encoder.stem[0].fast_gradient
+        assert stage(mask_gradient="convolution").encoder.stem[0].fast_gradient
         with pytest.raises(ValueError, match=r"attention\.gradient=exact is none of"):
             stage(mask_gradient="exact")
