@@ -1,7 +1,8 @@
 """Time the code beside what people would use instead: ``python -m experiments.bench``.
 
     --rows step,data     some of the rows; all unless told, but ``paper``, which trains for long
-    --rounds N           turns that count, for the median and the spread
+    --rounds N           turns that count, for the median and the spread, of what is timed in this
+                         process; commands of their own are run three times, memory is taken once
     --cpu                processor time of one thread where code is timed in this process: for a
                          machine that others use, too
     --quick              few turns on little data: to see that all works, not to quote
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 
 from experiments.bench_table import HEADER, Line, Request, cells, show
-from experiments.command import run
+from experiments.command import answered, run
 
 # The module and the function that measure each row.
 ROWS = {
@@ -42,6 +43,7 @@ LONG = ("paper",)
 QUICK_ROUNDS = 2
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -56,20 +58,17 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError
+    from experiments.locks import NAME, take
+    from experiments.runs import RunError
 
-    try:
-        chosen, request = understand(arguments)
-        if arguments.cpu:
-            use_one_thread()
+    chosen, request = understand(arguments)
+    if arguments.cpu:
+        use_one_thread()
+    request.folder.mkdir(parents=True, exist_ok=True)
+    with (request.folder / NAME).open("w") as lock:
+        if not take(lock):
+            raise RunError(f"another bench runs in {request.folder}: two would time each other")
         return measure(chosen, request)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
 
 
 def understand(arguments: argparse.Namespace) -> tuple[list[str], Request]:
@@ -112,19 +111,33 @@ def use_one_thread() -> None:
 
 
 def measure(chosen: list[str], request: Request) -> int:
-    """Print the table, a row when it is measured; return the exit status."""
+    """Print the table, a row when it is measured; return the exit status.
+
+    Raises:
+        ConfigError: the data's name or a setting is wrong, for whatever row.
+    """
+    from datamodules import DataError
+    from experiments.build import build_data
+    from experiments.config import ConfigError, load_config
     from experiments.hardware import choose_device, choose_precision, describe_device
     from experiments.runs import RunError
 
     begun, failed = time.monotonic(), False
-    print(f"{describe_device(choose_device())}, {choose_precision()}, {request.rounds} rounds")
+    config = load_config("stage1", request.overrides)
+    build_data(config)  # a wrong name is no matter of one row
+    trainer = config.trainer
+    precision = trainer["precision"] or choose_precision(trainer["accelerator"])
+    clock = "wall" if request.clock is time.perf_counter else "processor time"
+    quick = ", QUICK: to see that all works, not to quote" if request.quick else ""
+    device = describe_device(choose_device(trainer["accelerator"]))
+    print(f"{device}, {precision}, {clock}, {request.rounds} rounds{quick}")
     print(cells(*HEADER), flush=True)
     for row in chosen:
         module, function = ROWS[row]
         try:
             measured = getattr(importlib.import_module(f"experiments.{module}"), function)
             lines: list[Line] = measured(request)
-        except RunError as error:
+        except (ConfigError, DataError, RunError, OSError) as error:
             print(cells(row, "not measured", str(error)), flush=True)
             failed = True
             continue
@@ -134,4 +147,4 @@ def measure(chosen: list[str], request: Request) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, by_ctrl_c="stopped"))

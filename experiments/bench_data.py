@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from datamodules.geometry import letterbox
 from datamodules.index import COLUMNS
 from experiments.bench_steps import Bench, prepare, speed, stage_step
 from experiments.bench_table import Line, Request, ratios, take_turns
+from experiments.runs import RunError
 
 # MURA's images are up to 512 pixels long, 80 KB a file; the phantom draws smaller ones.
 LONGEST = 512
@@ -42,8 +42,12 @@ def data(request: Request) -> list[Line]:
     loader = bench.data.train_dataloader()
     # No lesion masks: ImageFolder has none to move along.
     loader.dataset.shows_lesion = np.zeros(len(bench.data.table), dtype=bool)
-    items = list(loader.sampler)[: count // batch]
-    folder = DataLoader(image_folder(large_images(bench, request), size), batch, shuffle=True)
+    files = image_folder(large_images(bench, request), size)
+    folder = DataLoader(files, batch, shuffle=True)
+    # At least one batch, and none that the other one has not.
+    items = list(loader.sampler)[: min(max(1, count // batch), len(files) // batch)]
+    if not items:
+        raise RunError(f"{len(files)} images make no batch of {batch}")
 
     def read() -> None:
         for item in items:
@@ -68,7 +72,7 @@ def data(request: Request) -> list[Line]:
             ">= 8",
         ),
         Line(
-            "  two workers beside stage 1 on one core",
+            "  twice that beside stage 1 on one core",
             f"{speed(2 * images, both['read'])}",
             f"steps take {speed(batch, both['step'])}",
             ratios(both["step"], both["read"], 2 * images / batch),
@@ -121,13 +125,17 @@ def cache_build(request: Request) -> list[Line]:
         shutil.rmtree(target, ignore_errors=True)
         cache.build(target, lambda: table, files, cache.Recipe(size), "error")
 
-    threads = cv2.getNumThreads()
+    threads = cv2.getNumThreads()  # building sets them for itself
+
+    def loop() -> None:
+        cv2.setNumThreads(threads)
+        read_all(paths, size)
+
     steps: dict[str, Callable[[], object]] = {
         "ours": build,
-        "loop": functools.partial(read_all, paths, size),
+        "loop": loop,
     }
     seconds = take_turns(steps, request.rounds, request.clock)
-    cv2.setNumThreads(threads)
     shutil.rmtree(target, ignore_errors=True)
     weight = sum(path.stat().st_size for path in paths) / len(paths) / 1000
     return [
@@ -158,15 +166,16 @@ def read_all(paths: list[Path], size: int) -> np.ndarray:
 
 def large_images(bench: Bench, request: Request) -> Path:
     """A folder a class of PNG files of MURA's size, made from train images; kept for next time."""
-    count = QUICK_IMAGES if request.quick else IMAGES
-    folder = request.folder / f"images-{bench.data.name}-{count}"
+    rows = bench.data.rows_of("train")[: QUICK_IMAGES if request.quick else IMAGES]
+    # Of these images: the cache's name tells the data from others.
+    folder = request.folder / f"images-{bench.data.cache_folder.name}-{len(rows)}"
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     grain = np.random.default_rng(0)
     table = bench.data.table
-    for row in bench.data.rows_of("train")[:count]:
+    for row in rows:
         pixels = decode(bench.data.root / table["path"].iat[row])
         scale = LONGEST / max(pixels.shape)
         large = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)

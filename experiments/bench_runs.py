@@ -91,6 +91,8 @@ def paper(request: Request) -> list[Line]:
     Beside the checkout that the environment variable ``BENCH_BEFORE`` names, if it does, by turns.
     """
     before = os.environ.get("BENCH_BEFORE")
+    if before and not (Path(before) / "experiments" / "train.py").is_file():
+        raise RunError(f"BENCH_BEFORE={before} is no checkout of this project")
     words = [word for word in request.overrides if not word.startswith("data.")]
     words += ["trainer.max_epochs=1", "data.count=80"] if request.quick else []
     words = [*QUIET, *words, f"data.root={request.folder / 'phantom'}"]
@@ -143,7 +145,7 @@ def python(words: list[str], threads: int | None = None, place: str | None = Non
     with socket.socket() as free:  # two benches at once must not meet at one port
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = str(Path(__file__).parents[1])
+    home = str(Path(place).absolute() if place else Path(__file__).parents[1])
     environment = {**os.environ, "MASTER_PORT": str(port), "PYTHONPATH": home}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -152,9 +154,10 @@ def python(words: list[str], threads: int | None = None, place: str | None = Non
         capture_output=True,
         text=True,
         env=environment,
-        cwd=place,  # the folder of a program comes before PYTHONPATH
+        cwd=place,  # of a module the current folder comes before PYTHONPATH
         check=False,
     )
     if done.returncode:
-        raise RunError(f"a run failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise RunError(f"a run failed: {said[-1] if said else f'status {done.returncode}'}")
     return done.stdout

@@ -22,7 +22,9 @@ class Spread(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Such as ``2.80 (2.71 to 2.90)``."""
+        """Such as ``2.80 (2.71 to 2.90)``; ``2.80`` where nothing was repeated."""
+        if self.low == self.high:
+            return f"{self.middle:.2f}"
         return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 

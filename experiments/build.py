@@ -100,6 +100,7 @@ def build_module(config: Config, data: RadiographDataModule) -> LightningModule:
             "mask_fill": config.attention.fill,
             "mask_statistics": config.attention.statistics,
             "mask_shrink": config.attention.shrink,
+            "mask_gradient": config.attention.gradient,
         }
     if config.stage == "stage3":
         arguments |= {

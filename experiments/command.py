@@ -1,18 +1,31 @@
-"""How every command here begins and ends: missing packages, Ctrl-C."""
+"""How every command here begins and ends: refused requests, missing packages, Ctrl-C."""
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
+P = ParamSpec("P")
+# The errors that say why a request cannot be carried out, and what to do.
+REFUSALS = (
+    ("experiments.schema", "ConfigError"),
+    ("datamodules.index", "DataError"),
+    ("experiments.runs", "RunError"),
+)
 # Exit statuses of a shell: 128 + the signal's number.
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
 
-def run(main: Callable[[], int], *, undone_by_sigterm: bool = False) -> int:
+def run(
+    main: Callable[[], int],
+    *,
+    undone_by_sigterm: bool = False,
+    by_ctrl_c: str = "stopped; nothing is lost, the same command goes on",
+) -> int:
     """Run a command and return its exit status.
 
     Ctrl-C, at any moment, ends it with a line and not with a traceback; so does an environment
@@ -22,19 +35,48 @@ def run(main: Callable[[], int], *, undone_by_sigterm: bool = False) -> int:
         main: The command.
         undone_by_sigterm: SIGTERM ends it with its own status and removes what is half written,
             as Ctrl-C does. Not for training, which hears SIGTERM itself.
+        by_ctrl_c: What is said then.
     """
     if undone_by_sigterm:
         signal.signal(signal.SIGTERM, _end)
     try:
         return main()
     except KeyboardInterrupt:
-        print("\nstopped; nothing is lost, the same command goes on", file=sys.stderr)
+        print(f"\n{by_ctrl_c}", file=sys.stderr)
         return BY_CTRL_C
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in OURS:
             raise
         print(f"error: {error}; {install()}", file=sys.stderr)
         return 2
+
+
+def answered(main: Callable[P, int]) -> Callable[P, int]:
+    """Let a command that cannot be carried out say why, in a line, and return status 2.
+
+    That are the project's own errors, a loss that is no number any more, and what the system
+    refuses, such as a folder that cannot be written; all else is a fault and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (ValueError, FloatingPointError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, _refusals()):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+
+    return answer
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    # Of what is imported: where an error comes from is, and no more is wanted for telling it.
+    return tuple(getattr(sys.modules[name], kind) for name, kind in REFUSALS if name in sys.modules)
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -43,6 +43,8 @@ _EXEMPT = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
     r"|num_sanity_val_steps|enable_\w+)"
 )
+# What a run did before there was the key.
+_FORMERLY = {"attention.gradient": "pytorch", "attention.shrink": 1}
 _PATHS = [
     ("data", "root"),
     ("data", "cache_dir"),
@@ -149,7 +151,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = _flatten(old), _flatten(new)
     lines = []
     for key in dict.fromkeys([*before, *after]):
-        was, now = before.get(key, "not set"), after.get(key, "not set")
+        unset = _FORMERLY.get(key, "not set")
+        was, now = before.get(key, unset), after.get(key, unset)
         if was == now or _EXEMPT.fullmatch(key):
             continue
         if key == "trainer.max_epochs" and _at_least(now, was):

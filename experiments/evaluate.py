@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.command import answered
 from experiments.command import run as run_command
 
 if TYPE_CHECKING:  # packages may be missing: main says so
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # packages may be missing: main says so
     from experiments.map_methods import MapMethod
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -54,48 +56,37 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError
     from experiments.runs import RunError
 
     overrides = [word for word in arguments.runs if is_setting(word)]
     runs = [Path(word) for word in arguments.runs if word not in overrides]
-    try:
-        if arguments.maps is not None:
-            return judge_folder(arguments, runs, overrides)
-        if not runs:
-            missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
-            raise RunError(
-                "name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing)
-            )
-        if arguments.out and not arguments.compare:
-            raise RunError(
-                "--out says where a comparison is written, or what --maps finds: add one of them"
-            )
-        if arguments.audit_images is not None and not arguments.audit:
-            raise RunError("--audit-images is of the audit: add --audit")
-        if arguments.audit_images is not None and arguments.audit_images < 2:
-            raise RunError(f"--audit-images {arguments.audit_images}: two or more are needed")
-        if arguments.compare or arguments.audit:
-            check_different(runs)
-        if arguments.compare and arguments.out:
-            from experiments.comparison import comparison_paths
+    if arguments.maps is not None:
+        return judge_folder(arguments, runs, overrides)
+    if not runs:
+        missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
+        raise RunError("name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing))
+    if arguments.out and not arguments.compare:
+        raise RunError(
+            "--out says where a comparison is written, or what --maps finds: add one of them"
+        )
+    if arguments.audit_images is not None and not arguments.audit:
+        raise RunError("--audit-images is of the audit: add --audit")
+    if arguments.audit_images is not None and arguments.audit_images < 2:
+        raise RunError(f"--audit-images {arguments.audit_images}: two or more are needed")
+    if arguments.compare or arguments.audit:
+        check_different(runs)
+    if arguments.compare and arguments.out:
+        from experiments.comparison import comparison_paths
 
-            comparison_paths(arguments.out)  # raises now, not after minutes of judging
-        methods = choose_peers(arguments.peers)
-        found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines, methods)
-        if arguments.compare:
-            compare_all(found, arguments.out)
-        if arguments.audit:
-            from experiments.audit_files import audit_all
+        comparison_paths(arguments.out)  # raises now, not after minutes of judging
+    methods = choose_peers(arguments.peers)
+    found = evaluate_all(runs, arguments.split, overrides, not arguments.no_baselines, methods)
+    if arguments.compare:
+        compare_all(found, arguments.out)
+    if arguments.audit:
+        from experiments.audit_files import audit_all
 
-            audit_all(found, methods, arguments.audit_images)
-    except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        audit_all(found, methods, arguments.audit_images)
     return 0
 
 

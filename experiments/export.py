@@ -20,9 +20,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from experiments.command import answered
 from experiments.command import run as run_command
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -34,19 +36,8 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError
-    from experiments.runs import RunError
-
-    try:
-        check_target(arguments.out, arguments.force)
-        export(arguments.run, arguments.out)
-    except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    check_target(arguments.out, arguments.force)
+    export(arguments.run, arguments.out)
     return 0
 
 

@@ -24,6 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.command import answered
 from experiments.command import run as run_command
 from experiments.evaluate import is_setting
 from experiments.select_lesions import add_arguments, given, select
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # packages may be missing: main says so
 RATERS = ("union", "majority", "intersection")
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -58,37 +60,29 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError, load_config
+    from experiments.config import load_config
 
     overrides = [word for word in arguments.words if is_setting(word)]
     sources = [Path(word) for word in arguments.words if word not in overrides]
-    try:
-        check_options(arguments)
-        for path in leftovers(arguments.out):
-            print(
-                f"NOTE {path} is left of a command that was killed, or of one that is at work; if "
-                "none is, remove it",
-                file=sys.stderr,
-            )
-        if arguments.select is not None:
-            return select(arguments, sources, overrides)
-        config = load_config("stage3", overrides)
-        check_request(arguments, sources, config)
-        if arguments.example is not None:
-            from experiments.lesion_example import write_example
+    check_options(arguments)
+    for path in leftovers(arguments.out):
+        print(
+            f"NOTE {path} is left of a command that was killed, or of one that is at work; if "
+            "none is, remove it",
+            file=sys.stderr,
+        )
+    if arguments.select is not None:
+        return select(arguments, sources, overrides)
+    config = load_config("stage3", overrides)
+    check_request(arguments, sources, config)
+    if arguments.example is not None:
+        from experiments.lesion_example import write_example
 
-            print(write_example(config, arguments.example, arguments.out))
-            again = shlex.join([str(arguments.out), "--out", "my-lesions", *overrides])
-            print(f"next     python -m experiments.import_lesions {again}")
-            return 0
-        return import_all(arguments, sources, config)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        print(write_example(config, arguments.example, arguments.out))
+        again = shlex.join([str(arguments.out), "--out", "my-lesions", *overrides])
+        print(f"next     python -m experiments.import_lesions {again}")
+        return 0
+    return import_all(arguments, sources, config)
 
 
 def leftovers(out: Path | None) -> list[Path]:

@@ -20,6 +20,7 @@ import os
 import sys
 from pathlib import Path
 
+from experiments.command import answered
 from experiments.command import run as run_command
 from experiments.evaluate import check_different, is_setting
 
@@ -28,6 +29,7 @@ NAME = "report.html"
 MARK = '<meta name="generator" content="decision-basis experiments.report">'
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -41,35 +43,24 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(given)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from datamodules import DataError
-    from experiments.config import ConfigError
     from experiments.runs import RunError, find_checkpoint
 
     overrides = [word for word in arguments.runs if is_setting(word)]
     runs = [Path(word) for word in arguments.runs if word not in overrides]
-    try:
-        if not runs:
-            missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
-            raise RunError(
-                "name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing)
-            )
-        check_different(runs)
-        folder = find_checkpoint(runs[0])[0]
-        out = arguments.out or Path(os.path.normpath(folder / ".." / ".." / "report"))
-        page = own_page(out)  # raises now, not after minutes of judging
+    if not runs:
+        missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
+        raise RunError("name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing))
+    check_different(runs)
+    folder = find_checkpoint(runs[0])[0]
+    out = arguments.out or Path(os.path.normpath(folder / ".." / ".." / "report"))
+    page = own_page(out)  # raises now, not after minutes of judging
 
-        from experiments.report_page import write_page
-        from experiments.stored import check_one_data_set, judged
+    from experiments.report_page import write_page
+    from experiments.stored import check_one_data_set, judged
 
-        found = judged(runs, arguments.split, overrides)
-        check_one_data_set(found)
-        shown = write_page(page, found, given, images=not arguments.no_images)
-    except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    found = judged(runs, arguments.split, overrides)
+    check_one_data_set(found)
+    shown = write_page(page, found, given, images=not arguments.no_images)
     print(f"written  {page} ({page.stat().st_size / 1e6:.1f} MB), to be opened in a browser")
     if shown and found[0].about["data"] != "phantom":
         print(

@@ -90,6 +90,7 @@ class AttentionConfig:
     target: str = "fcn"  # of L4: masks (the drawn lesions) | fcn (elsewhere what the FCN draws)
     statistics: str = "own"  # BatchNorm in the masked pass: own | image (whole images') | both
     shrink: int = 1  # sides of the masked pass's image are divided by it; 2 is faster (ours)
+    gradient: str = "pytorch"  # at the masked image: pytorch | convolution (faster on processors)
     fill: float = 0.0  # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
 
 
@@ -172,6 +173,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention.source": ("abnormal", "predicted", "true", "fcn"),
     "attention.target": ("fcn", "masks"),
     "attention.statistics": ("own", "image", "both"),
+    "attention.gradient": ("pytorch", "convolution"),
     "optimizer.schedule": ("cosine", "constant"),
     "logger.wandb": ("auto", "online", "offline", "off"),
 }

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,25 +64,13 @@ def select(arguments: argparse.Namespace, sources: list[Path], overrides: list[s
         arguments: ``out`` and what :func:`add_arguments` adds.
         sources: Words that are no ``key=value``: there must be none.
         overrides: ``key=value`` words.
+
+    Raises:
+        ConfigError: a word is wrong.
+        DataError: the data or the request is.
+        RunError: the run that chooses is.
+        OSError: the package cannot be written.
     """
-    from datamodules import DataError
-    from experiments.config import ConfigError
-    from experiments.runs import RunError
-
-    try:
-        if sources:
-            raise DataError(f"--select imports nothing: leave {sources[0]} out, or --select")
-        _select(arguments, overrides)
-    except (ConfigError, DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     import numpy as np
 
     from datamodules import DataError
@@ -95,6 +82,8 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from experiments.look import look_at, maps_of, open_observer
     from experiments.outlines import outline
 
+    if sources:
+        raise DataError(f"--select imports nothing: leave {sources[0]} out, or --select")
     if arguments.out is None:
         raise DataError("--select needs --out DIR, the folder of the package")
     if arguments.select is None or arguments.select < 1:
@@ -131,6 +120,7 @@ def _select(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if drawn is not None and observer:
         print(describe_outlines([len(polygons) for polygons in drawn], observer, chosen))
     print(next_command(arguments, config, data, chosen))
+    return 0
 
 
 def _index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.command import run
+from experiments.command import answered, run
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from experiments.config import Config
@@ -41,26 +41,23 @@ class Job(NamedTuple):
     logs: Path  # beside its runs
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     arguments = build_parser().parse_intermixed_args(words)
     from experiments.config import ConfigError
 
-    try:
-        jobs = plan(arguments)
-        if arguments.dry_run:
-            # Without their folder SLURM would lose the logs and the jobs with them, unheard.
-            print(shlex.join(["mkdir", "-p", *map(str, log_folders(jobs))]))
-            print("\n".join(render(jobs)))
-            return 0
-        if shutil.which("sbatch") is None:
-            raise ConfigError(
-                "no sbatch here: submit on a login node of a SLURM cluster; DRY=1 (--dry-run) "
-                "prints what would be submitted"
-            )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    jobs = plan(arguments)
+    if arguments.dry_run:
+        # Without their folder SLURM would lose the logs and the jobs with them, unheard.
+        print(shlex.join(["mkdir", "-p", *map(str, log_folders(jobs))]))
+        print("\n".join(render(jobs)))
+        return 0
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "no sbatch here: submit on a login node of a SLURM cluster; DRY=1 (--dry-run) "
+            "prints what would be submitted"
+        )
     return submit(jobs)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1, run
+from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1, answered, run
 from experiments.locks import is_training
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
@@ -34,6 +34,7 @@ SECONDS = 2.0  # between two looks at a trial's metrics.csv, where early_termina
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
+@answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -50,24 +51,16 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     if arguments.count is not None and arguments.count < 1:
         parser.error(f"--count {arguments.count}: expected a whole number, at least 1")
-    from experiments.schema import ConfigError
     from experiments.sweep_file import read_sweep
 
-    try:
-        sweep = read_sweep(arguments.file, arguments.overrides)
-        from experiments.sweep_study import open_study
+    sweep = read_sweep(arguments.file, arguments.overrides)
+    from experiments.sweep_study import open_study
 
-        config = sweep.config(sweep.example())
-        folder = Path(config.run.root) / config.data.name / "sweeps" / sweep.path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(sweep, config, folder, arguments.journal)
-        return carry_out(sweep, study, folder, arguments.count)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    config = sweep.config(sweep.example())
+    folder = Path(config.run.root) / config.data.name / "sweeps" / sweep.path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    study = open_study(sweep, config, folder, arguments.journal)
+    return carry_out(sweep, study, folder, arguments.count)
 
 
 def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> int:

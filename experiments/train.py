@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import BY_CTRL_C, run
+from experiments.command import BY_CTRL_C, answered, run
 from experiments.describe_run import describe_data, describe_start, print_results
 from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue, this_job
 
@@ -45,42 +45,29 @@ def main(words: list[str] | None = None) -> int:
             return leave(stopped.number, "nothing was under way")
 
 
+@answered
 def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Prepare the data and train; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from experiments.config import ConfigError, load_config
 
-    try:
-        # Before the heavy imports: a typing mistake is answered at once.
-        config = load_config(arguments.stage, arguments.overrides)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    # Before the heavy imports: a typing mistake is answered at once.
+    config = load_config(arguments.stage, arguments.overrides)
 
-    from datamodules import DataError
     from experiments.build import build_data
-    from experiments.runs import RunError
     from experiments.wandb_run import check_project
 
-    try:
-        check_project(config.logger)
-        if Path(config.run.root).is_file():
-            raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
-        data = build_data(config)
-        resolve(config, data)
-        data.prepare_data()
-        data.setup()
-        if arguments.data_only:
-            print(f"{describe_data(data)}\ncache  {data.cache_folder}")
-            return 0
-        return train(config, data, stop)
-    except (ConfigError, DataError, RunError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+    check_project(config.logger)
+    if Path(config.run.root).is_file():
+        raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
+    data = build_data(config)
+    resolve(config, data)
+    data.prepare_data()
+    data.setup()
+    if arguments.data_only:
+        print(f"{describe_data(data)}\ncache  {data.cache_folder}")
+        return 0
+    return train(config, data, stop)
 
 
 def resolve(config: Config, data: Any) -> None:

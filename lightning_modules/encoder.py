@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_modules.stem import StemConvolution
+
 STRIDE = 16
 """Pixels of the image per position of the last feature maps, in x and y."""
 
@@ -55,7 +57,7 @@ class Encoder(nn.Module):
         # The maximum is taken before BatchNorm and ReLU, unlike in the usual ResNet: memory-bound
         # both, they then work on a quarter of the positions.
         self.stem = nn.Sequential(
-            nn.Conv2d(1, stem_width, kernel_size=7, stride=2, padding=3, bias=False),
+            StemConvolution(stem_width),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
             nn.BatchNorm2d(stem_width),
             nn.ReLU(inplace=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from lightning_modules.attention import normalise, pcam, soft_mask, upsample
 from lightning_modules.batch_statistics import PASSES, SecondPass
 from lightning_modules.losses import guided_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Stage1Classifier
+from lightning_modules.stem import StemConvolution
 
 MASK_SOURCES = ("abnormal", "predicted", "true")
+GRADIENTS = ("pytorch", "convolution")
 # e^P / e at chance, P = 0.5: what is known of the accuracy before the first validation.
 ALPHA_AT_CHANCE = math.exp(-0.5)
 
@@ -49,9 +52,13 @@ class Stage2GuidedAttention(Stage1Classifier):
             passes move).
         mask_shrink: what the sides of the masked image are divided by before its pass (ours): 2
             makes that pass cost a quarter, and lesions in it half as long.
+        mask_gradient: how a processor sums the gradient at the masked image: "pytorch", its own
+            kernel, or "convolution", faster and the same but for rounding, see
+            ``stem.image_gradient``.
 
     Raises:
-        ValueError: ``mask_source`` or ``mask_statistics`` is unknown, or ``mask_shrink`` below 1.
+        ValueError: ``mask_source``, ``mask_statistics`` or ``mask_gradient`` is unknown, or
+            ``mask_shrink`` below 1.
     """
 
     stage = "stage2"
@@ -73,6 +80,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         mask_fill: float = 0.0,
         mask_statistics: str = "own",
         mask_shrink: int = 1,
+        mask_gradient: str = "pytorch",
     ) -> None:
         super().__init__(
             body_parts=body_parts,
@@ -93,6 +101,11 @@ class Stage2GuidedAttention(Stage1Classifier):
             )
         if mask_shrink < 1:
             raise ValueError(f"attention.shrink={mask_shrink}: 1 or more")
+        if mask_gradient not in GRADIENTS:
+            raise ValueError(
+                f"attention.gradient={mask_gradient} is none of {', '.join(GRADIENTS)}"
+            )
+        cast(StemConvolution, self.encoder.stem[0]).fast_gradient = mask_gradient == GRADIENTS[1]
         self.second_pass = SecondPass(self.encoder, mask_statistics)
 
     def check_mask_source(self, source: str) -> None:

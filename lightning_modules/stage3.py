@@ -38,6 +38,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         mask_fill: what masked-out pixels become, in units of the model's input.
         mask_statistics: as in ``Stage2GuidedAttention``.
         mask_shrink: as in ``Stage2GuidedAttention``.
+        mask_gradient: as in ``Stage2GuidedAttention``.
         lambda_lesion: lambda, the weight of L3.
         classification: False trains the FCN on the masks alone, lambda L3: the reference that tells
             what the image labels add.
@@ -72,6 +73,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         mask_fill: float = 0.0,
         mask_statistics: str = "own",
         mask_shrink: int = 1,
+        mask_gradient: str = "pytorch",
         lambda_lesion: float = 1.0,
         classification: bool = True,
         normal_masks: bool = False,
@@ -94,6 +96,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             mask_fill=mask_fill,
             mask_statistics=mask_statistics,
             mask_shrink=mask_shrink,
+            mask_gradient=mask_gradient,
         )
         if attention_target not in ATTENTION_TARGETS:
             raise ValueError(

@@ -1,6 +1,9 @@
 """The stopwatch: every row runs, says what it compares, and its figures follow from the times."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,19 +45,57 @@ def test_steps_stand_beside_plain_code_and_the_peak(words, capsys):
     assert most.startswith("  the most that this peak allows")
     assert [line.split("  ")[0] or line.split("  ")[1] for line in stages] == [
         "stage 2 step / stage 1 step",
+        "with attention.gradient=convolution",
         "stage 3 step / stage 1 step",
+        "with attention.gradient=convolution",
         "floor: two passes and an input gradient",
         "stage 2 step / floor",
         "stage 3 step / floor",
         "stage 2 step",
+        "with attention.gradient=convolution",
+        "and attention.shrink=2",
     ]
 
 
 def test_data_stands_beside_folders_and_loops(words, capsys):
     batches, workers, building = table(capsys, words, "data,cache")
     assert re.search(rf"ImageFolder and v2, a worker: {NUMBER} images/s", batches)
-    assert "two workers" in workers
+    assert "twice that beside stage 1" in workers
     assert re.search(r"512 px, \d+ KB files", building)
+
+
+def test_a_batch_is_read_even_when_it_is_large(words, capsys):
+    """As many batches by both: without one, ours would take no time at all."""
+    batches, _ = table(capsys, [*words, "data.batch_size=32"], "data")
+    assert not re.search(r" 0\.0 images/s", batches)
+    (line,) = table(capsys, [*words, "data.batch_size=33"], "data", status=1)
+    assert re.match(r"data +not measured +32 images make no batch of 33", line)
+
+
+def test_large_images_are_made_anew_for_other_data(words, capsys):
+    folder = Path(next(word for word in words if word.startswith("run.root="))[9:]) / "bench"
+    table(capsys, [*words, "data.limit=16"], "cache")
+    assert {path.name.rpartition("-")[2] for path in folder.glob("images-*")} >= {"16"}
+
+
+def test_two_benches_do_not_time_each_other(words, capsys):
+    folder = Path(next(word for word in words if word.startswith("run.root="))[9:]) / "bench"
+    folder.mkdir(exist_ok=True)
+    hold = "import sys; from pathlib import Path; from experiments.locks import take\n"
+    hold += f"handle = Path({str(folder / '.lock')!r}).open('w'); assert take(handle)\n"
+    hold += "print('held', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold], text=True, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        assert main([*words, "--rows", "cache"]) == 2
+        assert "another bench runs in" in capsys.readouterr().err
+        other.stdin.close()
+
+
+def test_the_checkout_of_before_must_be_one(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCH_BEFORE", str(tmp_path))
+    (line,) = table(capsys, words, "paper", status=1)
+    assert re.match(r"paper +not measured +BENCH_BEFORE=.* is no checkout", line)
 
 
 @pytest.mark.slow
@@ -101,6 +142,7 @@ def test_ratios_and_verdicts():
     assert found == Spread(2.0, 1.0, 3.0)
     assert verdict(Line("x", "", "", found, "<= 2.0")) == "<= 2.0: reached"
     assert verdict(Line("x", "", "", found, ">= 2.1")) == ">= 2.1: missed"
+    assert (str(found), str(Spread(2.0, 2.0, 2.0))) == ("2.00 (1.00 to 3.00)", "2.00")
     assert show(Line("a", "b")) == cells("a", "b")
 
 

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
+from datamodules import DataError
 from experiments import command, evaluate, train
+from experiments.runs import RunError
+from experiments.schema import ConfigError
 from tests.runs import run_folder, same_results, tiny_words
 
 
@@ -51,6 +54,42 @@ def start(*words, **options):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("seed=x: a number is needed"), "error: seed=x: a number is needed"),
+        (DataError("a.png is truncated"), "error: a.png is truncated"),
+        (RunError("no such run"), "error: no such run"),
+        (FloatingPointError("the loss is nan"), "error: the loss is nan"),
+        (OSError(28, "No space left on device", "/data/a"), "error: /data/a: No space left on d"),
+        (OSError(28, "No space left on device"), "error: No space left on device"),
+        (OSError("worker died"), "error: worker died"),
+    ],
+)
+def test_a_refused_request_is_a_line_and_status_2(capsys, error, said):
+    @command.answered
+    def main(words):
+        assert words == ["a"]
+        raise error
+
+    assert main(["a"]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("error", [ValueError("a fault"), KeyError("a"), ZeroDivisionError()])
+def test_a_fault_keeps_its_traceback(error):
+    @command.answered
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        main()
+
+
+def test_what_is_refused_are_the_projects_own_errors():
+    assert command._refusals() == (ConfigError, DataError, RunError)
 
 
 @pytest.mark.slow

@@ -302,6 +302,18 @@ def test_differences_with_another_version():
     ]
 
 
+def test_a_run_from_before_a_key_did_what_was_done_then():
+    def without_keys(config):
+        del config["attention"]["gradient"], config["attention"]["shrink"]
+        return config
+
+    for stage in ("stage1", "stage2"):
+        old = without_keys(to_plain(load_config(stage, [])))
+        assert differences(old, to_plain(load_config(stage, []))) == []
+    other = to_plain(load_config("stage2", ["attention.gradient=convolution"]))
+    assert differences(old, other) == ["attention.gradient: pytorch -> convolution"]
+
+
 def test_tables_of_the_schema_name_real_keys():
     assert set(CHOICES) <= set(HINTS)
     assert set(INTERVALS) <= set(HINTS)
