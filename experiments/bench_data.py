@@ -114,7 +114,7 @@ def cache_build(request: Request) -> list[Line]:
     """Building the cache beside a loop of ``cv2.imread`` and ``cv2.resize`` in one process."""
     bench = prepare(tuple(request.overrides))
     files = large_images(bench, request)
-    # Several times, so that starting processes weighs as little as in a real data set.
+    # Several times, so that starting and flushing weigh as little as in a real data set.
     paths = sorted(files.rglob("*.png")) * (1 if request.quick else TIMES)
     size = bench.data.recipe.image_size
     table = pd.DataFrame({"path": [str(path.relative_to(files)) for path in paths]})
@@ -133,10 +133,7 @@ def cache_build(request: Request) -> list[Line]:
         cv2.setNumThreads(threads)
         read_all(paths, size)
 
-    steps: dict[str, Callable[[], object]] = {
-        "ours": build,
-        "loop": loop,
-    }
+    steps: dict[str, Callable[[], object]] = {"ours": build, "loop": loop}
     seconds = take_turns(steps, max(2, request.rounds // 3), request.clock)
     shutil.rmtree(target, ignore_errors=True)
     weight = sum(path.stat().st_size for path in paths) / len(paths) / 1000

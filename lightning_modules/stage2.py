@@ -105,7 +105,7 @@ class Stage2GuidedAttention(Stage1Classifier):
             raise ValueError(
                 f"attention.gradient={mask_gradient} is none of {', '.join(GRADIENTS)}"
             )
-        cast(StemConvolution, self.encoder.stem[0]).fast_gradient = mask_gradient == GRADIENTS[1]
+        cast(StemConvolution, self.encoder.stem[0]).fast_gradient = mask_gradient == "convolution"
         self.second_pass = SecondPass(self.encoder, mask_statistics)
 
     def check_mask_source(self, source: str) -> None:

@@ -191,5 +191,5 @@ def test_the_loop_makes_the_squares_of_the_cache(tmp_path):
     paths = sorted(tmp_path.rglob("image*.png"))
     assert len(paths) == 32
     squares = read_all(paths[:3], 32)
-    for square, path in zip(squares, paths, strict=False):
+    for square, path in zip(squares, paths[:3], strict=True):
         assert (square == Recipe(32).apply(decode(path))[0]).all()
