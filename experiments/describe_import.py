@@ -50,12 +50,12 @@ def describe(found: Found, table: pd.DataFrame, config: Config, raters: str) -> 
         f"  masks    {len(images):,}"
         + (f", {weak:,} of them weak: boxes, where an outline is wanted" if weak else ""),
     ]
-    if found.labels:
-        named = sorted(found.labels.items(), key=lambda item: (-item[1], item[0]))
+    for heading, labels in ("marks", found.labels), ("others", found.aside):
+        named = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
         said = ", ".join(
             f"{printable(label) or 'without a label'} {count:,}" for label, count in named[:12]
         )
-        lines.append(f"  marks    {said}{', ...' if len(named) > 12 else ''}")
+        lines += [f"  {heading:<9}{said}{', ...' if len(named) > 12 else ''}"] if said else []
     if images:
         shares = np.array([image.share for image in images]) * 100
         lines += [

@@ -5,6 +5,7 @@ A fault keeps the image out; a note is told and the image is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
         return f"an outline of {len(mark.outline)} points; three or more are needed", ""
     if len(mark.outline) > MAX_CORNERS:
         return f"an outline of {len(mark.outline):,} points; simplify it to {MAX_CORNERS:,}", ""
+    if max(map(max, mark.outline)) <= 1 and min(map(min, mark.outline)) >= 0:
+        return (
+            "it lies within the first pixel: are its coordinates shares of the image's sides? "
+            "convert them to pixels, or export again"
+        ), ""
     fault, note = _check_inside(mark.outline, size)
     if not fault and (place := crossing(mark.outline)) is not None:
         fault = (
@@ -90,6 +96,17 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
             "is unclear; draw it again, two lesions as two outlines"
         )
     return fault, note
+
+
+def is_rectangle(outline: Sequence[Point]) -> bool:
+    """Whether an outline is a box written as its corners, turned or not, to a pixel."""
+    corners = np.asarray(outline[:-1] if outline[:1] == outline[4:] else outline, float)
+    if corners.shape != (4, 2):
+        return False
+    a, b, c, d = corners
+    # Two diagonals of one middle and one length.
+    lengths = math.dist(a, c), math.dist(b, d)
+    return math.dist(a + c, b + d) <= 2 and abs(lengths[0] - lengths[1]) <= 1
 
 
 def check_mask(mask: np.ndarray) -> tuple[str, str]:

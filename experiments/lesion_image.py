@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from datamodules.annotations.marks import Mark, MarkedImage, draw, encode
 from datamodules.decode import upright_size
 from datamodules.index import DataError
-from experiments.lesion_checks import check_mark, check_mask, check_size
+from experiments.lesion_checks import check_mark, check_mask, check_size, is_rectangle
 from experiments.lesion_raters import Agreement, agreement, combine
 
 EMPTY = "empty, full or inverted mask"
@@ -66,11 +66,11 @@ class Imported(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What one source says of an image; ``is_broken`` where the reader left some of it out."""
+    """What one source says of an image: its lesions, and marks of classes that tools reserve."""
 
     source: str
     marked: MarkedImage
-    is_broken: bool
+    reserved: list[Mark]
 
 
 def check_image(
@@ -82,19 +82,23 @@ def check_image(
         size = upright_size(root / image)
     except DataError as error:
         return [Fault("unreadable image", first.where, str(error))]
-    faults, notes = [], []
+    faults: list[Fault] = []
+    notes: list[str] = []
     if not is_abnormal:
         what = f"{image} is labelled normal but has a lesion marked; take the entry out, or correct"
         faults.append(Fault("mark on a normal image", first.where, f"{what} the label"))
     by_rater: dict[str, list[Mark]] = {}
     by_entry: dict[str, MarkedImage] = {}
-    for source, marked, _ in entries:
+    reserved: list[Mark] = []
+    for source, marked, others in entries:
         fault, note = check_size(marked.size, root / image)
         if fault:
-            faults.append(Fault("other size", marked.where, f"{image}: {fault}"))
+            remedy = f"; {marked.remedy}" if marked.remedy else ""
+            faults.append(Fault("other size", marked.where, f"{image}: {fault}{remedy}"))
             continue
-        notes += [note] if note else []
-        for mark in _in_pixels(marked, size):
+        notes += filter(None, (note, marked.note))
+        reserved += [_in_pixels(mark, marked, size) for mark in others]
+        for mark in (_in_pixels(mark, marked, size) for mark in marked.marks):
             fault, note = check_mark(mark, size)
             where = f"{marked.where}, {mark.entry}"
             notes += [f"{mark.entry} {note}"] if note else []
@@ -111,8 +115,16 @@ def check_image(
                 faults.append(Fault("listed twice", marked.where, what))
                 break
             by_rater.setdefault(rater, []).append(mark)
-    if faults or any(entry.is_broken for entry in entries):
+    if faults or not by_rater:
         return faults
+    for mark in reserved:
+        lesions = draw([own for marks in by_rater.values() for own in marks], *size)
+        if check_mark(mark, size)[0] or (draw([mark], *size) & lesions).any():
+            what = (
+                f"{image}: its class {'+'.join(mark.labels)!r} is none of a lesion, but it covers "
+                "part of one: nobody can tell whether it cuts a hole; draw the lesion without"
+            )
+            return [Fault("unclear class", f"{first.where}, {mark.entry}", what)]
     return _draw_image(row, image, size, by_rater, entries, how, notes)
 
 
@@ -155,15 +167,8 @@ def _draw_image(
     )
 
 
-def _in_pixels(marked: MarkedImage, size: tuple[int, int]) -> list[Mark]:
-    """The marks with outlines in pixels, where they are shares of the image's sides."""
-    if not marked.in_shares:
-        return marked.marks
-    height, width = size
-    return [
-        # Rounded, or 3.9999999 of a share would fall into the pixel before.
-        mark._replace(
-            outline=tuple((round(x * width, 6), round(y * height, 6)) for x, y in mark.outline)
-        )
-        for mark in marked.marks
-    ]
+def _in_pixels(mark: Mark, marked: MarkedImage, size: tuple[int, int]) -> Mark:
+    """The mark with its outline in pixels, and weak where that is a box, turned or not."""
+    height, width = size if marked.in_shares else (1, 1)
+    outline = tuple((x * width, y * height) for x, y in mark.outline)
+    return mark._replace(outline=outline, is_box=mark.is_box or is_rectangle(outline))

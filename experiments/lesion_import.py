@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from datamodules.annotations.marks import MarkedImage, Marking
+from datamodules.annotations.marks import Mark, MarkedImage, Marking
 from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
 from experiments.lesion_image import EMPTY, Entry, Fault, Imported, check_image
@@ -18,6 +19,10 @@ from experiments.lesion_matching import ImageFinder, tidy
 # Names of images that may be meant, shown in a message.
 SHOWN = 3
 WRONG_ENTRY = "wrong entry"
+# Classes that tools keep for what is no object, written with or without underscores: LabelMe,
+# CVAT, Pascal VOC. CVAT cuts holes by background, LabelMe leaves out what is to be ignored.
+RESERVED = ("background", "ignore", "void")
+UNCLEAR = "nobody can tell whether it is a lesion; give it the class that it has"
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Found:
         undrawn: Images of those that are labelled abnormal.
         matched: Images of the data set that marked ones stand for.
         labels: Marks of each class, all classes, wanted or not.
+        aside: Of these, marks that are no lesions: classes not wanted, or reserved.
     """
 
     images: list[Imported] = field(default_factory=list)
@@ -40,7 +46,8 @@ class Found:
     unmarked: int = 0
     undrawn: list[str] = field(default_factory=list)
     matched: int = 0
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    aside: Counter[str] = field(default_factory=Counter)
 
 
 def import_marks(
@@ -70,28 +77,45 @@ def import_marks(
     """
     wanted = _wanted(labels, sources.values())
     mistakes = [
-        (name, mistake)
-        for name, read in sources.items()
+        mistake
+        for read in sources.values()
         for mistake in read.mistakes
         # What bears no name may be of any class.
         if not wanted or not mistake.labels or wanted.intersection(mistake.labels)
     ]
-    faults = [Fault(WRONG_ENTRY, mistake.where, mistake.what) for _, mistake in mistakes]
-    broken = {(name, mistake.image) for name, mistake in mistakes if mistake.image}
+    faults = [Fault(WRONG_ENTRY, mistake.where, mistake.what) for mistake in mistakes]
     every = [(name, marked) for name, read in sources.items() for marked in read.images]
     found = Found(faults=faults, listed=len(every))
-    for mark in (mark for _, marked in every for mark in marked.marks):
-        for label in mark.labels or ("",):
-            found.labels[label] = found.labels.get(label, 0) + 1
     images, abnormal = table["path"].tolist(), (table["label"] == 1).tolist()
     finder = ImageFinder(images, root, mapping)
     places = {path: row for row, path in enumerate(images)}
+    broken: set[int] = set()
+    for mistake in mistakes:
+        concerned = [path for name in mistake.images for path in finder.find(name)]
+        if mistake.is_file and not concerned:
+            raise DataError(
+                f"{mistake.where}: {mistake.what} (nothing else tells which images it marks; or "
+                "take it out)"
+            )
+        broken.update(places[path] for path in concerned)
     entries: dict[int, list[Entry]] = {}
     for name, marked in every:
-        kept = [m for m in marked.marks if not wanted or wanted.intersection(m.labels)]
-        is_broken = (name, marked.name) in broken
+        parts: dict[str, list[Mark]] = {}
+        for mark in marked.marks:
+            standing = _standing(mark, wanted)
+            parts.setdefault(standing, []).append(mark)
+            found.labels.update(mark.labels or ("",))
+            if standing != "lesion":
+                found.aside.update(mark.labels or ("",))
         paths = _find(finder, marked)
-        if not kept and not is_broken:
+        for mark in parts.get("unclear", []):
+            what = f"has the class {'+'.join(mark.labels) or 'none'!r}"
+            faults.append(
+                Fault("unclear class", f"{marked.where}, {mark.entry}", f"{what}: {UNCLEAR}")
+            )
+            broken.update(places[path] for path in paths)
+        kept = parts.get("lesion", [])
+        if not kept and not any(places[path] in broken for path in paths):
             found.unmarked += 1
             if len(paths) == 1 and abnormal[places[paths[0]]]:
                 found.undrawn.append(paths[0])
@@ -100,7 +124,7 @@ def import_marks(
                     faults.append(Fault(EMPTY, marked.where, what))
         elif len(paths) == 1:
             rater = name if len(sources) > 1 else ""
-            entry = Entry(rater, marked._replace(marks=kept), is_broken)
+            entry = Entry(rater, marked._replace(marks=kept), parts.get("reserved", []))
             entries.setdefault(places[paths[0]], []).append(entry)
         else:
             paths.sort(key=lambda path: not abnormal[places[path]])  # these are meant, if any
@@ -108,29 +132,46 @@ def import_marks(
     found.matched = len(entries)
     for row in sorted(entries):
         made = check_image(row, images[row], abnormal[row], entries[row], root, raters)
-        if isinstance(made, Imported):
-            found.images.append(made)
-        else:
+        if not isinstance(made, Imported):
             faults += made
+        elif row not in broken:
+            found.images.append(made)
     # An image that another source draws is not undrawn.
     found.undrawn = [path for path in found.undrawn if places[path] not in entries]
     return found
 
 
+def _standing(mark: Mark, wanted: set[str]) -> str:
+    """What a mark is: ``lesion``, ``reserved``, ``other`` (not wanted), or ``unclear``."""
+    reserved = [label for label in mark.labels if _is_reserved(label)]
+    if reserved:
+        return "reserved" if len(reserved) == len(mark.labels) else "unclear"
+    if not wanted or wanted.intersection(mark.labels):
+        return "lesion"
+    return "other" if mark.labels else "unclear"
+
+
+def _is_reserved(label: str) -> bool:
+    return label.strip("_ ").casefold() in RESERVED
+
+
 def _find(finder: ImageFinder, marked: MarkedImage) -> list[str]:
-    """The images that the name may mean; of several the one that another of its names means."""
+    """The images that the name may mean, and all that its other names certainly mean.
+
+    Of several the one that its other names mean, where these agree.
+    """
     paths = finder.find(marked.name)
-    if len(paths) < 2:
-        return paths
-    certain = [found for name in marked.also if len(found := finder.find(name)) == 1]
-    others = {found[0] for found in certain}
-    return [*others] if len(others) == 1 and others.intersection(paths) else paths
+    others = {found[0] for name in marked.also if len(found := finder.find(name)) == 1}
+    if len(paths) > 1 and len(others) == 1 and others.intersection(paths):
+        return [*others]
+    return sorted({*paths, *others}) if paths else []
 
 
 def _unmatched(marked: MarkedImage, paths: list[str], example: str, root: Path) -> Fault:
     """Say why a name stands for no image: it may be several, or none."""
     if paths:
         shown = ", ".join(paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
+        shown += f"; it is also called {', '.join(marked.also)}" if marked.also else ""
         what = (
             f"{marked.name} may be any of {len(paths):,} images ({shown}); settle it with a "
             "mapping file (--mapping)"
@@ -174,6 +215,10 @@ def _wanted(labels: Sequence[str], sources: Iterable[Marking]) -> set[str]:
                 there = ", ".join(map(repr, sorted(known))) or "no"
                 raise DataError(
                     f"--labels {name!r}: nothing is marked as that; there are {there} labels"
+                )
+            if _is_reserved(name):
+                raise DataError(
+                    f"--labels {name!r}: tools keep it for what is no lesion; rename it"
                 )
             wanted.add(name)
     return wanted

@@ -53,7 +53,7 @@ def test_answers_and_links_of_label_studio_draw_nothing(tmp_path, answer):
 def test_what_label_studio_draws_otherwise_is_a_mistake(tmp_path, region, what):
     ((image,), (mistake,)) = READERS["label-studio"](write_studio(tmp_path / "a.json", region))
     assert what in f"{mistake.where}: {mistake.what}"
-    assert mistake.image == image.name
+    assert mistake.images == (image.name,)
 
 
 def test_bit_masks_of_json_min_are_a_mistake(tmp_path):
@@ -177,7 +177,7 @@ def test_coloured_classes_are_told_as_such(tmp_path):
     colours = two_classes((128, 0, 0), (0, 128, 0), (3,))
     Image.fromarray(colours).save(tmp_path / "a.png")
     (_, (mistake,)) = READERS["masks"](tmp_path)
-    assert "holds coloured classes, such as #008000 and #800000; export" in mistake.what
+    assert "labelmap.txt may name them: #008000 and #800000; export polygons" in mistake.what
 
 
 def test_one_colour_is_a_mask(tmp_path):

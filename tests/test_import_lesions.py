@@ -87,7 +87,7 @@ def test_masks_table_and_sheet_are_written_and_the_data_set_takes_them(
         np.testing.assert_array_equal(mask_of(out, name), drawn())
     about = pd.read_csv(out / "import.csv")
     assert about["share"].tolist() == [round(80 / 1200, 6)] * 3
-    assert about["weak"].tolist() == [0, 0, 0]
+    assert about["weak"].tolist() == [1, 1, 1]  # a polygon, but of a box's four corners
     assert about["split"].iloc[2] == "test"
     printed = capsys.readouterr().out
     assert "3 listed, 0 of them without a mark; 3 matched, 0 of them left out" in printed
@@ -117,7 +117,7 @@ def test_several_sheets_are_numbered(run, out, tmp_path, monkeypatch, capsys):
 
 
 def test_the_outline_is_on_the_sheet_in_the_lesions_place(run, out, tmp_path):
-    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
+    assert run(write_coco(tmp_path / "a.json", (image(2), [[*BOX, 10, 8, 11, 8]]))) == 0
     sheet = np.array(Image.open(out / "sheet.png")).astype(int)
     green = (sheet[..., 1] - sheet[..., 0] > 60) & (sheet[..., 1] - sheet[..., 2] > 60)
     rows, columns = np.nonzero(green)

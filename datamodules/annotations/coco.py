@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.annotations.entries import (
+    LABEL_STUDIO,
     EntryError,
     field,
     image_name,
@@ -15,10 +16,11 @@ from datamodules.annotations.entries import (
     noting,
     number,
     show,
+    text,
 )
 from datamodules.annotations.files import only_file, read_json
-from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, coco_runs, polygon
+from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, Point
+from datamodules.annotations.shapes import beside_box, box, coco_runs, polygon, turn
 from datamodules.index import DataError
 
 
@@ -38,11 +40,15 @@ def read_coco(path: Path) -> Marking:
             raise DataError(f"{path}: no COCO file, it lacks the list {part!r}; export as COCO")
     mistakes: list[Mistake] = []
     images, wrong = _read_images(content["images"], path, mistakes)
-    labels = {
-        _key(entry.get("id")): names(entry.get("name"))
-        for entry in items(content.get("categories"))
-        if isinstance(entry, dict)
-    }
+    labels: dict[object, tuple[str, ...]] = {}
+    for entry in items(content.get("categories")):
+        if isinstance(entry, dict):
+            own = names(entry.get("name"))
+            if labels.setdefault(_key(entry.get("id")), own) != own:
+                raise DataError(
+                    f"{path}: two categories share the id {show(entry.get('id'))}, so that nobody "
+                    "can tell which is meant; export it again"
+                )
     for place, entry in enumerate(content["annotations"]):
         about = entry if isinstance(entry, dict) else {}
         key = _key(about.get("image_id"))
@@ -52,17 +58,22 @@ def read_coco(path: Path) -> Marking:
             continue
         whose = image.name if image else ""
         where = f"{path}: {name}" + (f" on {whose}" if whose else "")
-        classes = labels.get(_key(about.get("category_id")), ())
+        category = _key(about.get("category_id"))
+        classes = labels.get(category, ())
         with noting(mistakes, where, whose, classes):
+            if labels and category not in labels:
+                given = show(about.get("category_id"))
+                raise EntryError(f"its category_id {given} is not listed; export it again")
             if key is None:
                 given = show(field(entry, "image_id"))
                 raise EntryError(f"has the image_id {given}; export it again")
             if image is None:
-                raise EntryError(
-                    f"is of image {show(key[1])}, which is not listed; export it again"
-                )
+                raise EntryError(f"is of image {show(key)}, which is not listed; export it again")
             image.marks.extend(_marks(about, image.size, name, classes))
-    return Marking(list(images.values()), mistakes)
+    info = content.get("info")
+    made_by = info.get("contributor") if isinstance(info, dict) else None
+    note = LABEL_STUDIO if made_by == "Label Studio" else ""
+    return Marking([image._replace(note=note) for image in images.values()], mistakes)
 
 
 def _read_images(
@@ -74,18 +85,23 @@ def _read_images(
     for place, entry in enumerate(entries):
         where = f"{path}: image number {place}"
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
-        with noting(mistakes, where):
+        with noting(mistakes, where) as whose:
             if key is None:
                 raise EntryError(f"has the id {show(field(entry, 'id'))}; export it again")
             wrong.add(key)
             name = image_name(field(entry, "file_name"))
+            whose.append(name)
             if key in images:
+                whose.append(images[key].name)
                 raise EntryError(
-                    f"{images[key].name} and {name} share the id {show(key[1])}: nobody can tell "
+                    f"{images[key].name} and {name} share the id {show(key)}: nobody can tell "
                     "whose its annotations are; export it again"
                 )
+            extra = entry.get("extra")  # Roboflow's
+            given = [entry.get("path"), extra.get("name") if isinstance(extra, dict) else None]
+            also = tuple(image_name(value) for value in given if text(value))
             size = image_size(field(entry, "height"), field(entry, "width"))
-            images[key] = MarkedImage(name, size, [], where)
+            images[key] = MarkedImage(name, size, [], where, also=also)
             wrong.remove(key)
     return {key: image for key, image in images.items() if key not in wrong}, wrong
 
@@ -94,23 +110,49 @@ def _marks(
     entry: dict[str, Any], size: tuple[int, int] | None, name: str, labels: tuple[str, ...]
 ) -> list[Mark]:
     segmentation, corners = entry.get("segmentation"), items(entry.get("bbox"))
+    edges: tuple[Point, ...] = ()
+    if len(corners) == 4 and any(corners[2:]):
+        x, y, width, height = (number(value, "bbox") for value in corners)
+        attributes = entry.get("attributes")
+        turned = turn({**entry, **(attributes if isinstance(attributes, dict) else {})})
+        edges = box(x, y, width, height, turned)
     if isinstance(segmentation, dict):
         return [Mark(name, runs=coco_runs(segmentation, size), labels=labels)]
-    if items(segmentation):
-        outlines = [_outline(points) for points in items(segmentation)]
-        return [Mark(name, outline, labels=labels) for outline in outlines]
-    if len(corners) != 4:
-        raise EntryError("has no segmentation and no box; draw an outline")
-    x, y, width, height = (number(value, "bbox") for value in corners)
-    return [Mark(name, box(x, y, width, height), labels=labels, is_box=True)]
+    outlines = items(segmentation)
+    if outlines and not any(isinstance(points, list) for points in outlines):
+        outlines = [outlines]  # one polygon, not nested
+    polygons = [_outline(points) for points in outlines if points != []]
+    if polygons:
+        beside_box(tuple(point for outline in polygons for point in outline), edges)
+        return [Mark(name, outline, labels=labels) for outline in polygons]
+    if not edges:
+        raise EntryError(
+            f"has no segmentation and no box of four ({show(corners)}); draw an outline"
+        )
+    area = number(entry.get("area") or 0, "area")
+    if area and abs(area - width * height) > 0.1 * width * height + width + height:
+        raise EntryError(
+            f"its box holds {width * height:.0f} pixels, its area says {area:.0f}: the box is not "
+            "x, y, width, height, or an outline was left out; export it again"
+        )
+    return [Mark(name, edges, labels=labels, is_box=True)]
 
 
-def _outline(points: object) -> tuple[tuple[float, float], ...]:
+def _outline(points: object) -> tuple[Point, ...]:
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         raise EntryError("a polygon is x, y, x, y, ... of three points or more; draw it again")
     return polygon(zip(points[::2], points[1::2], strict=True))
 
 
-def _key(value: object) -> tuple[str, object] | None:
-    """Return an id that may serve as key: 1, 1.0, True and "1" are not the same."""
-    return (type(value).__name__, value) if isinstance(value, (int, str)) else None
+def _key(value: object) -> int | str | None:
+    """Return an id as key: 1, 1.0 and "1" are the same, "01", True and 1.5 are not."""
+    if (
+        isinstance(value, str)
+        and len(value) < 20
+        and value.isdecimal()
+        and value == str(int(value))
+    ):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None

@@ -47,8 +47,9 @@ def read_cvat(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     for place, element in enumerate(root.findall("image")):
         where = f"{path}: image {element.get('id', place)}"
-        with noting(mistakes, where):
+        with noting(mistakes, where) as whose:
             name = image_name(element.get("name"))
+            whose.append(name)
             size = image_size(element.get("height"), element.get("width"))
             images.append(MarkedImage(name, size, [], where))
             for count, shape in enumerate(element):

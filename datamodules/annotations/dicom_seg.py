@@ -9,7 +9,9 @@ refuses objects of plain radiographs, which have no slice thickness, its own amo
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from datamodules.annotations.entries import (
     noting_file,
     show,
 )
-from datamodules.annotations.files import list_files, read_bytes
+from datamodules.annotations.files import MAX_BYTES, list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
 from datamodules.index import DataError
 
@@ -31,6 +33,10 @@ from datamodules.index import DataError
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 # Implicit and explicit little endian, explicit big endian.
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+DEFLATED = "1.2.840.10008.1.2.1.99"
+# Preamble, "DICM" and the element that counts the bytes of the header behind it.
+META_BEGINS = 128 + 4 + 12
+REMEDY = "write the segmentation uncropped (pydicom-seg: inplane_cropping=False)"
 
 
 def read_dicom_seg(path: Path) -> Marking:
@@ -45,17 +51,16 @@ def read_dicom_seg(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     found = False
     for file in list_files(path, ""):
-        with noting_file(mistakes, file, alone=file == path):
-            if not is_dicom(read_bytes(file)):
+        with noting_file(mistakes, file, path) as whose:
+            if not is_dicom(data := read_bytes(file)):
                 continue
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of odd values, which may be a patient's
-                    if _kind(file) in SEGMENTATIONS:
-                        images += _read(file)
+                    if is_segmentation(file):
                         found = True
+                        images += _read(file, data, whose)
             except EntryError:
-                found = True
                 raise
             except Exception as error:  # pydicom fails in many ways, with values in its texts
                 found = True
@@ -73,31 +78,32 @@ def is_dicom(start: bytes) -> bool:
 
 def is_segmentation(file: Path) -> bool:
     """Whether a DICOM file says that it is a segmentation."""
+    from pydicom.filereader import read_file_meta_info
+
     try:
-        return _kind(file) in SEGMENTATIONS
-    except EntryError:  # a compressed one
-        return True
+        return str(read_file_meta_info(file).MediaStorageSOPClassUID) in SEGMENTATIONS
     except Exception:  # pydicom fails in many ways
         return False
 
 
-def _kind(file: Path) -> str:
-    """Return the SOP class, after a check that what follows is not compressed."""
+def _read(file: Path, content: bytes, whose: list[str]) -> list[MarkedImage]:
+    """Read the content of a segmentation; ``whose`` becomes the images that it refers to."""
+    from pydicom import dcmread
     from pydicom.filereader import read_file_meta_info
 
-    meta = read_file_meta_info(file)
-    kind, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-    if kind in SEGMENTATIONS and syntax not in UNCOMPRESSED:
+    meta: Any = read_file_meta_info(file)
+    syntax = str(meta.TransferSyntaxUID)
+    if syntax == DEFLATED:
+        packed = content[META_BEGINS + meta.FileMetaInformationGroupLength :]
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_BYTES)) == MAX_BYTES:
+            raise DataError(f"inflates to over {MAX_BYTES >> 20} MiB; save it uncompressed")
+    data = dcmread(BytesIO(content), stop_before_pixels=syntax not in UNCOMPRESSED)
+    every = (item.value for item in data.iterall() if item.keyword == "ReferencedSOPInstanceUID")
+    whose[:] = dict.fromkeys(map(str, every))
+    if syntax not in UNCOMPRESSED:
         raise EntryError(f"is compressed (transfer syntax {syntax[:64]}); save it uncompressed")
-    return kind
-
-
-def _read(file: Path) -> list[MarkedImage]:
-    from pydicom import dcmread
-
-    data = dcmread(file)
-    size = image_size(data.Rows, data.Columns)
     count = int(data.get("NumberOfFrames") or 1)
+    size = image_size(data.Rows, data.Columns)
     if not 0 < count * size[0] * size[1] <= MAX_PIXELS:
         raise EntryError(f"holds {show(count)} frames of {size[1]} x {size[0]}; split it")
     frames = data.pixel_array.reshape(count, *size)
@@ -107,12 +113,13 @@ def _read(file: Path) -> list[MarkedImage]:
     images: dict[str, MarkedImage] = {}
     for place, frame in enumerate(frames):
         name = _source(data, place)
-        image = images.setdefault(name, MarkedImage(name, size, [], str(file)))
+        image = images.setdefault(name, MarkedImage(name, size, [], str(file), remedy=REMEDY))
         for segment, mask in _segments(data, place, frame):
             if mask.any():
                 entry = f"segment {segment}, frame {place + 1}"
-                runs, own = encode(mask), labels.get(segment, ())
-                image.marks.append(Mark(entry, runs=runs, labels=own))
+                if segment not in labels:
+                    raise EntryError(f"{entry}: no segment of that number is described")
+                image.marks.append(Mark(entry, runs=encode(mask), labels=labels[segment]))
     return list(images.values())
 
 

@@ -8,6 +8,7 @@ its centre. Raters are numbered as they come: who they are stays in the file.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ ANSWERS = (
     *("choices", "datetime", "labels", "number", "pairwise", "ranker", "rating", "relation"),
     *("taxonomy", "textarea"),
 )
-IMAGE_KEYS = ("image", "img", "image_url", "url")
+# Fields of a task that hold an image whatever its address looks like, such as image_2.
+IMAGE_KEY = re.compile(r"(image|img)s?(_?(url|path))?[_-]?\d*|url", re.IGNORECASE)
+ADDRESS = re.compile(r"\w+://|/data/")
+UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")
 
 
 def read_label_studio(path: Path) -> Marking:
@@ -54,7 +58,7 @@ def read_label_studio(path: Path) -> Marking:
     path = only_file(path, ".json")
     content = read_json(path)
     tasks = [content] if isinstance(content, dict) else content
-    if not isinstance(tasks, list) or not any(task_image(task) for task in tasks):
+    if not isinstance(tasks, list) or not any(task_images(task) for task in tasks):
         raise DataError(
             f"{path}: no export of Label Studio, a list of tasks with an image each; export as "
             "JSON or JSON-MIN"
@@ -65,11 +69,18 @@ def read_label_studio(path: Path) -> Marking:
     for place, task in enumerate(tasks):
         identity = show(task.get("id", place) if isinstance(task, dict) else place)
         where = f"{path}: task {identity}"
-        with noting(mistakes, where):
-            name = image_name(task_image(task))
+        with noting(mistakes, where) as whose:
+            whose += [image_name(address) for address in task_images(task)]
+            name, *also = whose or [image_name(None)]
+            if any(not _is_end(one, name) and not _is_end(name, one) for one in also):
+                raise EntryError(
+                    f"holds {len(whose)} images ({name}, {also[-1]}), and the export does not tell "
+                    "which of them a region is on; annotate one image a task, or take the other "
+                    "address out of the file"
+                )
             # JSON-MIN has a row an annotation: those of a task belong together.
             key = (identity, name)
-            image = images.setdefault(key, MarkedImage(name, None, [], where))
+            image = images.setdefault(key, MarkedImage(name, None, [], where, also=tuple(also)))
             for rater, results in _annotations(task, raters):
                 size = _read_results(results, image, rater, mistakes)
                 image = images[key] = image._replace(size=size)
@@ -109,7 +120,7 @@ def _read_results(
     results: list[Any], image: MarkedImage, rater: str, mistakes: list[Mistake]
 ) -> tuple[int, int] | None:
     """Add what ``results`` draw to the marks of ``image``; return the image's size."""
-    size = image.size
+    size, drawn_on = image.size, ""
     apart = _labels_apart(results)
     for place, result in enumerate(results):
         about = result if isinstance(result, dict) else {}
@@ -126,6 +137,12 @@ def _read_results(
                 raise EntryError(
                     f"{kind[:40] or 'its shape'!r} is not read; draw it as polygon, ellipse, brush "
                     "or rectangle"
+                )
+            target = text(result.get("to_name"))
+            if target != (drawn_on := drawn_on or target) or result.get("item_index"):
+                raise EntryError(
+                    f"is drawn on another image ({target or 'not named'}) of a task with several: "
+                    "the export does not tell which that is; annotate one image a task"
                 )
             own = image_size(field(result, "original_height"), field(result, "original_width"))
             if own != (size or own):
@@ -200,17 +217,25 @@ def _labels(kind: str, value: object) -> tuple[str, ...]:
     return names(*items(value.get(f"{kind}labels", value.get("labels"))))
 
 
-def task_image(task: object) -> object:
-    """Return the address of a task's image, None where there is none."""
+def task_images(task: object) -> list[str]:
+    """Return the addresses of all images of a task, none twice."""
     data = task.get("data", task) if isinstance(task, dict) else None
-    if not isinstance(data, dict):
-        return None
-    named = [data[key] for key in IMAGE_KEYS if isinstance(data.get(key), str)]
-    if named:
-        return named[0]
-    for value in data.values():
-        if isinstance(value, str):
-            address, _, query = value.lower().partition("?")
-            if address.endswith(IMAGE_SUFFIXES) or query.endswith(IMAGE_SUFFIXES):
-                return value
-    return None
+    found: dict[str, None] = {}
+    for key, value in data.items() if isinstance(data, dict) else ():
+        for given in value if isinstance(value, list) else [value]:
+            if isinstance(given, str) and (
+                IMAGE_KEY.fullmatch(key)
+                or ADDRESS.match(given)
+                or given.lower().partition("?")[0].endswith(IMAGE_SUFFIXES)
+            ):
+                found[given] = None
+    uploaded = task.get("file_upload") if isinstance(task, dict) else None
+    if found and isinstance(uploaded, str) and uploaded.lower().endswith(IMAGE_SUFFIXES):
+        found[uploaded] = None
+    return [*found]
+
+
+def _is_end(name: str, path: str) -> bool:
+    """Whether ``name`` is how ``path`` ends, perhaps without the digits of an upload."""
+    name, path = (UPLOADED.sub("", f"/{one}") for one in (name, path))
+    return path.endswith(name)

@@ -1,7 +1,8 @@
 """LabelMe JSON, one file an image: polygons, rectangles, circles and masks.
 
-Source: https://github.com/wkentaro/labelme. A mask is a base64 PNG of the part of the image between
-its two points, both included. The format does not name who marked what.
+Source: https://github.com/wkentaro/labelme; X-AnyLabeling writes the same. A mask is a base64 PNG
+of the part of the image between its two points, both included. The format does not name who marked
+what.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from datamodules.annotations.shapes import box, check_place, ellipse, placed, po
 from datamodules.decode import PNG, check_png
 from datamodules.index import DataError
 
+# X-AnyLabeling writes the first with four corners, and the last, as other tools the second, turned.
+BOXES = ("rectangle", "oriented_rectangle", "rotation")
+
 
 def read_labelme(path: Path) -> Marking:
     """Read a LabelMe file, or all below a folder.
@@ -48,14 +52,17 @@ def read_labelme(path: Path) -> Marking:
     mistakes: list[Mistake] = []
     files = list_files(path, ".json")
     for file in files:
-        with noting_file(mistakes, file, alone=len(files) == 1):
+        with noting_file(mistakes, file, path) as whose:
             content = read_json(file)
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+                whose.clear()
                 raise DataError(f"{file}: no LabelMe file, it lacks the list 'shapes'; take it out")
+            own = tuple(whose)
             name = name_beside(file, path, field(content, "imagePath"))
+            whose.append(name)
             sides = content.get("imageHeight"), content.get("imageWidth")
             size = image_size(*sides) if sides != (None, None) else None
-            image = MarkedImage(name, size, [], str(file))
+            image = MarkedImage(name, size, [], str(file), also=own)
             images.append(image)
             _read_shapes(content["shapes"], image, mistakes)
     if not files:
@@ -72,7 +79,7 @@ def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake])
             if not all(isinstance(point, list) and len(point) == 2 for point in points):
                 raise EntryError("its points are not [[x, y], ...]; draw it again")
             kind = text(shape.get("shape_type", "polygon"))  # versions before 4 wrote none
-            mark = Mark(entry, labels=labels, is_box="rectangle" in kind)
+            mark = Mark(entry, labels=labels, is_box=kind in BOXES)
             if kind == "mask":
                 image.marks.append(mark._replace(runs=_mask(shape, points, image.size)))
             else:
@@ -80,7 +87,7 @@ def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake])
 
 
 def _outline(kind: str, points: list[Any]) -> tuple[tuple[float, float], ...]:
-    if kind in ("polygon", "oriented_rectangle"):
+    if kind in ("polygon", *BOXES[1:]) or (kind == "rectangle" and len(points) == 4):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
         raise no_area(kind)

@@ -52,7 +52,10 @@ class MarkedImage(NamedTuple):
         marks: What is marked on it; empty where the file lists the image without any.
         where: The file, and the place in it, for messages.
         in_shares: Outlines are shares of width and height (YOLO), to be scaled by the image's size.
-        also: Other names that the file gives the image, for where ``name`` may be several.
+        also: Other names that the file gives the image, its own file name among them: where they
+            mean another image than ``name`` does, nobody can tell whose the marks are.
+        remedy: What to do where ``size`` is not the image's, for a format that has a way out.
+        note: What a person should know of the file, such as what its tool leaves out.
     """
 
     name: str
@@ -61,6 +64,8 @@ class MarkedImage(NamedTuple):
     where: str
     in_shares: bool = False
     also: tuple[str, ...] = ()
+    remedy: str = ""
+    note: str = ""
 
 
 class Mistake(NamedTuple):
@@ -69,15 +74,17 @@ class Mistake(NamedTuple):
     Attributes:
         where: The file, and the entry in it.
         what: What is wrong, with the remedy.
-        image: Name of the image that lacks the entry, as in :attr:`MarkedImage.name`; "" where
-            none was read.
+        images: Names of the images that it may concern, as in :attr:`MarkedImage.name`; nothing
+            of these is taken.
         labels: Names of the classes of what is wrong, as in :attr:`Mark.labels`.
+        is_file: Whether a whole file cannot be read, so that it marks images nobody knows of.
     """
 
     where: str
     what: str
-    image: str = ""
+    images: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    is_file: bool = False
 
 
 class Marking(NamedTuple):
@@ -90,8 +97,10 @@ class Marking(NamedTuple):
 def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     """Draw marks into one mask, uint8 ``(H, W)``, 0 background, 255 marked; overlaps add up.
 
-    A polygon marks each pixel that its outline touches or encloses (Pillow's rule), so that a
-    hairline fracture outlined thinner than a pixel does not vanish. What lies outside is cut off.
+    The rule is that of Pillow's ``ImageDraw.polygon`` with fill and outline, which LabelMe draws
+    by: what the polygon encloses, and the line of pixels along its outline, so that a hairline
+    fracture outlined thinner than a pixel does not vanish. Corners are rounded to 0.01 px, so that
+    3.9999999 does not fall into the pixel before. What lies outside the image is cut off.
 
     Raises:
         ValueError: The runs of a mark are of another size.
@@ -101,7 +110,8 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     joined = None
     for mark in marks:
         if mark.runs is None:
-            pen.polygon(list(mark.outline), fill=255, outline=255)
+            corners = [(round(x, 2), round(y, 2)) for x, y in mark.outline]
+            pen.polygon(corners, fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
             # One by one, and before they become pixels: a brush may leave thousands of strokes.
             joined = mark.runs if joined is None else rle.merge([joined, mark.runs])

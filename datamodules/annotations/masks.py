@@ -21,6 +21,10 @@ from datamodules.lesions import CSV, read_lesions
 SUFFIX = re.compile(r"[._-]mask$", re.IGNORECASE)
 # Numbers of classes begin at 1 and are few; smooth edges reach far beyond.
 MAX_CLASS = 64
+# Of Pascal VOC's folders, the one whose colours are classes.
+CLASSES = "SegmentationClass"
+SEVERAL = "holds classes by their colours, labelmap.txt may name them:"
+POLYGONS = "export polygons (CVAT for images 1.1, COCO), or save it with the lesion's class alone"
 
 
 def read_masks(path: Path) -> Marking:
@@ -29,10 +33,12 @@ def read_masks(path: Path) -> Marking:
     Of a lesion folder, these are its masks; their lesion types are the marks' labels.
 
     An image's name is the mask's path below the folder without ``.png`` and ``_mask``, ``-mask`` or
-    ``.mask``. A black mask is an image without marks.
+    ``.mask``. A black mask is an image without marks. Of a folder laid out as Pascal VOC's only
+    ``SegmentationClass`` is read.
 
     Raises:
-        DataError: There is no such file or folder, no PNG in it, or the only one cannot be read.
+        DataError: There is no such file or folder, no PNG in it, the only one cannot be read, or
+            masks are of several colours.
     """
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
@@ -41,23 +47,32 @@ def read_masks(path: Path) -> Marking:
         rows = read_lesions(path)
         types = dict(zip(rows["mask"], rows["lesion_type"], strict=True))
         path = path / "masks"  # beside them lie contact sheets
+    elif (path / CLASSES).is_dir():
+        path = path / CLASSES  # beside it lie the radiographs, and each object by itself
     files = list_files(path, ".png")
+    colours: dict[int, Path] = {}
     for file in files:
-        with noting_file(mistakes, file, alone=len(files) == 1):
-            pixels = read_mask(file)
+        with noting_file(mistakes, file, path) as whose:
             below = file.name if file == path else os.path.relpath(file, path)
             name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
+            whose[:] = [name]
+            pixels = read_mask(file)
+            if pixels.dtype == np.uint32:
+                colours[int(pixels.max())] = file
             labels = names(*types.get(f"masks/{below}", "").split("+"))
             marks = [Mark("mask", runs=encode(pixels), labels=labels)] if pixels.any() else []
             height, width = pixels.shape
             images.append(MarkedImage(name, (height, width), marks, str(file)))
+    if len(colours) > 1:
+        both = " and ".join(f"#{colour:06x} ({colours[colour]})" for colour in [*colours][:2])
+        raise DataError(f"{path}: {SEVERAL} {both}; {POLYGONS}")
     if not files:
         raise DataError(f"{path}: holds no .png file; give the folder of the masks")
     return Marking(images, mistakes)
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Read one mask, uint8 ``(H, W)``, marked where not 0.
+    """Read one mask, ``(H, W)``, marked where not 0; a coloured one holds its colour, 0xRRGGBB.
 
     Raises:
         DataError: It cannot be read, or is no PNG.
@@ -82,6 +97,8 @@ def read_mask(file: Path) -> np.ndarray:
             )
         return classes
     pixels = _values(data)
+    if pixels.dtype == np.uint32:
+        return pixels
     values = np.unique(pixels)
     values = values[values > 0]
     if len(values) > 1 and values[-1] > MAX_CLASS:
@@ -109,13 +126,12 @@ def _values(data: bytes) -> np.ndarray:
         # Of few bits, OpenCV spreads 0, 1, 2, 3 over 0 to 255.
         return pixels // (255 // (2**bits - 1)) if bits < 8 else pixels
     grey = pixels.max(axis=2)
-    if (pixels != grey[..., None]).any():
-        blue, green, red = np.moveaxis(pixels.astype(np.uint32) >> (bits - 8), -1, 0)
-        colours = np.unique((red << 16 | green << 8 | blue)[grey > 0])
-        if 1 < len(colours) <= MAX_CLASS:
-            first = " and ".join(f"#{colour:06x}" for colour in colours[:2])
-            raise EntryError(
-                f"holds coloured classes, such as {first}; export polygons (CVAT for images 1.1, "
-                "COCO), or save it with 0 and the classes' numbers in grey"
-            )
-    return grey
+    if (pixels == grey[..., None]).all():
+        return grey
+    blue, green, red = np.moveaxis(pixels.astype(np.uint32) >> (bits - 8), -1, 0)
+    coded = red << 16 | green << 8 | blue
+    colours = np.unique(coded[grey > 0])
+    if 1 < len(colours) <= MAX_CLASS:
+        both = " and ".join(f"#{colour:06x}" for colour in colours[:2])
+        raise EntryError(f"{SEVERAL} {both}; {POLYGONS}")
+    return coded if len(colours) == 1 else grey

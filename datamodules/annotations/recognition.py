@@ -8,8 +8,8 @@ from typing import Any
 from datamodules.annotations.dicom_seg import is_dicom, is_segmentation
 from datamodules.annotations.entries import EntryError, items
 from datamodules.annotations.files import list_files, read_bytes, read_json, read_xml
-from datamodules.annotations.label_studio import task_image
-from datamodules.annotations.masks import read_mask
+from datamodules.annotations.label_studio import task_images
+from datamodules.annotations.masks import CLASSES, read_mask
 from datamodules.annotations.via import COLUMNS
 from datamodules.annotations.yolo import is_yolo, list_yolo
 from datamodules.decode import PNG
@@ -27,6 +27,20 @@ ADVICE = {
     (".jpg", ".jpeg"): (
         "if these are masks, save them as PNG from where they were drawn: JPEG smears their edges"
     ),
+}
+# What is not read, by fields of its JSON or words of its CSV that no other tool writes.
+UNREAD_JSON = {
+    ("project", "file", "metadata"): "of VIA 3; draw in VIA 2",
+    ("categories", "items"): "of Datumaro; export as COCO or 'CVAT for images 1.1'",
+    ("features", "type"): "GeoJSON (QuPath); export masks as PNG",
+    ("objects", "size", "tags"): "of Supervisely; export as COCO",
+    ("assets", "tags"): "of VoTT; export as Pascal VOC",
+    ("item", "annotations"): "of V7 Darwin; export as COCO",
+}
+UNREAD_CSV = {
+    b"spatial_coordinates": "of VIA 3; draw in VIA 2",
+    b"annotation_id": "Label Studio's CSV, which lacks the images' sizes; export as JSON",
+    b"xmin": "a table of boxes, which many tools write in many ways; export as Pascal VOC or COCO",
 }
 ROOTS = {"annotations": "cvat", "annotation": "voc"}
 
@@ -56,12 +70,29 @@ def formats_of(source: Path) -> dict[str, Path]:
 
 
 def advice(source: Path) -> str:
-    """What to do with a source in no known format, "" where its files' names do not tell."""
+    """What to do with a source in no known format, "" where its files do not tell."""
     for file in list_files(source, ""):
+        if what := unread(file):
+            return f"{file.name} is {what}"
         for suffixes, what in ADVICE.items():
             if file.name.lower().endswith(suffixes):
                 return what
     return ""
+
+
+def unread(file: Path) -> str:
+    """What a file is that some tool wrote and nothing here reads, with the way out; else ""."""
+    if file.is_dir() or file.suffix.lower() not in (".json", ".csv", ".tsv"):
+        return ""
+    start = read_bytes(file)[:4096]
+    if file.suffix.lower() != ".json":
+        kinds = [
+            what for word, what in UNREAD_CSV.items() if word in start and not _format_of(file)
+        ]
+        return kinds[0] if kinds else ""
+    content = read_json(file)
+    keys = set(content) if isinstance(content, dict) and not _json_formats(content) else set()
+    return next((what for names, what in UNREAD_JSON.items() if keys.issuperset(names)), "")
 
 
 def _format_of(file: Path) -> set[str]:
@@ -70,7 +101,7 @@ def _format_of(file: Path) -> set[str]:
         return {"yolo"} if is_yolo(file) else set()
     data = read_bytes(file)
     if data.startswith(PNG):
-        return {"masks"} if _is_mask(file) else set()
+        return {"masks"} if file.parent.name == CLASSES or _is_mask(file) else set()
     if is_dicom(data):
         return {"dicom-seg"} if is_segmentation(file) else set()
     start = data[:100].lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -88,11 +119,11 @@ def _format_of(file: Path) -> set[str]:
 
 def _json_formats(content: Any) -> set[str]:
     if not isinstance(content, dict):
-        return {"label-studio"} if any(task_image(task) for task in items(content)) else set()
+        return {"label-studio"} if any(task_images(task) for task in items(content)) else set()
     found = set()
     if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
         found.add("coco")
-    elif "annotations" in content and task_image(content):
+    elif "annotations" in content and task_images(content):
         found.add("label-studio")
     if isinstance(content.get("shapes"), list):
         found.add("labelme")

@@ -7,7 +7,8 @@ image is seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,36 @@ def box(
         (cx + (a - cx) * cos - (b - cy) * sin, cy + (a - cx) * sin + (b - cy) * cos)
         for a, b in corners
     )
+
+
+def turn(attributes: Mapping[str, object]) -> float:
+    """Return by how many radians the attributes of a box turn it about its centre.
+
+    CVAT writes ``rotation``, degrees clockwise, beside the upright box.
+
+    Raises:
+        EntryError: An attribute of another name turns it, in units that only its tool knows.
+    """
+    for name in ("angle", "theta"):  # a word there is something else
+        if re.fullmatch(r"-?[\d.]*[1-9][\d.]*", str(attributes.get(name))):
+            raise EntryError(f"its box is turned ({name}), which is not read; outline the lesion")
+    return math.radians(number(attributes.get("rotation") or 0, "rotation"))
+
+
+def beside_box(outline: tuple[Point, ...], edges: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Return an outline after comparing it with the corners of the box that stands beside it.
+
+    Raises:
+        EntryError: They are of two things: less than half of both extents is common.
+    """
+    if not edges:
+        return outline
+    (low, high), (left, right) = ((np.min(p, 0), np.max(p, 0)) for p in (outline, edges))
+    # A pixel more, so that lines and rounding count for little.
+    common = np.prod(np.clip(np.minimum(high, right) - np.maximum(low, left) + 1, 0, None))
+    if 2 * common < np.prod(np.maximum(high, right) - np.minimum(low, left) + 1):
+        raise EntryError("its outline and its box are of two places or units; export it again")
+    return outline
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> tuple[Point, ...]:

@@ -7,6 +7,7 @@ format states neither the sizes of images nor who marked what.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from datamodules.annotations.entries import (
     number,
     numbers,
     show,
+    text,
 )
 from datamodules.annotations.files import only_file, read_bytes, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
@@ -52,14 +54,20 @@ def _read_json(path: Path) -> Marking:
     ):
         raise DataError(
             f"{path}: no file of VIA 1 or 2, whose entries hold 'regions'; export annotations as "
-            "JSON (VIA 3's own format is for video)"
+            "JSON"
         )
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
     for key, entry in content.items():
         where = f"{path}: {show(key)}"
-        with noting(mistakes, where):
-            image = MarkedImage(image_name(field(entry, "filename")), None, [], where)
+        with noting(mistakes, where) as whose:
+            given = text(field(entry, "filename"))
+            name = image_name(given)
+            # A key is the name and the size in bytes (-1: not known), unless something edited it.
+            other = "" if key.startswith(given) else re.sub(r"-?\d+$", "", text(key))
+            also = (image_name(other),) if other else ()
+            whose += [name, *also]
+            image = MarkedImage(name, None, [], where, also=also)
             images.append(image)
             regions = entry["regions"]
             regions = list(regions.values()) if isinstance(regions, dict) else items(regions)

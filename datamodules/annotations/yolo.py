@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from datamodules.annotations.entries import (
+    LABEL_STUDIO,
     EntryError,
     image_name,
     items,
@@ -54,12 +55,16 @@ def read_yolo(path: Path) -> Marking:
     files = list_yolo(path)
     if not files:
         raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
+    beside = [folder / "notes.json" for folder in _folders(path)]
+    is_lossy = any(b"Label Studio" in read_bytes(file) for file in beside if file.is_file())
     for file in files:
-        with noting_file(mistakes, file, alone=len(files) == 1):
-            lines = _lines(file)
+        with noting_file(mistakes, file, path) as whose:
             folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
             parts = [part for part in (*folder, file.stem) if part != "labels"]
-            image = MarkedImage(image_name("/".join(parts)), None, [], str(file), in_shares=True)
+            whose[:] = [image_name("/".join(parts))]
+            lines = _lines(file)
+            note = LABEL_STUDIO if is_lossy else ""
+            image = MarkedImage(whose[0], None, [], str(file), in_shares=True, note=note)
             images.append(image)
             for place, line in enumerate(lines, 1):
                 with noting(mistakes, f"{file}: line {place}", image.name):
@@ -97,29 +102,49 @@ def read_classes(path: Path) -> list[str]:
     """Return the names of classes, from beside the annotations or above; [] where there are none.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: They cannot be read, two files contradict each other, or it is a set of poses.
     """
-    folder = (path if path.is_dir() else path.parent).absolute()
-    folders = [folder]
-    while folder.name in LAYOUT and len(folders) < 3:
-        folder = folder.parent
-        folders.append(folder)
-    files = [folder / name for folder in folders for name in CLASSES]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return []
+    lists: dict[Path, list[str]] = {}
+    for file in (folder / name for folder in _folders(path) for name in CLASSES):
+        if file.is_file() and (names := _read_names(file)):
+            lists[file] = names
+    first, *others = lists or [path]
+    for file in others:
+        if lists[file] != lists[first]:
+            raise DataError(
+                f"{first} and {file}: name different classes, nobody can tell which were drawn by; "
+                "keep the right one"
+            )
+    return lists.get(first, [])
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folder of the annotations, and those above it where they are laid out as YOLO's."""
+    folders = [(path if path.is_dir() else path.parent).absolute()]
+    while folders[-1].name in LAYOUT and len(folders) < 3:
+        folders.append(folders[-1].parent)
+    return folders
+
+
+def _read_names(file: Path) -> list[str]:
     data = read_bytes(file)
     try:
         content = data.decode("utf-8-sig")
         if file.suffix != ".yaml":
-            return [line.strip() for line in content.splitlines()]
+            return [line.strip() for line in content.rstrip().splitlines()]
         if len(data) > MAX_CLASSES_BYTES:
             raise DataError(f"{file}: is too long for names of classes; take it out")
         # BaseLoader makes text, lists and dicts only.
         content = yaml.load(content, Loader=yaml.BaseLoader)
-        names = content.get("names") if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            return []
+        if "kpt_shape" in content:
+            raise DataError(f"{file}: is of key points (pose), which mark no area; export segments")
+        names = content.get("names")
         if isinstance(names, dict):  # {0: fracture, 1: metal}
             names = [names.get(str(place)) for place in range(len(names))]
+        if names and text(content.get("nc")) not in ("", str(len(names))):
+            raise DataError(f"{file}: names {len(names)} classes, but nc is another; correct it")
         return [text(name) for name in items(names)]
     except DataError:
         raise
@@ -142,6 +167,13 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
         values = [float(value) for value in fields[1:]]
     except ValueError as error:
         raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
+    if _is_box(values[:4]) and len(values) > 4:
+        flags = values[6::3] if len(values) % 3 == 1 else []  # of key points: x, y, visibility
+        if len(values) == 6 or (flags and {*flags} <= {0, 1, 2}):
+            raise EntryError(
+                f"holds {len(values)} values: a box with columns more (confidence, track, key "
+                "points), or a segment? export boxes alone; a segment of 3 points wants a fourth"
+            )
     if not all(abs(value) <= PIXELS for value in values):
         raise EntryError(
             f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
@@ -155,6 +187,14 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
     if len(values) < 6 or len(values) % 2:
         raise EntryError(f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
     return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), labels=labels)
+
+
+def _is_box(values: list[float]) -> bool:
+    """Whether these are the centre and sides of a box within the image."""
+    ends = [
+        abs(2 * centre - 1) + side for centre, side in zip(values[:2], values[2:], strict=False)
+    ]
+    return len(ends) == 2 and max(ends) <= 1.001 and min(values[2:]) > 0
 
 
 def _label(field: str, names: list[str]) -> str:

@@ -1,0 +1,269 @@
+"""Kinds of annotation that once ended as a wrong mask: whose image, which marks, what geometry.
+
+Each row is an input, what is marked of it in pixels (none: nothing is written), and what is said.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.lesion_files import BOX, HEIGHT, WIDTH, build, image, run_import
+
+# pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+ONE, OTHER = image(2), image(4)
+PIXELS = 10 * 8  # of BOX, its last row and column drawn
+LEFT, TOP, RIGHT, BOTTOM = 10, 5, 19, 12
+CORNERS = [[10, 5], [19, 5], [19, 12], [10, 12]]
+
+
+@pytest.fixture
+def taken(tmp_path, capsys):
+    """Import files; the marked pixels of each image that is written, and all that is printed."""
+    root, out, source = build(tmp_path), tmp_path / "out", tmp_path / "source"
+
+    def taken(files, *words):
+        for name, content in files.items():
+            path = source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        run_import(root, out, source if len(files) > 1 else path, *words)
+        masks = (out / "masks").rglob("*.png")
+        pixels = {
+            path.relative_to(out / "masks").as_posix().removesuffix(".png"): int(
+                (np.array(Image.open(path)) > 0).sum()
+            )
+            for path in masks
+        }
+        printed = capsys.readouterr()
+        return pixels, printed.out + printed.err
+
+    return taken
+
+
+def studio(data, *results, **task):
+    return [{"id": 1, "data": data, "annotations": [{"id": 5, "result": results}], **task}]
+
+
+def region(to_name="image", labels=("fracture",), **more):
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    value = {"x": 25, "y": 20, "width": 25, "height": 20, "rectanglelabels": [*labels]}
+    return {"type": "rectanglelabels", "to_name": to_name, "value": value, **size, **more}
+
+
+def labelme(*shapes, path=ONE, **more):
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return {"shapes": shapes, "imagePath": path, **size, **more}
+
+
+def shape(label="fracture", points=CORNERS, kind="polygon"):
+    return {"label": label, "points": points, "shape_type": kind}
+
+
+def coco(*annotations, categories=({"id": 1, "name": "fracture"},), **about):
+    images = [{"id": 1, "file_name": ONE, "height": HEIGHT, "width": WIDTH, **about}]
+    whole = [{"id": 1, "image_id": 1, "category_id": 1, **entry} for entry in annotations]
+    return {"images": images, "annotations": whole, "categories": categories}
+
+
+def cvat(*shapes, name=ONE):
+    inner = "".join(shapes)
+    return f'<annotations><image name="{name}" width="40" height="30">{inner}</image></annotations>'
+
+
+def drawn(label, points="10,5;19,5;19,12;10,12"):
+    return f'<polygon label="{label}" points="{points}" z_order="0"/>'
+
+
+def voc(inner, name=ONE, more=""):
+    box = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (10, 5, 19, 12), strict=True)
+    )
+    return (
+        f"<annotation><filename>{name}</filename>{more}<object><name>fracture</name>"
+        f"<bndbox>{box}</bndbox>{inner}</object></annotation>"
+    )
+
+
+FLAT = ONE.replace("/", "_").removesuffix(".png")
+FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
+
+
+@pytest.mark.parametrize(
+    ("files", "pixels", "said"),
+    [
+        # Two addresses of one image are compared, of two images refused.
+        ({"a.json": studio({"image": ONE, "file": ONE.split("/")[-1]}, region())}, 77, ""),
+        ({"a.json": studio({"ap": ONE, "lateral": OTHER}, region())}, 0, "holds 2 images"),
+        ({"a.json": studio({"images": [ONE, OTHER]}, region())}, 0, "holds 2 images"),
+        (
+            {"a.json": studio({"image": ONE, "lateral": "http://pacs/7"}, region())},
+            0,
+            "holds 2 images",
+        ),
+        ({"a.json": studio({"image": ONE}, region(), region("b"))}, 0, "on another image"),
+        ({"a.json": studio({"image": ONE}, region(item_index=1))}, 0, "on another image"),
+        (
+            {"a.json": studio({"image": ONE}, region(), file_upload="1a2b3c4d-image9.png")},
+            0,
+            "holds 2 images",
+        ),
+        # The name inside against the file's own.
+        ({f"{FLAT}.json": labelme(shape())}, PIXELS, ""),
+        ({"annotation_12.json": labelme(shape())}, PIXELS, ""),
+        ({f"{FLAT_OTHER}.json": labelme(shape())}, 0, "may be any of 2 images"),
+        ({f"{FLAT_OTHER}.xml": voc("")}, 0, "may be any of 2 images"),
+        ({"a.xml": voc("", more=f"<path>C:\\x\\{OTHER}</path>")}, 0, "may be any of 2 images"),
+        ({"a.json": coco({"segmentation": [BOX]}, path=f"/data/{OTHER}")}, 0, "any of 2 images"),
+        (
+            {"a.json": {f"{OTHER}123": {"filename": ONE, "regions": []}}},
+            0,
+            "no image has a mark",
+        ),
+        # A file that cannot be read takes the image of its name along, or all.
+        (
+            {f"a/{FLAT}.json": labelme(shape()), f"b/{FLAT}.json": '{"shapes": ['},
+            0,
+            "no JSON",
+        ),
+        ({"a.xml": voc(""), f"{FLAT}.xml": "<annotation><obj"}, 0, "no XML"),
+        ({"a.xml": voc(""), "b.xml": "<annotation><obj"}, 0, "nothing else tells"),
+        ({"a.json": labelme(shape()), "b.json": '{"readme": 1}'}, PIXELS, "lacks the list"),
+    ],
+)
+def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels, said):
+    masks, text = taken(files)
+    assert masks == ({ONE: pixels} if pixels else {})
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "pixels", "said"),
+    [
+        # Reserved classes are no lesions, and cut none.
+        (labelme(shape(), shape("__ignore__", [[25, 5], [35, 5], [35, 9]])), (), PIXELS, "ignore"),
+        (labelme(shape(), shape("_background_", CORNERS)), (), 0, "covers part of one"),
+        (labelme(shape("__ignore__")), (), 0, "no image has a mark"),
+        (coco({"segmentation": [BOX]}, categories=[{"id": 1, "name": "background"}]), (), 0, ""),
+        (cvat(drawn("lesion"), drawn("Background", "12,7;15,7;15,9")), (), 0, "covers part"),
+        (
+            cvat(drawn("lesion"), drawn("background", "12,7;15,7;15,9")),
+            ("--labels", "lesion"),
+            0,
+            "covers part",
+        ),
+        (cvat(drawn("lesion"), drawn("background")), ("--labels", "background"), 0, "rename it"),
+        # What bears no class, two, or one that nobody lists cannot be judged.
+        (labelme(shape(), shape("")), ("--labels", "fracture"), 0, "has the class 'none'"),
+        (studio({"image": ONE}, region(labels=("fracture", "background"))), (), 0, "unclear"),
+        (coco({"segmentation": [BOX], "category_id": 7}), (), 0, "category_id 7 is not listed"),
+        (
+            coco({"segmentation": [BOX]}, categories=[{"id": 1, "name": n} for n in "ab"]),
+            (),
+            0,
+            "two categories share the id 1",
+        ),
+        (labelme(shape(), shape("metal")), ("--labels", "fracture"), PIXELS, "others   metal 1"),
+    ],
+)
+def test_only_what_is_certainly_a_lesion_is_marked(taken, files, words, pixels, said):
+    masks, text = taken({f"a.{'xml' if isinstance(files, str) else 'json'}": files}, *words)
+    assert masks == ({ONE: pixels} if pixels else {})
+    assert said in text
+
+
+def yolo(text, name="labels/", **classes):
+    return {f"{FLAT}.txt": text, **{key.replace("_", "."): value for key, value in classes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("files", "pixels", "said"),
+    [
+        (yolo("0 .5 .5 .25 .2"), 77, "weak"),
+        (yolo("0 .5 .5 .25 .2", classes_txt="a\nb\n", data_yaml="names: [a, b]\nnc: 2"), 77, ""),
+        (yolo("0 .5 .5 .25 .2", classes_txt="a\n", data_yaml="names: [b]"), 0, "different classes"),
+        (yolo("0 .5 .5 .25 .2", classes_txt="a\nb", labels_txt="b\na"), 0, "different classes"),
+        (yolo("0 .5 .5 .25 .2", data_yaml="names: [a]\nnc: 2"), 0, "nc is another"),
+        (yolo("0 .5 .5 .25 .2", data_yaml="names: [a]\nkpt_shape: [4, 2]"), 0, "key points"),
+        # A box with more columns is no segment; a segment out of a box's range is one.
+        (yolo("0 .5 .5 .25 .2 .9 3"), 0, "holds 6 values"),
+        (yolo("0 .5 .5 .25 .2 .4 .5 2 .6 .5 1"), 0, "holds 10 values"),
+        (yolo("0 .25 .2 .9 .3 .5 .8"), 238, "masks    1\n"),
+        (yolo("0 .25 .2 .5 .2 .5 .4 .25 .4"), 77, "weak"),
+    ],
+)
+def test_columns_of_yolo_are_what_they_are_taken_for(taken, files, pixels, said):
+    masks, text = taken(files)
+    assert masks == ({ONE: pixels} if pixels else {})
+    assert said in text
+
+
+def turned(name, value):
+    attribute = f"<attribute><name>{name}</name><value>{value}</value></attribute>"
+    return f"<attributes>{attribute}</attributes>"
+
+
+DIAMOND = {"x1": 14.5, "y1": 5, "x2": 19, "y2": 8.5, "x3": 14.5, "y3": 12, "x4": 10, "y4": 8.5}
+POLYGON = "".join(f"<{key}>{value}</{key}>" for key, value in DIAMOND.items())
+BBOX = [10, 5, 9, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "pixels", "said"),
+    [
+        # Shares where pixels are expected.
+        (coco({"segmentation": [[0.2, 0.2, 0.4, 0.2, 0.4, 0.3]]}), 0, "within the first pixel"),
+        (labelme(shape(points=[[0.1, 0.1], [1, 0.1], [1, 1]])), 0, "within the first pixel"),
+        (cvat(drawn("a", "0.2,0.2;0.6,0.2;0.6,0.9")), 0, "within the first pixel"),
+        # Attributes that turn a box.
+        (coco({"bbox": BBOX, "attributes": {"rotation": 90}}), PIXELS, "weak"),
+        (coco({"bbox": BBOX, "attributes": {"rotation": 0.0, "angle": "lateral"}}), PIXELS, ""),
+        (coco({"bbox": [*BBOX, 0.3]}), 0, "no box of four"),
+        (coco({"bbox": BBOX, "theta": 0.3}), 0, "is turned (theta)"),
+        (voc(turned("rotation", "180.0")), PIXELS, "weak"),
+        (voc(turned("angle", "30")), 0, "is turned (angle)"),
+        # A box against its area and its outline.
+        (coco({"bbox": BBOX, "area": 63}), PIXELS, "weak"),
+        (coco({"bbox": [10, 5, 19, 12], "area": 63}), 0, "its area says 63"),
+        (coco({"bbox": [25, 20, 9, 7], "segmentation": [BOX]}), 0, "two places or units"),
+        (coco({"bbox": [0, 0, 0, 0], "segmentation": [BOX]}), PIXELS, "weak"),
+        (voc(f"<polygon>{POLYGON}</polygon>"), 39, "masks    1\n"),
+        (voc("<polygon><x1>1</x1><y1>1</y1></polygon>"), 0, "a polygon of 1 points"),
+        (voc("<polygon><pt><x>1</x><y>1</y></pt></polygon>"), 0, "LabelMe's old web tool"),
+        # Four corners of a box are weak, of anything else an outline.
+        (labelme(shape(kind="rectangle")), PIXELS, "weak"),
+        (labelme(shape(kind="rotation", points=[[10, 5], [13, 9], [9, 12], [6, 8]])), 32, "weak"),
+        (cvat(drawn("a", "10,5;19,5;15,12;10,12")), 64, "masks    1\n"),
+        # Rounded to 0.01 px, so that arithmetic moves no pixel.
+        (cvat(drawn("a", "9.9999999,5;19,5;19,12;9.9999999,12")), PIXELS, "weak"),
+        # Untidy, but certain.
+        (coco({"segmentation": BOX, "image_id": "1", "category_id": 1.0}), PIXELS, "weak"),
+        (coco({"segmentation": [[]], "bbox": BBOX}), PIXELS, "weak"),
+        # Tools whose files are not read.
+        ({"project": {}, "config": {}, "file": {}, "metadata": {}}, 0, "is of VIA 3"),
+        ({"info": {}, "categories": {}, "items": []}, 0, "is of Datumaro"),
+    ],
+)
+def test_geometry_is_plausible_before_it_is_drawn(taken, content, pixels, said):
+    masks, text = taken({f"a.{'xml' if isinstance(content, str) else 'json'}": content})
+    assert masks == ({ONE: pixels} if pixels else {})
+    assert said in text
+
+
+@pytest.mark.parametrize("colours", [["#800000"], ["#800000", "#008000"]])
+def test_of_a_folder_of_pascal_voc_the_classes_are_read(taken, tmp_path, colours):
+    for kind in ("SegmentationClass", "SegmentationObject", "JPEGImages"):
+        (tmp_path / "source" / kind).mkdir(parents=True)
+        for name, colour in zip((FLAT, FLAT_OTHER), colours, strict=False):
+            picture = Image.new("RGB", (WIDTH, HEIGHT))
+            picture.paste(colour if kind == "SegmentationClass" else "#123456", (10, 5, 20, 13))
+            picture.save(tmp_path / "source" / kind / f"{name}.png")
+    masks, text = taken({"labelmap.txt": "lesion:::\nmetal:::\n", "ImageSets/a.txt": FLAT})
+    assert masks == ({ONE: PIXELS} if len(colours) == 1 else {})
+    assert ("#800000" in text) == (len(colours) > 1)
