@@ -212,6 +212,9 @@ def turned(name, value):
 DIAMOND = {"x1": 14.5, "y1": 5, "x2": 19, "y2": 8.5, "x3": 14.5, "y3": 12, "x4": 10, "y4": 8.5}
 POLYGON = "".join(f"<{key}>{value}</{key}>" for key, value in DIAMOND.items())
 BBOX = [10, 5, 9, 7]
+# A mask of 10 x 7 pixels in runs down the columns, as they should be, and along the rows.
+UPRIGHT = {"size": [30, 40], "counts": [305, *[7, 23] * 9, 7, 618]}
+ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,8 @@ BBOX = [10, 5, 9, 7]
         (coco({"bbox": BBOX, "area": 63}), PIXELS, "weak"),
         (coco({"bbox": [10, 5, 19, 12], "area": 63}), 0, "its area says 63"),
         (coco({"bbox": [25, 20, 9, 7], "segmentation": [BOX]}), 0, "two places or units"),
+        (coco({"bbox": BBOX, "segmentation": UPRIGHT}), 70, "masks    1\n"),
+        (coco({"bbox": BBOX, "segmentation": ACROSS}), 0, "two places or units"),
         (coco({"bbox": [0, 0, 0, 0], "segmentation": [BOX]}), PIXELS, "weak"),
         (voc(f"<polygon>{POLYGON}</polygon>"), 39, "masks    1\n"),
         (voc("<polygon><x1>1</x1><y1>1</y1></polygon>"), 0, "a polygon of 1 points"),
@@ -246,8 +251,8 @@ BBOX = [10, 5, 9, 7]
         (coco({"segmentation": BOX, "image_id": "1", "category_id": 1.0}), PIXELS, "weak"),
         (coco({"segmentation": [[]], "bbox": BBOX}), PIXELS, "weak"),
         # Tools whose files are not read.
-        ({"project": {}, "config": {}, "file": {}, "metadata": {}}, 0, "is of VIA 3"),
-        ({"info": {}, "categories": {}, "items": []}, 0, "is of Datumaro"),
+        ({"project": {"vid_list": []}, "file": {}, "metadata": {}}, 0, "is of VIA 3"),
+        ({"dm_format_version": "1.0", "categories": {}, "items": []}, 0, "is of Datumaro"),
     ],
 )
 def test_geometry_is_plausible_before_it_is_drawn(taken, content, pixels, said):

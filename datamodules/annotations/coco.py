@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+from pycocotools import mask as rle
 
 from datamodules.annotations.entries import (
     LABEL_STUDIO,
@@ -45,10 +48,8 @@ def read_coco(path: Path) -> Marking:
         if isinstance(entry, dict):
             own = names(entry.get("name"))
             if labels.setdefault(_key(entry.get("id")), own) != own:
-                raise DataError(
-                    f"{path}: two categories share the id {show(entry.get('id'))}, so that nobody "
-                    "can tell which is meant; export it again"
-                )
+                shared = show(entry.get("id"))
+                raise DataError(f"{path}: two categories share the id {shared}; export it again")
     for place, entry in enumerate(content["annotations"]):
         about = entry if isinstance(entry, dict) else {}
         key = _key(about.get("image_id"))
@@ -117,7 +118,9 @@ def _marks(
         turned = turn({**entry, **(attributes if isinstance(attributes, dict) else {})})
         edges = box(x, y, width, height, turned)
     if isinstance(segmentation, dict):
-        return [Mark(name, runs=coco_runs(segmentation, size), labels=labels)]
+        runs = coco_runs(segmentation, size)
+        beside_box(box(*rle.toBbox(runs)), edges)
+        return [Mark(name, runs=runs, labels=labels)]
     outlines = items(segmentation)
     if outlines and not any(isinstance(points, list) for points in outlines):
         outlines = [outlines]  # one polygon, not nested
@@ -146,13 +149,8 @@ def _outline(points: object) -> tuple[Point, ...]:
 
 def _key(value: object) -> int | str | None:
     """Return an id as key: 1, 1.0 and "1" are the same, "01", True and 1.5 are not."""
-    if (
-        isinstance(value, str)
-        and len(value) < 20
-        and value.isdecimal()
-        and value == str(int(value))
-    ):
-        return int(value)
     if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,18}", value):
         return int(value)
     return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None

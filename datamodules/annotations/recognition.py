@@ -28,19 +28,15 @@ ADVICE = {
         "if these are masks, save them as PNG from where they were drawn: JPEG smears their edges"
     ),
 }
-# What is not read, by fields of its JSON or words of its CSV that no other tool writes.
-UNREAD_JSON = {
-    ("project", "file", "metadata"): "of VIA 3; draw in VIA 2",
-    ("categories", "items"): "of Datumaro; export as COCO or 'CVAT for images 1.1'",
-    ("features", "type"): "GeoJSON (QuPath); export masks as PNG",
-    ("objects", "size", "tags"): "of Supervisely; export as COCO",
-    ("assets", "tags"): "of VoTT; export as Pascal VOC",
-    ("item", "annotations"): "of V7 Darwin; export as COCO",
-}
-UNREAD_CSV = {
+# What tools write and nothing here reads, by words that only they write at the start of a file.
+UNREAD = {
+    b'"vid_list"': "of VIA 3; draw in VIA 2",
     b"spatial_coordinates": "of VIA 3; draw in VIA 2",
-    b"annotation_id": "Label Studio's CSV, which lacks the images' sizes; export as JSON",
-    b"xmin": "a table of boxes, which many tools write in many ways; export as Pascal VOC or COCO",
+    b'"dm_format_version"': "of Datumaro; export as COCO or 'CVAT for images 1.1'",
+    b'"FeatureCollection"': "GeoJSON (QuPath); export masks as PNG",
+    b'"classTitle"': "of Supervisely; export as COCO",
+    b"annotation_id,annotator": "Label Studio's CSV, without the images' sizes; export as JSON",
+    b",xmin,": "a table of boxes, which each tool writes otherwise; export as Pascal VOC or COCO",
 }
 ROOTS = {"annotations": "cvat", "annotation": "voc"}
 
@@ -82,17 +78,10 @@ def advice(source: Path) -> str:
 
 def unread(file: Path) -> str:
     """What a file is that some tool wrote and nothing here reads, with the way out; else ""."""
-    if file.is_dir() or file.suffix.lower() not in (".json", ".csv", ".tsv"):
+    if file.suffix.lower() not in (".json", ".csv", ".tsv") or file.is_dir() or _format_of(file):
         return ""
-    start = read_bytes(file)[:4096]
-    if file.suffix.lower() != ".json":
-        kinds = [
-            what for word, what in UNREAD_CSV.items() if word in start and not _format_of(file)
-        ]
-        return kinds[0] if kinds else ""
-    content = read_json(file)
-    keys = set(content) if isinstance(content, dict) and not _json_formats(content) else set()
-    return next((what for names, what in UNREAD_JSON.items() if keys.issuperset(names)), "")
+    start = read_bytes(file)[:65536]
+    return next((what for word, what in UNREAD.items() if word in start), "")
 
 
 def _format_of(file: Path) -> set[str]:
