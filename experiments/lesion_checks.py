@@ -21,10 +21,8 @@ _SWAPPED = (5, 6, 7, 8)
 SLACK = 2.0
 # A loop of fewer pixels, or of a smaller share of the outline's area, is a slip of the hand.
 LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
-# At worst every side is held against every other one: more corners would take minutes.
+# Each side is held against each other one: this many take a second.
 MAX_CORNERS = 5_000
-# Sides that are held against as many others at once.
-RUN = 64
 # A larger share of an image is hardly a lesion's.
 MOST = 0.5
 
@@ -133,63 +131,27 @@ def crossing(outline: Sequence[Point]) -> Point | None:
     Corners that touch a side do not cross, nor do sides that run back over one another (holes are
     often cut in so). A crossing that only makes a tiny loop (:data:`LOOP_PIXELS`,
     :data:`LOOP_SHARE`) is a slip of the hand and passes.
-
-    Sides are held against one another in runs of :data:`RUN`, and only where the rectangles around
-    two runs overlap: 5,000 corners drawn by hand take hundredths of a second.
     """
     corners = np.asarray(outline, float)
     corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
-    if len(corners) < 4:
-        return None
-    origin = corners.min(axis=0)
+    origin = corners.min(axis=0, initial=np.inf)
     starts = corners - origin  # products of small numbers round less
     ends = np.roll(starts, -1, axis=0)
+    # Twice the area swept, seen from the origin, up to each corner.
     swept = np.concatenate([[0.0], np.cumsum(_cross(starts, ends))])
-    firsts = np.arange(0, len(starts), RUN)
-    low = np.minimum.reduceat(np.minimum(starts, ends), firsts)
-    high = np.maximum.reduceat(np.maximum(starts, ends), firsts)
-    for run, first in enumerate(firsts):
-        near = (low[run:] <= high[run]) & (low[run] <= high[run:])
-        for other in firsts[run:][near.all(axis=1)]:
-            place = _crossing_of_runs(starts, ends, swept, int(first), int(other))
-            if place is not None:
-                return float(place[0] + origin[0]), float(place[1] + origin[1])
+    for first in range(len(starts) - 2):
+        a, b, c, d = starts[first], ends[first], starts[first + 2 :], ends[first + 2 :]
+        parted = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) < 0
+        parted &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) < 0
+        for second in np.flatnonzero(parted) + first + 2:
+            c, step = starts[second], ends[second] - starts[second]
+            meet = a + _cross(c - a, step) / _cross(b - a, step) * (b - a)
+            # The two loops into which the sides that meet part the outline.
+            loop = swept[second] - swept[first + 1] + _cross(c, meet) + _cross(meet, b)
+            small, large = sorted(np.abs([loop, swept[-1] - loop]) / 2)
+            if small > max(LOOP_PIXELS, LOOP_SHARE * large):
+                return float(meet[0] + origin[0]), float(meet[1] + origin[1])
     return None
-
-
-def _crossing_of_runs(
-    starts: np.ndarray, ends: np.ndarray, swept: np.ndarray, one: int, other: int
-) -> np.ndarray | None:
-    """Where a side of the run from ``one`` on crosses one of that from ``other`` on, worst first.
-
-    Args:
-        starts: Corners ``(n, 2)``, where sides begin.
-        ends: Where they end.
-        swept: ``(n + 1,)``, twice the area swept, seen from (0, 0), up to each corner.
-        one: First side of a run.
-        other: First side of the same run, or of a later one.
-    """
-    mine, others = slice(one, one + RUN), slice(other, other + RUN)
-    a, b = starts[mine, None], ends[mine, None]
-    c, d = starts[None, others], ends[None, others]
-    parted = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) < 0
-    parted &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) < 0
-    first, second = np.nonzero(parted)
-    first, second = first + one, second + other
-    later = second > first + 1
-    first, second = first[later], second[later]
-    if not len(first):
-        return None
-    # Where the sides meet, and the areas of the two loops that they part the outline into.
-    step, step_other = ends[first] - starts[first], ends[second] - starts[second]
-    share = _cross(starts[second] - starts[first], step_other) / _cross(step, step_other)
-    meet = starts[first] + share[:, None] * step
-    loop = swept[second] - swept[first + 1]
-    loop += _cross(starts[second], meet) + _cross(meet, ends[first])
-    areas = np.abs([loop, swept[-1] - loop]) / 2
-    smaller = areas.min(axis=0)
-    real = smaller > np.maximum(LOOP_PIXELS, LOOP_SHARE * areas.max(axis=0))
-    return meet[np.where(real, smaller, -1).argmax()] if real.any() else None
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:

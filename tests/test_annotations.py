@@ -290,19 +290,21 @@ def test_a_wrong_entry_is_named_and_the_others_are_read(tmp_path, changed, what)
     np.testing.assert_array_equal(pixels(image.marks, image.in_shares), square())
 
 
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
+
+
 @pytest.mark.parametrize(
     "bomb",
     [
-        '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',
-        '<!DOCTYPE x SYSTEM "file:///etc/passwd"><annotations/>',
-        '<!DOCTYPE x [<!ENTITY % e SYSTEM "http://example.org/">%e;]><annotation/>',
+        f'<!DOCTYPE x [<!ENTITY l0 "ha">{LAUGHS}]><annotation>&l11;</annotation>',
+        '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>',
     ],
 )
 @pytest.mark.parametrize("kind", ["cvat", "voc"])
-def test_entities_are_refused(tmp_path, kind, bomb):
+def test_entities_neither_fill_the_memory_nor_fetch_files(tmp_path, kind, bomb):
     (tmp_path / "a.xml").write_text(bomb)
     for reader in (READERS[kind], recognise):
-        with pytest.raises(DataError, match=r"a\.xml: has a document type .DOCTYPE., which is not"):
+        with pytest.raises(DataError, match=r"a\.xml: no XML"):
             reader(tmp_path / "a.xml")
 
 

@@ -17,9 +17,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, Mistake
 from datamodules.index import DataError
 
-# No data set has so many marks that are wrong: a file of more is no annotation file, and a list of
-# them would fill the memory.
-MAX_MISTAKES = 100_000
 # What Label Studio 1.23 leaves out of these exports, and where it puts turned boxes, was measured.
 LABEL_STUDIO = (
     "Label Studio wrote this: its COCO, YOLO and VOC exports drop ellipses, brush strokes and "
@@ -40,18 +37,12 @@ def noting(
     """Add an ``EntryError`` from within, of ``image``, to ``mistakes`` and go on behind.
 
     Gives the names of the images that the mistake will concern: add those that are read within.
-
-    Raises:
-        DataError: There are over ``MAX_MISTAKES``.
     """
     whose = [image] if image else []
     try:
         yield whose
     except EntryError as error:
         mistakes.append(Mistake(where, str(error), tuple(whose), labels))
-        if len(mistakes) > MAX_MISTAKES:
-            first = f"{mistakes[0].where}: {mistakes[0].what}"
-            raise DataError(f"{where}: over {MAX_MISTAKES:,} entries are wrong; {first}") from error
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree import ElementTree
 
 from datamodules.index import DataError
 
@@ -60,29 +59,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no JSON ({error}); export it again") from error
 
 
-def read_xml(path: Path) -> Element:
-    """Read XML without document type: entities are declared there, and annotations need none.
+def read_xml(path: Path) -> ElementTree.Element:
+    """Read XML; its parser bounds what entities expand to.
 
     Raises:
-        DataError: See ``read_bytes``; or it is no XML, or has a document type.
+        DataError: See ``read_bytes``; or it is no XML.
     """
-    builder = TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-
-    def refuse(*declaration: object) -> None:
-        raise DataError(f"{path}: has a document type (DOCTYPE), which is not read; take it out")
-
-    parser.StartDoctypeDeclHandler = refuse
+    content = read_bytes(path)
     try:
-        parser.Parse(read_bytes(path), True)
-        return builder.close()
-    except DataError:
-        raise
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter: its encoding
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter: its encoding
         raise DataError(f"{path}: no XML ({error}); export it again") from error
 
 
