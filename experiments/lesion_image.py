@@ -89,7 +89,7 @@ def check_image(
     by_rater: dict[str, list[Mark]] = {}
     by_entry: dict[str, MarkedImage] = {}
     for source, marked, _ in entries:
-        fault, note = check_size(marked.size, root / image)
+        fault, note = check_size(marked.size, size, root / image)
         if fault:
             faults.append(Fault("other size", marked.where, f"{image}: {fault}"))
             continue
