@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from datamodules.decode import decode, usable_cores
+from datamodules.decode import decode, decode_noted, read_content, usable_cores
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
 from datamodules.index import COLUMNS, DataError, hash_masks
 
@@ -231,14 +231,15 @@ def _fill(
     paths, masks = table["path"].tolist(), table["lesion_mask"].tolist()
     geometry = np.zeros((len(table), len(Geometry._fields)), dtype=np.int32)
     errors: dict[int, str] = {}
-    drawn = [""] * len(table)
+    drawn, notes = [""] * len(table), [""] * len(table)
 
     def convert(row: int, images: int, mask_file: int) -> None:
         try:
-            image = decode(root / paths[row])
+            image, note = decode_noted(read_content(root / paths[row]), root / paths[row])
         except DataError as error:
             errors[row] = str(error)
             return
+        notes[row] = f"{paths[row]}: {note}" if note else ""
         pixels, place = recipe.apply(image)
         geometry[row] = place
         # Plain writes instead of a memory map: a full disk is an error here, there a SIGBUS.
@@ -274,6 +275,8 @@ def _fill(
         mask_file.truncate(len(with_mask) * square)
         os.fsync(images.fileno())
         os.fsync(mask_file.fileno())
+    if noted := [note for note in notes if note]:
+        log.warning("%d images have a note:\n  %s", len(noted), "\n  ".join(noted[:5]))
     kept = _report_unreadable(table, errors, on_unreadable, folder, root)
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry[kept])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import Image
 
 from datamodules.index import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-JPEG_END = b"\xff\xd9"
 DICOM, DICOM_AT = b"DICM", 128
 # Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
 # is), then its representation, or a length that such an element may have.
@@ -26,8 +25,9 @@ BARE_DICOM = re.compile(
 )
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-# Share of the pixels that a 16-bit image may lose at either end of its range to outliers.
-WINDOW_TAIL = 0.001
+# Share of the pixels that a 16-bit image may lose at either end of its range to outliers; and to
+# markers and labels that stand alone there and would darken all else.
+WINDOW_TAIL, MARKERS = 0.001, 0.06
 # Larger files are refused before they are read, images of more pixels before they are decoded: a
 # header of a hundred bytes may claim gigabytes. Long films stitched together stay below both.
 MOST_BYTES, MOST_PIXELS = 2**28, 2**26
@@ -38,9 +38,8 @@ def decode(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM as it should be looked at: grey, 8 bit, upright.
 
     Grey, RGB, palette and CMYK files are reduced to grey; an alpha channel is ignored; an EXIF
-    orientation is applied. A 16-bit image is windowed by its own stored values: the 0.1 % quantile
-    becomes 0, the 99.9 % quantile 255, so that 12 bits stored in 16 fill the range. DICOM:
-    :func:`datamodules.dicom.decode_dicom`.
+    orientation is applied. A 16-bit image is windowed by its own stored values, so that 12 bits
+    stored in 16 fill the range: :func:`ramp_16bit`. DICOM: :func:`datamodules.dicom.decode_dicom`.
 
     The file is read once and decoded from memory, the decoder runs without Python's lock: call it
     from as many threads as there are cores.
@@ -55,19 +54,29 @@ def decode(path: Path) -> np.ndarray:
         DataError: The file is missing, empty, cut short, of zero size, far too large, damaged, or
             neither PNG, JPEG nor DICOM.
     """
-    return decode_content(read_content(path), path)
+    return decode_noted(read_content(path), path)[0]
 
 
-def decode_content(data: bytes, path: Path) -> np.ndarray:
-    """Decode the content of a file as :func:`decode` does; ``path`` is for messages."""
+def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
+    """Decode the content of a file as :func:`decode` does; ``path`` is for messages.
+
+    Returns:
+        The pixels, and a note for people where they are not shown as usual, else "".
+    """
     if is_dicom(data):
         from datamodules.dicom import decode_dicom  # seldom needed, and it imports this file
 
-        return decode_dicom(data, path)
+        return decode_dicom(data, path), ""
     if data.startswith(JPEG):
         check_size(jpeg_size(data), path)
-        if not data[-64:].rstrip(b"\0\r\n").endswith(JPEG_END):
-            return _decode_unended_jpeg(data, path)
+        try:  # what libjpeg only warns of, and fills with grey, is an error here
+            grey = simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
+        except ValueError as error:
+            if re.search("precision|conversion|arithmetic", str(error)):
+                raise DataError(f"{path}: {error}; convert it to PNG") from error
+            raise _damaged(path, f"the JPEG is cut short or damaged: {error}") from error
+        if b"Exif\0\0" not in data:
+            return grey, ""
     elif data.startswith(PNG):
         check_png(data, path)
     else:
@@ -82,52 +91,68 @@ def decode_content(data: bytes, path: Path) -> np.ndarray:
         raise _damaged(path, str(error).strip()) from error
     if pixels is None or pixels.size == 0:
         raise _damaged(path, "its content cannot be decoded")
-    return pixels if pixels.dtype == np.uint8 else window_16bit(pixels)
+    return (pixels, "") if pixels.dtype == np.uint8 else window_16bit(pixels)
 
 
-def window_16bit(pixels: np.ndarray) -> np.ndarray:
-    """Scale uint16 ``(H, W)`` to uint8 between its 0.1 % and 99.9 % quantiles; constant gives 0."""
+def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:
+    """Scale uint16 ``(H, W)`` to uint8 by :func:`ramp_16bit`, with its note; constant gives 0."""
     # In parts: NumPy turns what it counts and looks up into 64 bits, eight bytes a pixel.
     parts = np.array_split(pixels, max(1, pixels.size >> 20))
     counts = [np.bincount(part.reshape(-1), minlength=1 << 16) for part in parts]
-    ramp = ramp_16bit(np.sum(counts, axis=0))
-    return np.concatenate([ramp[part] for part in parts])
+    ramp, note = ramp_16bit(np.sum(counts, axis=0))
+    return np.concatenate([ramp[part] for part in parts]), note
 
 
-def ramp_16bit(counts: np.ndarray) -> np.ndarray:
-    """What :func:`window_16bit` makes of each 16-bit value.
+def ramp_16bit(counts: np.ndarray) -> tuple[np.ndarray, str]:
+    """What an image's 16-bit values become: its 0.1 % quantile 0, its 99.9 % quantile 255.
+
+    Where a few pixels stand alone at one end (a marker, a label), so far that the gap takes most of
+    that window, it ends where the others end.
 
     Args:
-        counts: How many pixels have it, ``(65536,)``; at least one pixel.
+        counts: How many pixels have each value, ``(65536,)``; at least one pixel.
 
     Returns:
-        uint8 ``(65536,)``.
+        uint8 ``(65536,)``, and a note for people where pixels stand alone, else "".
     """
     share = np.cumsum(counts) / counts.sum()
     low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))
     high = int(np.searchsorted(share, 1 - WINDOW_TAIL, side="left"))
     if high <= low:  # nearly all pixels are equal: fall back to the full stored range
-        stored = np.flatnonzero(counts)
-        low, high = int(stored[0]), int(stored[-1])
-    ramp = (np.arange(1 << 16) - low) * (255 / max(high - low, 1))
-    return np.clip(np.rint(ramp), 0, 255).astype(np.uint8)
+        low, high = (int(end) for end in np.flatnonzero(counts)[[0, -1]])
+    top, bottom = _end_of_body(counts, high), 65535 - _end_of_body(counts[::-1], 65535 - low)
+    alone = 1 - counts[bottom : top + 1].sum() / counts.sum()
+    note = f"{alone:.1%} of its pixels stand far from all others, as a marker's do: black or white"
+    ramp = (np.arange(1 << 16) - bottom) * (255 / max(top - bottom, 1))
+    ramp = np.clip(np.rint(ramp), 0, 255).astype(np.uint8)
+    return ramp, "" if (bottom, top) == (low, high) else note
+
+
+def _end_of_body(counts: np.ndarray, high: int) -> int:
+    """Where a window up to ``high`` ends without what stands alone at its top.
+
+    Metal and dense bone may be as bright, but values lead up to them, or they have many themselves.
+    """
+    below = np.cumsum(counts)
+    # The other end may have markers as well, so that the window's own is not asked.
+    low, start = np.searchsorted(below, np.array([MARKERS, 1 - MARKERS]) * below[-1])
+    reach = (high - low) // 16
+    ends = np.arange(start, (low + high) // 2)  # above: the gap would not take most
+    # A gap: nearly all of what lies above lies farther above. Smooth edges of a marker lie in it.
+    ends = ends[below[ends + reach] - below[ends] < 0.05 * (below[-1] - below[ends])]
+    if len(ends):
+        body, alone = counts[: ends[0] + 1], counts[ends[0] + 1 : high + 1]
+        parts = sorted(int(part.sum()) for part in np.array_split(alone, 32))
+        is_picture = np.sort(body)[:-16].sum() > alone.sum()  # no mask, of few values
+        if is_picture and sum(parts[-3:]) >= alone.sum() / 2:
+            return int(np.searchsorted(below, (1 - WINDOW_TAIL) * below[ends[0]]))
+    return high
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Read ``(height, width)`` of an upright image from its header alone (EXIF turns applied).
-
-    Raises:
-        DataError: The file is missing, or its header is unreadable.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _damaged(path, str(error)) from error
-    return (width, height) if turned else (height, width)
+    """``(height, width)`` of what :func:`decode` gives: it decodes, and raises the same errors."""
+    height, width = decode(path).shape
+    return height, width
 
 
 def is_opaque(path: Path) -> bool:
@@ -248,21 +273,3 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 def _png_size(field: memoryview) -> tuple[int, int]:
     return int.from_bytes(field[:4], "big"), int.from_bytes(field[4:8], "big")
-
-
-def _decode_unended_jpeg(data: bytes, path: Path) -> np.ndarray:
-    """Decode a JPEG without its end marker at the end: cut short, or followed by other bytes.
-
-    OpenCV returns the part that is there and fills the rest with grey; Pillow refuses instead, so
-    its verdict counts. Its pixels are taken too: the same libjpeg, but nothing on stderr.
-    """
-    if JPEG_END not in data:
-        raise _damaged(path, "the JPEG is cut short, it has no end marker")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("L", image.size)
-            return np.array(ImageOps.exif_transpose(image).convert("L"))
-    except Image.DecompressionBombError as error:
-        raise _damaged(path, str(error)) from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _damaged(path, f"the JPEG is cut short: {error}") from error

@@ -213,7 +213,7 @@ def _shown(stored: np.ndarray, header: Dataset) -> np.ndarray:
         counts = np.bincount(place.reshape(-1), minlength=len(levels)) * ~padding
         if not counts.any():  # all is padding, and black
             return np.full(stored.shape, BLACK, dtype=np.uint8)
-        grey = ramp_16bit(np.bincount(order, counts, minlength=2**16))[order]
+        grey = ramp_16bit(np.bincount(order, counts, minlength=2**16))[0][order]
     if header.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
     grey[padding] = BLACK

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from datamodules.annotations.marks import Mark, Point
-from datamodules.decode import upright_size
 
 # EXIF orientations that swap width and height.
 _SWAPPED = (5, 6, 7, 8)
@@ -27,32 +26,37 @@ MAX_CORNERS = 5_000
 MOST = 0.5
 
 
-def check_size(stated: tuple[int, int] | None, path: Path) -> tuple[str, str]:
+def check_size(
+    stated: tuple[int, int] | None, upright: tuple[int, int], path: Path
+) -> tuple[str, str]:
     """Compare the size that a file states with the upright image's own.
 
     Args:
         stated: ``(height, width)``, pixels; None where the file does not say.
+        upright: The image's, as it is decoded.
         path: The image, readable.
 
     Returns:
         A fault and a note, "" each where there is none.
     """
-    upright, orientation = upright_size(path), orientation_of(path)
+    orientation, stored = orientation_of(path)
     turned = upright[::-1]
     if stated is None or tuple(stated) == upright:
         # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
         hidden = orientation not in (1, *_SWAPPED) or (orientation != 1 and upright == turned)
         if hidden or (stated is None and orientation != 1):
             return "", (
-                f"its EXIF orientation is {orientation}, and the file does not tell whether the "
-                "tool applied it"
+                f"its XMP or EXIF orientation is {orientation}, and the file does not tell whether "
+                "the tool applied it"
             )
         return "", ""
     if tuple(stated) == turned and orientation in _SWAPPED:
+        was_raw = stored != upright
+        frame, did = ("raw", "ignored the EXIF") if was_raw else ("turned", "applied XMP's")
         return (
-            f"it was annotated in the raw frame, {show_size(stated)} px: the tool ignored the EXIF "
-            f"orientation {orientation}, which turns the image to {show_size(upright)} px (width x "
-            "height); annotate a copy whose pixels are turned",
+            f"it was annotated in the {frame} frame, {show_size(stated)} px: the tool {did} "
+            f"orientation {orientation}; as it is decoded the image is {show_size(upright)} px "
+            "(width x height); annotate a copy whose pixels are turned",
             "",
         )
     remedy = "it seems turned by 90 degrees: " if tuple(stated) == turned else ""
@@ -158,11 +162,14 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def orientation_of(path: Path) -> int:
-    """EXIF orientation of an image file, 1 (upright) where it has none."""
-    with Image.open(path) as image:
-        found = image.getexif().get(0x0112, 1)
-    return found if found in range(1, 9) else 1
+def orientation_of(path: Path) -> tuple[int, tuple[int, int]]:
+    """Orientation that a file holds (of EXIF, XMP or text; 1: none), and its stored size."""
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(0x0112, 1)
+            return found if found in range(1, 9) else 1, image.size[::-1]
+    except Exception:  # DICOM, or EXIF that Pillow cannot parse: nothing is applied
+        return 1, (0, 0)
 
 
 def show_size(size: Sequence[int]) -> str:

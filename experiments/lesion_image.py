@@ -91,7 +91,7 @@ def check_image(
     by_entry: dict[str, MarkedImage] = {}
     reserved: list[Mark] = []
     for source, marked, others in entries:
-        fault, note = check_size(marked.size, root / image)
+        fault, note = check_size(marked.size, size, root / image)
         if fault:
             remedy = f"; {marked.remedy}" if marked.remedy else ""
             faults.append(Fault("other size", marked.where, f"{image}: {fault}{remedy}"))

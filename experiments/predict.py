@@ -222,14 +222,17 @@ def report(
 ) -> int:
     """Print what was found, on all rows of the table; return the exit status."""
     from experiments.inputs import readable
+    from experiments.prediction_files import NOTE
 
     rows = list(folder.rows.values())
-    failed = [row for row in rows if row.error]
+    failed = [row for row in rows if row.failed]
     said = [f"{len(rows):,} images"]
     if trained.fitted is not None:
         calls = Counter(row.predicted_abnormal for row in rows)
         said.append(f"{calls[1]:,} called abnormal, {calls[0]:,} normal")
     said.append(failures(failed))
+    if noted := sum(NOTE in row.error for row in rows):
+        said.append(f"{noted:,} with a note in the column error")
     if looked_at:
         said.append(f"{looked_at:,} of them now, {looked_at / max(seconds, 1e-3):.1f} a second")
     else:

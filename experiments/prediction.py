@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from datamodules import DataError
-from datamodules.decode import MOST_PIXELS, decode_content, read_content, usable_cores
+from datamodules.decode import MOST_PIXELS, decode_noted, read_content, usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.inputs import Input
 from experiments.map_rows import one_thread
 from experiments.overlays import Shown, draw, png
-from experiments.prediction_files import PredictionFolder, Row
+from experiments.prediction_files import NOTE, PredictionFolder, Row
 from experiments.prediction_sources import Source, content_hash
 from experiments.trained import Trained
 from lightning_modules.attention import has_peak, peak
@@ -36,7 +36,7 @@ NO_OVERLAY = "no overlay can be drawn"
 
 
 class Seen(NamedTuple):
-    """An image on its way; ``image`` is None where ``error`` says why."""
+    """An image on its way; ``image`` is None where ``error`` says why, else it may be a note."""
 
     item: Input
     image: np.ndarray | None = None
@@ -102,7 +102,7 @@ def predict_all(
             with one_thread():
                 done = pool.map(
                     lambda found: _finish(trained, found, folder, methods, also),
-                    _explained(trained, [seen for seen in batch if not seen.error]),
+                    _explained(trained, [seen for seen in batch if seen.image is not None]),
                 )
                 rows |= {row.path: row for row in done}
             folder.add(rows.values(), [Source.of(seen.item, seen.content_hash) for seen in batch])
@@ -219,7 +219,7 @@ def _look_up(trained: Trained, item: Input) -> Seen:
     try:
         data = read_content(item.file)
         content = content_hash(data)
-        image = decode_content(data, item.file)
+        image, note = decode_noted(data, item.file)
     except DataError as error:
         return Seen(item, error=_reason(error, item), content_hash=content)
     if min(image.shape) < SMALLEST:
@@ -230,7 +230,8 @@ def _look_up(trained: Trained, item: Input) -> Seen:
             "radiograph itself",
             content_hash=content,
         )
-    return Seen(item, image, *trained.to_square(image), content_hash=content)
+    note = f"{NOTE}{note}" if note else ""
+    return Seen(item, image, *trained.to_square(image), note, content)
 
 
 def _finish(
@@ -273,6 +274,7 @@ def _finish_best(
     assert seen.geometry is not None
     name, best = seen.item.name, trained.best_map
     found = answer(trained, name, probability, maps[best], seen.geometry)
+    row = replace(found.row, error=seen.error)
     if best in methods:
         _write_map(folder, f"{name}.{best}.png", found.heat)
     seen_as = shown(trained, seen.image, found)
@@ -282,8 +284,8 @@ def _finish_best(
         if also is not None:
             also(seen.item, seen_as)
     except DataError as error:  # the prediction stands; what was to be made of it does not
-        return replace(found.row, error=_reason(error, seen.item))
-    return found.row
+        return replace(row, error=f"{_reason(error, seen.item)} {seen.error}".rstrip())
+    return row
 
 
 def _write_map(folder: PredictionFolder, name: str, full: np.ndarray) -> None:

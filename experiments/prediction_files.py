@@ -18,6 +18,7 @@ from experiments.runs import RunError
 
 PREDICTIONS, STUDIES, ABOUT = "predictions.csv", "studies.csv", "about.json"
 LISTED = 5
+NOTE = "note: "
 STUDY_COLUMNS = ("study", "views", "probability_abnormal", "predicted_abnormal", "failed_views")
 # Keys of about.json that say what is written; the others only tell where it comes from.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
@@ -34,7 +35,7 @@ class Row:
         map_peak_x: Column of the best map's peak, pixels of the upright original, from 0.
         map_peak_y: Its row; None where the map has one value everywhere and points nowhere.
         error: Why there is no prediction; or, beside one, why there is no Secondary Capture or no
-            overlay; or "".
+            overlay, and, behind :data:`NOTE`, what to know of the image; or "".
     """
 
     path: str
@@ -48,6 +49,11 @@ class Row:
     def answered(self) -> bool:
         """Whether the network was asked; an ``error`` is then of what was made of its answer."""
         return self.probability_abnormal is not None or self.map_peak_x is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was not made; a note alone is no failure."""
+        return bool(self.error) and not self.error.startswith(NOTE)
 
 
 COLUMNS = tuple(each.name for each in fields(Row))
@@ -239,7 +245,7 @@ def studies(
             views.setdefault(item.study, []).append(rows[item.name])
     lines = []
     for name, study in names.items():
-        failed = sum(bool(row.error) and row.probability_abnormal is None for row in views[study])
+        failed = sum(row.failed and row.probability_abnormal is None for row in views[study])
         known = [row.probability_abnormal for row in views[study]]
         seen = [probability for probability in known if probability is not None]
         mean = sum(seen) / len(seen) if seen else None

@@ -117,6 +117,18 @@ def test_unreadable_images_are_all_named(source: tuple[Path, pd.DataFrame], tmp_
     assert pd.read_csv(folder / "unreadable.csv")["path"].tolist() == ["1.png", "4.png"]
 
 
+def test_images_that_are_not_shown_as_usual_are_named_in_one_line(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 16-bit image with a marker at full scale."""
+    deep = cv2.imread(str(source[0] / "2.png"), 0).astype(np.uint16) * 16
+    deep[:12, :12] = 65535
+    cv2.imwrite(str(source[0] / "2.png"), deep)
+    build(source, tmp_path / "cache" / "a")
+    (message,) = caplog.messages
+    assert message.startswith("1 images have a note:\n  2.png: ")
+
+
 def test_a_repaired_image_is_looked_at_again(
     source: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:

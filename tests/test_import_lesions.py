@@ -23,6 +23,7 @@ from tests.lesion_files import (
     write_coco,
     write_label_studio,
 )
+from tests.test_decode import XMP_APP, app, jpeg_with
 
 # pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -207,18 +208,35 @@ def test_the_raw_frame_of_a_turned_image_is_told(run, root, out, tmp_path, capsy
     save(root / image(2), orientation=6)
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]), size=(WIDTH, HEIGHT))) == 2
     assert (
-        "it was annotated in the raw frame, 30x40 px: the tool ignored the EXIF orientation 6, "
-        "which turns the image to 40x30 px"
+        "it was annotated in the raw frame, 30x40 px: the tool ignored the EXIF orientation 6; as "
+        "it is decoded the image is 40x30 px"
     ) in capsys.readouterr().err
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
     assert mask_of(out, image(2)).shape == (HEIGHT, WIDTH)
+
+
+def test_a_turn_that_is_not_in_exif_is_not_applied(run, root, out, tmp_path, capsys):
+    (root / image(2)).write_bytes(jpeg_with(np.zeros((HEIGHT, WIDTH), np.uint8), XMP_APP))
+    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]), size=(WIDTH, HEIGHT))) == 2
+    assert (
+        "it was annotated in the turned frame, 30x40 px: the tool applied XMP's orientation 6; as "
+        "it is decoded the image is 40x30 px"
+    ) in capsys.readouterr().err
+    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
+    assert mask_of(out, image(2)).shape == (HEIGHT, WIDTH)
+
+
+def test_exif_that_cannot_be_parsed_stops_no_import(run, root, out, tmp_path):
+    jpeg = jpeg_with(np.zeros((HEIGHT, WIDTH), np.uint8), app(0xE1, b"Exif\0\0garbage"))
+    (root / image(2)).write_bytes(jpeg)
+    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
 
 
 def test_a_turn_that_no_size_tells_is_noted(run, root, out, tmp_path, capsys):
     save(root / image(2), orientation=3)
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 0
     assert "NOTE look at 1 image, import.csv" in capsys.readouterr().out
-    assert "EXIF orientation is 3" in pd.read_csv(out / "import.csv")["notes"][0]
+    assert "XMP or EXIF orientation is 3" in pd.read_csv(out / "import.csv")["notes"][0]
 
 
 def test_what_stands_out_a_little_is_cut_off_with_a_note(run, out, tmp_path):

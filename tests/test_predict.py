@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -228,6 +229,27 @@ def test_views_of_a_study_are_joined_by_the_mean(run, phantoms, tmp_path):
         assert [(line["views"], line["failed_views"]) for line in lines] == [("2", "0"), ("1", "1")]
         assert expected in (None, lines)
         expected = lines
+
+
+def test_what_to_know_of_an_image_is_noted_in_its_row_and_no_failure(
+    run, phantoms, tmp_path, capsys
+):
+    marked = phantoms[0].astype(np.uint16) * 16
+    marked[:20, :20] = 65535
+    views = tmp_path / "in" / "patient1" / "study1_positive"
+    save(views / "image1.png", phantoms[0].astype(np.uint16) * 16)
+    save(views / "image2.png", marked)
+    out = tmp_path / "out"
+    for _ in range(2):  # also where all is done before
+        assert told(run, tmp_path / "in", "--out", out) == 0
+        assert "; 0 failed; 1 with a note in the column error; " in capsys.readouterr().out
+    plain, noted = rows_of(out).values()
+    assert plain.error == ""
+    assert re.match(r"note: \d\.\d% of its pixels stand far from all others", noted.error)
+    assert noted.probability_abnormal == pytest.approx(plain.probability_abnormal, abs=0.05)
+    assert (noted.map_peak_x, noted.predicted_abnormal) != (None, None)
+    (study,) = csv.DictReader((out / "studies.csv").read_text().splitlines())
+    assert (study["views"], study["failed_views"]) == ("2", "0")
 
 
 def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(run, phantoms, tmp_path, capfd):
