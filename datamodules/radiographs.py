@@ -157,6 +157,8 @@ class RadiographDataModule(LightningDataModule):
         if self.split == "image":
             log.warning("data.split=image LEAKS: patients stand in train and test alike")
         self.pixels = cache.PixelCache(self.cache_folder)
+        # Hashes of what images and masks show, wherever they lie and however they are stored.
+        self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
         chosen = lesions.choose_lesions(self.table, self.lesions_count, self.seed)
         if self.lesions_folds:
@@ -287,18 +289,6 @@ class RadiographDataModule(LightningDataModule):
     def judges_hash(self) -> str:
         """Hash of which images are val and which test, whatever is known of them."""
         return index.hash_judges(self.table)
-
-    @property
-    def image_hash(self) -> str:
-        """Hash of what the images show, wherever they lie and however they are stored."""
-        assert self.pixels is not None, "setup() opens the cache"
-        return self.pixels.image_hash
-
-    @property
-    def mask_hash(self) -> str:
-        """Hash of what the lesion masks show, wherever they lie and however they are stored."""
-        assert self.pixels is not None, "setup() opens the cache"
-        return self.pixels.mask_hash
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless this is the data that a run was trained on.
