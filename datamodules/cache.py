@@ -1,9 +1,10 @@
 """Decoded, letterboxed images in one memory-mapped file, built once, in parallel, atomically.
 
 A cache is a folder ``<cache_dir>/<source>-<key>`` that holds the checked index (``index.csv``), the
-pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``) and
-``meta.json``, written last. The key covers all that shaped the content; the folder gets its name
-only when everything in it has reached the disk, so that a half-written cache is never used.
+pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``), of
+which files (``stamps.json``) and ``meta.json``, written last. The key covers the settings and small
+files that shaped the content; the folder gets its name only when everything in it has reached the
+disk, so that a half-written cache is never used.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -28,14 +30,16 @@ from tqdm import tqdm
 
 from datamodules.decode import decode, decode_noted, read_content, usable_cores
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
-from datamodules.index import COLUMNS, DataError, hash_masks
+from datamodules.index import COLUMNS, DataError, hash_pixels
 
 log = logging.getLogger(__name__)
 
 # Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
-FORMAT = 1
-# Images that could not be read, with the reason and what they looked like then.
+FORMAT = 2
+# Images that could not be read, with the reason.
 UNREADABLE = "unreadable.csv"
+# Size and time of each image and mask, readable or not, taken before it was read.
+STAMPS = "stamps.json"
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,14 @@ class PixelCache:
         images: (slots, S, S) uint8 memory map; row i of the table lies in slot ``slot[i]``.
         masks: (M, S, S) uint8 memory map, 255 = lesion; row i's mask is ``mask_slot[i]``, -1 =
         none. geometry: (N, 10) int32, see ``Geometry``.
-        mask_hash: hash of which image has which lesion mask, as decoded, at original size.
+        image_hash: hash of what each image shows, as decoded, at original size.
+        mask_hash: the same of the lesion masks.
     """
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
-        size, self.mask_hash = meta["image_size"], meta["mask_hash"]
+        size = meta["image_size"]
+        self.image_hash, self.mask_hash = meta["image_hash"], meta["mask_hash"]
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
         self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
@@ -122,8 +128,7 @@ def is_whole(folder: Path) -> bool:
     """Whether ``folder`` holds a finished cache whose files have the sizes that were written."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        # Caches of before the masks were hashed cannot tell what a run was trained on.
-        return bool(meta["mask_hash"]) and all(
+        return bool(meta["image_hash"] and meta["mask_hash"]) and all(
             (folder / name).stat().st_size == size for name, size in meta["files"].items()
         )
     except (OSError, ValueError, KeyError):
@@ -152,28 +157,31 @@ def build(
     on_unreadable: str,
     check: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
 ) -> None:
-    """Build the cache in ``folder`` unless a whole one is there; processes wait for each other.
+    """Build the cache in ``folder``, unless it is of today's files; processes wait for each other.
 
     ``check`` sees the rows whose images could be read, before they are kept.
 
     Raises:
         DataError: images cannot be decoded and ``on_unreadable`` is "error", or the disk is full.
     """
-    if is_whole(folder) and not _repaired(folder, root):
+    fault = _fault(folder, root)
+    if not fault:
         return  # also where the folder is read-only
+    if folder.exists():
+        log.warning("%s %s; it is built anew", folder, fault)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if is_whole(folder) and not _repaired(folder, root):
+            if not _fault(folder, root):
                 return
+            table = build_index()  # where that fails, nothing is lost
             if folder.exists():
-                log.warning("%s is damaged or out of date and is built anew", folder)
                 shutil.rmtree(folder)
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                _fill(partial, build_index(), root, recipe, on_unreadable, check)
+                _fill(partial, table, root, recipe, on_unreadable, check)
                 partial.rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -194,25 +202,37 @@ def build(
         ) from error
 
 
-def stamp(path: Path) -> str:
-    """Size and time of a file, "missing" without one."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return "missing"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+def _fault(folder: Path, root: Path) -> str:
+    """What keeps the cache in ``folder`` from being used, "" where nothing does."""
+    if not is_whole(folder):
+        return "is damaged"
+    noted = json.loads((folder / STAMPS).read_text())
+    now = _stamps(root, list(noted))
+    changed = [name for name in noted if now[name] != noted[name]]
+    if not changed:
+        return ""
+    if not any(now[name] for name in noted if not os.path.isabs(name)):
+        log.warning("%s: no image is there; they are taken from %s, as they were", root, folder)
+        return ""
+    count = f"{len(changed):,} of {len(noted):,}"
+    return f"is out of date ({count} images and masks changed, such as {changed[0]})"
 
 
-def _repaired(folder: Path, root: Path) -> bool:
-    """Whether an image that was left out has changed since."""
-    try:
-        left_out = pd.read_csv(folder / UNREADABLE, dtype=str)
-    except FileNotFoundError:
-        return False
-    return any(
-        stamp(root / path) != noted
-        for path, noted in zip(left_out["path"], left_out["stamp"], strict=True)
-    )
+def _stamps(root: Path, files: list[str]) -> dict[str, str]:
+    """Size and time of each of ``files`` (below ``root`` or absolute), "" where it is missing."""
+
+    def stamp(name: str) -> str:
+        try:
+            stat = os.stat(os.path.join(root, name))
+        except OSError:
+            return ""
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    # Network file systems answer slowly but in parallel; a job a file would cost more than it asks.
+    parts = [files[start::32] for start in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        found = pool.map(lambda part: [(name, stamp(name)) for name in part], parts)
+        return dict(itertools.chain.from_iterable(found))
 
 
 def _fill(
@@ -229,9 +249,10 @@ def _fill(
     mask_slot[with_mask] = np.arange(len(with_mask))
     _check_space(folder, (len(table) + len(with_mask)) * square)
     paths, masks = table["path"].tolist(), table["lesion_mask"].tolist()
+    stamps = _stamps(root, [*paths, *filter(None, masks)])
     geometry = np.zeros((len(table), len(Geometry._fields)), dtype=np.int32)
     errors: dict[int, str] = {}
-    drawn, notes = [""] * len(table), [""] * len(table)
+    seen, drawn, notes = ([""] * len(table) for _ in range(3))
 
     def convert(row: int, images: int, mask_file: int) -> None:
         try:
@@ -240,6 +261,7 @@ def _fill(
             errors[row] = str(error)
             return
         notes[row] = f"{paths[row]}: {note}" if note else ""
+        seen[row] = f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}"
         pixels, place = recipe.apply(image)
         geometry[row] = place
         # Plain writes instead of a memory map: a full disk is an error here, there a SIGBUS.
@@ -277,17 +299,19 @@ def _fill(
         os.fsync(mask_file.fileno())
     if noted := [note for note in notes if note]:
         log.warning("%d images have a note:\n  %s", len(noted), "\n  ".join(noted[:5]))
-    kept = _report_unreadable(table, errors, on_unreadable, folder, root)
+    kept = _report_unreadable(table, errors, on_unreadable, folder)
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry[kept])
-    for name in ("index.csv", "geometry.npz"):
+    (folder / STAMPS).write_text(json.dumps(stamps))
+    for name in ("index.csv", "geometry.npz", STAMPS):
         with (folder / name).open("rb") as written:
             os.fsync(written.fileno())
     meta = {
         "image_size": recipe.image_size,
         "images": len(table),
         "masks": len(with_mask),
-        "mask_hash": hash_masks(table.assign(drawn=drawn).iloc[kept]),
+        "image_hash": hash_pixels(table.assign(drawn=seen).iloc[kept]),
+        "mask_hash": hash_pixels(table.assign(drawn=drawn).iloc[kept]),
         "files": {
             path.name: path.stat().st_size for path in folder.iterdir() if path.name != "meta.json"
         },
@@ -311,7 +335,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _report_unreadable(
-    table: pd.DataFrame, errors: dict[int, str], on_unreadable: str, folder: Path, root: Path
+    table: pd.DataFrame, errors: dict[int, str], on_unreadable: str, folder: Path
 ) -> np.ndarray:
     """Row numbers of the images that could be read; errors are raised or listed."""
     if errors:
@@ -322,10 +346,7 @@ def _report_unreadable(
                 "Replace them, or leave them out with data.unreadable=skip"
             )
         bad = sorted(errors)
-        left_out = table.iloc[bad][["path"]].assign(
-            stamp=[stamp(root / path) for path in table.iloc[bad]["path"]],
-            reason=[errors[row] for row in bad],
-        )
+        left_out = table.iloc[bad][["path"]].assign(reason=[errors[row] for row in bad])
         left_out.to_csv(folder / UNREADABLE, index=False)
         log.warning(
             "%d of %d images cannot be read and are left out (unreadable.csv in the cache):\n  %s",

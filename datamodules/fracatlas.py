@@ -87,8 +87,8 @@ class FracAtlasDataModule(RadiographDataModule):
                 len(unreadable),
                 ", ".join(unreadable[:3]),
             )
-        # The unreadable count too, so that one which is fetched again gets its mask.
-        content = "\n".join([str(LESION_FORMAT), *sorted(table["path"]), *unreadable]).encode()
+        # Sizes too: an image that was replaced or fetched again since gets a mask of its own.
+        content = f"{LESION_FORMAT} {sorted(table['path'])} {sorted(sizes.items())}".encode()
         key = hashlib.sha256(coco.read_bytes() + content).hexdigest()[:12]
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
@@ -275,12 +275,8 @@ def _read_csv(root: Path) -> pd.DataFrame:
         raise look_around(root, lambda folder: (folder / CSV).is_file()) or DataError(
             f"{csv} is missing; data.root is the unpacked folder FracAtlas, with {CSV} in it"
         )
-    rows = read_csv(csv)
     flags = [*BODY_PARTS, "hardware", "fractured"]
-    lacking = [name for name in ("image_id", *flags, "fracture_count") if name not in rows.columns]
-    if lacking:
-        raise DataError(f"{csv}: lacks the column {lacking[0]!r}; unpack the archive again")
-    rows = rows.apply(lambda column: column.str.strip())
+    rows = read_csv(csv, ["image_id", *flags, "fracture_count"])
     for name, valid, wanted in [
         *((name, r"[01]", "0 or 1") for name in flags),
         ("fracture_count", r"\d+", "a whole number"),

@@ -165,8 +165,8 @@ def hash_judges(table: pd.DataFrame) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def hash_masks(table: pd.DataFrame) -> str:
-    """SHA-256 over images and what their masks show (column drawn, "" = no mask), 16 hex digits.
+def hash_pixels(table: pd.DataFrame) -> str:
+    """SHA-256 over images and what they or their masks show (column drawn), 16 hex digits.
 
     Apart from ``hash_table``, so that what older runs were trained on keeps its hash.
     """

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -42,13 +42,14 @@ class Lesion(NamedTuple):
 
 
 def read_text(csv: Path) -> str:
-    """Read a CSV that a person may have edited: UTF-8, with or without a byte order mark.
+    """Read a CSV that a person may have edited: UTF-8, or UTF-16 as Excel's "Unicode text" is.
 
     Raises:
         DataError: It cannot be read, or is saved in another encoding.
     """
     try:
-        text = csv.read_text(encoding="utf-8-sig")
+        data = csv.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeError as error:
         raise DataError(f"{csv}: is no UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
@@ -59,15 +60,23 @@ def read_text(csv: Path) -> str:
     return text
 
 
-def read_csv(csv: Path, separator: str = ",") -> pd.DataFrame:
+def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
+    Spreadsheets write semicolons or tabs for commas, programs on Windows backslashes in paths: the
+    header settles what separates, and the columns image and mask get slashes.
+
     Raises:
-        DataError: See ``read_text``; or it is no CSV, or its rows are longer than the header.
+        DataError: See ``read_text``; or it is no CSV, lacks one of ``columns``, or its rows are
+            longer than the header.
     """
+    text = read_text(csv)
+    header = text.lstrip().partition("\n")[0].strip()
+    names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
+    separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
     try:
         rows = pd.read_csv(
-            io.StringIO(read_text(csv)),
+            io.StringIO(text),
             sep=separator,
             dtype=str,
             keep_default_na=False,
@@ -77,10 +86,18 @@ def read_csv(csv: Path, separator: str = ",") -> pd.DataFrame:
         raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
     if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
         raise DataError(
-            f"{csv}: its rows have more fields than the header; take the commas at their ends out, "
-            "or put a field that holds a comma in quotes"
+            f"{csv}: its rows have more fields than the header; take the separators at their ends "
+            f"out, or put a field that holds one ({separator!r}) in quotes"
         )
     rows.index += 2
+    rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
+    if lacking := [name for name in columns if name not in rows.columns]:
+        raise DataError(
+            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(columns)} (or with "
+            f"semicolons or tabs), not {header[:80]!r}"
+        )
+    for name in rows.columns.intersection(["image", "mask"]):
+        rows[name] = rows[name].str.replace("\\", "/", regex=False)
     return rows[(rows != "").any(axis=1)]
 
 
@@ -102,18 +119,13 @@ def read_lesions(folder: Path) -> pd.DataFrame:
             else f"lesions.path={folder} holds no {CSV}; write one with the header "
             f"{','.join(COLUMNS)}, a row a mask"
         )
-    rows = read_csv(csv)
-    lacking = [name for name in COLUMNS[:2] if name not in rows.columns]
-    if lacking:
-        raise DataError(
-            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(COLUMNS)}"
-        )
-    rows = rows.reindex(columns=COLUMNS, fill_value="")
+    rows = read_csv(csv, COLUMNS[:2]).reindex(columns=COLUMNS, fill_value="")
     for name in COLUMNS[:2]:
-        rows[name] = rows[name].str.strip()
         blank = rows.index[rows[name] == ""]
         if len(blank):
-            raise DataError(f"{csv}, row {blank[0]}: no {name} is given")
+            raise DataError(
+                f"{csv}, row {blank[0]}: no {name} is given, or not separated as the header"
+            )
     rows["image"] = rows["image"].map(os.path.normpath)
     _check_once(csv, rows, "image", rows["image"].tolist())
     _check_once(csv, rows, "mask", [os.path.realpath(folder / mask) for mask in rows["mask"]])
@@ -176,7 +188,8 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(lambda row: _check_mask(csv, row, folder, root), rows.itertuples()))
     masks, types = np.full((2, len(table)), "", dtype=object)
-    masks[places] = [str((folder / mask).resolve()) for mask in rows["mask"]]
+    # Links within the folder stay: where one leads elsewhere later, the masks have changed.
+    masks[places] = [str(folder.resolve() / mask) for mask in rows["mask"]]
     types[places] = rows["lesion_type"].to_numpy()
     return table.assign(lesion_mask=masks.tolist(), lesion_type=types.tolist())
 

@@ -142,7 +142,7 @@ def _read_studies(csv: Path, split: str) -> dict[str, int]:
     """Labels by study folder, each checked against the folder's name."""
     labels: dict[str, int] = {}
     for number, line in _rows(csv):
-        study, _, label = line.rpartition(",")
+        study, _, label = re.sub(r"[;\t]", ",", line).rpartition(",")
         match = _parse(study.rstrip("/") + "/", csv, number, split)
         if label.strip() not in ("0", "1"):
             raise DataError(
@@ -243,7 +243,7 @@ def _check_files(folder: Path, table: pd.DataFrame) -> None:
 
 
 def _rows(csv: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and contents; blank lines, Windows line ends, byte order mark do no harm."""
+    """Line numbers and contents; what Windows and spreadsheets make of a CSV does no harm."""
     if not csv.is_file():
         raise DataError(f"{csv} is missing; unpack the MURA archive again")
     text = read_text(csv)
@@ -251,7 +251,7 @@ def _rows(csv: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{csv} is empty; unpack the MURA archive again")
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            yield number, line.strip()
+            yield number, line.strip().replace("\\", "/").replace('"', "")
 
 
 def _parse(path: str, csv: Path, number: int, split: str) -> re.Match[str]:

@@ -6,7 +6,6 @@ everything else is here.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,9 @@ class RadiographDataModule(LightningDataModule):
     # Lightning's steps ----------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Draw or check the source and build the cache, on one process a node."""
+        """Draw or check the source and build the cache, unless it is open already."""
+        if self.pixels is not None:  # trained on as it was opened, whatever Lightning asks for
+            return
         self.prepare_source()
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
@@ -156,6 +157,8 @@ class RadiographDataModule(LightningDataModule):
         if self.split == "image":
             log.warning("data.split=image LEAKS: patients stand in train and test alike")
         self.pixels = cache.PixelCache(self.cache_folder)
+        # Hashes of what images and masks show, wherever they lie and however they are stored.
+        self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
         chosen = lesions.choose_lesions(self.table, self.lesions_count, self.seed)
         if self.lesions_folds:
@@ -238,6 +241,7 @@ class RadiographDataModule(LightningDataModule):
             "images_a_step": self.batch_size * self.trainer.world_size,
             "index_hash": self.index_hash,
             "judges_hash": self.judges_hash,
+            "image_hash": self.image_hash,
             "mask_hash": self.mask_hash,
         }
 
@@ -286,12 +290,6 @@ class RadiographDataModule(LightningDataModule):
         """Hash of which images are val and which test, whatever is known of them."""
         return index.hash_judges(self.table)
 
-    @property
-    def mask_hash(self) -> str:
-        """Hash of what the lesion masks show, wherever they lie and however they are stored."""
-        assert self.pixels is not None, "setup() opens the cache"
-        return self.pixels.mask_hash
-
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless this is the data that a run was trained on.
 
@@ -304,13 +302,17 @@ class RadiographDataModule(LightningDataModule):
                 "splits, or other images with lesion masks): its train images may be judged here; "
                 "name the data.root and the lesions.path it had, or start a new run (run.name=...)"
             )
-        # Checkpoints of before the masks were hashed know nothing of them.
-        if trained_on.get("mask_hash", self.mask_hash) != self.mask_hash:
-            raise DataError(
-                f"{self.lesions_path or self.root}: the lesion masks changed since this run was "
-                "trained (the same images have masks, drawn otherwise); bring back the masks that "
-                "it had, or start a new run (run.name=...)"
-            )
+        masks = self.lesions_path or self.root
+        for name, what in {
+            "image_hash": f"{self.root}: the images",
+            "mask_hash": f"{masks}: the lesion masks",
+        }.items():
+            # Checkpoints of before these were hashed know nothing of them.
+            if trained_on.get(name, getattr(self, name)) != getattr(self, name):
+                raise DataError(
+                    f"{what} changed since this run was trained (the same names, other pixels); "
+                    "bring back what it had, or start a new run (run.name=...)"
+                )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:
         """Whether val and test are the images that they were in a run's training.
@@ -327,13 +329,9 @@ class RadiographDataModule(LightningDataModule):
     @property
     def cache_folder(self) -> Path:
         """Where this data set's cache lies: its name holds the key of all that shaped it."""
-        files, masks = self.fingerprint(), []
+        files = self.fingerprint()
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
-            with contextlib.suppress(DataError):  # build_index explains it
-                named = lesions.read_lesions(self.lesions_path)["mask"]
-                # A mask that was drawn anew keeps its name.
-                masks = [(name, cache.stamp(self.lesions_path / name)) for name in named]
         absent = [path for path in files if not path.is_file()]
         key = cache.cache_key(
             {
@@ -347,7 +345,6 @@ class RadiographDataModule(LightningDataModule):
                 "split": self.split,
                 "unreadable": self.on_unreadable,
                 "lesions": self.lesions_path and self.lesions_path.resolve(),
-                "masks": masks,
                 "version": self.index_version,
             }
         )

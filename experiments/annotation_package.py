@@ -32,6 +32,7 @@ from experiments.annotation_files import (
 )
 from experiments.annotation_readme import readme
 from experiments.outlines import Polygon
+from experiments.runs import file_hash
 
 # File names of 255 bytes are the limit of most disks; tools put something in front or behind.
 LONGEST = 180
@@ -95,6 +96,7 @@ def write_package(
         mapping = pd.DataFrame({"name": names, "image": chosen["image"].tolist()})
         mapping.to_csv(draft / "mapping.csv", index=False)
         listed = chosen[COLUMNS].assign(outlines=[len(polygons) for polygons in drawn])
+        listed["sha256"] = [file_hash(root / image) for image in chosen["image"]]
         listed.insert(0, "name", names)
         listed.insert(0, "order", range(1, len(names) + 1))
         listed.to_csv(draft / "selected.csv", index=False, float_format="%.4f")

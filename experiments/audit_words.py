@@ -15,7 +15,6 @@ SHOWN = ("fc", "stages.2.0", "stem")
 HEADINGS = {"fc": "FC layer random", "stages.2.0": "last stage, too", "stem": "all layers"}
 WAYS = ("deletion", "insertion")
 NO_INTERVAL = "no interval, as of one patient: nothing can be said"
-HEAD, CELL = 12, 21
 
 
 def describe_audit(found: dict[str, Any], images: int) -> str:
@@ -116,41 +115,44 @@ def leak_says(found: dict[str, Any]) -> str:
 def _cascade(found: dict[str, Any]) -> list[str]:
     lines = []
     for measure, title in (("rank", "rank correlation"), ("ssim", "SSIM")):
-        lines += [
-            f"  {title} with the trained network's map, weights random from the top:",
-            _row("map", ["another image's map", *(HEADINGS[step] for step in SHOWN)]),
-        ]
+        rows = [["map", "another image's map", *(HEADINGS[step] for step in SHOWN)]]
         for name, result in found.items():
             values = [result["floor"], *(result["steps"][step] for step in SHOWN)]
-            lines.append(_row(name, [show(value[measure]) for value in values]))
+            rows.append([name, *(show(value[measure]) for value in values)])
+        lines.append(f"  {title} with the trained network's map, weights random from the top:")
+        lines += describe.table(rows)
     return [*lines, *(_say(name, cascade_says(result)) for name, result in found.items())]
 
 
 def _perturbation(found: dict[str, Any]) -> list[str]:
-    lines = [
+    head = (
         "  mean score while the first 10 % of the pixels go (low is good) or come (high is good):"
-    ]
-    heads = ["deletion", "less random order", "insertion", "less random order"]
-    lines.append(_row("map", heads))
+    )
+    rows = [["map", "deletion", "less random order", "insertion", "less random order"]]
     for name, result in found.items():
         cells = []
         for way in WAYS:
             less = result["less"][way]
             cells += [show(result[way]), show(less[RANDOM]) if less else ""]
-        lines.append(_row(name, cells))
+        rows.append([name, *cells])
     said = {name: perturbation_says(found[name]) for name in found if name != RANDOM}
-    return [*lines, *(_say(name, words) for name, words in said.items())]
+    return [head, *describe.table(rows), *(_say(name, words) for name, words in said.items())]
 
 
 def _repeatability(found: dict[str, Any]) -> list[str]:
-    lines = [f"  maps of runs that differ in the seed: {', '.join(found['runs'])}"]
-    heads = ["rank correlation", "another image's", "IoU, strongest 5 %", "another image's"]
-    lines.append(_row("map", heads))
+    head = f"  maps of runs that differ in the seed: {', '.join(found['runs'])}"
+    rows = [
+        [
+            "map",
+            *("rank correlation", "another image's"),
+            *("IoU, strongest 5 %", "another image's"),
+        ]
+    ]
     for name, result in found["methods"].items():
         cells = [show(result[kind][m]) for m in ("rank", "iou") for kind in ("alike", "floor")]
-        lines.append(_row(name, cells))
+        rows.append([name, *cells])
     said = {name: repeatability_says(result) for name, result in found["methods"].items()}
-    return [*lines, *(_say(name, words) for name, words in said.items())]
+    return [head, *describe.table(rows), *(_say(name, words) for name, words in said.items())]
 
 
 def _leak(found: dict[str, Any]) -> list[str]:
@@ -176,7 +178,3 @@ def _undefined(value: Estimate | Difference) -> bool:
 
 def _say(name: str, words: str) -> str:
     return textwrap.fill(f"    {name}: {words}", 100, subsequent_indent=" " * 6)
-
-
-def _row(head: str, cells: list[str]) -> str:
-    return f"  {head:<{HEAD}} {''.join(f'{cell:<{CELL}}' for cell in cells)}".rstrip()

@@ -250,8 +250,8 @@ def own_maps(run: Evaluation) -> list[str]:
 
 def _alike(one: Evaluation, other: Evaluation) -> bool:
     """Whether two runs differ in nothing but seed and name."""
-    # lesions.path may differ, what the masks show may not.
-    if one.about.get("mask_hash") != other.about.get("mask_hash"):
+    # Paths may differ, what images and masks show may not.
+    if any(one.about.get(key) != other.about.get(key) for key in ("image_hash", "mask_hash")):
         return False
     plain = []
     for run in (one, other):

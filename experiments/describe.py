@@ -19,19 +19,17 @@ MAP_COLUMNS = (
 )
 # Small differences count in these.
 FINE = ("auroc", "pixel_ap")
-HEAD, CELL, FINE_CELL = 9, 17, 20
-SHORT_HEAD = 7  # leaves room for a kappa from below 0
 
 
 def describe(found: Evaluation) -> str:
     """All that matters of an evaluation, a block of lines."""
-    about, table = found.about, found.table
-    masked = table["lesion_area"].notna()
+    about, images = found.about, found.table
+    masked = images[images["lesion_area"].notna()]
     lines = [
         f"{about['run']}: {about['split']}, epoch {about['epoch']} of {about['epochs']}",
-        f"  {len(table)} images of {table['study'].nunique()} studies, "
-        f"{table['patient'].nunique()} patients; {masked.sum()} lesion masks "
-        f"({table.loc[masked, 'patient'].nunique()} patients); 95 % intervals",
+        f"  {len(images)} images of {images['study'].nunique()} studies, "
+        f"{images['patient'].nunique()} patients; {len(masked)} lesion masks "
+        f"({masked['patient'].nunique()} patients); 95 % intervals",
         *(f"  NOTE {note}" for note in found.notes),
         *_classification(found),
         *_maps(found),
@@ -58,21 +56,36 @@ def show(result: Estimate | Difference | None, places: int = 2, between: str = "
     return f"{result.value:.{places}f} ({low}{between}{high})"
 
 
+def table(rows: Sequence[Sequence[str]], indent: int = 2, right: bool = False) -> list[str]:
+    """Lines of a table whose columns fit what they hold; ``right`` puts numbers to the right.
+
+    Example:
+        >>> table([["hand+shoulder", "0.55"], ["leg", "0.6"]])
+        ['  hand+shoulder 0.55', '  leg           0.6']
+    """
+    fit = [max(7 * right, *map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<", *(">" if right else "<") * len(fit)]
+    return [
+        " " * indent + " ".join(map("{:{}{}}".format, row, sides, fit)).rstrip() for row in rows
+    ]
+
+
 def _classification(found: Evaluation) -> list[str]:
     at = found.fitted
     if at is None:
         return ["  no classifier: trained on the lesion masks alone"]
     names = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
-    tuned = [f"tuned/{name}" for name in names]
-    study_tuned = [f"tuned/study_{name}" for name in names]
+    rows = [["", "AUROC", *names[1:]]]
+    for tuned in ("", "tuned/"):
+        for head, kind in (("images", ""), ("studies", "study_")):
+            cells = [_shown(found, f"{tuned}{kind}{name}") for name in names]
+            rows.append([head, "" if tuned else cells[0], *cells[1:]])
+    told = table(rows)
     lines = [
-        _row("", ["AUROC", *names[1:]], 0, SHORT_HEAD),
-        _row("images", [_shown(found, name) for name in names], 0, SHORT_HEAD),
-        _row("studies", [_shown(found, f"study_{name}") for name in names], 0, SHORT_HEAD),
+        *told[:3],
         f"  at val's operating points, above {at.threshold:.2f} of images and "
         f"{at.study_threshold:.2f} of studies:",
-        _row("images", ["", *(_shown(found, name) for name in tuned[1:])], 0, SHORT_HEAD),
-        _row("studies", ["", *(_shown(found, name) for name in study_tuned[1:])], 0, SHORT_HEAD),
+        *told[3:],
         f"  calibration error {_shown(found, 'ece')}, at val's temperature {at.temperature:.2f}: "
         f"{_shown(found, 'ece_scaled')}",
     ]
@@ -96,46 +109,26 @@ def _parts(found: Evaluation) -> list[str]:
     """Study kappa by body part; for MURA with the published figures beside it."""
     rows = {part: f"study_kappa/{part}" for part in sorted(found.table["body_part"].unique())}
     if found.about["data"] != "mura":
-        cells = [f"{part:<10}{_shown(found, name)}" for part, name in rows.items()]
-        return ["  study kappa by body part:", *_wrapped(cells, 4, 32)]
-    lines = [f"  study kappa, beside {SOURCE}:", _wide("", ["this run", *PUBLISHED_KAPPA])]
+        cells = [[part, _shown(found, name)] for part, name in rows.items()]
+        return ["  study kappa by body part:", *table(cells, 4)]
+    told = [["", "this run", *PUBLISHED_KAPPA]]
     for part, name in {"overall": "study_kappa", **rows}.items():
         theirs = [
             f"{known[part]:.2f}" if part in known else "" for known in PUBLISHED_KAPPA.values()
         ]
-        lines.append(_wide(part, [_shown(found, name), *theirs]))
-    return lines
+        told.append([part, _shown(found, name), *theirs])
+    return [f"  study kappa, beside {SOURCE}:", *table(told)]
 
 
 def _maps(found: Evaluation) -> list[str]:
     if not found.maps:
         return []
-    lines = [_row("map", [heading for heading, _ in MAP_COLUMNS], 1)]
+    rows = [["map", *(heading for heading, _ in MAP_COLUMNS)]]
     for method in found.maps:
-        cells = [_shown(found, f"{method}/{name}") for _, name in MAP_COLUMNS]
-        lines.append(_row(method, cells, 1))
-    return lines
+        rows.append([method, *(_shown(found, f"{method}/{name}") for _, name in MAP_COLUMNS)])
+    return table(rows)
 
 
 def _shown(found: Evaluation, name: str) -> str:
     fine = name.split("/")[-1].removeprefix("study_") in FINE or "auroc" in name
     return show(found.estimates.get(name), 3 if fine else 2)
-
-
-def _row(head: str, cells: Sequence[str], fine: int, wide_head: int = HEAD) -> str:
-    """A line of a table; the column at ``fine`` holds a digit more."""
-    widths = [FINE_CELL if place == fine else CELL for place in range(len(cells))]
-    # A blank at least: an interval from below 0 fills its cell.
-    body = "".join(f"{text:<{wide - 1}} " for text, wide in zip(cells, widths, strict=True))
-    return f"  {head:<{wide_head}} {body}".rstrip()
-
-
-def _wide(head: str, cells: Sequence[str]) -> str:
-    """A line of the table of published figures, whose headings are long."""
-    return f"  {head:<{HEAD}} {''.join(f'{text:<24}' for text in cells)}".rstrip()
-
-
-def _wrapped(cells: Sequence[str], indent: int, wide: int) -> list[str]:
-    a_line = (100 - indent) // wide
-    rows = [cells[start : start + a_line] for start in range(0, len(cells), a_line)]
-    return [" " * indent + "".join(f"{text:<{wide}}" for text in row).rstrip() for row in rows]

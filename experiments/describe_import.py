@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datamodules.index import SPLITS
+from datamodules.index import SPLITS, DataError
 from datamodules.lesions import LEFT_OUT as OF_FOLD
 from datamodules.lesions import read_csv
 from experiments.config import Config
+from experiments.describe import table as lines_of
 from experiments.lesion_image import Fault, Imported
 from experiments.lesion_import import WRONG_ENTRY, Found
 from experiments.lesion_raters import mean_agreement
+from experiments.runs import file_hash
 
 # With fewer train patients than this many folds, cross-fitting is not proposed.
 FOLDS = 5
@@ -99,12 +101,13 @@ def next_command(config: Config, out: Path, images: Sequence[Imported], table: p
     return f"make stage3 DATA={config.data.name}{root} {run} ARGS={arguments}"
 
 
-def describe_moved(folder: Path, table: pd.DataFrame) -> str:
-    """What to do where images are of another split than when they were chosen, else "".
+def describe_moved(folder: Path, table: pd.DataFrame, root: Path) -> str:
+    """What to do where images are of another split than when chosen; replaced, a DataError.
 
     Args:
         folder: Of the package; without ``selected.csv`` there is nothing to compare with.
         table: Index table.
+        root: Folder that its paths count from.
     """
     selected = folder / "selected.csv"
     if not selected.is_file():
@@ -112,6 +115,13 @@ def describe_moved(folder: Path, table: pd.DataFrame) -> str:
     rows = read_csv(selected)
     if not {"image", "split"} <= set(rows.columns):
         return ""
+    known = zip(rows["image"], rows.get("sha256", []), strict=False)  # older ones have no hashes
+    there = [(root / image, was) for image, was in known if (root / image).is_file()]
+    if replaced := [path for path, was in there if file_hash(path) != was]:
+        raise DataError(
+            f"{selected}: {images_said(len(replaced))} replaced since chosen, such as "
+            f"{replaced[0]}; choose and draw anew, or take their rows out if what was drawn fits"
+        )
     splits = dict(zip(table["path"], table["split"].replace(OF_FOLD, "train"), strict=True))
     now = rows["image"].map(splits)
     moved = int((now.notna() & (now != rows["split"])).sum())
@@ -150,11 +160,9 @@ def printable(text: str) -> str:
 def _by_part(images: Sequence[Imported], table: pd.DataFrame) -> list[str]:
     rows = table.iloc[[image.row for image in images]]
     counts = pd.crosstab(rows["body_part"], rows["split"]).reindex(columns=SPLITS, fill_value=0)
-    width = max(9, *(len(part) for part in counts.index))
-    lines = [f"  {'body part':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]
-    for part, row in [*counts.iterrows(), ("all", counts.sum())]:
-        lines.append(f"  {part!s:<{width}}" + "".join(f"{count:>8,}" for count in row))
-    return lines
+    counts.loc["all"] = counts.sum()
+    told = [[str(part), *(f"{count:,}" for count in row)] for part, row in counts.iterrows()]
+    return lines_of([["body part", *SPLITS], *told], right=True)
 
 
 def _use(images: Sequence[Imported], table: pd.DataFrame, config: Config) -> list[str]:
@@ -187,12 +195,12 @@ def _raters(images: Sequence[Imported], how: str) -> list[str]:
         return []
     lines = ["", f"  several raters marked {images_said(len(several))}; joined by {how}"]
     pairs = mean_agreement(pair for image in several for pair in image.agreement)
-    names = [printable(" and ".join(raters)) for raters, *_ in pairs]
-    width = max(6, *map(len, names))
-    lines.append(f"  {'raters':<{width}}{'images':>8}{'mean IoU':>10}{'mean Dice':>11}")
-    for name, (_, count, iou, dice) in zip(names, pairs, strict=True):
-        lines.append(f"  {name:<{width}}{count:>8,}{iou:>10.3f}{dice:>11.3f}")
-    return lines
+    told = [
+        [printable(" and ".join(raters)), f"{count:,}", f"{iou:.3f}", f"{dice:.3f}"]
+        for raters, count, iou, dice in pairs
+    ]
+    heads = ["raters", "images", "mean IoU", "mean Dice"]
+    return [*lines, *lines_of([heads, *told], right=True)]
 
 
 def _percent(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.compare import say
-from experiments.describe import show
+from experiments.describe import show, table
 from experiments.evaluation import Evaluation
 from experiments.map_figures import groups
 
@@ -15,38 +15,32 @@ FIGURES = (
 # Of each group of lesions, figure and heading.
 OF_GROUPS = {"hit": "hit rate", "iou": "IoU, val's cut", "pixel_ap": "pixel AP"}
 FINE = ("pixel_ap",)  # small differences count
-HEAD, CELL = 58, 21
 
 
 def describe_maps(found: Evaluation) -> str:
     """All figures of every method, and by body part, lesion type and lesion size."""
-    table = found.table
-    masked = table["lesion_area"].notna()
+    masked = found.table[found.table["lesion_area"].notna()]
     lines = [
-        f"{found.about['maps']}: {found.about['split']}, maps of {len(table)} images of "
-        f"{table['patient'].nunique()} patients",
-        f"  {masked.sum()} lesion masks ({table.loc[masked, 'patient'].nunique()} patients); 95 % "
+        f"{found.about['maps']}: {found.about['split']}, maps of {len(found.table)} images of "
+        f"{found.table['patient'].nunique()} patients",
+        f"  {len(masked)} lesion masks ({masked['patient'].nunique()} patients); 95 % "
         "intervals over patients",
         *(f"  NOTE {note}" for note in found.notes),
     ]
     for method in found.maps:
         lines.append(f"  {method}, val's threshold {_threshold(found.thresholds[method])}")
-        lines += [f"    {say(name):<{HEAD}}{_shown(found, method, name)}" for name in FIGURES]
-        lines.append(_row("", "lesions", list(OF_GROUPS.values())))
-        for group, rows in groups(table).items():
+        figures = [[say(name), _shown(found, method, name)] for name in FIGURES]
+        by_group = [["", "lesions", *OF_GROUPS.values()]]
+        for group, rows in groups(found.table).items():
             cells = [_shown(found, method, name, f"/{group}") for name in OF_GROUPS]
-            lines.append(_row(group, str(len(rows)), cells))
+            by_group.append([group, str(len(rows)), *cells])
+        lines += [*table(figures, 4), *table(by_group, 4)]
     return "\n".join(lines)
 
 
 def _shown(found: Evaluation, method: str, name: str, group: str = "") -> str:
     result = found.estimates.get(f"{method}/{name}{group}")
     return show(result, 3 if name in FINE else 2)
-
-
-def _row(group: str, count: str, cells: list[str]) -> str:
-    # A blank at least: people name lesion types as they like.
-    return f"    {group:<14} {count:<8} " + "".join(f"{cell:<{CELL}}" for cell in cells).rstrip()
 
 
 def _threshold(value: float) -> str:

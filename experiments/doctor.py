@@ -336,22 +336,18 @@ def check_wandb(config: Config) -> Iterator[Finding]:
 
 def check_slurm(config: Config) -> Iterator[Finding]:
     """The SLURM job around us, as Lightning will read it."""
+    from experiments.hardware import slurm_fault
+
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    if fault := slurm_fault(config.trainer):
+        yield Finding(PROBLEM, "SLURM", fault)
+    elif job is None:
         if shutil.which("sbatch"):
             yield Finding(NOTE, "SLURM", "a login node, no job: train inside sbatch or srun")
-        return
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        text = f"job {job} is interactive: one process, no requeue"
-        yield Finding(NOTE, "SLURM", text)
-        return
-    tasks, devices = os.environ.get("SLURM_NTASKS_PER_NODE"), config.trainer["devices"]
-    if tasks and tasks.isdigit() and isinstance(devices, int) and int(tasks) != devices:
-        text = f"job {job} has {tasks} tasks a node, trainer.devices is {devices}: make them equal"
-        yield Finding(PROBLEM, "SLURM", text)
+    elif os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        yield Finding(NOTE, "SLURM", f"job {job} is interactive: one process, no requeue")
     else:
-        text = f"job {job}, {os.environ.get('SLURM_NTASKS', '1')} tasks"
-        yield Finding(OK, "SLURM", text)
+        yield Finding(OK, "SLURM", f"job {job}, {os.environ.get('SLURM_NTASKS', '1')} tasks")
 
 
 # -------------------------------------------------------------------------------------- helpers

@@ -33,6 +33,7 @@ from experiments.weighted import mean
 
 # What a probability means without any val: abnormal is what is likelier than not.
 EVEN = 0.5
+REPLACED = "images were replaced since this run was trained: judged, and tuned on, are today's"
 
 
 @dataclass
@@ -123,6 +124,8 @@ def evaluate(
                 "labels or lesion masks are not those that this run was trained with: judged is by "
                 "today's"
             )
+        if trained_on.get("image_hash", data.image_hash) != data.image_hash:
+            said.append(REPLACED)
     else:
         data.check_same_data(trained_on)
     check_network(build_module(config, data), content, checkpoint)
@@ -158,6 +161,8 @@ def evaluate(
         "data": config.data.name,
         "seed": config.seed,
         "split": split,
+        "image_hash": trained_on.get("image_hash", data.image_hash),
+        "judged_image_hash": data.image_hash,
         "mask_hash": trained_on.get("mask_hash", data.mask_hash),
         **({"leaks": "split by image"} if config.data.split == "image" else {}),
     }

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,6 +76,29 @@ def usable_memory() -> int | None:
     if limit.isdigit():
         total = min(total, int(limit)) if total else int(limit)
     return total
+
+
+def slurm_fault(trainer: dict[str, Any]) -> str:
+    """Why Lightning cannot train in the SLURM job around us, with the remedy; "" where it can."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    try:
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            job = SLURMEnvironment()
+            one = job.global_rank() == 0 and job.world_size() == devices == nodes == 1
+            if isinstance(devices, int) and not one:
+                job.validate_settings(devices, nodes)
+                if job.world_size() != devices * nodes:  # ranks would train alone, or wait
+                    raise ValueError
+    except (RuntimeError, ValueError, KeyError):
+        return (
+            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but this is no task that srun started for "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}; start it by srun --nodes="
+            f"{nodes} --ntasks-per-node={devices}, or, as one process (shell, notebook), with "
+            "SLURM_JOB_NAME=interactive or without SLURM_NTASKS"
+        )
+    return ""
 
 
 def _cpu_flags() -> set[str]:

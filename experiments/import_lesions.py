@@ -164,6 +164,8 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
         raise DataError(f"{error}{hint}") from error
     read = {str(source): READERS[name](source) for source, name in formats.items()}
     data, table = read_index(config)
+    folder = arguments.mapping and arguments.mapping.parent
+    moved = describe_moved(folder, table, data.root) if folder else ""
     labels = arguments.labels or ()
     drawn = [str(source) for source, name in formats.items() if name == "masks"]
     raters = arguments.raters or "union"
@@ -178,7 +180,7 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
         )
     print(", ".join(f"{source} ({name})" for source, name in formats.items()))
     print(describe(found, table, config, raters))
-    if arguments.mapping and (moved := describe_moved(arguments.mapping.parent, table)):
+    if moved:
         print(moved)
     count = len(found.faults)
     mistakes = f"{count} mistake{'s' if count > 1 else ''}, listed above"

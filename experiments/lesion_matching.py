@@ -96,21 +96,13 @@ def read_mapping(csv: Path) -> dict[str, str]:
     """
     if not csv.is_file():
         raise DataError(f"--mapping {csv}: there is no such file")
-    rows = read_csv(csv)
-    # Excel writes semicolons where the comma is the sign of decimals.
-    if len(rows.columns) == 1 and {*MAPPING_COLUMNS} <= {*rows.columns[0].split(";")}:
-        rows = read_csv(csv, ";")
-    if lacking := [name for name in MAPPING_COLUMNS if name not in rows.columns]:
-        raise DataError(
-            f"{csv}: lacks the column {lacking[0]!r}; the header is {','.join(MAPPING_COLUMNS)}, "
-            "separated by commas"
-        )
+    rows = read_csv(csv, MAPPING_COLUMNS)
     found: dict[str, str] = {}
     for row, name, image in zip(rows.index, *(rows[key] for key in MAPPING_COLUMNS), strict=True):
-        if not name.strip() or not image.strip():
-            raise DataError(f"{csv}, row {row}: no {'image' if name.strip() else 'name'} is given")
-        known = found.setdefault(tidy(name.strip()), image.strip())
-        if known != image.strip():
+        if not name or not image:
+            raise DataError(f"{csv}, row {row}: no {'image' if name else 'name'} is given")
+        known = found.setdefault(tidy(name), image)
+        if known != image:
             raise DataError(
                 f"{csv}, row {row}: {name} is {known} in another row; keep the one that is right"
             )

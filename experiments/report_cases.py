@@ -132,6 +132,9 @@ class Networks:
             data.prepare_data()
             data.setup()
             self._data[key] = data
+        today = self._data[key].image_hash
+        if run.about.get("judged_image_hash", today) != today:
+            raise _stale(run, "its images, which were replaced")
         checkpoint = run.folder / "checkpoints" / run.about["checkpoint"]
         if checkpoint not in self._modules:
             self._modules[checkpoint] = load_module(run.config.stage, checkpoint)[0].eval()

@@ -25,6 +25,7 @@ PACKAGES = (
 HASHES = {
     "index_hash": "images, labels and splits",
     "judges_hash": "val and test images",
+    "image_hash": "pixels of the images",
     "mask_hash": "lesion masks",
 }
 SHORT = 16  # digits of a hash

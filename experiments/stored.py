@@ -16,7 +16,7 @@ from experiments.statistics import Estimate
 FILES = ("images.csv", "maps.npz", "summary.json")
 # What run, checkpoint and split it is of; a summary of before may lack some.
 ABOUT = ("run", "checkpoint", "epoch", "epochs", "stage", "data", "seed", "split")
-LATER = ("mask_hash", "leaks")
+LATER = ("image_hash", "judged_image_hash", "mask_hash", "leaks")
 NAN = float("nan")
 
 

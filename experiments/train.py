@@ -55,8 +55,11 @@ def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
     config = load_config(arguments.stage, arguments.overrides)
 
     from experiments.build import build_data
+    from experiments.hardware import slurm_fault
     from experiments.wandb_run import check_project
 
+    if not arguments.data_only and (fault := slurm_fault(config.trainer)):
+        raise ConfigError(fault)
     check_project(config.logger)
     if Path(config.run.root).is_file():
         raise ConfigError(f"run.root={config.run.root} is a file; give a folder")

@@ -23,7 +23,7 @@ from datamodules.geometry import Geometry
 from datamodules.radiographs import to_model_input
 from experiments.build import build_data
 from experiments.config import Config, ConfigError, load_config
-from experiments.evaluation import EVEN, evaluate
+from experiments.evaluation import EVEN, REPLACED, evaluate
 from experiments.figures import Fitted
 from experiments.results import plain, summarise, write
 from experiments.runs import RunError, file_hash, find_checkpoint, load_module
@@ -141,12 +141,14 @@ def load_trained(run: Path, judge_val: bool = True) -> Trained:
         "epoch": int(content["epoch"]) + 1,
         "checkpoint_hash": hashes["checkpoint"],
     }
-    decided, decided_by, notes = _decisions(run, folder, checkpoint, config, identity, judge_val)
+    summary, decided_by, notes = _decisions(run, folder, checkpoint, config, identity, judge_val)
+    decided = summary.get("fitted", {})
+    notes += tuple(note for note in summary.get("notes", []) if note == REPLACED)
     methods = tuple(module.judged_maps)
     known = {name: decided.get("maps", {}).get(name, {}).get("threshold") for name in methods}
     undecided = tuple(name for name in methods if known[name] is None)
-    if undecided and not notes:
-        notes = (
+    if undecided and decided:
+        notes += (
             f"NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for {', '.join(undecided)}",
         )
     return Trained(
@@ -191,12 +193,12 @@ def _decisions(
     identity: Mapping[str, str | int],
     judge_val: bool,
 ) -> tuple[dict[str, Any], str, tuple[str, ...]]:
-    """What val decided (``fitted`` of a summary.json), where that is known from, and notes."""
+    """The summary that says what val decided, where that is known from, and notes."""
     for split in ("val", "test", "left_out"):
         path = _summary_path(folder, checkpoint, split)
         summary = _summary(path, identity)
         if summary is not None and isinstance(summary.get("fitted"), dict):
-            return summary["fitted"], f"val, as {path} says", ()
+            return summary, f"val, as {path} says", ()
     why = "this checkpoint has not been judged"
     if judge_val:
         try:
@@ -206,8 +208,8 @@ def _decisions(
                 try:
                     write(found)
                 except RunError:  # a read-only run: val is judged again next time
-                    return plain(summarise(found)["fitted"]), "val, judged just now", ()
-                return plain(summarise(found)["fitted"]), f"val, judged now: {found.target}", ()
+                    return plain(summarise(found)), "val, judged just now", ()
+                return plain(summarise(found)), f"val, judged now: {found.target}", ()
             why += ", and there is no cache of its val images here"
         except (ConfigError, DataError, RunError) as error:
             why += f", and on val it cannot be ({str(error).splitlines()[0]})"

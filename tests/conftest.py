@@ -1,8 +1,21 @@
-"""What all tests share: no network, no display, no state of the person who runs them."""
+"""What all tests share: no network, no display, no state of whoever or whatever runs them."""
 
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
+
+# Of a make, SLURM job, torchrun or W&B agent around the tests: what they start would obey it.
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+INHERITED = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "GNUMAKEFLAGS", "MAKEFILES"}
+INHERITED |= {"RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+INHERITED |= {"MASTER_ADDR", "MASTER_PORT", *re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE)}
+for name in list(os.environ):
+    if name in INHERITED or name.startswith(
+        ("SLURM_", "SBATCH_", "SRUN_", "WANDB_", "TORCHELASTIC_")
+    ):
+        del os.environ[name]
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for news
 os.environ["WANDB_MODE"] = "disabled"

@@ -1,16 +1,21 @@
 """The cache: built once, atomically, with a clear word where it cannot be."""
 
+import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from datamodules import cache
 from datamodules.cache import PixelCache, Recipe
+from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
 
@@ -129,18 +134,143 @@ def test_images_that_are_not_shown_as_usual_are_named_in_one_line(
     assert message.startswith("1 images have a note:\n  2.png: ")
 
 
-def test_a_repaired_image_is_looked_at_again(
-    source: tuple[Path, pd.DataFrame], tmp_path: Path
+def replace(path: Path, *, value: int = 9, turned: bool = False, stamp: int | None = None) -> None:
+    """Put another JPEG, of one size in bytes, in the place of a file; ``stamp``: its time."""
+    pixels = np.full((90, 120), value, np.uint8)
+    pixels[:9] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    Image.fromarray(pixels).save(path, "JPEG", exif=exif)
+    if stamp is not None:
+        os.utime(path, ns=(stamp, stamp))
+
+
+def repaired(root: Path, table: pd.DataFrame) -> None:
+    shutil.move(root / "whole", root / "5.png")
+
+
+def inverted(root: Path, table: pd.DataFrame) -> None:
+    cv2.imwrite(str(root / "0.png"), 255 - cv2.imread(str(root / "0.png"), 0))
+
+
+def turned_in_exif(root: Path, table: pd.DataFrame) -> None:
+    replace(root / "2.png", turned=True)
+
+
+def older(root: Path, table: pd.DataFrame) -> None:
+    size = (root / "2.png").stat().st_size
+    replace(root / "2.png", value=9, turned=True, stamp=10**18)
+    assert (root / "2.png").stat().st_size == size
+
+
+def link_led_elsewhere(root: Path, table: pd.DataFrame) -> None:
+    (root / "4.png").unlink()
+    (root / "4.png").symlink_to(root / "0.png")
+
+
+def mask_drawn_in_place(root: Path, table: pd.DataFrame) -> None:
+    cv2.imwrite(table["lesion_mask"][3], 255 - cv2.imread(table["lesion_mask"][3], 0))
+
+
+def copied(root: Path, table: pd.DataFrame) -> None:
+    os.utime(root / "0.png")
+
+
+def link_broken(root: Path, table: pd.DataFrame) -> None:
+    (root / "4.png").unlink()
+    (root / "4.png").symlink_to(root / "nowhere")
+
+
+def deleted(root: Path, table: pd.DataFrame) -> None:
+    (root / "0.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "hashes", "images"),
+    [
+        (repaired, "5.png", "image_hash mask_hash", 6),
+        (inverted, "0.png", "image_hash", 5),
+        (turned_in_exif, "2.png", "image_hash", 5),
+        (older, "2.png", "image_hash", 5),
+        (link_led_elsewhere, "4.png", "image_hash", 5),
+        (mask_drawn_in_place, "3_mask.png", "mask_hash", 5),
+        (copied, "0.png", "", 5),
+        (link_broken, "4.png", "image_hash", 4),
+        (deleted, "0.png", "image_hash", 4),
+    ],
+)
+def test_what_changed_beneath_the_cache_builds_it_anew(
+    source: tuple[Path, pd.DataFrame],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path, pd.DataFrame], None],
+    name: str,
+    hashes: str,
+    images: int,
 ) -> None:
-    """What was left out comes in once its file has changed."""
-    root, _ = source
-    whole = (root / "1.png").read_bytes()
-    (root / "1.png").write_bytes(b"no image")
+    """Squares are of today's files; a hash changes with what is shown, not with a file's time."""
+    root, table = source
+    shutil.copy(root / "5.png", root / "whole")
+    (root / "5.png").write_bytes(b"no image")
+    replace(root / "2.png")
     folder = tmp_path / "cache" / "a"
-    assert len(build(source, folder, "skip").table) == 5
-    assert len(build(source, folder, "skip").table) == 5
-    (root / "1.png").write_bytes(whole)
-    assert len(build(source, folder, "skip").table) == 6
+    before = build(source, folder, "skip")
+    assert len(before.table) == 5
+    caplog.clear()
+    change(root, table)
+    after = build(source, folder, "skip")
+    assert f"{folder} is out of date (1 of 9 images and masks changed, such as " in caplog.text
+    assert f"{name}); it is built anew" in caplog.text
+    assert len(after.table) == images
+    for row, path in enumerate(after.table["path"]):
+        assert (after.image(row) == RECIPE.apply(decode(root / path))[0]).all()
+    for key in ("image_hash", "mask_hash"):
+        assert (getattr(before, key) != getattr(after, key)) == (key in hashes), key
+    caplog.clear()
+    assert len(build(source, folder, "skip").table) == images
+    assert "out of date" not in caplog.text
+
+
+def test_where_no_image_is_there_the_cache_goes_on(
+    source: tuple[Path, pd.DataFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is not mounted; one image that lacks among others is an error, and costs none."""
+    root, _ = source
+    folder = tmp_path / "cache" / "a"
+    before = build(source, folder)
+    (root / "0.png").unlink()
+
+    def index() -> pd.DataFrame:
+        raise DataError("0.png is not there")
+
+    with pytest.raises(DataError, match=r"0\.png is not there"):
+        cache.build(folder, index, root, RECIPE, "error")
+    assert cache.is_whole(folder)
+    for path in root.glob("?.png"):
+        path.unlink()
+    assert build(source, folder).image_hash == before.image_hash
+    assert f"{root}: no image is there; they are taken from {folder}, as they were" in caplog.text
+
+
+def test_a_stale_cache_that_cannot_be_written_is_not_used(
+    source: tuple[Path, pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A fresh one is, also where the disk is read-only."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    folder = tmp_path / "cache" / "a"
+    build(source, folder)
+    monkeypatch.setattr(cache, "locked", read_only)
+    assert len(build(source, folder).table) == 6
+    inverted(*source)
+    with pytest.raises(DataError, match=r"Read-only file system.*data\.cache_dir"):
+        build(source, folder)
+    assert "is out of date (1 of 9" in caplog.text
 
 
 def test_the_mask_hash_is_of_what_is_drawn_and_where(

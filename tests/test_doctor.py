@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from experiments import doctor, hardware
+from experiments import doctor, hardware, train
 from experiments.config import load_config
 
 Usage = namedtuple("Usage", "total used free")
@@ -229,20 +229,50 @@ def test_wandb_login(config, monkeypatch, tmp_path):
     assert found.text == "online (a key is configured)"
 
 
-def test_slurm(config, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("SLURM_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
-    (found,) = doctor.check_slurm(config)
-    assert found.state == doctor.PROBLEM
-    assert "job 17 has 4 tasks a node, trainer.devices is 1" in found.text
-    (found,) = doctor.check_slurm(load_config("stage1", ["trainer.devices=4"]))
-    assert found.state == doctor.OK
-    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    (found,) = doctor.check_slurm(config)
-    assert found.state == doctor.NOTE
+SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "jupyter"}
+SHELL |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "state"),
+    [
+        ({}, [], doctor.PROBLEM),
+        ({}, ["trainer.devices=4"], doctor.PROBLEM),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, [], doctor.PROBLEM),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, ["trainer.devices=4"], doctor.OK),
+        ({"SLURM_NTASKS_PER_NODE": "2"}, ["trainer.devices=4"], doctor.PROBLEM),
+        (
+            {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2"},
+            ["trainer.devices=2", "trainer.num_nodes=2"],
+            doctor.OK,
+        ),
+        ({"SLURM_NTASKS": "1"}, [], doctor.OK),
+        ({"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "4"}, [], doctor.OK),  # srun --ntasks=1
+        ({"SLURM_NTASKS": "1"}, ["trainer.devices=2"], doctor.PROBLEM),  # it would wait for ever
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": ""}, [], doctor.PROBLEM),  # salloc's shell
+        ({"SLURM_NTASKS": ""}, [], doctor.OK),
+        ({"SLURM_JOB_NAME": "interactive"}, [], doctor.NOTE),
+        ({"TORCHELASTIC_RUN_ID": "1"}, ["trainer.devices=4"], doctor.OK),  # torchrun
+    ],
+)
+def test_slurm_tasks_that_are_none_are_found_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, variables, words, state
+):
+    for name, value in {**SHELL, **variables}.items():
+        monkeypatch.setenv(name, value)
+    for name in [name for name in SHELL if variables.get(name) == ""]:
+        monkeypatch.delenv(name)
+    (found,) = doctor.check_slurm(load_config("stage1", words))
+    assert found.state == state
+    if state != doctor.PROBLEM:
+        return
+    assert "=interactive or without SLURM_NTASKS" in found.text
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["stage1", *words]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {found.text}\n"
+    assert f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but this is no task that srun" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 
-from experiments import evaluate, train
+from experiments import evaluate, report, train
+from experiments.evaluation import REPLACED
 from experiments.figures import read_images
 from experiments.map_figures import iou_curves, load_maps
+from experiments.trained import load_trained
 from lightning_modules import STAGES
 from tests.runs import run_folder, tiny_words
 
@@ -193,18 +195,34 @@ def test_a_run_of_another_data_set_or_without_a_checkpoint_is_refused(runs, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_is_said_to_be_judged_on_lesion_masks_drawn_anew(runs, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("where", "told", "refused"),
+    [
+        (
+            "lesions",
+            "NOTE labels or lesion masks are not those that this run was trained with",
+            "the lesion masks changed since this run",
+        ),
+        ("MURA-v1.1", f"NOTE {REPLACED}", "the images changed since this run"),
+    ],
+)
+def test_a_run_is_said_to_be_judged_on_what_was_replaced(
+    runs, tmp_path, capsys, where, told, refused
+):
     root = yaml.safe_load((runs["stage1"] / "config.yaml").read_text())["data"]["root"]
     copy = shutil.copytree(root, tmp_path / "copy")
-    mask = next((copy / "lesions").rglob("*.png"))
-    cv2.imwrite(str(mask), 255 - cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
+    path = next((copy / where).rglob("*.png"))
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
     run = shutil.copytree(runs["stage1"], tmp_path / "phantom" / "stage1" / "seed0")
     assert evaluate.main([str(run), "--no-baselines", f"data.root={copy}"]) == 0
-    told = "NOTE labels or lesion masks are not those that this run was trained with"
     assert told in capsys.readouterr().out
     words = [f"data.root={copy}", "--split", "left_out"]
     assert evaluate.main([str(run), *words]) == 2
-    assert f"{copy}: the lesion masks changed since this run" in capsys.readouterr().err
+    assert f"{copy}: {refused}" in capsys.readouterr().err
+    if where != "lesions":
+        assert load_trained(run, judge_val=False).notes == (REPLACED,)  # as predict says
+        assert report.main([str(run), f"data.root={root}"]) == 2  # drawn would be other images
+        assert "(see its images, which were replaced); judge anew" in capsys.readouterr().err
 
 
 @pytest.mark.slow

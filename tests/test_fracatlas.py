@@ -203,7 +203,7 @@ def test_an_image_without_number_is_named(archive):
     [
         ("utf-8", "", "lacks the column 'leg'"),
         ("utf-8", "a,1,", "its rows have more fields than the header"),
-        ("utf-16", "", "is no UTF-8 text .*; save it as UTF-8"),
+        ("utf-16-le", "", "is no UTF-8 text .*; save it as UTF-8"),
     ],
 )
 def test_a_csv_of_another_form_is_named(archive, encoding, row, message):
@@ -212,11 +212,25 @@ def test_a_csv_of_another_form_is_named(archive, encoding, row, message):
         read_fracatlas_tree(archive.root)
 
 
-def test_windows_line_ends_and_blank_lines(filled):
-    root = filled.write()
-    text = (root / "dataset.csv").read_text().replace("\n", "\r\n\r\n")
-    (root / "dataset.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert len(read_fracatlas_tree(root)) == 40
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_windows_line_ends_blank_lines_and_spreadsheets(filled, separator):
+    wanted = read_fracatlas_tree(filled.write())
+    text = (filled.root / "dataset.csv").read_text().replace(",", separator)
+    if separator != ",":  # a column of numbers with decimal commas
+        text = text.replace("\n", f"{separator}1,5\n").replace("1,5", "age", 1)
+    data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n\r\n").encode()
+    (filled.root / "dataset.csv").write_bytes(data)
+    pd.testing.assert_frame_equal(read_fracatlas_tree(filled.root), wanted)
+
+
+def test_masks_of_an_image_that_was_replaced_are_not_those_of_before(filled, tmp_path):
+    filled.add(300, 1, orientation=6)
+    data = module(filled.write(), tmp_path, image_size=32)
+    data.prepare_data()
+    path = filled.root / "images" / "Fractured" / "IMG0000300.jpg"
+    Image.fromarray(picture(300)).save(path)  # turned: the outlines are of another frame now
+    with pytest.raises(DataError, match="IMG0000300.jpg is .* there, the upright image .* px"):
+        module(data.root, tmp_path, image_size=32).prepare_data()
 
 
 # Near-duplicates ----------------------------------------------------------------------------------

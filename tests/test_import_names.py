@@ -128,9 +128,11 @@ def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
     assert finder.find("other/x/y.png") == []
 
 
-def test_a_mapping_may_have_semicolons(run, out, tmp_path):
+@pytest.mark.parametrize(("sign", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16")])
+def test_a_mapping_may_come_from_a_spreadsheet(run, out, tmp_path, sign, encoding):
     mapping = tmp_path / "mapping.csv"
-    mapping.write_text(f"name;image\r\n0007.png;{image(4)}\r\n", encoding="utf-8-sig")
+    path = image(4).replace("/", "\\")
+    mapping.write_text(f"name{sign}image\r\n0007.png{sign}{path}\r\n", encoding=encoding)
     source = write_coco(tmp_path / "a.json", ("0007.png", [BOX]))
     assert run(source, "--mapping", mapping) == 0
     assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from experiments import command
-from tests.lesion_files import BOX, HEIGHT, WIDTH, build, image, run_import, write_coco
+from tests.lesion_files import BOX, HEIGHT, WIDTH, build, image, run_import, save, write_coco
 
 # pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -83,6 +83,22 @@ def test_a_package_remembers_its_settings_and_the_import_compares_splits(
     assert "of another split" not in capsys.readouterr().out
     assert run_import(root, tmp_path / "other", source, *mapping) == 0
     assert "NOTE of another split than when chosen (selected.csv): " in capsys.readouterr().out
+
+
+def test_what_was_drawn_on_an_image_is_not_taken_for_another_under_its_name(root, tmp_path, capsys):
+    package, out = tmp_path / "package", tmp_path / "lesions"
+    assert run_import(root, package, "--select", "3") == 0
+    row = pd.read_csv(package / "selected.csv").iloc[0]
+    source = write_coco(tmp_path / "a.json", (row["name"], [BOX]))
+    words = [source, "--mapping", package / "mapping.csv"]
+    assert run_import(root, tmp_path / "first", *words) == 0
+    save(root / row["image"], seed=99)
+    capsys.readouterr()
+    assert run_import(root, out, *words) == 2
+    assert f"1 image replaced since chosen, such as {root / row['image']}; choose" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
 
 
 def test_labels_may_be_set_apart_by_blanks(run, out, tmp_path):

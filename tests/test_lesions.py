@@ -211,12 +211,50 @@ def test_a_comma_at_the_end_of_each_row_is_named(folder, rows):
         read_lesions(folder)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "cp1252"])
 def test_a_csv_in_another_encoding_is_named(folder, encoding):
-    write(folder, "a/image1.png,m.png,")
+    write(folder, "a/image1.png,m.png,Röhre")
     csv = folder / "lesions.csv"
     csv.write_bytes(csv.read_text().encode(encoding))
     with pytest.raises(DataError, match=r"lesions\.csv: is no UTF-8 text .*save it as UTF-8"):
+        read_lesions(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("image;mask;lesion_type\r\na/image1.png;m.png;1,5 cm\r\n", "utf-8"),
+        ("image\tmask\tlesion_type\na/image1.png\tm.png\t1,5 cm\n", "utf-8-sig"),
+        ("image\tmask\tlesion_type\r\na/image1.png\tm.png\t1,5 cm\r\n", "utf-16"),
+        ('"image";"mask";"lesion_type"\n"a/image1.png";"m.png";"1,5 cm"\n\n', "utf-8"),
+        ('image , mask,lesion_type\na\\image1.png,.\\m.png,"1,5 cm"\n , ,\n', "utf-8"),
+        ("a;image;b;mask;lesion_type,x\n;a/image1.png;;m.png;\n", "utf-8"),
+        ("image,mask,lesion_type;by;with\na/image1.png,m.png,\n", "utf-8"),
+    ],
+)
+def test_a_spreadsheet_may_write_the_csv(root, table, folder, text, encoding):
+    """Semicolons, tabs, "Unicode text", backslashes: the header settles what separates."""
+    write(folder)
+    (folder / "lesions.csv").write_bytes(text.encode(encoding))
+    rows = read_lesions(folder)
+    assert rows["image"].tolist() == ["a/image1.png"]
+    assert rows["lesion_type"].iloc[0] in ("1,5 cm", "")
+    assert attach_lesions(table, folder, root)["lesion_mask"][0].endswith("m.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image|mask\na|b\n", r"\(or with semicolons or tabs\), not 'image\|mask'"),
+        ("image,mask\na;b\n", "row 2: no mask is given, or not separated as the header"),
+        ("image;mask\na,b\n", "row 2: no mask is given, or not separated as the header"),
+        ("image;mask\na;b;c\n", r"put a field that holds one \(';'\) in quotes"),
+    ],
+)
+def test_a_separator_that_is_none_is_named_as_the_cause(folder, text, message):
+    write(folder)
+    (folder / "lesions.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
         read_lesions(folder)
 
 

@@ -47,9 +47,7 @@ def clone(tmp_path):
 
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = ("MAKE", "DATA", "ROOT", "RUN", "STAGE", "ARGS", "PYTHON", "MFLAGS", "DECISION", "NO_ALB")
-    own += ("DRY", "PARTITION", "GPUS", "NODES", "RANKS", "CPUS", "TIME", "ACCOUNT", "SEEDS")
-    own += ("LAMBDAS", "SBATCH")
+    own = ("PYTHON", "DECISION", "NO_ALB")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {"PATH": str(folder / "bin"), **variables}
     return subprocess.run(

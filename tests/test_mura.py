@@ -6,6 +6,7 @@ import logging
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -208,7 +209,7 @@ def test_a_csv_of_macos_files_alone_holds_no_image(mura):
         read_mura_tree(mura)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_a_csv_in_another_encoding_is_named(mura, encoding):
     csv = mura / "train_image_paths.csv"
     csv.write_bytes(csv.read_text().encode(encoding))
@@ -218,11 +219,20 @@ def test_a_csv_in_another_encoding_is_named(mura, encoding):
         read_mura_tree(mura)
 
 
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16")])
+def test_the_csvs_may_come_from_a_spreadsheet(mura, separator, encoding):
+    wanted = read_mura_tree(mura)
+    for csv in mura.glob("*.csv"):
+        text = csv.read_text().replace(",", separator).replace("/", "\\")
+        csv.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    pd.testing.assert_frame_equal(read_mura_tree(mura), wanted)
+
+
 def test_a_csv_that_may_not_be_read_is_named(mura, monkeypatch):
     def refused(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.read_text", refused)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
     with pytest.raises(DataError, match=r"studies\.csv: cannot be read \(Permission denied\)"):
         read_mura_tree(mura)
 

@@ -186,6 +186,40 @@ def test_a_run_does_not_go_on_with_masks_drawn_anew(folder, tmp_path, place):
     after.load_state_dict(state)
 
 
+@pytest.mark.parametrize(("what", "where"), [("images", "MURA-v1.1"), ("lesion masks", "lesions")])
+def test_a_run_does_not_go_on_with_files_replaced_in_place(folder, tmp_path, what, where):
+    """Written anew with the same pixels they are the same; so they are to an older checkpoint."""
+    before = phantom(folder)
+    shutil.copytree(before.root, tmp_path / "phantom")
+    state = {"epoch": 1, "batch": 0, "images_a_step": 8}
+    state |= {name: getattr(before, name) for name in ("index_hash", "image_hash", "mask_hash")}
+    path = sorted((tmp_path / "phantom" / where).rglob("*.png"))[0]
+    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    for drawn, refused in ((pixels, False), (255 - pixels, True)):
+        cv2.imwrite(str(path), drawn, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+        after = phantom(tmp_path)
+        assert after.index_hash == before.index_hash
+        if refused:
+            with pytest.raises(DataError, match=rf"the {what} changed since this run was trained"):
+                after.load_state_dict(state)
+        else:
+            after.load_state_dict(state)
+    del state["image_hash"], state["mask_hash"]
+    after.load_state_dict(state)
+
+
+def test_an_opened_cache_is_not_built_anew_beneath_a_training(folder, tmp_path):
+    """Lightning calls prepare_data once more."""
+    shutil.copytree(phantom(folder).root, tmp_path / "phantom")
+    data = phantom(tmp_path)
+    written = data.cache_folder.stat().st_mtime_ns
+    next(data.root.rglob("image1.png")).touch()
+    data.prepare_data()
+    assert data.cache_folder.stat().st_mtime_ns == written
+    phantom(tmp_path)
+    assert data.cache_folder.stat().st_mtime_ns != written
+
+
 def test_says_when_the_root_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"needs data\.root"):
         RadiographDataModule()
