@@ -4,6 +4,33 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import pytest
+
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for news
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture
+def grey():
+    return np.add.outer(np.arange(40) * 6, np.arange(48) * 0).astype(np.uint8)
+
+
+@pytest.fixture
+def deep():
+    """12 bits, a ramp."""
+    return np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.fixture
+def shown(tmp_path):
+    from datamodules.decode import decode  # not before the environment is set
+    from tests.dicoms import content
+
+    def show(dataset):
+        path = tmp_path / "IM0001"  # by content: DICOM files often have no suffix
+        path.write_bytes(dataset if isinstance(dataset, bytes) else content(dataset))
+        return decode(path)
+
+    return show
