@@ -21,7 +21,7 @@ DICOM, DICOM_AT = b"DICM", 128
 # Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
 # is), then its representation, or a length that such an element may have.
 BARE_DICOM = re.compile(
-    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0[\0\x05\x08\x16\x18]\0)((UL|OB|UI|CS)|[\0-\x80]\0\0\0)",
+    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
 )
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -66,7 +66,7 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     if is_dicom(data):
         from datamodules.dicom import decode_dicom  # seldom needed, and it imports this file
 
-        return decode_dicom(data, path), ""
+        return decode_dicom(data, path)
     if data.startswith(JPEG):
         check_size(jpeg_size(data), path)
         try:  # what libjpeg only warns of, and fills with grey, is an error here

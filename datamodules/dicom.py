@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import re
+import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pydicom
+import simplejpeg
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from scipy.special import expit
+from pydicom.pixels import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
-from datamodules.decode import DICOM, DICOM_AT, check_size, jpeg_size, ramp_16bit
+from datamodules.decode import DICOM, DICOM_AT, JPEG, WINDOW_TAIL, check_size, ramp_16bit
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
 
@@ -34,44 +35,76 @@ QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.dicom)(\.|$)"
 
 # Projection radiographs, scanned film (OT, SC, HC), or not told.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XA", "PX", "IO", "MG", "OT", "SC", "HC", "")
+NUMBERS = ("Columns", "Rows", "BitsStored", "BitsAllocated", "PixelRepresentation")
+NEEDED = (*NUMBERS, "SamplesPerPixel", "PhotometricInterpretation")
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+SQUARE = 0.01  # sides of a pixel that differ by less are those of a rounded square
+GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+INVERTED = {"MONOCHROME1", "INVERSE"}
 DEFLATED = "1.2.840.10008.1.2.1.99"
-EXTRA = "pip install 'decision-basis[dicom]' brings JPEG 2000"
-FEWEST_BITS, MOST_BITS = 8, 16
+# By whether implicit and little endian, where a data set does not name its transfer syntax.
+PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
+PLAIN[True, True] = uid.ImplicitVRLittleEndian
+CONVERT = "convert the file to Explicit VR Little Endian where it comes from"
 # JPEG 2000: start of codestream, then the SIZ marker, whose bytes 8 to 23 tell the size.
 J2K = b"\xff\x4f\xff\x51"
+# Start of frame of JPEG and JPEG-LS, then the bits a sample.
+START_OF_FRAME = rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]\0.(.)"
+# Lossy codecs overshoot: values beyond the stored bits are clipped, not masked.
+LOSSY = (uid.JPEG2000, uid.JPEGLSNearLossless, uid.HTJ2K)
+# A picture shows nothing in fewer neighbouring grey levels, in the darkest or brightest quarter of
+# them, or with a smaller share between black and white (of that between the quantiles).
+FEWEST_LEVELS, FEWEST_BETWEEN = 32, 0.005
+UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
+DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
+# Decodes a frame of JPEG of what NEEDED tells.
+GDCM = """
+import sys, gdcm
+columns, rows, top, cell, signed, samples = map(int, sys.argv[1:-1])
+kind = gdcm.PhotometricInterpretation.GetPIType(sys.argv[-1])
+fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+fragment.SetByteStringValue(sys.stdin.buffer.read())
+fragments.AddFragment(fragment)
+element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x10)), gdcm.Image()
+element.SetValue(fragments.__ref__())
+image.SetDataElement(element)
+image.SetNumberOfDimensions(2)
+image.SetDimensions((columns, rows, 1))
+image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
+image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14))
+image.SetPixelFormat(gdcm.PixelFormat(samples, cell, top, top - 1, signed))
+sys.stdout.buffer.write(image.GetBuffer().encode("utf-8", "surrogateescape"))
+"""
 
 
-def decode_dicom(data: bytes, path: Path) -> np.ndarray:
+def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     """Decode the content of a DICOM file with one frame.
 
     Grey: stored value, rescale (or modality LUT), the first VOI LUT or window; without either the
     window of :func:`datamodules.decode.window_16bit`, or, of 8 stored bits, the values as
-    they are. MONOCHROME1 is inverted, padding is black. Colour is reduced to grey.
-
-    Args:
-        data: The file's content.
-        path: Where it lies, for messages.
+    they are. What would show nothing is left out, with a note. MONOCHROME1, or the presentation
+    LUT shape INVERSE, is inverted, padding is black. Colour is reduced to grey.
 
     Returns:
-        uint8 ``(H, W)``, 0 to 255.
-
-    Raises:
-        DataError: It is damaged, no radiograph, or of several frames, its pixels are missing or
-            are compressed in a way that nothing installed reads.
+        uint8 ``(H, W)``, 0 to 255, and a note for people, mostly empty. A DataError says what is
+        damaged or missing, or why it is no radiograph that can be shown.
     """
     header = read_dicom(data, path)
-    stored = _pixels(header, path)
+    reason = "its pixel data is cut short or cannot be decoded"
     try:
-        if stored.ndim == 3:
-            return np.asarray(cv2.cvtColor(_eight_bit(stored, header), cv2.COLOR_RGB2GRAY))
+        stored = _pixels(header, path)
+        reason = "its rescale or lookup table cannot be applied"
         return _shown(stored, header)
-    except Exception:  # a stranger's tables, wrong in many ways; their text is not repeated
-        raise _damaged(path, "its rescale, window or lookup table cannot be applied") from None
+    except DataError:
+        raise
+    except Exception:  # a stranger's values, wrong in many ways; their text is not repeated
+        raise _damaged(path, reason) from None
 
 
 def hush() -> None:
-    """Let nothing that quotes the values of a file reach stderr; nothing here depends on it."""
+    """Let nothing that quotes the values of a file reach stderr; what means damage is raised."""
     warnings.filterwarnings("ignore", module=QUOTING)
+    warnings.filterwarnings("error", "The decoded RLE segment contains non-conformant padding")
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).propagate = False
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -80,226 +113,264 @@ def hush() -> None:
 def read_dicom(data: bytes, path: Path) -> Dataset:
     """Read a DICOM file that claims to be one radiograph, its pixels still encoded.
 
-    Raises:
-        DataError: As :func:`decode_dicom`.
+    A DataError says what its header lacks or why it is no radiograph.
     """
     hush()
     try:
         bare = data[DICOM_AT : DICOM_AT + len(DICOM)] != DICOM  # pydicom wants to be forced
         header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=bare)
-        tells = not bare or "TransferSyntaxUID" in header.file_meta
-        syntax = str(header.file_meta.TransferSyntaxUID if tells else _plain_syntax(header))
+        syntax = uid.UID(
+            str(header.file_meta.get("TransferSyntaxUID") or PLAIN[header.original_encoding])
+        )
         if syntax != DEFLATED:  # else not before it is known to be small: see below
             header = pydicom.dcmread(io.BytesIO(data), force=bare)
-        header.file_meta.TransferSyntaxUID = UID(syntax)
+        header.file_meta.TransferSyntaxUID = syntax
         modality = str(header.get("Modality") or "")
+        intent = header.get("PresentationIntentType"), uid.UID(str(header.get("SOPClassUID"))).name
+        raw = "FOR PROCESSING" in str(intent).upper()
         frames = int(header.get("NumberOfFrames") or 1)
-        size = int(header.get("Columns") or 0), int(header.get("Rows") or 0)
-        aspect = [int(side) for side in header.get("PixelAspectRatio") or (1, 1)]
-        bits = int(header.get("BitsStored") or 0)
+        needed = (*NEEDED, "PlanarConfiguration") if header.get("SamplesPerPixel") == 3 else NEEDED
+        missing = ", ".join(name for name in needed if header.get(name) in (None, ""))
+        oblong = ", ".join(name for name in SPACINGS if not _is_square(header, name))
+        columns, rows, bits, cell, *_ = (
+            int(header.get(name) or 0) for name in (*NUMBERS, "HighBit")
+        )
     except Exception:
         raise _damaged(path, "its header cannot be read") from None
-    if syntax == DEFLATED:
-        raise DataError(f"{path}: is a deflated DICOM file; inflate it (dcmconv, of DCMTK)")
-    if "PixelData" not in header:
-        raise DataError(
-            f"{path}: is a DICOM file without pixel data (a report, a directory or a header); take "
-            "it out"
-        )
-    if modality not in MODALITIES:
-        # Only a code is repeated.
-        named = modality if re.fullmatch("[A-Z]{2,16}", modality) else "unknown"
-        raise DataError(f"{path}: its modality is {named}, which is no radiograph; take it out")
-    if frames != 1:
-        raise DataError(
-            f"{path}: holds {frames} frames, and a radiograph is one; save each frame as a file of "
-            "its own"
-        )
-    if len(set(aspect)) > 1:
-        raise DataError(
-            f"{path}: its pixels are not square (PixelAspectRatio); resample them (dcmscale, of "
-            "DCMTK)"
-        )
-    check_size(size, path)
-    if not FEWEST_BITS <= bits <= MOST_BITS:
-        raise DataError(
-            f"{path}: stores {bits} bits a pixel; {FEWEST_BITS} to {MOST_BITS} can be read"
-        )
+    empty, odd = "PixelData" not in header, not 8 <= bits <= 16 or cell % 8
+    # Only a code is repeated.
+    named = modality if re.fullmatch("[A-Z]{2,16}", modality) else "unknown"
+    refusals = {
+        "is a deflated DICOM file; inflate it (dcmconv, of DCMTK)": syntax == DEFLATED,
+        "is a DICOM file without pixel data (report, directory or header); take it out": empty,
+        f"its modality is {named}, which is no radiograph; take it out": modality not in MODALITIES,
+        "is FOR PROCESSING, not what a station shows; export it FOR PRESENTATION": raw,
+        f"lacks {missing}; export it again from its archive": missing,
+        f"holds {frames} frames, and a radiograph is one; save each as its own file": frames != 1,
+        f"its pixels are not square ({oblong}); resample them (dcmscale, of DCMTK)": oblong,
+        f"stores {bits} bits a pixel in {cell}; 8 to 16 in whole bytes can be read": odd,
+    }
+    for reason in (reason for reason, holds in refusals.items() if holds):
+        raise DataError(f"{path}: {reason}")
+    check_size((columns, rows), path)
     return header
 
 
-def _plain_syntax(header: Dataset) -> str:
-    """The transfer syntax of a data set that does not name it: little endian, not compressed."""
-    return ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian
+def _is_square(header: Dataset, name: str) -> bool:
+    """Whether two sides of a pixel are equal, or not told: missing, malformed or zero."""
+    try:
+        raw: Any = header.get_item(name)  # pydicom's numbers know no decimal comma
+        down, across = (float(side.replace(b",", b".")) for side in raw.value.split(b"\\"))
+    except (AttributeError, ValueError):
+        return True
+    return min(down, across) <= 0 or abs(down / across - 1) < SQUARE
 
 
 def _pixels(header: Dataset, path: Path) -> np.ndarray:
-    """Stored values, ``(H, W)``, or RGB ``(H, W, 3)``."""
-    syntax = header.file_meta.TransferSyntaxUID
+    """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``."""
+    syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
+    bits = int(header.BitsStored)
+    top = max(bits, int(header.get("HighBit") or 0) + 1)
+    encoded = bool(header["PixelData"].is_undefined_length)
+    frame = next(generate_frames(header.PixelData, number_of_frames=1)) if encoded else b""
+    precision = _precision(frame, int(header.Rows), int(header.Columns))
+    # Of 12 bits gdcm alone reads it, though pydicom does not ask it to.
+    twelve = syntax == uid.JPEGExtended12Bit and precision == 12
     try:
-        decoder: Any = get_decoder(syntax)
+        decoder: Any = get_decoder(uid.JPEGLossless if twelve else syntax)
     except NotImplementedError:
+        named = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
+        raise DataError(f"{path}: its pixels are in {named}, unreadable here; {CONVERT}") from None
+    # Nor may a codec allocate what its own header claims, nor a column too few shear the picture.
+    samples, cell = header.SamplesPerPixel, header.BitsAllocated
+    rest = header.PixelData[header.Rows * header.Columns * samples * cell // 8 :]
+    sheared = not encoded and len(rest) >= header.Rows * cell // 8 and rest.strip(b"\0")
+    fits = precision and encoded == syntax.is_encapsulated and not sheared
+    if not fits or grey != (samples == 1) or top > cell:
         raise DataError(
-            f"{path}: its pixels are compressed as nothing here can read ({syntax.name}); convert "
-            "it (dcmdjpeg or gdcmconv --raw)"
-        ) from None
+            f"{path}: its header contradicts its pixel data (transfer syntax, size, bits or "
+            "colour); export it again from its archive"
+        )
     if not decoder.is_available:
         raise DataError(
             f"{path}: its pixels are compressed ({syntax.name}), and the package that reads them "
-            f"is missing: {EXTRA}; or convert the file (gdcmconv --raw)"
+            f"is missing: pip install 'decision-basis[dicom]' brings it; or {CONVERT}"
         )
-    try:
-        if syntax.is_encapsulated:
-            frame = next(generate_frames(header.PixelData, number_of_frames=1))
-        else:
-            frame = b""
-    except Exception:
-        raise _damaged(path, "its pixel data is cut short") from None
-    # A codec allocates what its own header claims, whatever DICOM's says.
-    check_size(_coded_size(frame), path)
-    try:
-        stored = pixel_array(header)
-        if header.PhotometricInterpretation == "PALETTE COLOR":
-            stored = apply_color_lut(stored, header)
-    except Exception:
-        raise _damaged(path, "its pixel data is cut short or cannot be decoded") from None
-    if stored.ndim == 3 and stored.shape[2] == 1:
-        stored = stored[..., 0]
-    if stored.ndim not in (2, 3) or not stored.size or (stored.ndim == 3 and stored.shape[2] != 3):
-        raise _damaged(path, "its pixels are neither grey nor colour")
-    return stored
+    # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
+    plugin = max(decoder.available_plugins, default="")
+    header.BitsStored = top  # pydicom ignores HighBit
+    if plugin == "gdcm":  # apart from this process: damage crashes it, or it warns on stderr alone
+        command = [sys.executable, "-c", GDCM, *(str(header[name].value) for name in NEEDED)]
+        done = subprocess.run(command, input=frame, capture_output=True, check=True)
+        if b"Corrupt JPEG" in done.stderr:
+            raise ValueError("damaged")
+        header.PixelData, header.PlanarConfiguration = done.stdout, 0
+        header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        decoder, plugin = get_decoder(uid.ExplicitVRLittleEndian), ""
+    stored, made = decoder.as_array(header, decoding_plugin=plugin)
+    if plugin == "pillow" and frame.startswith(JPEG):
+        simplejpeg.decode_jpeg(frame, "GRAY", strict=True)  # raises where libjpeg warns
+    if not (grey or made["photometric_interpretation"] == "RGB"):
+        raise DataError(f"{path}: its PhotometricInterpretation cannot be read; convert it to RGB")
+    header.BitsStored = bits
+    if precision > bits:  # cells of more bits: drop those above the image's, then those below
+        spare = 0 if syntax in LOSSY else max(0, 8 * stored.dtype.itemsize - top)
+        stored = stored << spare >> (spare + top - bits)
+    return np.asarray(stored)
 
 
-def _coded_size(frame: bytes) -> tuple[int, int]:
-    """Width and height that a compressed frame claims; (1, 1) where it is of another kind."""
+def _precision(frame: bytes, rows: int, columns: int) -> int:
+    """Bits a sample of a compressed frame, 16 if it does not tell, 0 if it is of another size."""
     place = frame[:4096].find(J2K)
     if place >= 0:
-        x, y, left, top = (
-            int.from_bytes(frame[place + at : place + at + 4], "big") for at in (8, 12, 16, 20)
-        )
-        return max(x - left, 1), max(y - top, 1)
-    return jpeg_size(frame) if frame.startswith(b"\xff\xd8") else (1, 1)
+        x, y, left, top = struct.unpack_from(">4I", frame, place + 8)
+        return (frame[place + 42] & 0x7F) + 1 if (x - left, y - top) == (columns, rows) else 0
+    size = re.escape(struct.pack(">2H", rows, columns))
+    found = re.search(START_OF_FRAME + size, frame, re.DOTALL)
+    return found[1][0] if found else 0 if frame.startswith(JPEG) else 16
 
 
-def _eight_bit(colour: np.ndarray, header: Dataset) -> np.ndarray:
-    """RGB of up to 16 bits as uint8."""
-    if colour.dtype == np.uint8:
-        return colour
-    palette = header.PhotometricInterpretation == "PALETTE COLOR"
-    bits = colour.dtype.itemsize * 8 if palette else int(header.BitsStored)
-    return np.clip(np.rint(colour * (255 / (2**bits - 1))), 0, 255).astype(np.uint8)
+def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
+    """RGB of so many bits as grey, uint8; of fewer where it reaches no 16th of their range."""
+    used = max(8, int(colour.max()).bit_length())
+    most = 2 ** (used if used <= bits - 4 else bits) - 1
+    eight = _grey(np.arange(most + 1) / most)[np.minimum(colour, most)]
+    return np.asarray(cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY))
 
 
-def _shown(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Grey as a reading station shows it: uint8 ``(H, W)``.
+def _shown(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
+    """Grey as a reading station shows it, uint8 ``(H, W)``, and a note.
 
     All is worked out once for each value that can be stored, and looked up for the pixels.
     """
+    if stored.ndim == 3:
+        return _luminance(stored, int(header.BitsStored)), ""
     lowest = -(2 ** (int(header.BitsStored) - 1)) if header.PixelRepresentation else 0
     levels = np.arange(2 ** int(header.BitsStored), dtype=np.int64) + lowest
     place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        return _luminance(*_palette(levels, header))[:, 0][place], ""
+    counts, note = np.bincount(place.reshape(-1), minlength=len(levels)), ""
     padding = _padding(levels, header)
+    if counts[~padding].any():
+        counts *= ~padding
+    elif np.count_nonzero(counts) > 1:  # else black
+        padding, note = np.zeros_like(padding), UNUSED
     values, order, bits = _rescaled(levels, header)
-    window = _window(header)
-    if header.get("VOILUTSequence"):
-        table, first, depth = _table(header.VOILUTSequence[0])
-        shown = table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
-        grey = _grey(shown / (2**depth - 1))
-    elif window is not None:
-        grey = _grey(windowed(values, *window))
-    elif bits == 8:  # as an 8-bit PNG: shown as it is
-        grey = order.astype(np.uint8)
+    # What the others are measured by: the stored values between their quantiles.
+    plain = ramp_16bit(np.pad(counts, (0, 2**16 - len(counts))))[0][: len(counts)]
+    for name in ("VOILUTSequence", "WindowCenter"):
+        if getattr(header.get_item(name), "value", None) in (None, "", b""):
+            continue
+        try:
+            grey = _rendered(values, header, name)
+        except Exception:  # a stranger's numbers
+            grey = np.zeros_like(plain)
+        if _shows(grey, plain, counts):
+            break
+        note = UNUSED
     else:
-        counts = np.bincount(place.reshape(-1), minlength=len(levels)) * ~padding
-        if not counts.any():  # all is padding, and black
-            return np.full(stored.shape, BLACK, dtype=np.uint8)
-        grey = ramp_16bit(np.bincount(order, counts, minlength=2**16))[0][order]
-    if header.PhotometricInterpretation == "MONOCHROME1":
+        grey = order.astype(np.uint8)  # 8 bits, as those of a PNG
+        if bits > 8:
+            ramp, aside = ramp_16bit(np.bincount(order, counts, minlength=2**16))
+            grey, note = ramp[order], "; ".join(filter(None, (note, aside)))
+        if not _shows(grey, plain, counts):
+            grey, note = plain, UNUSED
+    if {header.PhotometricInterpretation, header.get("PresentationLUTShape")} & INVERTED:
         grey = 255 - grey
+    seen = grey[counts > 0]
+    raw = header.get("PixelIntensityRelationshipSign") == (1 if seen[-1] > seen[0] else -1)
+    if raw and not header.get("PresentationIntentType"):
+        note = "; ".join(filter(None, (note, DARK_BONE)))
     grey[padding] = BLACK
-    return np.asarray(grey[place])
+    return np.asarray(grey[place]), note
 
 
-def windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """A window (PS3.3 C.11.2.1.2) on values of any shape, from 0 (black) to 1.
-
-    Args:
-        values: In units of the modality.
-        centre: Window Center.
-        width: Window Width; above 1 for LINEAR, above 0 for the others.
-        function: LINEAR, LINEAR_EXACT or SIGMOID.
-
-    Example:
-        >>> windowed(np.array([0.0, 50.0, 100.0]), 50.0, 100.0, "LINEAR_EXACT")
-        array([0. , 0.5, 1. ])
-    """
-    if function == "SIGMOID":
-        return np.asarray(expit(4 * (values - centre) / width))
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    return np.asarray(np.clip((values - centre) / width + 0.5, 0, 1))
+def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether the greys of the stored values show what ``counts`` pixels of each hold."""
+    held, most = (np.bincount(each, counts, minlength=256) for each in (grey, plain))
+    share = np.cumsum(held) / held.sum()
+    low, high = np.searchsorted(share, (WINDOW_TAIL, 1 - WINDOW_TAIL))
+    fewer = 2 * np.count_nonzero(held) <= np.count_nonzero(most)
+    narrow = min(np.count_nonzero(held), high - low) < FEWEST_LEVELS or high < 64 or low > 191
+    between = held[1:-1].sum() >= FEWEST_BETWEEN * most[1:-1].sum()
+    return bool(between and not (fewer and narrow))
 
 
-def _window(header: Dataset) -> tuple[float, float, str] | None:
-    """The first window; None without one, or where it cannot be one."""
-    centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    function = str(header.get("VOILUTFunction") or "LINEAR")
-    if centre is None or width is None or function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        return None
-    if not math.isfinite(centre) or not math.isfinite(width):
-        return None
-    return (centre, width, function) if width > (1 if function == "LINEAR" else 0) else None
+def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
+    """Greys of the first VOI LUT, over the range of its own entries, or of the first window."""
+    if name == "VOILUTSequence":
+        shown, bits = _looked_up(values, header.VOILUTSequence[0])
+        return _grey(shown / (2**bits - 1))
+    window = Dataset()
+    window.WindowCenter, window.WindowWidth = header.WindowCenter, header.WindowWidth
+    window.VOILUTFunction = header.get("VOILUTFunction") or "LINEAR"
+    # Of one bit: pydicom then answers from 0 to 1.
+    window.BitsStored, window.PixelRepresentation = 1, 0
+    window.PhotometricInterpretation = "MONOCHROME2"
+    with np.errstate(over="ignore", invalid="raise"):  # the ends of a sigmoid are no fault
+        return _grey(apply_windowing(values, window))
 
 
-def _first(value: Any) -> float | None:
-    """The first of one or several numbers; None where there is none."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, (list, MultiValue)):
-        return float(value[0]) if value else None
-    return float(value)
+def _first(header: Dataset, name: str) -> float | None:
+    """The first number of an element; None where there is none."""
+    value = np.ravel(header.get(name))[0]
+    return None if value in (None, "") else float(value)
 
 
 def _rescaled(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray, int]:
     """Values in units of the modality, whole numbers from 0 in the same order, and their bits."""
     if header.get("ModalityLUTSequence"):
-        table, first, bits = _table(header.ModalityLUTSequence[0])
-        values = table[np.clip(levels - first, 0, len(table) - 1)]
-        return values, values, bits
-    slope, intercept = _first(header.get("RescaleSlope")), _first(header.get("RescaleIntercept"))
-    slope = 1.0 if slope is None else slope
-    if not slope or not math.isfinite(slope):
+        item = header.ModalityLUTSequence[0]
+        values, bits = _looked_up(levels, item)
+        return values, values, max(bits, int(item.LUTDescriptor[2]))
+    slope, intercept = (_first(header, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    values = levels * (1.0 if slope is None else slope) + (intercept or 0.0)
+    if not np.isfinite(values).all() or values[0] == values[-1]:
         raise ValueError("no slope")
     order = levels - levels[0]
-    return (
-        levels * slope + (intercept or 0.0),
-        order if slope > 0 else order[::-1],
-        int(header.BitsStored),
-    )
+    return values, order if values[-1] > values[0] else order[::-1], int(header.BitsStored)
 
 
-def _table(item: Dataset) -> tuple[np.ndarray, int, int]:
-    """A lookup table as int64, the first value that it maps, and the bits of its entries."""
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    count = count or 2**16
-    data = item.LUTData
-    if isinstance(data, bytes):  # of two bytes an entry, or packed
-        data = np.frombuffer(data, "<u2" if len(data) >= 2 * count else np.uint8)
-    table = np.asarray(data, dtype=np.int64)[:count] & (2**bits - 1)
-    if len(table) != count or not 8 <= bits <= 16:
+def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[np.ndarray, int]:
+    """What a lookup table makes of values, and the bits, 8 or more, that its entries need.
+
+    pydicom's own read no packed table, round values down and believe what a descriptor claims.
+    """
+    count, first, *_ = (int(number) for number in source[f"{name}Descriptor"].value)
+    count, data = count or 2**16, source[f"{name}Data"].value
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, "<u2" if source.original_encoding[1] else ">u2")
+    words = np.atleast_1d(np.asarray(data)).astype("<u2")
+    table = (words if len(words) >= count else words.view(np.uint8))[:count]  # packed: two a word
+    if len(table) != count:
         raise ValueError("no whole table")
-    return table, first, bits
+    start = _signed(first, values.min() - count + 1, values.max())
+    index = np.clip(np.rint(values) - start, 0, count - 1).astype(np.int64)
+    return table[index].astype(np.int64), max(8, int(table.max()).bit_length())
+
+
+def _signed(value: float, low: float, high: float) -> float:
+    """A 16-bit number with the sign that puts it into a range: its VR, US or SS, may be wrong."""
+    return next((v for v in (value, value - 2**16, value + 2**16) if low <= v <= high), value)
+
+
+def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
+    """RGB of each stored value, ``(N, 1, 3)``, and its bits."""
+    if "RedPaletteColorLookupTableData" not in header:  # in segments
+        made = apply_color_lut(levels[:, None], header)[..., :3]
+        return made, 8 * made.dtype.itemsize
+    names = (f"{each}PaletteColorLookupTable" for each in ("Red", "Green", "Blue"))
+    colours, bits = zip(*(_looked_up(levels, header, name) for name in names), strict=True)
+    return np.stack(colours, axis=-1)[:, None], max(bits)
 
 
 def _padding(levels: np.ndarray, header: Dataset) -> np.ndarray:
     """Which stored values say that no detector was there; bool."""
-    value, limit = (
-        _first(header.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    )
-    if value is None:
-        return np.zeros(levels.shape, dtype=bool)
-    low, high = sorted((value, value if limit is None else limit))
-    return np.asarray((levels >= low) & (levels <= high))
+    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    given = [end for name in names if (end := _first(header, name)) is not None]
+    ends = [_signed(end, levels[0], levels[-1]) for end in given] or [np.nan]
+    return np.asarray((levels >= min(ends)) & (levels <= max(ends)))
 
 
 def _grey(share: np.ndarray) -> np.ndarray:

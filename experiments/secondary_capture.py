@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from importlib.metadata import PackageNotFoundError, version
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydicom.valuerep import validate_value
 
 from datamodules import DataError
 from datamodules.dicom import hush
+from experiments.model_properties import project_version
 
 SERIES = "Evidence map, RESEARCH USE ONLY"
 # Of a series beside the radiographs': archives sort by it.
@@ -26,7 +27,6 @@ OPTIONAL = (
     "SpecificCharacterSet",
     "StudyDescription",
     "IssuerOfPatientID",
-    "Laterality",
     "BodyPartExamined",
 )
 IDS = (
@@ -43,6 +43,7 @@ IDS = (
 )
 # Where nothing is said of the patient's position, highdicom wants something: taken out again.
 SOME = ("L", "F")
+TOWARDS = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 
 
 def secondary_capture(
@@ -55,16 +56,12 @@ def secondary_capture(
     Args:
         source: The radiograph, of which no pixels are needed.
         picture: RGB, uint8 ``(H, W, 3)``, "research use only" burnt in.
-        series: What the series is of, such as the hash of a network: one study has one series of
-            the same text.
+        series: What the series is of, such as a network's hash: a study has one series of it.
         derivation: How the picture came to be; no ids.
 
     Returns:
-        The Secondary Capture, uncompressed.
-
-    Raises:
-        ValueError: The source lacks the ids of its study or of itself, or an element that would be
-            taken over is not valid: which, by its keyword; no value of the source is repeated.
+        The Secondary Capture, uncompressed. A ValueError names what the source lacks, or what of
+        it is not valid, by keyword; no value of the source is repeated.
     """
     import highdicom
 
@@ -85,21 +82,23 @@ def secondary_capture(
             series_instance_uid=generate_uid(entropy_srcs=[source.StudyInstanceUID, series]),
             series_number=SERIES_NUMBER,
             sop_instance_uid=generate_uid(),
-            instance_number=int(source.get("InstanceNumber") or 1),
+            instance_number=max(1, int(source.get("InstanceNumber") or 1)),
             manufacturer=MAKER,
             manufacturer_model_name=MAKER,
-            software_versions=_version(),
+            software_versions=project_version(),
             series_description=SERIES,
             patient_orientation=SOME,
             specific_character_set=None,  # taken over below: highdicom refuses some that are valid
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
-        made.PatientOrientation = source.get("PatientOrientation") or None
+        towards = source.get("PatientOrientation")
+        made.PatientOrientation = towards if re.fullmatch(TOWARDS, str(towards)) else None
         for name in OPTIONAL:
             if source.get(name):
                 made[name] = source[name]
-        side = source.get("Laterality") or source.get("ImageLaterality")
-        made.Laterality = side if side in ("L", "R") else None
+        # Not the series' Laterality, which an unpaired body part may not have, not even empty.
+        side = source.get("ImageLaterality") or source.get("Laterality")
+        made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
         made.BurnedInAnnotation = "YES"
         made.DerivationDescription = derivation
         made.SourceImageSequence = [_reference(source)]
@@ -114,11 +113,7 @@ def secondary_capture(
 
 
 def encode(made: Dataset, path: Path) -> bytes:
-    """The file of a Secondary Capture.
-
-    Raises:
-        DataError: A value that was taken over cannot be written.
-    """
+    """The file of a Secondary Capture; a DataError where what was taken over cannot be written."""
     content = io.BytesIO()
     try:
         made.save_as(content, enforce_file_format=True)
@@ -156,10 +151,3 @@ def _reference(source: Dataset) -> Dataset:
     reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
     reference.PurposeOfReferenceCodeSequence = [purpose]
     return reference
-
-
-def _version() -> str:
-    try:
-        return version(MAKER)
-    except PackageNotFoundError:  # used from a folder
-        return "0"

@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 # Of a make, SLURM job, torchrun or W&B agent around the tests: what they start would obey it.
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 INHERITED = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "GNUMAKEFLAGS", "MAKEFILES"}
@@ -20,3 +23,27 @@ for name in list(os.environ):
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for news
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture
+def grey():
+    return np.add.outer(np.arange(40) * 6, np.arange(48) * 0).astype(np.uint8)
+
+
+@pytest.fixture
+def deep():
+    """12 bits, a ramp."""
+    return np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.fixture
+def shown(tmp_path):
+    from datamodules.decode import decode  # not before the environment is set
+    from tests.dicoms import content
+
+    def show(dataset):
+        path = tmp_path / "IM0001"  # by content: DICOM files often have no suffix
+        path.write_bytes(dataset if isinstance(dataset, bytes) else content(dataset))
+        return decode(path)
+
+    return show

@@ -52,3 +52,8 @@ def content(dataset: Dataset) -> bytes:
     file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def words(values, order: str = "<") -> bytes:
+    """Values of 16 bits as a file holds them."""
+    return np.asarray(values, f"{order}u2").tobytes()
