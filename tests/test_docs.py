@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from experiments.lesion_matching import read_mapping
 from tests import docs_python
 from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
 
-PAGES = {path.name: path for path in [HOUSE / "README.md", *sorted(HOUSE.glob("docs/**/*.md"))]}
+PAGES = {
+    str(path.relative_to(HOUSE)): path
+    for path in [HOUSE / "README.md", *sorted(HOUSE.glob("docs/**/*.md"))]
+}
 COMMAND = re.compile(r"\s*(\$ |\.venv/|(make|python3?|pip|sbatch|wandb|git) )")
 # After an empty line four blanks make code, unless an item of a list begins there.
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}|\t)(?!\s*(?:[-*]|\d+\.)\s).*\S.*|<pre\b.*")
@@ -98,13 +102,14 @@ def test_a_block_that_nothing_executes_is_a_fault(page, fault):
 
 
 @pytest.fixture(scope="session")
-def python(tmp_path_factory):
+def python():
     """The address of the server that runs ``python``."""
-    address = tmp_path_factory.mktemp("python") / "socket"
-    server = docs_python.start(address, TINY)
-    yield address
-    server.terminate()
-    server.wait()
+    with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has 107 bytes at most
+        address = Path(folder) / "socket"
+        server = docs_python.start(address, TINY)
+        yield address
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +142,11 @@ def ran(tmp_path_factory, python, trained):
             own = {".venv", *(path.name for path in folder.iterdir())}
             if name == "README.md":  # begins with a fresh clone
                 own |= {"data", "runs"}
-            ignore = lambda place, names: own if Path(place) == trained else ()  # noqa: E731
-            shutil.copytree(trained, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
+            for path in trained.iterdir():
+                if path.is_dir() and path.name not in own:
+                    shutil.copytree(path, folder / path.name, symlinks=True)
+                elif path.name not in own:
+                    shutil.copy2(path, folder)
             blocks, _ = read_blocks(PAGES[name].read_text())
             for block in blocks:
                 if script := SCRIPT.match(block.text):
@@ -154,7 +162,7 @@ def ran(tmp_path_factory, python, trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name for name, page in PAGES.items() if "```" in page.read_text()]
+    "name", [name for name, page in PAGES.items() if read_blocks(page.read_text())[0]]
 )
 def test_blocks_run_as_printed(name, ran):
     ran(name)
@@ -163,7 +171,7 @@ def test_blocks_run_as_printed(name, ran):
 # The example of docs/onnx.md ----------------------------------------------------------------------
 
 
-ONNX = PAGES["onnx.md"].read_text()
+ONNX = PAGES["docs/onnx.md"].read_text()
 IMPORTS = "import numpy as np\nfrom pathlib import Path\nfrom datamodules.decode import decode"
 NETWORK = "RUN_DIR/checkpoints/last.ckpt"  # the last that the page exports
 
@@ -171,7 +179,7 @@ NETWORK = "RUN_DIR/checkpoints/last.ckpt"  # the last that the page exports
 @pytest.fixture(scope="session")
 def asked(ran):
     """The page's folder with ``answers/`` of ``predict``, and their table."""
-    folder = ran("onnx.md")
+    folder = ran("docs/onnx.md")
     if not (folder / "answers").exists():
         run(folder, f"python -m experiments.predict {NETWORK} my-images --out answers")
     return folder, pd.read_csv(folder / "answers" / "predictions.csv").set_index("path")
