@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -245,42 +244,6 @@ def test_masks_alone_teach_no_class(root, words, tmp_path, capsys):
     assert "it gives a map of the lesion and no probability" in card
     assert "no evaluation of this very checkpoint on test was found" in card
     assert "`cam`" not in card
-
-
-def test_the_examples_of_the_docs_need_neither_torch_nor_this_project(
-    file, trained, root, tmp_path
-):
-    def said_by(name, *words):
-        command = [sys.executable, "-I", name, str(file), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout
-
-    text = (HOUSE / "docs" / "onnx.md").read_text()
-    ask_code, square_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(ask_code.splitlines()) <= 20
-    for name, code in (("ask.py", ask_code), ("square.py", square_code)):
-        needed = set(re.findall(r"^import (\w+)", code, re.MULTILINE))
-        assert needed <= {"json", "sys", "numpy", "onnxruntime"}
-        (tmp_path / name).write_text(code)
-    path = sorted((root / "phantom" / "MURA-v1.1" / "valid").rglob("*.png"))[0]
-    image = decode(path)
-    np.save(tmp_path / "image.npy", image)
-    back = re.findall(r"of the image: (.*)\n", said_by("square.py", "image.npy", "square.npy"))
-    said = said_by("ask.py", "square.npy")
-    square, geometry = trained.to_square(image)
-    probability, maps = trained.explain(square[None])
-    found = re.fullmatch(
-        r"peak of fcn in the square at x (\d+), y (\d+)\n(normal|abnormal): ([\d.]+)\n", said
-    )
-    assert float(found[4]) == pytest.approx(probability[0], abs=2e-3)
-    assert found[3] == trained.classes[int(probability[0] > trained.fitted.threshold)]
-    full = from_square(maps["fcn"][0], geometry)
-    x, y = (
-        eval(rule, {name: int(found[at])})
-        for rule, name, at in zip(back, "xy", (1, 2), strict=True)
-    )
-    peak = full[round(y), round(x)]
-    assert peak == pytest.approx(full.max(), abs=5e-3)
 
 
 @pytest.mark.parametrize(

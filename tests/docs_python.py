@@ -1,0 +1,188 @@
+"""The ``python`` of the blocks in the docs: starts in no time, and makes commands tiny.
+
+Each command would import torch and Lightning anew, some ten seconds of a core. Here a server
+imports them once; the file that stands for ``python`` hands it its words, folder, environment and
+standard streams, and the server forks a process that runs them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import itertools
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+# Other people's packages alone: ours come from the folder in which a block runs. None that starts a
+# thread, as onnxruntime does: a fork leaves it behind, and the process waits for it at its end.
+IMPORTED = (
+    *(
+        "torch",
+        "torchvision",
+        "pytorch_lightning",
+        "albumentations",
+        "cv2",
+        "pandas",
+        "scipy.stats",
+    ),
+    *("torchmetrics", "matplotlib.pyplot", "PIL.Image", "torch.onnx"),
+    *("pydicom", "optuna", "onnxscript", "sklearn.metrics"),
+)
+CLIENT = """#!{python} -IS
+import json, os, socket, struct, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    words = [os.path.abspath(sys.argv[0]), os.getcwd(), dict(os.environ), sys.argv[1:]]
+    said = json.dumps(words).encode()
+    socket.send_fds(server, [struct.pack("I", len(said))], [0, 1, 2])
+    server.sendall(said)
+    sys.exit(int(server.recv(9)))
+"""
+
+
+def start(address: Path, tiny: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the server.
+
+    Args:
+        address: Of its socket.
+        tiny: Patterns of command lines, and the words that are added to it; ``key=value`` of them
+            only where the line does not set the key.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, __file__, str(address), json.dumps(tiny)]
+    server = subprocess.Popen(words, env=environment, cwd=address.parent)
+    deadline = time.monotonic() + 300
+    while not address.exists() and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert address.exists(), "the server of the docs' commands did not start, see above"
+    return server
+
+
+def write_client(path: Path, address: Path) -> None:
+    """Write the program ``path``, which is called as ``python`` is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    path.chmod(0o755)
+
+
+def make_tiny(words: list[str], tiny: dict[str, str]) -> list[str]:
+    """The words of a command with what makes it tiny."""
+    line = " ".join(words)
+    added = [shlex.split(more) for begin, more in tiny.items() if re.match(begin, line)]
+    keys = {word.partition("=")[0] for word in words}
+    return words + [word for more in added for word in more if word.partition("=")[0] not in keys]
+
+
+def serve(address: str) -> tuple[str, list[str]]:
+    """Wait for commands; return, in a process of its own, the client's path and its words."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address + ".new")
+        server.listen(16)
+        os.rename(address + ".new", address)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        server.settimeout(5)
+        parent = os.getppid()
+        while True:
+            try:
+                client, _ = server.accept()
+            except TimeoutError:
+                if os.getppid() != parent:  # the tests were killed
+                    sys.exit()
+                continue
+            if not os.fork():
+                break
+            client.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, streams, _, _ = socket.recv_fds(client, 4, 3)
+    with client.makefile("rb") as file:
+        path, folder, environment, words = json.loads(file.read(*struct.unpack("I", head)))
+    if child := os.fork():
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        client.sendall(str(status if status >= 0 else 128 - status).encode())
+        os._exit(0)
+    client.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    return path, words
+
+
+def make_venv(client: str, folder: Path) -> None:
+    """What ``python -m venv`` leaves, as far as a Makefile wants it."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(Path(client).resolve())
+
+
+def check_pip(words: list[str]) -> None:
+    """Nothing is fetched: the constraints must be there, and each extra be declared."""
+    declared = Path("pyproject.toml").read_text()
+    for option, value in itertools.pairwise(words):
+        assert option != "-c" or Path(value).is_file(), f"there is no {value}"
+    for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
+        assert re.search(rf"^{extra} = \[$", declared, re.MULTILINE), f"there is no extra {extra}"
+
+
+def execute(client: str, words: list[str]) -> None:
+    """Run what ``python WORDS`` would run."""
+    if "LOCAL_RANK" in os.environ or words[:2] == ["-m", "pytest"]:
+        # Lightning looks for its rank, and pytest for open files, from the start of a process on.
+        os.execv(sys.executable, [sys.executable, *words])
+    sys.executable = client  # what a command starts is tiny, too
+    first, *rest = words
+    name = rest[0] if rest else ""
+    if first == "-m" and name == "venv":
+        make_venv(client, Path(rest[1]))
+    elif first == "-m" and name == "pip":
+        check_pip(rest)
+    elif first == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = rest
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path[0] = str(Path(first).resolve().parent)
+        sys.argv = words
+        runpy.run_path(first, run_name="__main__")
+
+
+def end(status: int | str | None) -> None:
+    """End without taking all modules down one by one, which takes a second."""
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+if __name__ == "__main__":
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()  # else each process copies all that is imported as soon as it counts what is in use
+    client, words = serve(sys.argv[1])
+    try:
+        execute(client, make_tiny(words, json.loads(sys.argv[2])))
+    except SystemExit as asked:
+        end(asked.code)
+    except BaseException:
+        traceback.print_exc()
+        end(1)
+    end(0)

@@ -1,0 +1,190 @@
+"""Where the blocks of the docs run: a folder with the project, tiny data and stand-ins of tools.
+
+A page shares one folder, and its blocks run in their order, as printed but for the two tables here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tests.dicoms import content, radiograph
+from tests.docs_python import write_client
+from tests.test_fracatlas import Archive
+
+HOUSE = Path(__file__).parents[1]
+COUNT = 80  # images of the phantom
+DATA = f"data.count={COUNT}"
+TRAINING = (
+    f"{DATA} data.image_size=64 data.batch_size=8 data.num_workers=0 model.width=0.25 "
+    "trainer.max_epochs=1 trainer.accelerator=cpu logger.wandb=off"
+)
+# What is added to a command that begins so, unless the block sets it: seconds instead of hours.
+TINY = {
+    r"-m experiments\.train": TRAINING,
+    r"-m experiments\.sweep": TRAINING,
+    r"-m experiments\.import_lesions": DATA,  # the same phantom
+    r"-m experiments\.evaluate --maps": DATA,
+    r"-m experiments\.evaluate .*--audit": "--audit-images 4",
+    r"-m experiments\.bench": "--quick --rounds=1 --rows=maps,start",
+    "-m pytest": "--numprocesses=0 tests/test_boxes.py",  # the suite would run itself
+}
+# What is put in the place of words that no machine has, or that take long.
+PLACES = {
+    r"/path/to/(data|FracAtlas)\b": r"given/\1",  # outside the folder nobody may write
+    r"(?<![\w/])/data\b": "given/data",
+    r"/path/to/checkout\b": ".",
+    r"RUN_DIR\.\.\.": "runs/phantom/stage1/seed0 runs/phantom/stage3/lambda1.0-seed0",
+    r"RUN_DIR\b": "runs/phantom/stage3/lambda1.0-seed0",
+    r"^make setup data": "rm -r runs; make setup data",  # a cluster, which is another machine
+    r"max_epochs=\d+": "max_epochs=2",  # minutes
+    r"\{0,1,2\}": "{0,1}",  # minutes: each seed is a training of each stage
+    r"^tests/cluster/run\.sh": "bash -n tests/cluster/run.sh",  # installs SLURM; CI runs it
+}
+PROJECT = (
+    *("Makefile", "README.md", "pyproject.toml", "constraints.txt", "docs", "tests"),
+    *("callbacks", "datamodules", "experiments", "lightning_modules"),
+)
+# Programs that a machine without SLURM, and without network, has not. A job runs at once; of an
+# array the first alone.
+TOOLS = {
+    "sbatch": """
+        while [[ $1 == --* ]]; do
+          [[ $1 != --array=* ]] || export SLURM_ARRAY_JOB_ID=1 SLURM_ARRAY_TASK_ID=0
+          shift
+        done
+        SLURM_JOB_ID=1 SLURM_JOB_NODELIST=here bash "$@" >&2 && echo 1""",
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scancel": "[[ $1 == --signal=USR1 && $# == 2 ]]",
+    "wandb": "[[ $1 == sweep && -f $2 || $1 == agent && $2 == */*/* ]]",
+}
+# The three names of it that docs/lesions.md uses: a volume is indexed x, y, z.
+SIMPLE_ITK = """
+import numpy as np
+from PIL import Image
+def ReadImage(path): return np.load(open(path, "rb")).T
+def WriteImage(image, path): Image.fromarray(image.T.astype(np.uint8)).save(path)
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block: the line of its fence, from 1, its language ("" if it has none), its text."""
+
+    line: int
+    language: str
+    text: str
+
+
+def read_blocks(page: str) -> tuple[list[Block], list[str]]:
+    """The fenced blocks of a page, and the lines outside of them."""
+    blocks, prose, fence, inside = [], [], "", []
+    for number, line in enumerate(page.splitlines(), 1):
+        mark = re.match(r"\s*(`{3,}|~{3,})\s*(.*)", line)
+        if not fence and mark:
+            fence, start, language, inside = mark[1], number, mark[2].strip(), []
+        elif fence and mark and mark[1].startswith(fence) and not mark[2]:
+            prose.append("")
+            text = textwrap.dedent("\n".join(inside)) + "\n"
+            blocks.append(Block(start, language, text))
+            fence = ""
+        elif fence:
+            inside.append(line)
+        else:
+            prose.append(line)
+    return [*blocks, Block(start, "a fence that never ends", "")] if fence else blocks, prose
+
+
+def furnish(folder: Path, address: Path) -> None:
+    """Put the project, ``python`` and the tools into a new folder."""
+    folder.mkdir()
+    for name in PROJECT:
+        (folder / name).symlink_to(HOUSE / name)
+    for name in ("python", "python3"):
+        write_client(folder / "bin" / name, address)
+    for name, script in TOOLS.items():
+        (folder / "bin" / name).write_text("#!/bin/bash\n" + textwrap.dedent(script) + "\n")
+        (folder / "bin" / name).chmod(0o755)
+    (folder / "SimpleITK.py").write_text(SIMPLE_ITK)
+
+
+def give_data(folder: Path, tree: Path) -> None:
+    """What people bring: data sets in ``given/``, maps, annotations, images of their own."""
+    (folder / "given").mkdir()
+    (folder / "given" / "data").symlink_to(tree)  # laid out as MURA, and with masks
+    archive = Archive(folder / "given" / "FracAtlas")
+    for number in range(40):
+        archive.add(number // 4 * 20 + number % 4, number % 2)
+    archive.write()
+    images = sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))
+    drawn = {image: np.array(Image.open(image)) for image in images}
+    for image, pixels in drawn.items():
+        path = folder / "my-maps" / image.relative_to(tree).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, pixels.astype(np.float32) / 255)
+    marked = [
+        f'<image name="{image.relative_to(tree)}" width="{pixels.shape[1]}" '
+        f'height="{pixels.shape[0]}"><polygon label="lesion" points="20,30;40,30;40,50"/></image>'
+        for image, pixels in drawn.items()
+        if "positive" in image.parent.name
+    ]
+    xml = f"<annotations><version>1.1</version>{''.join(marked)}</annotations>"
+    (folder / "annotations.xml").write_text(xml)
+    own_images(folder, next(iter(drawn.values())))
+    volume = np.zeros((1, 30, 20), np.uint8)
+    volume[0, 5:9, 3:5] = 2
+    with (folder / "a.nrrd").open("wb") as file:
+        np.save(file, volume)
+
+
+def own_images(folder: Path, pixels: np.ndarray) -> None:
+    """One drawing in 8 and 16 bits, stored turned, and as DICOM."""
+    deep = pixels.astype(np.uint16) * 12 + 300  # 12 bits
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees to the right
+    (folder / "my-images").mkdir()
+    (folder / "more").mkdir()
+    Image.fromarray(pixels).save(folder / "hand.png")
+    Image.fromarray(pixels).save(folder / "my-images" / "grey8.png")
+    Image.fromarray(deep).save(folder / "my-images" / "grey16.png")
+    Image.fromarray(np.rot90(pixels)).save(
+        folder / "my-images" / "turned.jpg", quality=95, exif=turned
+    )
+    scan = content(radiograph(deep, BitsStored=12))
+    (folder / "my-images" / "scan.dcm").write_bytes(scan)
+    (folder / "more" / "scan.dcm").write_bytes(scan)
+
+
+def run(folder: Path, script: str) -> str:
+    """Run a script in the folder, and return what it prints.
+
+    All that it has of the outside are the system's own programs.
+    """
+    environment = {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "WANDB_MODE": "offline",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+    }
+    for pattern, place in PLACES.items():
+        script = re.sub(pattern, place, script, flags=re.MULTILINE)
+    done = subprocess.run(
+        ["bash", "-ex", "-o", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
+    said = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, f"status {done.returncode} of\n{script}\n{said[-5000:]}"
+    return said

@@ -1,0 +1,270 @@
+"""Every block of the README and of docs/ runs, and the ONNX example answers as ``predict`` does."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from datamodules.decode import decode
+from datamodules.geometry import from_square, letterbox
+from datamodules.phantom import draw_tree
+from experiments.config import load_config
+from experiments.lesion_matching import read_mapping
+from tests import docs_python
+from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
+
+PAGES = {
+    str(path.relative_to(HOUSE)): path
+    for path in [HOUSE / "README.md", *sorted(HOUSE.glob("docs/**/*.md"))]
+}
+COMMAND = re.compile(r"\s*(\$ |\.venv/|(make|python3?|pip|sbatch|wandb|git) )")
+# After an empty line four blanks make code, unless an item of a list begins there.
+INDENTED = re.compile(r"(?<=\n\n)(?: {4}|\t)(?!\s*(?:[-*]|\d+\.)\s).*\S.*|<pre\b.*")
+SCRIPT = re.compile(r"# (\w+\.py)\b")
+# What reads a table of these columns.
+TABLES = {"name,image": read_mapping}
+
+
+def run_python(folder, text):
+    (folder / "block.py").write_text(text)
+    run(folder, "python block.py")
+
+
+def read_yaml(folder, text):
+    (folder / "block.yaml").write_text(text)
+    load_config(str(folder / "block.yaml"), [])
+
+
+def read_table(folder, text):
+    (folder / "block.csv").write_text(text)
+    TABLES[text.splitlines()[0]](folder / "block.csv")
+
+
+# Output and layouts are no commands; all else is executed, or read by what it is for.
+LANGUAGES = {
+    "sh": run,
+    "python": run_python,
+    "yaml": read_yaml,
+    "csv": read_table,
+    "text": lambda *_: None,
+}
+
+
+def faults(page: str) -> list[str]:
+    """What keeps blocks of a page from being executed."""
+    blocks, prose = read_blocks(page)
+    found = [f"code without a fence: {line}" for line in INDENTED.findall("\n".join(prose))]
+    shell = "".join(block.text for block in blocks if block.language == "sh")
+    for line, language, text in blocks:
+        if language not in LANGUAGES:
+            found.append(f"line {line}: {language!r} is none of {', '.join(LANGUAGES)}")
+        elif language == "text" and any(COMMAND.match(row) for row in text.splitlines()):
+            found.append(f"line {line}: holds a command: make it sh")
+        elif language == "csv" and text.splitlines()[0] not in TABLES:
+            found.append(f"line {line}: no reader is known of {text.splitlines()[0]}")
+        elif (script := SCRIPT.match(text)) and f"python {script[1]}" not in shell:
+            found.append(f"line {line}: no sh block runs {script[1]}")
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_can_be_executed(name):
+    assert faults(PAGES[name].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        ("```\nx\n```", "line 1: '' is none of sh"),
+        ("\n~~~~ bash\nx\n~~~~", "line 2: 'bash' is none of"),
+        ("- a\n\n  ```json\n  {}\n  ```", "line 3: 'json' is none of"),
+        ("```sh\nmake", "line 1: 'a fence that never ends' is none of"),
+        ("```text\nso:\n  $ ls\n```", "line 1: holds a command"),
+        ("```text\nmake stage1\n```", "line 1: holds a command"),
+        ("```text\n.venv/bin/python -m x\n```", "line 1: holds a command"),
+        ("```csv\na,b\n1,2\n```", "line 1: no reader is known of a,b"),
+        ("```python\n# a.py: this\n```\n```sh\npython b.py\n```", "line 1: no sh block runs a.py"),
+        ("so:\n\n    make stage1", "code without a fence"),
+        ("<pre>make stage1</pre>", "code without a fence"),
+        ("```text\nwe make it\n```\n1. a\n    - b\n````sh\n```\n````", ""),
+    ],
+)
+def test_a_block_that_nothing_executes_is_a_fault(page, fault):
+    assert [found[: len(fault)] for found in faults(page)] == ([fault] if fault else [])
+
+
+@pytest.fixture(scope="session")
+def python():
+    """The address of the server that runs ``python``."""
+    with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has 107 bytes at most
+        address = Path(folder) / "socket"
+        server = docs_python.start(address, TINY)
+        yield address
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, python):
+    """A folder in which the paper was trained; made once for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "popen" in base.name else base) / "docs-template"
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            furnish(folder, python)
+            tree = folder / "data" / f"phantom-{COUNT}-seed0"
+            draw_tree(tree, 0, COUNT)
+            give_data(folder, tree)
+            run(folder, "make stage1 stage2 stage3")
+            run(folder, "make stage1 stage2 stage3 ARGS=seed=1")
+            (folder / "made").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory, python, trained):
+    """Runs the blocks of a page, once; returns the folder."""
+    done: dict[str, Path] = {}
+
+    def run_page(name):
+        if name not in done:
+            folder = tmp_path_factory.mktemp("docs") / "page"
+            furnish(folder, python)
+            own = {".venv", *(path.name for path in folder.iterdir())}
+            if name == "README.md":  # begins with a fresh clone
+                own |= {"data", "runs"}
+            for path in trained.iterdir():
+                if path.is_dir() and path.name not in own:
+                    shutil.copytree(path, folder / path.name, symlinks=True)
+                elif path.name not in own:
+                    shutil.copy2(path, folder)
+            blocks, _ = read_blocks(PAGES[name].read_text())
+            for block in blocks:
+                if script := SCRIPT.match(block.text):
+                    (folder / script[1]).write_text(block.text)
+            for block in blocks:
+                if not SCRIPT.match(block.text):
+                    LANGUAGES[block.language](folder, block.text)
+            done[name] = folder
+        return done[name]
+
+    return run_page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name, page in PAGES.items() if read_blocks(page.read_text())[0]]
+)
+def test_blocks_run_as_printed(name, ran):
+    ran(name)
+
+
+# The example of docs/onnx.md ----------------------------------------------------------------------
+
+
+ONNX = PAGES["docs/onnx.md"].read_text()
+IMPORTS = "import numpy as np\nfrom pathlib import Path\nfrom datamodules.decode import decode"
+NETWORK = "RUN_DIR/checkpoints/last.ckpt"  # the last that the page exports
+
+
+@pytest.fixture(scope="session")
+def asked(ran):
+    """The page's folder with ``answers/`` of ``predict``, and their table."""
+    folder = ran("docs/onnx.md")
+    if not (folder / "answers").exists():
+        run(folder, f"python -m experiments.predict {NETWORK} my-images --out answers")
+    return folder, pd.read_csv(folder / "answers" / "predictions.csv").set_index("path")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("image", "square"),
+    [
+        ("grey8.png", "my-images/grey8.png"),
+        *((name, "image.npy") for name in ("grey8.png", "grey16.png", "turned.jpg", "scan.dcm")),
+    ],
+)
+def test_the_model_file_answers_as_predict_does(asked, image, square):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    folder, table = asked
+    (recipe,) = re.findall(r'`(np\.save\("image\.npy", .*?)`', ONNX, re.DOTALL)
+    path = folder / "my-images" / image
+    run_python(folder, f"{IMPORTS}\n{recipe.replace('hand.png', str(path))}\n")
+    said = run(folder, f"python square.py model.onnx {square} square.npy")
+    said += run(folder, "python ask.py model.onnx square.npy")
+    probability = re.search(r"(normal|abnormal): ([\d.]+)", said)
+    wanted = table.loc[image]
+    assert probability[1] == ("normal", "abnormal")[int(wanted["predicted_abnormal"])]
+    # The page: up to 5e-4 of a probability, 3e-3 of the FCN's map; what is written is rounded.
+    assert float(probability[2]) == pytest.approx(wanted["probability_abnormal"], abs=6e-4)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (map,) = session.run(["fcn"], {"image": np.load(folder / "square.npy")[None, None]})
+    shown = decode(folder / "answers" / "maps" / f"{image}.fcn.png") / 255
+    full = from_square(map[0, 0], letterbox(*shown.shape, 64))
+    assert full == pytest.approx(shown, abs=3e-3 + 0.5 / 255)
+    assert shown.max() > shown.min(), "nothing was compared"
+    peak = dict(re.findall(r"^([xy]) of the image: (.*)$", said, re.MULTILINE))
+    at = dict(re.findall(r"\b([xy]) (\d+)", said.rpartition("peak of fcn")[2]))
+    x, y = (round(eval(peak[name], {name: int(at[name])})) for name in "xy")
+    assert shown[y, x] == pytest.approx(shown.max(), abs=3e-3 + 1 / 255)
+
+
+def refused_images(folder):
+    """Files whose grey the example cannot know, by what it says of them."""
+    grey = Image.open(folder / "hand.png")
+    pixels = np.asarray(grey)
+    files = {name: folder / f"refused-{name}" for name in ("P.png", "LA.png", "RGB.png", "1.png")}
+    for name, path in files.items():
+        grey.convert(name[:-4]).save(path)
+    for name, array in {"float.npy": pixels / 255, "uint16.npy": pixels.astype(np.uint16)}.items():
+        np.save(folder / f"refused-{name}", array)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    grey.save(folder / "refused-exif.png", exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>8</tiff:Orientation></x:xmpmeta>'
+    grey.save(folder / "refused-xmp.jpg", xmp=xmp)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        ("my-images/grey16.png", "got I;16, EXIF orientation 1"),
+        ("my-images/turned.jpg", "got L, EXIF orientation 6"),
+        ("my-images/scan.dcm", "got a file that Pillow cannot read"),
+        ("refused-exif.png", "got L, EXIF orientation 3"),
+        ("refused-xmp.jpg", "got L, EXIF orientation 8"),
+        ("refused-P.png", "got P,"),
+        ("refused-LA.png", "got LA,"),
+        ("refused-RGB.png", "got RGB,"),
+        ("refused-1.png", "got 1,"),
+        ("refused-float.npy", "got float64 ("),
+        ("refused-uint16.npy", "got uint16 ("),
+        ("none.png", "got a file that Pillow cannot read ([Errno 2]"),
+    ],
+)
+def test_the_example_refuses_what_it_cannot_turn_into_grey(asked, image, got):
+    folder = refused_images(asked[0])
+    said = run(folder, f"! python square.py model.onnx {image} refused.npy")
+    assert f"{image}: expected 8-bit grey and upright, {got}" in said
+    assert 'Fix: np.save("image.npy", decode(Path(' in said
+    assert "Traceback" not in said
+    assert not (folder / "refused.npy").exists()
+
+
+def test_the_example_needs_neither_torch_nor_this_project():
+    scripts = [block.text for block in read_blocks(ONNX)[0] if SCRIPT.match(block.text)]
+    imported = {
+        name for text in scripts for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.M)
+    }
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
