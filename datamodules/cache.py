@@ -143,9 +143,16 @@ def cache_key(parts: dict[str, object]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; the kernel frees it when its owner dies."""
+    """Hold an exclusive lock on ``path``; the kernel frees it when its owner dies.
+
+    Some network file systems have no locks: then each process goes on, and the first wins.
+    """
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
         yield
 
 

@@ -25,10 +25,9 @@ from datamodules.annotations.coco import read_coco
 from datamodules.annotations.marks import MarkedImage, draw
 from datamodules.decode import upright_size
 from datamodules.duplicates import components, near_duplicates
-from datamodules.index import DataError
+from datamodules.index import DataError, look_around
 from datamodules.lesions import Lesion, attach_lesions, read_csv, write_lesions
 from datamodules.radiographs import RadiographDataModule
-from datamodules.roots import look_around
 
 log = logging.getLogger(__name__)
 

@@ -36,19 +36,6 @@ class Geometry(NamedTuple):
     inner_width: int
     inner_height: int
 
-    @property
-    def affine(self) -> np.ndarray:
-        """(2, 3) float64: original pixel centre (x, y, 1) to cached pixel centre (x, y)."""
-        sx = self.inner_width / self.crop_width
-        sy = self.inner_height / self.crop_height
-        # Pixel centres lie at +0.5: resizing maps x + 0.5 to (x + 0.5) * s.
-        return np.array(
-            [
-                [sx, 0.0, (0.5 - self.crop_left) * sx - 0.5 + self.left],
-                [0.0, sy, (0.5 - self.crop_top) * sy - 0.5 + self.top],
-            ]
-        )
-
 
 def letterbox(
     height: int, width: int, size: int, box: tuple[int, int, int, int] | None = None

@@ -24,10 +24,9 @@ import pandas as pd
 
 from datamodules import index
 from datamodules.decode import IMAGE_SUFFIXES
-from datamodules.index import DataError
+from datamodules.index import DataError, folders, look_around
 from datamodules.lesions import attach_lesions, read_text
 from datamodules.radiographs import RadiographDataModule
-from datamodules.roots import folders, look_around
 
 log = logging.getLogger(__name__)
 

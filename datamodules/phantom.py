@@ -10,8 +10,6 @@ Whoever has no MURA yet can run every stage on it. Below ``data.root``::
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -28,6 +26,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules import index
+from datamodules.cache import locked
 from datamodules.decode import usable_cores
 from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
@@ -121,7 +120,7 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(root.parent / f".{root.name}.lock"):
+        with locked(root.parent / f".{root.name}.lock"):
             if not _is_drawn(root, wanted):
                 _draw_into(root, wanted)
     except OSError as error:
@@ -186,19 +185,6 @@ def _hash_csvs(root: Path) -> str:
     for path in [*(root / MURA / name for name in CSVS), root / "lesions" / LESIONS_CSV]:
         digest.update(path.read_bytes() if path.is_file() else b"missing")
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` locked; the operating system lets go of it when the process dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            # Some network file systems have no locks: then each process draws, and the first wins.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield
 
 
 def _draw_into(root: Path, wanted: dict[str, int]) -> None:

@@ -10,9 +10,9 @@ import torch
 from pytorch_lightning import LightningModule
 
 from datamodules import SOURCES, DataError
+from datamodules.decode import usable_cores
 from datamodules.radiographs import RadiographDataModule
 from experiments.config import Config, read_plain, to_plain
-from experiments.hardware import usable_cores
 from experiments.runs import RunError, find_checkpoint, read_checkpoint
 from lightning_modules import STAGES
 from lightning_modules.stage2 import Stage2GuidedAttention

@@ -212,7 +212,8 @@ def check_cpu(config: Config) -> Iterator[Finding]:
     """Cores, threads and memory."""
     import torch
 
-    from experiments.hardware import usable_cores, usable_memory
+    from datamodules.decode import usable_cores
+    from experiments.hardware import usable_memory
 
     cores, threads = usable_cores(), torch.get_num_threads()
     if threads > cores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from datamodules.decode import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -54,18 +55,6 @@ def describe_device(device: torch.device) -> str:
     return (
         f"CPU {_cpu_name()}, {cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may use: the machine's, less what affinity or a container keep away."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
 
 
 def usable_memory() -> int | None:

@@ -141,7 +141,7 @@ def check_request(arguments: argparse.Namespace, sources: list[Path], config: Co
 def import_all(arguments: argparse.Namespace, sources: list[Path], config: Config) -> int:
     """Read, match, check, write and print; return the exit status."""
     from datamodules import DataError
-    from datamodules.annotations import READERS, check_read, recognise
+    from datamodules.annotations import READERS, recognise
     from experiments.describe_import import (
         describe,
         describe_faults,
@@ -155,8 +155,6 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     if arguments.format not in (None, *READERS):
         raise DataError(f"--format {arguments.format} is none of {', '.join(READERS)}")
     mapping = read_mapping(arguments.mapping) if arguments.mapping else None
-    for source in sources:
-        check_read(source)
     try:
         formats = {source: arguments.format or recognise(source) for source in sources}
     except DataError as error:

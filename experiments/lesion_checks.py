@@ -23,7 +23,7 @@ LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
 # Each side is held against each other one: this many take a second.
 MAX_CORNERS = 5_000
 # A larger share of an image is hardly a lesion's.
-MOST = 0.5
+MOST, NEARLY_ALL = 0.5, 0.95
 
 
 def check_size(
@@ -86,10 +86,13 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
         return f"an outline of {len(mark.outline)} points; three or more are needed", ""
     if len(mark.outline) > MAX_CORNERS:
         return f"an outline of {len(mark.outline):,} points; simplify it to {MAX_CORNERS:,}", ""
-    if max(map(max, mark.outline)) <= 1 and min(map(min, mark.outline)) >= 0:
+    height, width = size
+    if all(
+        0 <= x <= max(1, width / 100) and 0 <= y <= max(1, height / 100) for x, y in mark.outline
+    ):
         return (
-            "it lies within the first pixel: are its coordinates shares of the image's sides? "
-            "convert them to pixels, or export again"
+            "it lies in the first hundredth of the image: are its coordinates shares where pixels "
+            "or percent are expected? convert them, or export again"
         ), ""
     fault, note = _check_inside(mark.outline, size)
     if not fault and (place := crossing(mark.outline)) is not None:
@@ -120,7 +123,7 @@ def check_mask(mask: np.ndarray) -> tuple[str, str]:
         return "its mask is empty; mark the lesion, or take the entry out", ""
     share = float((mask > 0).mean())
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    if mask.all():
+    if share > NEARLY_ALL:
         said = "the whole image is marked"
     elif share > MOST and (border > 0).mean() > MOST:
         said = f"{share:.1%} of the image and most of its border are marked".replace("%", " %")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from experiments.lesion_matching import ImageFinder, tidy
 # Names of images that may be meant, shown in a message.
 SHOWN = 3
 WRONG_ENTRY = "wrong entry"
-# Classes that tools keep for what is no object, written with or without underscores: LabelMe,
+# Classes that tools keep for what is no object, letters alone: LabelMe,
 # CVAT, Pascal VOC. CVAT cuts holes by background, LabelMe leaves out what is to be ignored.
-RESERVED = ("background", "ignore", "void")
+RESERVED = ("background", "bg", "void", "hole", "ignore", "ignored", "unlabeled", "dontcare")
 UNCLEAR = "nobody can tell whether it is a lesion; give it the class that it has"
 
 
@@ -152,7 +153,7 @@ def _standing(mark: Mark, wanted: set[str]) -> str:
 
 
 def _is_reserved(label: str) -> bool:
-    return label.strip("_ ").casefold() in RESERVED
+    return re.sub("[^a-z]", "", label.casefold()) in RESERVED
 
 
 def _find(finder: ImageFinder, marked: MarkedImage) -> list[str]:

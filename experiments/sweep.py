@@ -99,8 +99,9 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
 
 def report(sweep: Sweep, study: Study, folder: Path, plot: bool = True) -> list[dict[str, Any]]:
     """Write the table, and the plot where some trial is done; return the rows."""
+    from datamodules.cache import locked
     from experiments.sweep_report import write_plot, write_table
-    from experiments.sweep_study import locked, rows
+    from experiments.sweep_study import rows
 
     # Two tasks that end together would write over one another, and the one that knows less last.
     with locked(folder / ".lock"):

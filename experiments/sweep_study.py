@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from datamodules.cache import locked
 from experiments.config import Config, differences, to_plain
 from experiments.schema import ConfigError
 from experiments.sweep_file import Parameter, Sweep
@@ -131,14 +131,6 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
         }
         for trial in current(study)
     ]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock ``path``; wait for it as long as another process does."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def is_held(path: Path) -> bool:

@@ -177,7 +177,7 @@ def test_coloured_classes_are_told_as_such(tmp_path):
     colours = two_classes((128, 0, 0), (0, 128, 0), (3,))
     Image.fromarray(colours).save(tmp_path / "a.png")
     (_, (mistake,)) = READERS["masks"](tmp_path)
-    assert "labelmap.txt may name them: #008000 and #800000; export polygons" in mistake.what
+    assert "holds #008000 and #800000: of several classes; a labelmap.txt" in mistake.what
 
 
 def test_one_colour_is_a_mask(tmp_path):

@@ -34,8 +34,13 @@ def test_affine_names_the_pixel_that_the_resize_moved(height: int, width: int) -
     spot = (width // 2 + 7, height // 2 - 11)
     image = np.zeros((height, width), np.uint8)
     cv2.circle(image, spot, max(4, width // 60), 255, -1)
-    expected = geometry.affine @ [*centre_of(image), 1.0]
-    assert centre_of(to_square(image, geometry, 320)) == pytest.approx(tuple(expected), abs=0.1)
+    g, (x, y) = geometry, centre_of(image)
+    # Pixel centres lie at +0.5: resizing moves x + 0.5 to (x + 0.5) * scale.
+    expected = (
+        (x + 0.5 - g.crop_left) * g.inner_width / g.crop_width - 0.5 + g.left,
+        (y + 0.5 - g.crop_top) * g.inner_height / g.crop_height - 0.5 + g.top,
+    )
+    assert centre_of(to_square(image, geometry, 320)) == pytest.approx(expected, abs=0.1)
 
 
 def test_letterbox_bars_are_black_and_centred() -> None:

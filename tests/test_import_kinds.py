@@ -50,9 +50,12 @@ def studio(data, *results, **task):
     return [{"id": 1, "data": data, "annotations": [{"id": 5, "result": results}], **task}]
 
 
-def region(to_name="image", labels=("fracture",), **more):
+BOX_IN_PERCENT = {"x": 25, "y": 20, "width": 25, "height": 20}
+
+
+def region(to_name="image", labels=("fracture",), value=BOX_IN_PERCENT, **more):
     size = {"original_width": WIDTH, "original_height": HEIGHT}
-    value = {"x": 25, "y": 20, "width": 25, "height": 20, "rectanglelabels": [*labels]}
+    value = {**value, "rectanglelabels": [*labels]}
     return {"type": "rectanglelabels", "to_name": to_name, "value": value, **size, **more}
 
 
@@ -72,8 +75,12 @@ def coco(*annotations, categories=({"id": 1, "name": "fracture"},), **about):
 
 
 def cvat(*shapes, name=ONE):
-    inner = "".join(shapes)
-    return f'<annotations><image name="{name}" width="40" height="30">{inner}</image></annotations>'
+    meta, inner = "".join(s for s in shapes if s == META), "".join(s for s in shapes if s != META)
+    image = f'<image name="{name}" width="40" height="30">{inner}</image>'
+    return f"<annotations>{meta}{image}</annotations>"
+
+
+META = "<meta><job><labels><label><name>lesion</name></label></labels></job></meta>"
 
 
 def drawn(label, points="10,5;19,5;19,12;10,12"):
@@ -170,6 +177,11 @@ def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels
             "two categories share the id 1",
         ),
         (labelme(shape(), shape("metal")), ("--labels", "fracture"), PIXELS, "others   metal 1"),
+        (labelme(shape("Don't care")), (), 0, "no image has a mark"),
+        (coco({"segmentation": [BOX], "ignore": 1}), (), 0, "flagged to be ignored"),
+        (cvat(META, drawn("metal")), (), 0, "does not list"),
+        (cvat(META, drawn("lesion")), (), PIXELS, "weak"),
+        ([{"image": ONE, "annotations": [{"label": "a", "coordinates": {}}]}], (), 0, "'result'"),
     ],
 )
 def test_only_what_is_certainly_a_lesion_is_marked(taken, files, words, pixels, said):
@@ -178,7 +190,10 @@ def test_only_what_is_certainly_a_lesion_is_marked(taken, files, words, pixels, 
     assert said in text
 
 
-def yolo(text, name="labels/", **classes):
+NOTES = '{"categories": [{"id": 0, "name": "b"}], "info": {"contributor": "Label Studio"}}'
+
+
+def yolo(text, **classes):
     return {f"{FLAT}.txt": text, **{key.replace("_", "."): value for key, value in classes.items()}}
 
 
@@ -191,9 +206,22 @@ def yolo(text, name="labels/", **classes):
         (yolo("0 .5 .5 .25 .2", classes_txt="a\nb", labels_txt="b\na"), 0, "different classes"),
         (yolo("0 .5 .5 .25 .2", data_yaml="names: [a]\nnc: 2"), 0, "nc is another"),
         (yolo("0 .5 .5 .25 .2", data_yaml="names: [a]\nkpt_shape: [4, 2]"), 0, "key points"),
+        (yolo(".0 .5 .5 .25 .2"), 0, "no number"),
+        (yolo("0.0 .5 .5 .25 .2"), 77, "weak"),
+        (yolo("1 .5 .5 .25 .2", data_yaml="names: {0: a, 5: b}"), 0, "have names"),
+        (yolo("5 .5 .5 .25 .2", data_yaml="names: {0: a, 5: b}"), 77, "b 1"),
+        (
+            yolo("0 .5 .5 .25 .2", **{"labels/classes_txt": "a", "data_yaml": "names: [b]"}),
+            0,
+            "different",
+        ),
+        (yolo("0 .5 .5 .25 .2", classes_txt="a", notes_json=NOTES), 0, "different classes"),
+        (yolo("0 .5 .5 .25 .2", classes_txt="b", notes_json=NOTES), 77, "Label Studio wrote this"),
         # A box with more columns is no segment; a segment out of a box's range is one.
         (yolo("0 .5 .5 .25 .2 .9 3"), 0, "holds 6 values"),
         (yolo("0 .5 .5 .25 .2 .4 .5 2 .6 .5 1"), 0, "holds 10 values"),
+        (yolo("0 .45 .45 .3 .3 .3 .3 .6 .35 .55 .6"), 0, "holds 10 values"),
+        (yolo("0 .5 .5 .2 .1 .45 .5 .55 .5"), 0, "holds 8 values"),
         (yolo("0 .25 .2 .9 .3 .5 .8"), 238, "masks    1\n"),
         (yolo("0 .25 .2 .5 .2 .5 .4 .25 .4"), 77, "weak"),
     ],
@@ -212,6 +240,8 @@ def turned(name, value):
 DIAMOND = {"x1": 14.5, "y1": 5, "x2": 19, "y2": 8.5, "x3": 14.5, "y3": 12, "x4": 10, "y4": 8.5}
 POLYGON = "".join(f"<{key}>{value}</{key}>" for key, value in DIAMOND.items())
 BBOX = [10, 5, 9, 7]
+SHARES = {"x": 0.3, "y": 0.3, "width": 0.2, "height": 0.2}
+RING = [12, 7, 17, 7, 17, 10, 12, 10]
 # A mask of 10 x 7 pixels in runs down the columns, as they should be, and along the rows.
 UPRIGHT = {"size": [30, 40], "counts": [305, *[7, 23] * 9, 7, 618]}
 ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
@@ -221,19 +251,26 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
     ("content", "pixels", "said"),
     [
         # Shares where pixels are expected.
-        (coco({"segmentation": [[0.2, 0.2, 0.4, 0.2, 0.4, 0.3]]}), 0, "within the first pixel"),
-        (labelme(shape(points=[[0.1, 0.1], [1, 0.1], [1, 1]])), 0, "within the first pixel"),
-        (cvat(drawn("a", "0.2,0.2;0.6,0.2;0.6,0.9")), 0, "within the first pixel"),
+        (coco({"segmentation": [[0.2, 0.2, 0.4, 0.2, 0.4, 0.3]]}), 0, "the first hundredth"),
+        (labelme(shape(points=[[0.1, 0.1], [1, 0.1], [1, 1]])), 0, "the first hundredth"),
+        (cvat(drawn("a", "0.2,0.2;0.6,0.2;0.6,0.9")), 0, "the first hundredth"),
+        (studio({"image": ONE}, region(value=SHARES)), 0, "the first hundredth"),
         # Attributes that turn a box.
         (coco({"bbox": BBOX, "attributes": {"rotation": 90}}), PIXELS, "weak"),
         (coco({"bbox": BBOX, "attributes": {"rotation": 0.0, "angle": "lateral"}}), PIXELS, ""),
         (coco({"bbox": [*BBOX, 0.3]}), 0, "no box of four"),
         (coco({"bbox": BBOX, "theta": 0.3}), 0, "is turned (theta)"),
+        (coco({"bbox": BBOX, "bbox_mode": 0}), 0, "no box of four"),
+        (voc("<angle>0.5</angle>"), 0, "is turned (angle)"),
+        (voc("<robndbox><cx>15</cx></robndbox>"), 0, "robndbox"),
         (voc(turned("rotation", "180.0")), PIXELS, "weak"),
         (voc(turned("angle", "30")), 0, "is turned (angle)"),
         # A box against its area and its outline.
         (coco({"bbox": BBOX, "area": 63}), PIXELS, "weak"),
         (coco({"bbox": [10, 5, 19, 12], "area": 63}), 0, "its area says 63"),
+        (coco({"segmentation": [BOX, RING], "area": 48}), 0, "its area says 48"),
+        (coco({"segmentation": [BOX], "area": 300}), 0, "its area says 300"),
+        (coco({"segmentation": [BOX], "area": 63}), PIXELS, "weak"),
         (coco({"bbox": [25, 20, 9, 7], "segmentation": [BOX]}), 0, "two places or units"),
         (coco({"bbox": BBOX, "segmentation": UPRIGHT}), 70, "masks    1\n"),
         (coco({"bbox": BBOX, "segmentation": ACROSS}), 0, "two places or units"),
@@ -245,10 +282,25 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
         (labelme(shape(kind="rectangle")), PIXELS, "weak"),
         (labelme(shape(kind="rotation", points=[[10, 5], [13, 9], [9, 12], [6, 8]])), 32, "weak"),
         (cvat(drawn("a", "10,5;19,5;15,12;10,12")), 64, "masks    1\n"),
+        (
+            labelme(shape(kind="quadrilateral", points=[[10, 5], [19, 5], [15, 12], [9, 12]])),
+            68,
+            "",
+        ),
+        (
+            voc("")
+            .replace(">10<", ">1<")
+            .replace(">5<", ">0<")
+            .replace(">19<", ">40<")
+            .replace(">12<", ">30<"),
+            0,
+            "inverted",
+        ),
         # Rounded to 0.01 px, so that arithmetic moves no pixel.
         (cvat(drawn("a", "9.9999999,5;19,5;19,12;9.9999999,12")), PIXELS, "weak"),
         # Untidy, but certain.
         (coco({"segmentation": BOX, "image_id": "1", "category_id": 1.0}), PIXELS, "weak"),
+        (coco({"segmentation": CORNERS}), PIXELS, "weak"),
         (coco({"segmentation": [[]], "bbox": BBOX}), PIXELS, "weak"),
         # Tools whose files are not read.
         ({"project": {"vid_list": []}, "file": {}, "metadata": {}}, 0, "is of VIA 3"),
@@ -259,6 +311,23 @@ def test_geometry_is_plausible_before_it_is_drawn(taken, content, pixels, said):
     masks, text = taken({f"a.{'xml' if isinstance(content, str) else 'json'}": content})
     assert masks == ({ONE: pixels} if pixels else {})
     assert said in text
+
+
+@pytest.mark.parametrize(("separator", "stated"), [(",", 1), (";", 1), ("\t", 1), (",", 2)])
+def test_a_csv_of_via_holds_all_regions_that_it_states(taken, separator, stated):
+    region = {"name": "rect", "x": 10, "y": 5, "width": 9, "height": 7}
+    row = [ONE, "99", str(stated), json.dumps(region).replace('"', '""'), "{}"]
+    names = [
+        "filename",
+        "file_size",
+        "region_count",
+        "region_shape_attributes",
+        "region_attributes",
+    ]
+    text = separator.join(names) + "\n" + separator.join(f'"{cell}"' for cell in row)
+    masks, said = taken({"a.csv": text})
+    assert masks == ({ONE: PIXELS} if stated == 1 else {})
+    assert ("its region_count is 2" in said) == (stated == 2)
 
 
 @pytest.mark.parametrize("colours", [["#800000"], ["#800000", "#008000"]])
@@ -272,3 +341,19 @@ def test_of_a_folder_of_pascal_voc_the_classes_are_read(taken, tmp_path, colours
     masks, text = taken({"labelmap.txt": "lesion:::\nmetal:::\n", "ImageSets/a.txt": FLAT})
     assert masks == ({ONE: PIXELS} if len(colours) == 1 else {})
     assert ("#800000" in text) == (len(colours) > 1)
+    named = "# label:color_rgb:parts:actions\nlesion:128,0,0::\nignore:0,128,0::\n"
+    masks, text = taken({"labelmap.txt": named, "ImageSets/a.txt": FLAT})
+    assert masks == {ONE: PIXELS}
+    assert ("others   ignore 1" in text) == (len(colours) > 1)
+
+
+def test_the_void_of_one_mask_is_no_lesion_beside_classes_of_others(taken, tmp_path):
+    (tmp_path / "source").mkdir()
+    for name, value in ((FLAT, 255), (FLAT_OTHER, 1)):
+        picture = Image.new("P", (WIDTH, HEIGHT))
+        picture.putpalette([*range(256)] * 3)
+        picture.paste(value, (10, 5, 20, 13))
+        picture.save(tmp_path / "source" / f"{name}.png")
+    masks, text = taken({"classes.md": "", "b.md": ""})
+    assert masks == {}
+    assert "holds 1 in" in text

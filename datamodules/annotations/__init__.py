@@ -13,7 +13,7 @@ from datamodules.annotations.label_studio import read_label_studio
 from datamodules.annotations.labelme import read_labelme
 from datamodules.annotations.marks import Marking
 from datamodules.annotations.masks import read_masks
-from datamodules.annotations.recognition import advice, formats_of, unread
+from datamodules.annotations.recognition import advice, formats_of
 from datamodules.annotations.via import read_via
 from datamodules.annotations.voc import read_voc
 from datamodules.annotations.yolo import read_yolo
@@ -31,12 +31,6 @@ READERS: dict[str, Reader] = {
     "yolo": read_yolo,
     "dicom-seg": read_dicom_seg,
 }
-
-
-def check_read(source: Path) -> None:
-    """Raise a DataError where a file is of a tool, or of a version of one, that is not read."""
-    if what := unread(source):
-        raise DataError(f"{source}: is {what}")
 
 
 def recognise(source: Path) -> str:

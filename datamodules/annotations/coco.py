@@ -22,8 +22,8 @@ from datamodules.annotations.entries import (
     text,
 )
 from datamodules.annotations.files import only_file, read_json
-from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, Point
-from datamodules.annotations.shapes import beside_box, box, coco_runs, polygon, turn
+from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, Point
+from datamodules.annotations.shapes import area_of, beside_box, box, coco_runs, polygon, turn
 from datamodules.index import DataError
 
 
@@ -99,7 +99,11 @@ def _read_images(
                     "whose its annotations are; export it again"
                 )
             extra = entry.get("extra")  # Roboflow's
-            given = [entry.get("path"), extra.get("name") if isinstance(extra, dict) else None]
+            given = [
+                entry.get("path"),
+                entry.get("coco_url"),
+                extra.get("name") if isinstance(extra, dict) else None,
+            ]
             also = tuple(image_name(value) for value in given if text(value))
             size = image_size(field(entry, "height"), field(entry, "width"))
             images[key] = MarkedImage(name, size, [], where, also=also)
@@ -110,35 +114,45 @@ def _read_images(
 def _marks(
     entry: dict[str, Any], size: tuple[int, int] | None, name: str, labels: tuple[str, ...]
 ) -> list[Mark]:
+    if entry.get("ignore") or entry.get("deleted"):
+        raise EntryError(
+            "is flagged to be ignored, or deleted: is it a lesion? take it out, or not"
+        )
     segmentation, corners = entry.get("segmentation"), items(entry.get("bbox"))
     edges: tuple[Point, ...] = ()
-    if len(corners) == 4 and any(corners[2:]):
+    areas = []
+    if len(corners) == 4 and any(corners[2:]) and entry.get("bbox_mode", 1) == 1:
         x, y, width, height = (number(value, "bbox") for value in corners)
         attributes = entry.get("attributes")
         turned = turn({**entry, **(attributes if isinstance(attributes, dict) else {})})
         edges = box(x, y, width, height, turned)
-    if isinstance(segmentation, dict):
-        runs = coco_runs(segmentation, size)
-        beside_box(box(*rle.toBbox(runs)), edges)
-        return [Mark(name, runs=runs, labels=labels)]
+        areas = [width * height]  # which many tools write for outlines, too
     outlines = items(segmentation)
     if outlines and not any(isinstance(points, list) for points in outlines):
         outlines = [outlines]  # one polygon, not nested
-    polygons = [_outline(points) for points in outlines if points != []]
-    if polygons:
-        beside_box(tuple(point for outline in polygons for point in outline), edges)
-        return [Mark(name, outline, labels=labels) for outline in polygons]
-    if not edges:
+    elif outlines and all(isinstance(point, list) and len(point) == 2 for point in outlines):
+        outlines = [[value for point in outlines for value in point]]  # of pairs
+    marks = [Mark(name, _outline(points), labels=labels) for points in outlines if points != []]
+    if isinstance(segmentation, dict):
+        marks = [Mark(name, runs=(runs := coco_runs(segmentation, size)), labels=labels)]
+        beside_box(box(*rle.toBbox(runs)), edges)
+        areas.append(float(rle.area(runs)))
+    elif marks:
+        beside_box(tuple(point for mark in marks for point in mark.outline), edges)
+        areas.append(sum(map(area_of, (mark.outline for mark in marks))))
+    elif edges:
+        marks = [Mark(name, edges, labels=labels, is_box=True)]
+    else:
         raise EntryError(
             f"has no segmentation and no box of four ({show(corners)}); draw an outline"
         )
-    area = number(entry.get("area") or 0, "area")
-    if area and abs(area - width * height) > 0.1 * width * height + width + height:
+    area = number(entry.get("area") or 0, "area", MAX_PIXELS)
+    if area and all(abs(area - own) > 0.1 * own + 2 * own**0.5 for own in areas):
         raise EntryError(
-            f"its box holds {width * height:.0f} pixels, its area says {area:.0f}: the box is not "
-            "x, y, width, height, or an outline was left out; export it again"
+            f"marks {areas[-1]:.0f} pixels, but its area says {area:.0f}: a box that is no x, y, "
+            "width, height, a hole, or an outline that was left out? export it again"
         )
-    return [Mark(name, edges, labels=labels, is_box=True)]
+    return marks
 
 
 def _outline(points: object) -> tuple[Point, ...]:

@@ -45,6 +45,7 @@ def read_cvat(path: Path) -> Marking:
         raise DataError(f"{path}: holds tracks of a video; export as 'CVAT for images 1.1'")
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
+    known = {label.text for label in root.iterfind("meta//label/name")}
     for place, element in enumerate(root.findall("image")):
         where = f"{path}: image {element.get('id', place)}"
         with noting(mistakes, where) as whose:
@@ -58,6 +59,8 @@ def read_cvat(path: Path) -> Marking:
                     if shape.tag in OTHERS:
                         raise no_area(shape.tag)
                     if shape.tag in SHAPES:
+                        if known and shape.get("label") not in known:
+                            raise EntryError("has a label that its task does not list; list it")
                         mark = Mark(entry, labels=labels, is_box=shape.tag == "box")
                         images[-1].marks.append(mark._replace(**SHAPES[shape.tag](shape, size)))
     return Marking(images, mistakes)

@@ -99,7 +99,7 @@ def _read(file: Path, content: bytes, whose: list[str]) -> list[MarkedImage]:
             raise DataError(f"inflates to over {MAX_BYTES >> 20} MiB; save it uncompressed")
     data = dcmread(BytesIO(content), stop_before_pixels=syntax not in UNCOMPRESSED)
     every = (item.value for item in data.iterall() if item.keyword == "ReferencedSOPInstanceUID")
-    whose[:] = dict.fromkeys(map(str, every))
+    whose[:] = dict.fromkeys(map(str, every)) or whose
     if syntax not in UNCOMPRESSED:
         raise EntryError(f"is compressed (transfer syntax {syntax[:64]}); save it uncompressed")
     count = int(data.get("NumberOfFrames") or 1)
@@ -138,12 +138,12 @@ def _segments(data: Any, place: int, frame: np.ndarray) -> Iterator[tuple[int, n
 def _source(data: Any, place: int) -> str:
     """Return the SOP Instance UID of the image that a frame marks."""
     derivation = _group(data, place, "DerivationImageSequence")
-    if derivation is not None:
-        sources = derivation.SourceImageSequence
-    else:
-        series = data.get("ReferencedSeriesSequence") or []
-        sources = [image for item in series for image in item.ReferencedInstanceSequence]
+    series = data.get("ReferencedSeriesSequence") or []
+    listed = [image for item in series for image in item.ReferencedInstanceSequence]
+    sources = listed if derivation is None else derivation.SourceImageSequence
     uids = {str(source.ReferencedSOPInstanceUID) for source in sources}
+    if listed and not uids <= {str(image.ReferencedSOPInstanceUID) for image in listed}:
+        raise EntryError(f"frame {place + 1} is of an image that its series does not list")
     if len(uids) != 1:
         raise EntryError(f"frame {place + 1} is of {len(uids)} images, not one; export it again")
     if any(int(source.get("ReferencedFrameNumber") or 1) != 1 for source in sources):

@@ -94,7 +94,7 @@ def names(*values: object) -> tuple[str, ...]:
     return tuple(name for name in map(text, values) if name)
 
 
-def number(value: object, name: str) -> float:
+def number(value: object, name: str, most: float = MAX_COORDINATE) -> float:
     """Return a coordinate or length in pixels, from a JSON number or from text.
 
     Raises:
@@ -106,7 +106,7 @@ def number(value: object, name: str) -> float:
         found = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise EntryError(f"{name} is {show(value)}, no number; draw it again") from error
-    if not abs(found) <= MAX_COORDINATE:  # so written that "not a number" fails too
+    if not abs(found) <= most:  # so written that "not a number" fails too
         raise EntryError(f"{name} is {show(value)}, far outside the image; draw it again")
     return found
 

@@ -95,13 +95,10 @@ def list_files(source: Path, *suffixes: str) -> list[Path]:
                 continue
             seen.add((about.st_dev, about.st_ino))
             names = [name for name in os.listdir(folder) if not name.startswith(".")]
-            "".join(names).encode()  # names that cannot be printed could not be told either
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be listed ({error.strerror}); check its rights"
             ) from error
-        except UnicodeError as error:
-            raise DataError(f"{folder}: holds a file whose name is no UTF-8; rename it") from error
         for path in (folder / name for name in names):
             if path.is_dir():
                 folders.append(path)

@@ -27,7 +27,6 @@ from datamodules.annotations.entries import (
     text,
 )
 from datamodules.annotations.files import only_file, read_json
-from datamodules.annotations.label_studio_brush import brush_runs
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box, ellipse, placed_runs, polygon
 from datamodules.decode import IMAGE_SUFFIXES
@@ -43,7 +42,10 @@ ANSWERS = (
 )
 # Fields of a task that hold an image whatever its address looks like, such as image_2.
 IMAGE_KEY = re.compile(r"(image|img)s?(_?(url|path))?[_-]?\d*|url", re.IGNORECASE)
-ADDRESS = re.compile(r"\w+://|/data/")
+# Without a suffix, or with a query, anything may come from an address; documents are no images.
+ADDRESS = re.compile(r"(\w+://|/data/)(?!.*\.(pdf|html?|txt|json|csv|docx?)$)", re.IGNORECASE)
+CHANNELS = 4
+DAMAGED = "its brush strokes cannot be read; export them again"
 UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")
 
 
@@ -75,8 +77,7 @@ def read_label_studio(path: Path) -> Marking:
             if any(not _is_end(one, name) and not _is_end(name, one) for one in also):
                 raise EntryError(
                     f"holds {len(whose)} images ({name}, {also[-1]}), and the export does not tell "
-                    "which of them a region is on; annotate one image a task, or take the other "
-                    "address out of the file"
+                    "which of them a region is on; annotate one image a task"
                 )
             # JSON-MIN has a row an annotation: those of a task belong together.
             key = (identity, name)
@@ -104,7 +105,9 @@ def _annotations(task: dict[str, Any], raters: dict[str, str]) -> Iterator[tuple
         who = entry.get("completed_by")
         if who is None and len(kept) > 1:  # not named, but not one person's either
             who = f"annotation {place}"
-        yield _number(who, raters), items(entry.get("result"))
+        if not isinstance(entry.get("result"), list):
+            raise EntryError("has annotations without a 'result': of another tool? export as JSON")
+        yield _number(who, raters), entry["result"]
 
 
 def _number(who: object, raters: dict[str, str]) -> str:
@@ -239,3 +242,68 @@ def _is_end(name: str, path: str) -> bool:
     """Whether ``name`` is how ``path`` ends, perhaps without the digits of an upload."""
     name, path = (UPLOADED.sub("", f"/{one}") for one in (name, path))
     return path.endswith(name)
+
+
+def brush_runs(encoded: object, size: tuple[int, int]) -> list[int]:
+    """Unpack brush strokes to runs along the rows, of background and mask in turn.
+
+    They are a stream of bits that unpacks to the RGBA bytes of the image, row by row; what is
+    opaque is marked. Source: rle-pack, https://github.com/thi-ng/umbrella: 32 bits the number of
+    words, 5 the bits a word less 1, four times 4 the bits a run's length less 1; then blocks: a bit
+    whether one word repeats, 2 which of the four lengths, the length less 1, and the word or words.
+    Nothing of the image's size is made, whatever the stream claims.
+
+    Args:
+        encoded: The list of bytes from the file.
+        size: ``(height, width)`` of the image.
+
+    Raises:
+        EntryError: It is no such list, of another size, or ends early.
+    """
+    try:
+        bits = _Bits(bytes(encoded if isinstance(encoded, list) else []))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EntryError(DAMAGED) from error
+    words = bits.read(32)
+    if words != CHANNELS * size[0] * size[1]:
+        raise EntryError(
+            f"its brush strokes hold {show(words)} values, the image of {size[1]} x {size[0]} has "
+            f"{CHANNELS * size[0] * size[1]}; export them again"
+        )
+    if bits.read(5) + 1 != 8:
+        raise EntryError(DAMAGED)
+    lengths = [bits.read(4) + 1 for _ in range(4)]
+    runs, marked = [0], False
+    place = 0
+    while place < words:
+        repeats = bits.read(1)
+        end = place + bits.read(lengths[bits.read(2)]) + 1
+        if end > words:
+            raise EntryError(DAMAGED)
+        while place < end:
+            value = bits.read(8)
+            stop = end if repeats else place + 1
+            # Pixels whose last value, alpha, is among those from place to stop.
+            count = stop // CHANNELS - place // CHANNELS
+            if count and (value > 0) != marked:
+                runs.append(0)
+                marked = not marked
+            runs[-1] += count
+            place = stop
+    return runs
+
+
+class _Bits:
+    """Bytes, read as numbers of so many bits, the highest first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.place = 0
+
+    def read(self, count: int) -> int:
+        end = self.place + count
+        if end > 8 * len(self.data):
+            raise EntryError(DAMAGED)
+        part = int.from_bytes(self.data[self.place // 8 : (end + 7) // 8], "big")
+        self.place = end
+        return (part >> (-end % 8)) & ((1 << count) - 1)

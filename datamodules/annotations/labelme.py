@@ -87,7 +87,9 @@ def _read_shapes(shapes: list[Any], image: MarkedImage, mistakes: list[Mistake])
 
 
 def _outline(kind: str, points: list[Any]) -> tuple[tuple[float, float], ...]:
-    if kind in ("polygon", *BOXES[1:]) or (kind == "rectangle" and len(points) == 4):
+    if kind in ("polygon", "quadrilateral", *BOXES[1:]) or (
+        kind == "rectangle" and len(points) == 4
+    ):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
         raise no_area(kind)

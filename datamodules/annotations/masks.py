@@ -23,8 +23,10 @@ SUFFIX = re.compile(r"[._-]mask$", re.IGNORECASE)
 MAX_CLASS = 64
 # Of Pascal VOC's folders, the one whose colours are classes.
 CLASSES = "SegmentationClass"
-SEVERAL = "holds classes by their colours, labelmap.txt may name them:"
-POLYGONS = "export polygons (CVAT for images 1.1, COCO), or save it with the lesion's class alone"
+SEVERAL = (
+    "of several classes; a labelmap.txt with their colours may name them (in Pascal VOC 255 is the "
+    "void around objects); or export polygons (COCO), or the lesion's class alone"
+)
 
 
 def read_masks(path: Path) -> Marking:
@@ -50,29 +52,52 @@ def read_masks(path: Path) -> Marking:
     elif (path / CLASSES).is_dir():
         path = path / CLASSES  # beside it lie the radiographs, and each object by itself
     files = list_files(path, ".png")
-    colours: dict[int, Path] = {}
+    classes = _labelmap(path.parent / "labelmap.txt")
+    found: dict[int, Path] = {}
     for file in files:
         with noting_file(mistakes, file, path) as whose:
             below = file.name if file == path else os.path.relpath(file, path)
             name = image_name(SUFFIX.sub("", below.removesuffix(file.suffix)))
             whose[:] = [name]
             pixels = read_mask(file)
-            if pixels.dtype == np.uint32:
-                colours[int(pixels.max())] = file
-            labels = names(*types.get(f"masks/{below}", "").split("+"))
-            marks = [Mark("mask", runs=encode(pixels), labels=labels)] if pixels.any() else []
+            values = np.unique(pixels[pixels > 0]).tolist()
+            shown = " and ".join(map(_show, values[-2:]))
+            labels = {value: names(classes.get(value)) for value in values}
+            if all(labels.values()):
+                parts = [(pixels == value, label) for value, label in labels.items()]
+            elif len(values) > 1 and values[-1] > MAX_CLASS:
+                raise EntryError(f"holds {shown}: {SEVERAL}")
+            else:  # one class, or numbers of lesions
+                found |= dict.fromkeys(values, file)
+                parts = [(pixels, names(*types.get(f"masks/{below}", "").split("+")))]
+            marks = [Mark("mask", runs=encode(part), labels=label) for part, label in parts]
             height, width = pixels.shape
-            images.append(MarkedImage(name, (height, width), marks, str(file)))
-    if len(colours) > 1:
-        both = " and ".join(f"#{colour:06x} ({colours[colour]})" for colour in [*colours][:2])
-        raise DataError(f"{path}: {SEVERAL} {both}; {POLYGONS}")
+            images.append(MarkedImage(name, (height, width), marks if values else [], str(file)))
+    if len(found) > 1 and max(found) > MAX_CLASS:
+        both = " and ".join(f"{_show(value)} in {found[value]}" for value in sorted(found)[-2:])
+        raise DataError(f"{path}: holds {both}: {SEVERAL}")
     if not files:
         raise DataError(f"{path}: holds no .png file; give the folder of the masks")
     return Marking(images, mistakes)
 
 
+def _labelmap(file: Path) -> dict[int, str]:
+    """Classes by colour, 0xRRGGBB, from the lines ``name:red,green,blue:...`` of CVAT's exports."""
+    lines = read_bytes(file).decode("utf-8", "replace").splitlines() if file.is_file() else []
+    fields = [re.fullmatch(r"([^#:]+):(\d+),(\d+),(\d+):.*", line) for line in lines]
+    return {
+        int(match[2]) << 16 | int(match[3]) << 8 | int(match[4]): match[1]
+        for match in fields
+        if match
+    }
+
+
+def _show(value: int) -> str:
+    return f"#{value:06x}" if value > 0xFF else str(value)
+
+
 def read_mask(file: Path) -> np.ndarray:
-    """Read one mask, ``(H, W)``, marked where not 0; a coloured one holds its colour, 0xRRGGBB.
+    """Read one mask, ``(H, W)``, marked where not 0; of a coloured one its colours, 0xRRGGBB.
 
     Raises:
         DataError: It cannot be read, or is no PNG.
@@ -87,34 +112,21 @@ def read_mask(file: Path) -> np.ndarray:
     decode(file)  # says what is wrong with the file
     if not is_opaque(file):
         raise EntryError("is see-through in places; save it without transparency")
-    if data[25] == 3:  # colours from a palette: their numbers are the classes, not their grey
-        with Image.open(file) as image:
-            classes = np.array(image)
-        if len(np.unique(classes[classes > 0])) > 1 and classes.max() > MAX_CLASS:
-            raise EntryError(
-                f"holds class {classes.max()}; in Pascal VOC 255 is the void around objects: set "
-                "it to 0"
-            )
-        return classes
-    pixels = _values(data)
-    if pixels.dtype == np.uint32:
-        return pixels
-    values = np.unique(pixels)
-    values = values[values > 0]
-    if len(values) > 1 and values[-1] > MAX_CLASS:
+    is_palette = data[25] == 3  # its numbers are the classes, not the grey of their colours
+    with Image.open(file) as image:
+        pixels = np.array(image) if is_palette else _values(data)
+    values = np.unique(pixels[pixels > 0])
+    is_grey = not is_palette and pixels.dtype != np.uint32
+    if len(values) > (1 if is_grey and values.max(initial=0) > MAX_CLASS else MAX_CLASS):
         raise EntryError(
             f"holds grey in between, such as {values[0]} and {values[-1]}; save it with 0 and 255 "
             "alone, without smoothing"
         )
-    return (pixels > 0).astype(np.uint8)
+    return (pixels > 0).astype(np.uint8) if is_grey else pixels
 
 
 def _values(data: bytes) -> np.ndarray:
-    """Return the values that a PNG without palette stores, upright, ``(H, W)``.
-
-    Raises:
-        EntryError: They are colours of several classes.
-    """
+    """Return the values that a PNG without palette stores, upright, ``(H, W)``."""
     bits, is_colour = data[24], data[25] & 2
     pixels = np.asarray(
         cv2.imdecode(
@@ -130,8 +142,4 @@ def _values(data: bytes) -> np.ndarray:
         return grey
     blue, green, red = np.moveaxis(pixels.astype(np.uint32) >> (bits - 8), -1, 0)
     coded = red << 16 | green << 8 | blue
-    colours = np.unique(coded[grey > 0])
-    if 1 < len(colours) <= MAX_CLASS:
-        both = " and ".join(f"#{colour:06x}" for colour in colours[:2])
-        raise EntryError(f"{SEVERAL} {both}; {POLYGONS}")
-    return coded if len(colours) == 1 else grey
+    return coded if len(np.unique(coded[grey > 0])) <= MAX_CLASS else grey

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datamodules.annotations.via import COLUMNS
 from datamodules.annotations.yolo import is_yolo, list_yolo
 from datamodules.decode import PNG
 from datamodules.index import DataError
+from datamodules.lesions import read_csv
 
 # Of a folder, so many files of each kind are looked into.
 SAMPLE = 20
@@ -78,7 +80,11 @@ def advice(source: Path) -> str:
 
 def unread(file: Path) -> str:
     """What a file is that some tool wrote and nothing here reads, with the way out; else ""."""
-    if file.suffix.lower() not in (".json", ".csv", ".tsv") or file.is_dir() or _format_of(file):
+    if (
+        file.suffix.lower() not in (".json", ".geojson", ".csv", ".tsv")
+        or file.is_dir()
+        or _format_of(file)
+    ):
         return ""
     start = read_bytes(file)[:65536]
     return next((what for word, what in UNREAD.items() if word in start), "")
@@ -100,9 +106,9 @@ def _format_of(file: Path) -> set[str]:
     if start.startswith((b"{", b"[")):
         return _json_formats(read_json(file))
     if suffix == ".csv":
-        line = data[:1000].partition(b"\n")[0].decode("utf-8-sig", "replace")
-        names = {name.strip(' "#\r') for name in line.split(",")}
-        return {"via"} if set(COLUMNS) <= names else set()
+        with suppress(DataError):  # other columns, or no CSV
+            read_csv(file, COLUMNS[1:])
+            return {"via"}
     return set()
 
 

@@ -95,6 +95,12 @@ def beside_box(outline: tuple[Point, ...], edges: tuple[Point, ...]) -> tuple[Po
     return outline
 
 
+def area_of(outline: Sequence[Point]) -> float:
+    """Return the area that an outline encloses, pixels."""
+    x, y = np.transpose(outline)
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> tuple[Point, ...]:
     """Return corners on an ellipse of half axes ``rx``, ``ry`` that is turned about its centre.
 

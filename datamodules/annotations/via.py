@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def _read_json(path: Path) -> Marking:
         isinstance(entry, dict) and "regions" in entry for entry in content.values()
     ):
         raise DataError(
-            f"{path}: no file of VIA 1 or 2, whose entries hold 'regions'; export annotations as "
-            "JSON"
+            f"{path}: no file of VIA 1 or 2, whose entries hold 'regions' (VIA 3 is not read); "
+            "draw in VIA 2, and export annotations as JSON"
         )
     images: list[MarkedImage] = []
     mistakes: list[Mistake] = []
@@ -81,14 +82,11 @@ def _read_json(path: Path) -> Marking:
 
 def _read_csv(path: Path) -> Marking:
     read_bytes(path)  # its size and kind
-    rows = read_csv(path).rename(columns=lambda name: str(name).strip().lstrip("#"))
-    lacking = [name for name in COLUMNS if name not in rows.columns]
-    if lacking or not rows.columns.is_unique:
-        raise DataError(
-            f"{path}: no CSV of VIA, it lacks the column {', '.join(lacking) or 'names'}; export "
-            "annotations as CSV"
-        )
+    rows = read_csv(path, COLUMNS[1:]).rename(columns=lambda name: name.lstrip("#"))
+    if "filename" not in rows.columns or not rows.columns.is_unique:
+        raise DataError(f"{path}: no CSV of VIA, whose columns are {', '.join(COLUMNS)}")
     images: dict[tuple[str, str], MarkedImage] = {}
+    counts, stated = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     mistakes: list[Mistake] = []
     # As in VIA's own keys, the size in bytes tells images of one name apart.
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
@@ -105,8 +103,14 @@ def _read_csv(path: Path) -> Marking:
                     raise EntryError("its region is no JSON; export it again") from error
                 labels = _labels(attributes)
                 with noting(mistakes, f"{where} on {name}", name, labels):
-                    if shape != {}:  # an image without regions has a row, too
+                    counts[key] += shape != {}  # an image without regions has a row, too
+                    if shape != {}:
                         image.marks.append(_mark(shape, labels, f"row {line}"))
+            stated[key] = str(row.get("region_count", ""))
+    for key, image in images.items():
+        if stated[key].isdecimal() and int(stated[key]) != counts[key]:
+            what = f"{counts[key]} regions, but its region_count is {stated[key]}; export it again"
+            mistakes.append(Mistake(image.where, what, (image.name,)))
     return Marking(list(images.values()), mistakes)
 
 

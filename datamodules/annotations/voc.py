@@ -90,8 +90,11 @@ def _shape(thing: Element) -> dict[str, Any]:
         left, top, right, bottom = (
             number(_value(corners, name), name) for name in ("xmin", "ymin", "xmax", "ymax")
         )
-        turns = {_value(a, "name"): _value(a, "value") for a in thing.iter("attribute")}
-        edges = box(left, top, right - left, bottom - top, turn(turns))
+        parts = {part.tag: part.text for part in (*thing, *corners)}
+        named = {_value(a, "name"): _value(a, "value") for a in thing.iter("attribute")}
+        if "robndbox" in parts:
+            raise EntryError("has a turned box (robndbox), which is not read; outline the lesion")
+        edges = box(left, top, right - left, bottom - top, turn(parts | named))
     if outline is None:
         return {"outline": edges, "is_box": True}
     values = {part.tag: part.text for part in outline}

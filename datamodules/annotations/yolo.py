@@ -8,6 +8,8 @@ above where folders are laid out as YOLO's.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -27,13 +29,13 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.annotations.shapes import box, polygon
 from datamodules.index import DataError
 
-CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
-# Lists of images that lie beside the annotations.
-LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")
+CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", "notes.json")
+# Lists of images, and LabelImg's of what may be drawn, that lie beside the annotations.
+LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt", "predefined_classes.txt")
 # Folders of a data set that holds the names of its classes further up: train/labels, labels/train.
 LAYOUT = ("labels", "train", "val", "valid", "test", "obj_train_data")
 # Shares a little outside the image are for the importer to judge; these are pixels.
-PIXELS = 2.0
+PIXELS, SLACK = 2.0, 0.001
 IN_PIXELS = "is in pixels or no number"
 MAX_CLASSES_BYTES = 1 << 16  # YAML is read slowly
 HINT = "YOLO's values are shares of width and height: class cx cy width height"
@@ -55,8 +57,8 @@ def read_yolo(path: Path) -> Marking:
     files = list_yolo(path)
     if not files:
         raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
-    beside = [folder / "notes.json" for folder in _folders(path)]
-    is_lossy = any(b"Label Studio" in read_bytes(file) for file in beside if file.is_file())
+    notes = (file for file in _class_files(path) if file.suffix == ".json")
+    is_lossy = any(b"Label Studio" in read_bytes(file) for file in notes)
     for file in files:
         with noting_file(mistakes, file, path) as whose:
             folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
@@ -105,8 +107,8 @@ def read_classes(path: Path) -> list[str]:
         DataError: They cannot be read, two files contradict each other, or it is a set of poses.
     """
     lists: dict[Path, list[str]] = {}
-    for file in (folder / name for folder in _folders(path) for name in CLASSES):
-        if file.is_file() and (names := _read_names(file)):
+    for file in _class_files(path):
+        if names := _read_names(file):
             lists[file] = names
     first, *others = lists or [path]
     for file in others:
@@ -118,38 +120,42 @@ def read_classes(path: Path) -> list[str]:
     return lists.get(first, [])
 
 
-def _folders(path: Path) -> list[Path]:
-    """The folder of the annotations, and those above it where they are laid out as YOLO's."""
+def _class_files(path: Path) -> list[Path]:
+    """Files that name classes: beside the annotations and below, and above in YOLO's layout."""
     folders = [(path if path.is_dir() else path.parent).absolute()]
     while folders[-1].name in LAYOUT and len(folders) < 3:
         folders.append(folders[-1].parent)
-    return folders
+    near = [folder / name for folder in folders for name in CLASSES]
+    below = [file.absolute() for file in list_files(path, *CLASSES) if file.name in CLASSES]
+    return [file for file in dict.fromkeys([*near, *below]) if file.is_file()]
 
 
 def _read_names(file: Path) -> list[str]:
     data = read_bytes(file)
     try:
         content = data.decode("utf-8-sig")
-        if file.suffix != ".yaml":
+        if file.suffix not in (".yaml", ".json"):
             return [line.strip() for line in content.rstrip().splitlines()]
         if len(data) > MAX_CLASSES_BYTES:
             raise DataError(f"{file}: is too long for names of classes; take it out")
-        # BaseLoader makes text, lists and dicts only.
+        # BaseLoader makes text, lists and dicts only; JSON is YAML, too.
         content = yaml.load(content, Loader=yaml.BaseLoader)
         if not isinstance(content, dict):
             return []
         if "kpt_shape" in content:
             raise DataError(f"{file}: is of key points (pose), which mark no area; export segments")
         names = content.get("names")
-        if isinstance(names, dict):  # {0: fracture, 1: metal}
-            names = [names.get(str(place)) for place in range(len(names))]
+        if "categories" in content:  # Label Studio's
+            names = {each["id"]: each["name"] for each in content["categories"]}
+        if isinstance(names, dict):  # {0: fracture, 2: metal}
+            names = [names.get(str(place)) for place in range(1 + max(map(int, names), default=-1))]
         if names and text(content.get("nc")) not in ("", str(len(names))):
             raise DataError(f"{file}: names {len(names)} classes, but nc is another; correct it")
         return [text(name) for name in items(names)]
     except DataError:
         raise
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        what = str(error).splitlines()[0]
+    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        what = str(error).partition("\n")[0]
         raise DataError(f"{file}: names of classes cannot be read ({what})") from error
 
 
@@ -167,13 +173,11 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
         values = [float(value) for value in fields[1:]]
     except ValueError as error:
         raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
-    if _is_box(values[:4]) and len(values) > 4:
-        flags = values[6::3] if len(values) % 3 == 1 else []  # of key points: x, y, visibility
-        if len(values) == 6 or (flags and {*flags} <= {0, 1, 2}):
-            raise EntryError(
-                f"holds {len(values)} values: a box with columns more (confidence, track, key "
-                "points), or a segment? export boxes alone; a segment of 3 points wants a fourth"
-            )
+    if len(values) > 4 and _is_box_and_more(values):
+        raise EntryError(
+            f"holds {len(values)} values: a box with columns more (confidence, track, key points), "
+            "or a segment? export one of them alone; a segment of 3 points wants a fourth"
+        )
     if not all(abs(value) <= PIXELS for value in values):
         raise EntryError(
             f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
@@ -189,17 +193,29 @@ def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
     return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), labels=labels)
 
 
-def _is_box(values: list[float]) -> bool:
-    """Whether these are the centre and sides of a box within the image."""
-    ends = [
-        abs(2 * centre - 1) + side for centre, side in zip(values[:2], values[2:], strict=False)
-    ]
-    return len(ends) == 2 and max(ends) <= 1.001 and min(values[2:]) > 0
+def _is_box_and_more(values: list[float]) -> bool:
+    """Whether values may be a box and columns that a segment does not have."""
+    (cx, cy, width, height), rest = values[:4], values[4:]
+    edges = [(cx - width / 2, cx + width / 2), (cy - height / 2, cy + height / 2)]
+    if not all(-SLACK <= low < high <= 1 + SLACK for low, high in edges):
+        return False
+
+    def holds(point: Sequence[float], slack: float) -> bool:
+        ends = zip(point, edges, strict=True)
+        return all(low - slack <= at <= high + slack for at, (low, high) in ends)
+
+    within = all(holds(point, SLACK) for point in zip(rest[::2], rest[1::2], strict=False))
+    # Sides lie with the other points only by chance, as a segment's second corner does always.
+    side = holds((width, height), -SLACK)
+    flags = rest[2::3] if len(rest) % 3 == 0 else []  # of key points: whether they are seen
+    return len(rest) == 2 or (within and not side) or (bool(flags) and {*flags} <= {0, 1, 2})
 
 
 def _label(field: str, names: list[str]) -> str:
-    if not (field.isascii() and field.isdigit() and len(field) < 6):
+    number = re.fullmatch(r"([0-9]{1,5})(\.0*)?", field)
+    if not number:
         raise EntryError(f"its class is {show(field)}, no number; {HINT}")
-    if names and int(field) >= len(names):
-        raise EntryError(f"its class is {field}, but {len(names)} have names; add it to them")
-    return names[int(field)] if names and names[int(field)] else field
+    place = int(number[1])
+    if names and not names[place : place + 1] > [""]:
+        raise EntryError(f"its class is {place}, but {len(names)} have names; add it to them")
+    return names[place] if names else str(place)
