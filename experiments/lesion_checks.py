@@ -104,14 +104,14 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def is_rectangle(outline: Sequence[Point]) -> bool:
-    """Whether an outline is a box written as its corners, turned or not, to a pixel."""
+    """Whether an outline is a box written as its corners, turned or not; no hand draws one."""
     corners = np.asarray(outline[:-1] if outline[:1] == outline[4:] else outline, float)
     if corners.shape != (4, 2):
         return False
     a, b, c, d = corners
     # Two diagonals of one middle and one length.
     lengths = math.dist(a, c), math.dist(b, d)
-    return math.dist(a + c, b + d) <= 2 and abs(lengths[0] - lengths[1]) <= 1
+    return math.dist(a + c, b + d) <= 0.2 and abs(lengths[0] - lengths[1]) <= 0.2
 
 
 def check_mask(mask: np.ndarray) -> tuple[str, str]:

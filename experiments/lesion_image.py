@@ -169,6 +169,7 @@ def _draw_image(
 
 def _in_pixels(mark: Mark, marked: MarkedImage, size: tuple[int, int]) -> Mark:
     """The mark with its outline in pixels, and weak where that is a box, turned or not."""
-    height, width = size if marked.in_shares else (1, 1)
-    outline = tuple((x * width, y * height) for x, y in mark.outline)
+    outline = mark.outline
+    if marked.in_shares:  # of six digits, which hold no more than hundredths of a pixel
+        outline = tuple((round(x * size[1], 2), round(y * size[0], 2)) for x, y in outline)
     return mark._replace(outline=outline, is_box=mark.is_box or is_rectangle(outline))

@@ -224,6 +224,7 @@ def yolo(text, **classes):
         (yolo("0 .5 .5 .2 .1 .45 .5 .55 .5"), 0, "holds 8 values"),
         (yolo("0 .25 .2 .9 .3 .5 .8"), 238, "masks    1\n"),
         (yolo("0 .25 .2 .5 .2 .5 .4 .25 .4"), 77, "weak"),
+        (yolo("0 .249999 .199999 .5 .2 .5 .4 .249999 .4"), 77, "weak"),
     ],
 )
 def test_columns_of_yolo_are_what_they_are_taken_for(taken, files, pixels, said):
@@ -296,7 +297,7 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
             0,
             "inverted",
         ),
-        # Rounded to 0.01 px, so that arithmetic moves no pixel.
+        # Arithmetic moves no pixel, nor do shares of six digits.
         (cvat(drawn("a", "9.9999999,5;19,5;19,12;9.9999999,12")), PIXELS, "weak"),
         # Untidy, but certain.
         (coco({"segmentation": BOX, "image_id": "1", "category_id": 1.0}), PIXELS, "weak"),

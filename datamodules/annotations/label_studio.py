@@ -185,7 +185,7 @@ def _shape(kind: str, value: dict[str, Any], size: tuple[int, int]) -> dict[str,
 
 def _pixels(percent: object, side: int) -> float:
     """Return pixels; rounded, so that 9.999999999999998 does not fall into the pixel before."""
-    return round(number(percent, "a coordinate") * side / 100, 6)
+    return round(number(percent, "a coordinate") * side / 100, 2)
 
 
 def _kind(result: dict[str, Any]) -> str:

@@ -99,8 +99,8 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
 
     The rule is that of Pillow's ``ImageDraw.polygon`` with fill and outline, which LabelMe draws
     by: what the polygon encloses, and the line of pixels along its outline, so that a hairline
-    fracture outlined thinner than a pixel does not vanish. Corners are rounded to 0.01 px, so that
-    3.9999999 does not fall into the pixel before. What lies outside the image is cut off.
+    fracture outlined thinner than a pixel does not vanish. Corners lose what arithmetic adds, or
+    3.9999999 would fall into the pixel before. What lies outside the image is cut off.
 
     Raises:
         ValueError: The runs of a mark are of another size.
@@ -110,7 +110,7 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
     joined = None
     for mark in marks:
         if mark.runs is None:
-            corners = [(round(x, 2), round(y, 2)) for x, y in mark.outline]
+            corners = [(round(x, 4), round(y, 4)) for x, y in mark.outline]
             pen.polygon(corners, fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
             # One by one, and before they become pixels: a brush may leave thousands of strokes.
