@@ -215,11 +215,11 @@ def _fault(folder: Path, root: Path) -> str:
         return "is damaged"
     noted = json.loads((folder / STAMPS).read_text())
     now = _stamps(root, list(noted))
-    changed = [name for name in noted if now[name] != noted[name]]
+    away = not any(now[name] for name in noted if not os.path.isabs(name))
+    changed = [name for name in noted if now[name] != noted[name] and (now[name] or not away)]
     if not changed:
-        return ""
-    if not any(now[name] for name in noted if not os.path.isabs(name)):
-        log.warning("%s: no image is there; they are taken from %s, as they were", root, folder)
+        if away:
+            log.warning("%s: no image is there; they are taken from %s, as they were", root, folder)
         return ""
     count = f"{len(changed):,} of {len(noted):,}"
     return f"is out of date ({count} images and masks changed, such as {changed[0]})"

@@ -250,6 +250,9 @@ def test_where_no_image_is_there_the_cache_goes_on(
         path.unlink()
     assert build(source, folder).image_hash == before.image_hash
     assert f"{root}: no image is there; they are taken from {folder}, as they were" in caplog.text
+    mask_drawn_in_place(root, source[1])  # what is there is compared all the same
+    with pytest.raises(DataError, match="is not there"):
+        cache.build(folder, index, root, RECIPE, "error")
 
 
 def test_a_stale_cache_that_cannot_be_written_is_not_used(
