@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from datamodules.index import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+# Warnings of libjpeg that cost no pixel: the field that is wrong, and how it would be right.
+HARMLESS = {
+    "JFIF revision": (rb"(JFIF\0).", b"\\g<1>\1"),
+    "SOS parameters": (rb"(?s)(\xff\xda\0(?:\x08\x01..|\x0c\x03.{6}))...", b"\\1\0?\0"),
+}
 DICOM, DICOM_AT = b"DICM", 128
 # Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
 # is), then its representation, or a length that such an element may have.
@@ -68,10 +74,12 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
 
         return decode_dicom(data, path)
     if data.startswith(JPEG):
-        check_size(jpeg_size(data), path)
-        try:  # what libjpeg only warns of, and fills with grey, is an error here
-            grey = simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
-        except ValueError as error:
+        try:
+            check_size(simplejpeg.decode_jpeg_header(data, strict=False)[1::-1], path)
+            grey = strict_jpeg(data)
+        except DataError:
+            raise
+        except (KeyError, ValueError) as error:
             if re.search("precision|conversion|arithmetic", str(error)):
                 raise DataError(f"{path}: {error}; convert it to PNG") from error
             raise _damaged(path, f"the JPEG is cut short or damaged: {error}") from error
@@ -134,12 +142,13 @@ def _end_of_body(counts: np.ndarray, high: int) -> int:
     Metal and dense bone may be as bright, but values lead up to them, or they have many themselves.
     """
     below = np.cumsum(counts)
-    # The other end may have markers as well, so that the window's own is not asked.
-    low, start = np.searchsorted(below, np.array([MARKERS, 1 - MARKERS]) * below[-1])
+    # The other end may have markers as well: its window's end is not asked. A frame has one value.
+    few = MARKERS * below[-1]
+    low, start = np.searchsorted(below, (few, below[-1] - few - counts[high]))
     reach = (high - low) // 16
     ends = np.arange(start, (low + high) // 2)  # above: the gap would not take most
     # A gap: nearly all of what lies above lies farther above. Smooth edges of a marker lie in it.
-    ends = ends[below[ends + reach] - below[ends] < 0.05 * (below[-1] - below[ends])]
+    ends = ends[below[ends + reach] - below[ends] < 0.05 * np.minimum(below[-1] - below[ends], few)]
     if len(ends):
         body, alone = counts[: ends[0] + 1], counts[ends[0] + 1 : high + 1]
         parts = sorted(int(part.sum()) for part in np.array_split(alone, 32))
@@ -186,33 +195,22 @@ def check_png(data: bytes, path: Path) -> None:
         if zlib.crc32(view[place + 4 : end - 4]) != stored:
             raise _damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
         if kind == b"IHDR":
-            check_size(_png_size(view[place + 8 : place + 16]), path)
+            check_size(struct.unpack(">2I", view[place + 8 : place + 16]), path)
         if kind == b"IEND":
             return
         place = end
     raise _damaged(path, "the PNG is cut short")
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    r"""Width and height that a JPEG's frame header claims; (1, 1) where there is none.
-
-    Example:
-        >>> jpeg_size(b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x02\x00\x03")
-        (3, 2)
-    """
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
-            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
-        if marker == 0xFF:  # a fill byte
-            place += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
-            place += 2
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return 1, 1
+def strict_jpeg(data: bytes) -> np.ndarray:
+    """Grey of a JPEG, ``(H, W)``; a ValueError where libjpeg only warns, and fills it with grey."""
+    try:
+        return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
+    except ValueError as error:
+        for warning, (field, right) in HARMLESS.items():
+            if warning in str(error) and (mended := re.sub(field, right, data)) != data:
+                return strict_jpeg(mended)  # it may hide others
+        raise
 
 
 def check_size(size: tuple[int, int], path: Path) -> None:
@@ -269,7 +267,3 @@ def read_content(path: Path) -> bytes:
 
 def _damaged(path: Path, reason: str) -> DataError:
     return DataError(f"{path}: damaged image ({reason}); fetch it again")
-
-
-def _png_size(field: memoryview) -> tuple[int, int]:
-    return int.from_bytes(field[:4], "big"), int.from_bytes(field[4:8], "big")

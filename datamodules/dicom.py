@@ -19,14 +19,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pydicom
-import simplejpeg
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
-from datamodules.decode import DICOM, DICOM_AT, JPEG, WINDOW_TAIL, check_size, ramp_16bit
+from datamodules.decode import JPEG, MARKERS, WINDOW_TAIL, check_size, ramp_16bit, strict_jpeg
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
 
@@ -45,6 +44,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 # By whether implicit and little endian, where a data set does not name its transfer syntax.
 PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
 PLAIN[True, True] = uid.ImplicitVRLittleEndian
+CONTRADICTED = "its header contradicts its pixel data (syntax, size, bits, colour); export it again"
 CONVERT = "convert the file to Explicit VR Little Endian where it comes from"
 # JPEG 2000: start of codestream, then the SIZ marker, whose bytes 8 to 23 tell the size.
 J2K = b"\xff\x4f\xff\x51"
@@ -54,7 +54,8 @@ START_OF_FRAME = rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]\0.(.)"
 LOSSY = (uid.JPEG2000, uid.JPEGLSNearLossless, uid.HTJ2K)
 # A picture shows nothing in fewer neighbouring grey levels, in the darkest or brightest quarter of
 # them, or with a smaller share between black and white (of that between the quantiles).
-FEWEST_LEVELS, FEWEST_BETWEEN = 32, 0.005
+# Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
+FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
 DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
 # Decodes a frame of JPEG of what NEEDED tells.
@@ -92,9 +93,9 @@ def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     header = read_dicom(data, path)
     reason = "its pixel data is cut short or cannot be decoded"
     try:
-        stored = _pixels(header, path)
+        stored, padding = _pixels(header, path)
         reason = "its rescale or lookup table cannot be applied"
-        return _shown(stored, header)
+        return _shown(stored, padding, header)
     except DataError:
         raise
     except Exception:  # a stranger's values, wrong in many ways; their text is not repeated
@@ -117,13 +118,12 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
     """
     hush()
     try:
-        bare = data[DICOM_AT : DICOM_AT + len(DICOM)] != DICOM  # pydicom wants to be forced
-        header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=bare)
+        header: Dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
         syntax = uid.UID(
             str(header.file_meta.get("TransferSyntaxUID") or PLAIN[header.original_encoding])
         )
         if syntax != DEFLATED:  # else not before it is known to be small: see below
-            header = pydicom.dcmread(io.BytesIO(data), force=bare)
+            header = pydicom.dcmread(io.BytesIO(data), force=True)
         header.file_meta.TransferSyntaxUID = syntax
         modality = str(header.get("Modality") or "")
         intent = header.get("PresentationIntentType"), uid.UID(str(header.get("SOPClassUID"))).name
@@ -166,14 +166,14 @@ def _is_square(header: Dataset, name: str) -> bool:
     return min(down, across) <= 0 or abs(down / across - 1) < SQUARE
 
 
-def _pixels(header: Dataset, path: Path) -> np.ndarray:
-    """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``."""
+def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``; padding."""
     syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
     bits = int(header.BitsStored)
     top = max(bits, int(header.get("HighBit") or 0) + 1)
     encoded = bool(header["PixelData"].is_undefined_length)
     frame = next(generate_frames(header.PixelData, number_of_frames=1)) if encoded else b""
-    precision = _precision(frame, int(header.Rows), int(header.Columns))
+    precision = _precision(frame, header)
     # Of 12 bits gdcm alone reads it, though pydicom does not ask it to.
     twelve = syntax == uid.JPEGExtended12Bit and precision == 12
     try:
@@ -187,10 +187,7 @@ def _pixels(header: Dataset, path: Path) -> np.ndarray:
     sheared = not encoded and len(rest) >= header.Rows * cell // 8 and rest.strip(b"\0")
     fits = precision and encoded == syntax.is_encapsulated and not sheared
     if not fits or grey != (samples == 1) or top > cell:
-        raise DataError(
-            f"{path}: its header contradicts its pixel data (transfer syntax, size, bits or "
-            "colour); export it again from its archive"
-        )
+        raise DataError(f"{path}: {CONTRADICTED}")
     if not decoder.is_available:
         raise DataError(
             f"{path}: its pixels are compressed ({syntax.name}), and the package that reads them "
@@ -198,7 +195,7 @@ def _pixels(header: Dataset, path: Path) -> np.ndarray:
         )
     # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
     plugin = max(decoder.available_plugins, default="")
-    header.BitsStored = top  # pydicom ignores HighBit
+    header.BitsStored = top  # gdcm ignores HighBit
     if plugin == "gdcm":  # apart from this process: damage crashes it, or it warns on stderr alone
         command = [sys.executable, "-c", GDCM, *(str(header[name].value) for name in NEEDED)]
         done = subprocess.run(command, input=frame, capture_output=True, check=True)
@@ -207,25 +204,34 @@ def _pixels(header: Dataset, path: Path) -> np.ndarray:
         header.PixelData, header.PlanarConfiguration = done.stdout, 0
         header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         decoder, plugin = get_decoder(uid.ExplicitVRLittleEndian), ""
-    stored, made = decoder.as_array(header, decoding_plugin=plugin)
+    cells, made = decoder.as_array(header, decoding_plugin=plugin, correct_unused_bits=False)
     if plugin == "pillow" and frame.startswith(JPEG):
-        simplejpeg.decode_jpeg(frame, "GRAY", strict=True)  # raises where libjpeg warns
+        strict_jpeg(frame)
     if not (grey or made["photometric_interpretation"] == "RGB"):
         raise DataError(f"{path}: its PhotometricInterpretation cannot be read; convert it to RGB")
     header.BitsStored = bits
-    if precision > bits:  # cells of more bits: drop those above the image's, then those below
-        spare = 0 if syntax in LOSSY else max(0, 8 * stored.dtype.itemsize - top)
-        stored = stored << spare >> (spare + top - bits)
-    return np.asarray(stored)
+    # Cells of more bits: drop those above the image's, then those below.
+    spare = 0 if precision <= bits or syntax in LOSSY else max(0, 8 * cells.dtype.itemsize - top)
+    whole = cells << spare >> spare
+    stored = whole >> (top - bits) * (precision > bits)
+    padding = _padding(cells, stored, header)
+    above = (cells != whole) * (cells.astype(np.uint16) >> top)  # but for the sign
+    held = np.bincount(above[~padding], minlength=1)
+    graphics = any(0x6000 <= tag >> 16 < 0x6100 for tag in header.keys())  # noqa: SIM118
+    if held.max() < (1 - MARKERS) * held.sum() and not graphics:
+        raise DataError(f"{path}: {CONTRADICTED}")
+    return stored, padding
 
 
-def _precision(frame: bytes, rows: int, columns: int) -> int:
-    """Bits a sample of a compressed frame, 16 if it does not tell, 0 if it is of another size."""
+def _precision(frame: bytes, header: Dataset) -> int:
+    """Bits a sample of a compressed frame, 16 if it does not tell, 0 if of another size, colour."""
+    rows, columns, samples = int(header.Rows), int(header.Columns), int(header.SamplesPerPixel)
     place = frame[:4096].find(J2K)
     if place >= 0:
-        x, y, left, top = struct.unpack_from(">4I", frame, place + 8)
-        return (frame[place + 42] & 0x7F) + 1 if (x - left, y - top) == (columns, rows) else 0
-    size = re.escape(struct.pack(">2H", rows, columns))
+        x, y, left, top, *_, held = struct.unpack_from(">8IH", frame, place + 8)
+        fits = (x - left, y - top, held) == (columns, rows, samples)
+        return (frame[place + 42] & 0x7F) + 1 if fits else 0
+    size = re.escape(struct.pack(">2HB", rows, columns, samples))
     found = re.search(START_OF_FRAME + size, frame, re.DOTALL)
     return found[1][0] if found else 0 if frame.startswith(JPEG) else 16
 
@@ -238,7 +244,7 @@ def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
     return np.asarray(cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY))
 
 
-def _shown(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
+def _shown(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
     """Grey as a reading station shows it, uint8 ``(H, W)``, and a note.
 
     All is worked out once for each value that can be stored, and looked up for the pixels.
@@ -250,15 +256,15 @@ def _shown(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
     place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return _luminance(*_palette(levels, header))[:, 0][place], ""
-    counts, note = np.bincount(place.reshape(-1), minlength=len(levels)), ""
-    padding = _padding(levels, header)
-    if counts[~padding].any():
-        counts *= ~padding
-    elif np.count_nonzero(counts) > 1:  # else black
-        padding, note = np.zeros_like(padding), UNUSED
+    note = UNUSED if padding.all() and np.ptp(place) else ""
+    counts = np.bincount(place[~padding | padding.all()], minlength=len(levels))
+    padding = padding & (not note)
     values, order, bits = _rescaled(levels, header)
+    inverted = {header.PhotometricInterpretation, header.get("PresentationLUTShape")} & INVERTED
+    turn = np.uint8(255 if inverted else 0)
     # What the others are measured by: the stored values between their quantiles.
     plain = ramp_16bit(np.pad(counts, (0, 2**16 - len(counts))))[0][: len(counts)]
+    plain = 255 - plain if values[0] > values[-1] else plain
     for name in ("VOILUTSequence", "WindowCenter"):
         if getattr(header.get_item(name), "value", None) in (None, "", b""):
             continue
@@ -266,7 +272,7 @@ def _shown(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
             grey = _rendered(values, header, name)
         except Exception:  # a stranger's numbers
             grey = np.zeros_like(plain)
-        if _shows(grey, plain, counts):
+        if _shows(grey ^ turn, plain ^ turn, counts):
             break
         note = UNUSED
     else:
@@ -274,27 +280,31 @@ def _shown(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
         if bits > 8:
             ramp, aside = ramp_16bit(np.bincount(order, counts, minlength=2**16))
             grey, note = ramp[order], "; ".join(filter(None, (note, aside)))
-        if not _shows(grey, plain, counts):
+        if not _shows(grey ^ turn, plain ^ turn, counts):
             grey, note = plain, UNUSED
-    if {header.PhotometricInterpretation, header.get("PresentationLUTShape")} & INVERTED:
-        grey = 255 - grey
+    grey = grey ^ turn
     seen = grey[counts > 0]
     raw = header.get("PixelIntensityRelationshipSign") == (1 if seen[-1] > seen[0] else -1)
     if raw and not header.get("PresentationIntentType"):
         note = "; ".join(filter(None, (note, DARK_BONE)))
-    grey[padding] = BLACK
-    return np.asarray(grey[place]), note
+    return np.where(padding, np.uint8(BLACK), grey[place]), note
 
 
 def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether the greys of the stored values show what ``counts`` pixels of each hold."""
+    """Whether the greys of the stored values show what ``counts`` pixels of each hold.
+
+    A window may blacken air and whiten metal, but not most of the limb, of many greys.
+    """
     held, most = (np.bincount(each, counts, minlength=256) for each in (grey, plain))
     share = np.cumsum(held) / held.sum()
     low, high = np.searchsorted(share, (WINDOW_TAIL, 1 - WINDOW_TAIL))
     fewer = 2 * np.count_nonzero(held) <= np.count_nonzero(most)
     narrow = min(np.count_nonzero(held), high - low) < FEWEST_LEVELS or high < 64 or low > 191
     between = held[1:-1].sum() >= FEWEST_BETWEEN * most[1:-1].sum()
-    return bool(between and not (fewer and narrow))
+    burnt = np.bincount(plain, counts * (grey == 255), minlength=256)[64:255]
+    burns = burnt.sum() > max(BURNT * most[64:255].sum(), MARKERS * most.sum())
+    spread = np.sort(burnt)[:-FEWEST_LEVELS].sum() > burnt.sum() / 4
+    return bool(between and not (fewer and narrow) and not (burns and spread))
 
 
 def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
@@ -337,12 +347,13 @@ def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[
 
     pydicom's own read no packed table, round values down and believe what a descriptor claims.
     """
-    count, first, *_ = (int(number) for number in source[f"{name}Descriptor"].value)
+    count, first, bits = (int(number) for number in source[f"{name}Descriptor"].value)
     count, data = count or 2**16, source[f"{name}Data"].value
     if isinstance(data, bytes):
         data = np.frombuffer(data, "<u2" if source.original_encoding[1] else ">u2")
     words = np.atleast_1d(np.asarray(data)).astype("<u2")
-    table = (words if len(words) >= count else words.view(np.uint8))[:count]  # packed: two a word
+    packed = bits <= 8 and len(words) == (count + 1) // 2 < count  # two a word
+    table = (words.view(np.uint8) if packed else words)[:count]
     if len(table) != count:
         raise ValueError("no whole table")
     start = _signed(first, values.min() - count + 1, values.max())
@@ -365,12 +376,14 @@ def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
     return np.stack(colours, axis=-1)[:, None], max(bits)
 
 
-def _padding(levels: np.ndarray, header: Dataset) -> np.ndarray:
-    """Which stored values say that no detector was there; bool."""
+def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Which pixels say that no detector was there: it may need more bits than are stored."""
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
     given = [end for name in names if (end := _first(header, name)) is not None]
-    ends = [_signed(end, levels[0], levels[-1]) for end in given] or [np.nan]
-    return np.asarray((levels >= min(ends)) & (levels <= max(ends)))
+    held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
+    ends = [_signed(end, held.min, held.max) for end in given] or [np.nan]
+    values = stored if all(-most <= end < most for end in ends) else cells
+    return np.asarray((values >= min(ends)) & (values <= max(ends)))
 
 
 def _grey(share: np.ndarray) -> np.ndarray:

@@ -71,7 +71,8 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             longer than the header.
     """
     text = read_text(csv)
-    header = text.lstrip().partition("\n")[0].strip()
+    settled = text[:5].strip('"').lower().startswith("sep=")  # Excel's own first line
+    header = "".join(text.lstrip().split("\n", 2)[settled:][:1]).strip()
     names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
     separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
     try:
@@ -80,6 +81,7 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             sep=separator,
             dtype=str,
             keep_default_na=False,
+            skiprows=int(settled),
             skip_blank_lines=False,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -89,7 +91,7 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             f"{csv}: its rows have more fields than the header; take the separators at their ends "
             f"out, or put a field that holds one ({separator!r}) in quotes"
         )
-    rows.index += 2
+    rows.index += 2 + settled
     rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
     if lacking := [name for name in columns if name not in rows.columns]:
         raise DataError(

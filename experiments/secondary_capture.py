@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DA, TM, validate_value
 
 from datamodules import DataError
 from datamodules.dicom import hush
@@ -21,28 +23,18 @@ SERIES = "Evidence map, RESEARCH USE ONLY"
 # Of a series beside the radiographs': archives sort by it.
 SERIES_NUMBER = 9901
 MAKER = "decision-basis"
-# Taken over from the radiograph, and therefore checked: who it is of, and of which study.
+# Taken over from the radiograph: what must be there; what is refused where it is not valid (an
+# archive would file the capture elsewhere); and what is then left out, or empty.
 NEEDED = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
-OPTIONAL = (
-    "SpecificCharacterSet",
-    "StudyDescription",
-    "IssuerOfPatientID",
-    "BodyPartExamined",
-)
-IDS = (
-    *NEEDED,
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
+IDS = (*NEEDED, "PatientID", "IssuerOfPatientID", "PatientName", "SpecificCharacterSet")
+OPTIONAL = ("IssuerOfPatientID", "StudyDescription", "BodyPartExamined")
+TAKEN = ("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName", *OPTIONAL)
+STUDY = ("StudyID", "StudyDate", "StudyTime", "InstanceNumber")
 # Where nothing is said of the patient's position, highdicom wants something: taken out again.
 SOME = ("L", "F")
+# Control characters, and what stands for bytes that the character set does not have.
+UNTOLD = re.compile("[\0-\x1f\x7f\ufffd]")
+DATED: Any = {"DA": DA, "TM": TM}  # days and hours that there are
 TOWARDS = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 
 
@@ -66,23 +58,25 @@ def secondary_capture(
     import highdicom
 
     hush()
-    # An archive would file it elsewhere, cut the value, or refuse the file.
-    if wrong := [name for name in (*IDS, *OPTIONAL) if not _is_valid(source, name)]:
+    about, found = Dataset(), {name: _checked(source, name) for name in (*IDS, *TAKEN, *STUDY)}
+    for name in (name for name in found if found[name]):
+        setattr(about, name, found[name])
+    if wrong := [name for name in IDS if found[name] is None]:
         raise ValueError(
             f"no Secondary Capture can be made of it: {', '.join(wrong)} "
             f"{'is' if len(wrong) == 1 else 'are'} missing or not valid; mend the file's header"
         )
     try:
         made: Dataset = highdicom.sc.SCImage.from_ref_dataset(
-            source,
+            about,
             pixel_array=picture,
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
-            series_instance_uid=generate_uid(entropy_srcs=[source.StudyInstanceUID, series]),
+            series_instance_uid=generate_uid(entropy_srcs=[about.StudyInstanceUID, series]),
             series_number=SERIES_NUMBER,
             sop_instance_uid=generate_uid(),
-            instance_number=max(1, int(source.get("InstanceNumber") or 1)),
+            instance_number=max(1, int(about.get("InstanceNumber") or 1)),
             manufacturer=MAKER,
             manufacturer_model_name=MAKER,
             software_versions=project_version(),
@@ -93,9 +87,9 @@ def secondary_capture(
         )
         towards = source.get("PatientOrientation")
         made.PatientOrientation = towards if re.fullmatch(TOWARDS, str(towards)) else None
-        for name in OPTIONAL:
-            if source.get(name):
-                made[name] = source[name]
+        # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
+        made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
+        made.update({about[name].tag: about[name] for name in OPTIONAL if name in about})
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")
         made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
@@ -125,19 +119,21 @@ def encode(made: Dataset, path: Path) -> bytes:
     return content.getvalue()
 
 
-def _is_valid(source: Dataset, name: str) -> bool:
-    """Whether an element has values that DICOM allows (PS3.5, 6.2); without any unless needed."""
+def _checked(source: Dataset, name: str) -> Any:
+    """An element's value, "" without any; None where it is needed, or not valid (PS3.5, 6.2)."""
+    vr = dictionary_VR(name)
     try:
-        element = source[name]
-        values = element.value if element.VM > 1 else [element.value]
-        given = [value for value in values if value not in (None, "")]
-        for value in given:
-            validate_value(element.VR, str(value), pydicom.config.RAISE)
-    except KeyError:
-        return name not in NEEDED
+        value = source.get(name) or ""
+        several = isinstance(value, MultiValue)
+        for each in map(str, value if several else [value]):
+            validate_value(vr, each, pydicom.config.RAISE)
+            if UNTOLD.search(each) or (each and vr in DATED and not DATED[vr](each)):
+                return None
     except Exception:  # a stranger's values
-        return False
-    return bool(given) or name not in NEEDED
+        return None
+    known = name != "PatientSex" or value in ("", "F", "M", "O")
+    one = not several or name == "SpecificCharacterSet"
+    return value if known and one and (value or name not in NEEDED) else None
 
 
 def _reference(source: Dataset) -> Dataset:

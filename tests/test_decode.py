@@ -135,6 +135,13 @@ def app(marker, body):
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
+def fields(whole, revision=1, scan=bytes(3)):
+    """A sequential JPEG with the JFIF revision and the parameters of its scan replaced."""
+    place = whole.index(b"\xff\xda")
+    place += 5 + 2 * whole[place + 4]
+    return whole[:11] + bytes([revision]) + whole[12:place] + scan + whole[place + 3 :]
+
+
 def cut(whole):
     """The first half of a JPEG."""
     return whole[: len(whole) // 2]
@@ -152,6 +159,8 @@ def cut(whole):
         jpeg(restart_marker_rows=1).replace(b"\xff\xd3", b"", 1),
         jpeg()[:-2] + bytes(9) + b"\xff\xd9",  # more than its pixels need
         jpeg()[:-2],
+        fields(cut(jpeg()), 2),  # a harmless warning hides none that is not
+        fields(cut(jpeg("RGB")), 2) + b"\xff\xd9",
     ],
 )
 def test_a_jpeg_that_libjpeg_warns_of_is_refused(tmp_path, content, capfd):
@@ -163,6 +172,16 @@ def test_a_jpeg_that_libjpeg_warns_of_is_refused(tmp_path, content, capfd):
         ):
             read(path)
     assert_silent(capfd)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("given", [{"revision": 2}, {"scan": b"\0\0\0"}, {"scan": b"\0?\x11"}])
+def test_fields_that_cost_no_pixel_are_put_right(tmp_path, mode, given):
+    path, whole = tmp_path / "image.jpg", jpeg(mode)
+    path.write_bytes(whole)
+    expected = decode(path)
+    path.write_bytes(fields(whole, **{"scan": b"\0?\0"} | given))
+    np.testing.assert_array_equal(decode(path), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

@@ -18,13 +18,14 @@ from pydicom.uid import (
 
 from datamodules.decode import decode, window_16bit
 from datamodules.dicom import DARK_BONE, UNUSED, decode_dicom
+from datamodules.index import DataError
 from tests.dicoms import content, radiograph, words
 from tests.real import real_data
 
 
-def table(values, first, bits):
+def table(values, first, bits, count=None):
     item = Dataset()
-    item.LUTDescriptor = [len(values), first, bits]
+    item.LUTDescriptor = [len(values) if count is None else count, first, bits]
     item.LUTData = np.asarray(values, "<u2").tobytes()
     item["LUTData"].VR = "OW"
     return Sequence([item])
@@ -59,8 +60,8 @@ def test_rescale_and_window_as_pydicom_has_them(shown, deep, function, signed):
         BitsStored=12,
         RescaleSlope="2.5",
         RescaleIntercept="-100",
-        WindowCenter=["900", "3"],  # the first of several counts
-        WindowWidth=["3000.5", "7"],
+        WindowCenter=["3900", "3"],  # the first of several counts
+        WindowWidth=["9000.5", "7"],
         VOILUTFunction=function,
     )
     windowed = apply_windowing(apply_modality_lut(stored, dataset), dataset)
@@ -123,6 +124,14 @@ def window(centre, width, **more):
         lut(np.arange(16), 0, 4),  # beside the pixels
         {"ModalityLUTSequence": table([5] * 4096, 0, 16)},
         {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095},  # the whole image
+        window(512, 1024),  # of 10 bits: all above is white
+        window(128, 256),
+        window(2048, 4096, RescaleSlope="4", RescaleIntercept="0"),  # of stored values
+        window(3584, 1024, PhotometricInterpretation="MONOCHROME1"),
+        {"VOILUTSequence": table(np.arange(4095), 0, 12, 4096)},  # an entry short
+        {"VOILUTSequence": table(np.arange(2048), 0, 12, 4096)},
+        {"VOILUTSequence": table(np.arange(65535), 0, 16, 0)},
+        {"VOILUTSequence": table(np.arange(4095) // 16, 0, 8, 4096)},
     ],
 )
 def test_what_shows_nothing_is_not_used_and_noted(tmp_path, shown, deep, elements):
@@ -130,7 +139,8 @@ def test_what_shows_nothing_is_not_used_and_noted(tmp_path, shown, deep, element
         warnings.simplefilter("ignore")  # pydicom's, of values that are not valid
         dataset = radiograph(deep, BitsStored=12, **elements)
         found, note = decode_dicom(content(dataset), tmp_path)
-    np.testing.assert_array_equal(found, shown(radiograph(deep, BitsStored=12)))
+    kept = {name: elements[name] for name in elements if name == "PhotometricInterpretation"}
+    np.testing.assert_array_equal(found, shown(radiograph(deep, BitsStored=12, **kept)))
     assert note == UNUSED
 
 
@@ -152,6 +162,18 @@ def test_a_window_stands_in_for_a_table_that_shows_nothing(tmp_path, shown, deep
         (np.full(4096, 7), (4000, 10), 0),  # nothing stored
         (np.arange(4096), (2048, 20000), None),  # flat, but 52 grey levels
         (np.arange(4096), (2048, 12000), None),
+        (np.arange(4096), (2800, 1600), None),  # bone: half is black, an eighth is white
+        # Air, shown bright, is most of the film: white. Metal is: little, that values lead up to.
+        (
+            np.where(np.arange(4096) < 800, np.arange(4096) * 4, 3800 + np.arange(4096) % 200),
+            (1600, 3200),
+            None,
+        ),
+        (
+            np.where(np.arange(4096) < 3900, np.arange(4096) % 900, np.arange(4096)),
+            (450, 900),
+            None,
+        ),
     ],
 )
 def test_what_shows_what_is_there_is_used(tmp_path, pixels, elements, expected):
@@ -269,6 +291,25 @@ def test_padding_has_the_sign_of_the_pixels(shown, deep):
     np.testing.assert_array_equal(shown(dataset), np.pad(inner, 8))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "stated"),
+    [
+        (np.int16, -32768, {}),
+        (np.int16, -4096, {}),
+        (np.int16, -4048, {}),
+        (np.int16, -3000, {"PixelPaddingRangeLimit": -4096}),
+        (np.uint16, 65535, {}),
+        (np.uint16, 5000, {"PixelPaddingRangeLimit": 65535}),
+    ],
+)
+def test_padding_may_need_more_bits_than_are_stored(shown, deep, dtype, value, stated):
+    inner = (deep.astype(int) - 2048 * (dtype == np.int16)).astype(dtype)
+    padded = radiograph(np.pad(inner, 30, constant_values=value), BitsStored=12, **stated)
+    padded.PixelPaddingValue = value
+    expected = np.pad(shown(radiograph(inner, BitsStored=12)), 30)
+    np.testing.assert_array_equal(shown(padded), expected)
+
+
 def test_an_image_of_padding_alone_is_black(shown, deep):
     assert not shown(radiograph(deep * 0, BitsStored=12, PixelPaddingValue=0)).any()
 
@@ -278,6 +319,15 @@ def test_bits_that_are_not_stored_count_for_nothing(shown, deep):
     np.testing.assert_array_equal(
         shown(radiograph(deep | 0x8000, BitsStored=12)), shown(radiograph(deep, BitsStored=12))
     )
+
+
+def test_overlays_above_the_image_count_for_nothing(shown, deep):
+    drawn = deep | np.where(np.arange(64) < 20, 0x8000, 0).astype(np.uint16)
+    dataset = radiograph(drawn, BitsStored=12)
+    with pytest.raises(DataError, match="header contradicts its pixel"):
+        shown(dataset)
+    dataset.add_new((0x6000, 0x0102), "US", 15)
+    np.testing.assert_array_equal(shown(dataset), shown(radiograph(deep, BitsStored=12)))
 
 
 def test_a_real_radiograph_is_upright_and_bone_is_bright(tmp_path):

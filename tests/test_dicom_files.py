@@ -19,6 +19,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     RLELossless,
 )
@@ -216,6 +217,19 @@ def replaced(old, new, **elements):
     return raw.replace(old, new)
 
 
+def recoloured(syntax):
+    """Of a frame in colour that claims to be grey: JPEG 2000, or JPEG."""
+    dataset = radiograph(COLOUR)
+    if syntax:
+        dataset.compress(syntax)
+    else:
+        dataset.PixelData = encapsulate([cv2.imencode(".jpg", COLOUR)[1].tobytes()])
+        dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        dataset["PixelData"].is_undefined_length = True
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    return dataset
+
+
 def lying_down():
     """Of as many pixels as its frame, but 32 x 128."""
     dataset = radiograph(PLAIN)
@@ -225,6 +239,14 @@ def lying_down():
 
 
 PLAIN = np.zeros((64, 64), np.uint16)
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+SHORT = Sequence([Dataset()])
+SHORT[0].LUTDescriptor, SHORT[0].LUTData = [4096, 0, 12], words(range(4095))
+SHORT[0]["LUTData"].VR = "OW"
 
 
 COLOUR = np.zeros((64, 64, 3), np.uint8)
@@ -255,6 +277,12 @@ RAW = DigitalXRayImageStorageForProcessing
         ),
         (lambda: other_syntax(ExplicitVRLittleEndian), "header contradicts its pixel"),
         (lambda: other_syntax("1.2.3.4"), "an unknown transfer syntax"),
+        (lambda: radiograph(RAMP * 4, BitsStored=12), "header contradicts its pixel"),  # 14 bits
+        (lambda: radiograph(RAMP * 2, BitsStored=12), "header contradicts its pixel"),
+        (lambda: radiograph(RAMP.astype(np.int16) * 2, BitsStored=12), "header contradicts"),
+        (lambda: recoloured(JPEG2000Lossless), "header contradicts its pixel"),
+        (lambda: recoloured(None), "header contradicts its pixel"),
+        (lambda: radiograph(RAMP, ModalityLUTSequence=SHORT), "rescale or lookup table"),
         (lambda: radiograph(PLAIN + 7, Columns=63), "header contradicts its pixel"),
         (
             lambda: radiograph(PLAIN + 7, BitsAllocated=8, BitsStored=8),

@@ -228,6 +228,8 @@ def test_a_csv_in_another_encoding_is_named(folder, encoding):
         ("image\tmask\tlesion_type\r\na/image1.png\tm.png\t1,5 cm\r\n", "utf-16"),
         ('"image";"mask";"lesion_type"\n"a/image1.png";"m.png";"1,5 cm"\n\n', "utf-8"),
         ('image , mask,lesion_type\na\\image1.png,.\\m.png,"1,5 cm"\n , ,\n', "utf-8"),
+        ("sep=;\r\nimage;mask\r\na/image1.png;m.png\r\n", "utf-8"),  # as Excel writes and reads it
+        ('"sep=,"\nimage,mask\na/image1.png,m.png\n', "utf-16"),
         ("a;image;b;mask;lesion_type,x\n;a/image1.png;;m.png;\n", "utf-8"),
         ("image,mask,lesion_type;by;with\na/image1.png,m.png,\n", "utf-8"),
     ],
@@ -246,6 +248,7 @@ def test_a_spreadsheet_may_write_the_csv(root, table, folder, text, encoding):
     ("text", "message"),
     [
         ("image|mask\na|b\n", r"\(or with semicolons or tabs\), not 'image\|mask'"),
+        ("sep=,\nimage,mask\na;b\n", "row 3: no mask is given"),
         ("image,mask\na;b\n", "row 2: no mask is given, or not separated as the header"),
         ("image;mask\na,b\n", "row 2: no mask is given, or not separated as the header"),
         ("image;mask\na;b;c\n", r"put a field that holds one \(';'\) in quotes"),

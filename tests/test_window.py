@@ -62,6 +62,10 @@ def collimated(limb):
         film(values=65535, limb=LIMB * 4),  # 14 bits
         film(np.s_[:60, 300:380], 65535, limb=collimated(LIMB)),
         film(values=65535, limb=LIMB // 64 * 64),
+        film(np.s_[:30], 65535),  # a frame: 10, 20, 40 %
+        film(np.s_[:60], 65535),
+        film(np.s_[:120], 65535),
+        film(np.s_[:120], 0, limb=61000 + LIMB),
         film(values=0, limb=61000 + LIMB),
         film(values=np.repeat([0, 65535], 40), limb=30000 + LIMB),  # a label: white on black
     ],
@@ -82,7 +86,7 @@ def test_a_marker_at_full_scale_does_not_darken_the_limb(image, free):
         film(BONE, np.linspace(4000, 20000, 4800).reshape(60, 80))[0],  # values lead up to it
         film(BONE, RANDOM.uniform(15000, 30000, (60, 80)))[0],  # it has many itself
         film(BONE, RANDOM.normal(7000, 200, (60, 80)))[0],  # the gap is no larger than the rest
-        film(np.s_[:60, :200], 65535)[0],  # 10 %
+        film(np.s_[:60, :200], RANDOM.uniform(60000, 65000, (60, 200)))[0],  # 10 %, no one value
         collimated(LIMB),
         LIMB // 512 * 8192,  # eight levels
         film(values=65535, limb=LIMB * 0)[0],  # masks
