@@ -27,6 +27,7 @@ from datamodules.annotations.entries import (
 )
 from datamodules.annotations.files import MAX_BYTES, list_files, read_bytes
 from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
+from datamodules.decode import is_dicom
 from datamodules.index import DataError
 
 # Segmentation Storage, Label Map Segmentation Storage.
@@ -69,11 +70,6 @@ def read_dicom_seg(path: Path) -> Marking:
     if not found:
         raise DataError(f"{path}: holds no DICOM segmentation (SEG); export one, or masks as PNG")
     return Marking(images, mistakes)
-
-
-def is_dicom(start: bytes) -> bool:
-    """Whether a file's first bytes are DICOM's."""
-    return start[128:132] == b"DICM"
 
 
 def is_segmentation(file: Path) -> bool:

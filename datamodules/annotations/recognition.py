@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datamodules.annotations.dicom_seg import is_dicom, is_segmentation
+from datamodules.annotations.dicom_seg import is_segmentation
 from datamodules.annotations.entries import EntryError, items
 from datamodules.annotations.files import list_files, read_bytes, read_json, read_xml
 from datamodules.annotations.label_studio import task_images
 from datamodules.annotations.masks import CLASSES, read_mask
 from datamodules.annotations.via import COLUMNS
 from datamodules.annotations.yolo import is_yolo, list_yolo
-from datamodules.decode import PNG
+from datamodules.decode import PNG, is_dicom
 from datamodules.index import DataError
 from datamodules.lesions import read_csv
 
