@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
@@ -78,7 +79,10 @@ class EpochProgress(Callback):
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it validates now."""
+        """Count the steps that a GPU still had to do; say that it validates now."""
+        if self._started and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+            self._training_seconds += time.monotonic() - self._started
         self._started = 0.0
         if self._bar is not None:
             self._bar.set_postfix_str("validating")

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from callbacks import AveragedWeights
+from callbacks import AveragedWeights, EpochProgress, progress
 from lightning_modules import STAGES
 from lightning_modules.metrics import (
     Agreement,
@@ -187,3 +187,20 @@ def test_images_of_one_channel_enter_a_channels_last_network_as_they_are(stage):
         pyramid = module.encoder(small_batch()["image"])
     assert all(one.is_contiguous(memory_format=torch.channels_last) for one in pyramid)
     assert not any(one.is_contiguous() for one in pyramid)
+
+
+def test_speed_counts_the_steps_that_the_device_still_had_to_do(monkeypatch):
+    clock = iter(range(1, 100))  # a second a look
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: [next(clock) for _ in range(9)])
+    logged = {}
+    module = SimpleNamespace(
+        device=torch.device("cuda"), log=lambda name, value, **_: logged.update({name: value})
+    )
+    trainer = SimpleNamespace(world_size=1, current_epoch=0)
+    callback = EpochProgress()
+    for number in range(3):  # the first is not counted
+        callback.on_train_batch_end(trainer, module, None, {"label": torch.zeros(6)}, number)
+    callback.on_validation_start(trainer, module)
+    callback.on_train_epoch_end(trainer, module)
+    assert logged == {"images_per_second": 2 * 6 / (2 + 10)}
