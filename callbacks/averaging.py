@@ -31,15 +31,10 @@ class AveragedWeights(WeightAveraging):
     def __init__(self, epochs: float = 1.0) -> None:
         if not epochs > 0:
             raise ValueError(f"weights are averaged over {epochs} epochs: give more than 0")
-        super().__init__(multi_avg_fn=self.average)
+        super().__init__()
         self.epochs = epochs
-        self.decay = 0.0
         self._horizon = 1.0
         self._buffers: dict[str, Tensor] = {}
-
-    def average(self, averaged: Any, latest: Any, _: Any) -> None:
-        """Move lists of averaged tensors towards the latest ones by ``1 - decay``."""
-        get_ema_multi_avg_fn(self.decay)(averaged, latest, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn how long an epoch is; go where the network has gone."""
@@ -51,11 +46,23 @@ class AveragedWeights(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the step's weights in."""
+        """Take the step's weights in, the first ones as they are."""
+        step, first = trainer.global_step, not self._latest_update_step
+        if step == self._latest_update_step:
+            return
         # At the beginning a shorter average: the first weights are not worth remembering.
-        step = trainer.global_step
-        self.decay = min(1 - 1 / self._horizon, (1 + step) / (10 + step))
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        decay = 0.0 if first else min(1 - 1 / self._horizon, (1 + step) / (10 + step))
+        assert self._average_model is not None, "setup() made it"
+        # Not by update_parameters, which asks the device at each step how many it has seen.
+        averaged, latest = (
+            [*module.parameters(), *module.buffers()]
+            for module in (self._average_model.module, pl_module)
+        )
+        for kind in {tensor.dtype for tensor in averaged}:
+            pairs = [p for p in zip(averaged, latest, strict=True) if p[0].dtype == kind]
+            get_ema_multi_avg_fn(decay)(*map(list, zip(*pairs, strict=True)), None)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place."""
@@ -72,7 +79,7 @@ class AveragedWeights(WeightAveraging):
             name: buffer.clone()
             for name, buffer in pl_module.named_buffers()
             # DDP sends the first rank's BatchNorm statistics around in validation, too.
-            if not torch.equal(buffer, self._buffers[name]) and "running_" not in name
+            if "running_" not in name and not torch.equal(buffer, self._buffers[name])
         }
         self._swap_models(pl_module)
         for name, value in found.items():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
@@ -67,20 +68,21 @@ class EpochProgress(Callback):
             self._images += len(batch["label"]) * trainer.world_size
             self._training_seconds += now - self._started
         self._started = now
-        if self._bar is not None:
-            self._bar.update()
-            if batch_idx % 5 == 0 and not self._bar.disable:
-                speed = self._images / max(self._training_seconds, 1e-9)
-                loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
-                epochs = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-                shown = self._figures(trainer, ("val/accuracy", "val/auroc"))
-                self._bar.set_postfix_str(
-                    f"loss {loss:.3f}  {shown}{speed:,.0f} images/s  "
-                    f"{self._left(trainer, epochs)} left"
-                )
+        # Once a second, as the bar is drawn: the loss makes a GPU wait.
+        if self._bar is not None and self._bar.update():
+            speed = self._images / max(self._training_seconds, 1e-9)
+            loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
+            epochs = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            shown = self._figures(trainer, ("val/accuracy", "val/auroc"))
+            self._bar.set_postfix_str(
+                f"loss {loss:.3f}  {shown}{speed:,.0f} images/s  {self._left(trainer, epochs)} left"
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it validates now."""
+        """Count the steps that a GPU still had to do; say that it validates now."""
+        if self._started and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+            self._training_seconds += time.monotonic() - self._started
         self._started = 0.0
         if self._bar is not None:
             self._bar.set_postfix_str("validating")
@@ -135,6 +137,7 @@ class EpochProgress(Callback):
             unit="step",
             leave=False,
             dynamic_ncols=True,
+            mininterval=1.0,
             disable=not (trainer.is_global_zero and sys.stderr.isatty()),
             bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
         )

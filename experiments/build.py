@@ -64,7 +64,7 @@ def default_workers() -> int:
     """Loader processes a rank: none on a CPU, where reading takes a few per cent of a step."""
     if not torch.cuda.is_available():
         return 0
-    return min(8, usable_cores() // torch.cuda.device_count())
+    return min(8, max(1, usable_cores() // torch.cuda.device_count()))
 
 
 def build_module(config: Config, data: RadiographDataModule) -> LightningModule:

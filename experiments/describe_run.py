@@ -25,11 +25,14 @@ def describe_start(
     from experiments.runs import epochs_done
     from experiments.wandb_run import wandb_mode
 
+    device = trainer.strategy.root_device
+    # PyTorch's default for convolutions; CAM and the FC layer stay exact.
+    rounded = device.type == "cuda" and str(trainer.precision).startswith("32")
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     lines = [
         f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
-        f"  device     {describe_device(trainer.strategy.root_device)}, "
-        f"precision {trainer.precision}",
+        f"  device     {describe_device(device)}, precision {trainer.precision}"
+        + ", convolutions in TF32" * rounded,
         f"  network    {type(module).__name__}, {weights:.2f} million weights, "
         f"{data.recipe.image_size} px",
         *[f"  {line}" for line in describe_batch(config, trainer, data.batch_size)],

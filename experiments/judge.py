@@ -132,7 +132,7 @@ def _look(module: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tenso
 def _batches(data: Any, split: str, device: torch.device) -> Iterator[Batch]:
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
-        on_device = {name: value.to(device) for name, value in batch.items()}
+        on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         yield data.on_after_batch_transfer(on_device, 0)
 
 

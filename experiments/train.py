@@ -144,7 +144,6 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
 
     quiet_known_warnings()
     seed_everything(config.seed, verbose=False)
-    torch.set_float32_matmul_precision("high")
     settings = dict(config.trainer)
     settings["precision"] = settings["precision"] or choose_precision(settings["accelerator"])
     if settings["accelerator"] == "auto":
@@ -153,6 +152,8 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # the data module's samplers know ranks and resume
         "log_every_n_steps": 1,
+        # cuDNN's search for the fastest kernels, which need not be the same in each run.
+        "benchmark": not settings.get("deterministic"),
         "gradient_clip_val": config.optimizer.gradient_clip or None,
         **settings,
     }

@@ -203,63 +203,68 @@ def peak(map: Tensor) -> Tensor:
     values = _precise(map.detach())[:, 0]
     if not bool(values.isfinite().all()):
         raise ValueError("a map with NaN or infinite values has no peak: the model has diverged")
-    points = [_plateau_centre(v >= _plateau_floor(v.amax())) for v in values]
-    return torch.stack(points) if points else torch.zeros(0, 2, device=map.device)
+    if not len(map):
+        return torch.zeros(0, 2, device=map.device)
+    # Of all maps at once, and only their few pixels from here on: a GPU is waited for three times a
+    # batch, and once more for each round below, and not for each map.
+    pixels = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero()
+    joined = _connected(pixels, _nearest_to_centroid(pixels, len(map)))
+    pixels = pixels[joined.nonzero()[:, 0]]
+    return pixels[_nearest_to_centroid(pixels, len(map))].flip(1)[:, :2].float()
 
 
 def _plateau_floor(maximum: Tensor) -> Tensor:
     return maximum - 1e-6 * maximum.abs()
 
 
-def _plateau_centre(top: Tensor) -> Tensor:
-    """Middle of the plateau in a ``(H, W)`` boolean map with at least one true pixel, as (x, y)."""
-    # Only the part that holds them all: full-size maps have millions of pixels, plateaus few.
-    rows, columns = top.any(dim=1).nonzero(), top.any(dim=0).nonzero()
-    first_y, first_x = int(rows[0]), int(columns[0])
-    top = top[first_y : int(rows[-1]) + 1, first_x : int(columns[-1]) + 1]
-    y, x = _nearest_to_centroid(top)
-    plateau = _connected(top, y, x)
-    if not torch.equal(plateau, top):
-        y, x = _nearest_to_centroid(plateau)
-    return torch.tensor([x + first_x, y + first_y], dtype=torch.float32, device=top.device)
-
-
-def _nearest_to_centroid(top: Tensor) -> tuple[int, int]:
-    pixels = top.nonzero()
+def _nearest_to_centroid(pixels: Tensor, maps: int) -> Tensor:
+    """Row in ``pixels`` of each map's chosen one, ``(maps,)``; ``pixels`` are rows (map, y, x)."""
+    map, place = pixels[:, 0], pixels[:, 1:]
+    count = place.new_zeros(maps, 1).index_add(0, map, torch.ones_like(place[:, :1]))
+    total = place.new_zeros(maps, 2).index_add(0, map, place)
     # Integers, so that symmetric plateaus tie exactly and the first, upper left pixel wins. Only
     # the order counts: |n p - sum|^2 less its constant part is n (n p^2 - 2 p sum), over n.
-    distance = (len(pixels) * pixels**2 - 2 * pixels * pixels.sum(dim=0)).sum(dim=1)
-    y, x = pixels[(distance == distance.min()).nonzero()[0, 0]].tolist()
-    return y, x
+    distance = (count[map] * place**2 - 2 * place * total[map]).sum(dim=1)
+    least = _least(distance, map, maps)
+    row = torch.arange(len(pixels), device=pixels.device)
+    return _least(row.where(distance == least[map], torch.full_like(row, len(row))), map, maps)
 
 
-def _connected(top: Tensor, y: int, x: int) -> Tensor:
-    """Pixels of ``top`` that are 8-connected to ``(y, x)``.
+def _least(values: Tensor, map: Tensor, maps: int) -> Tensor:
+    return values.new_zeros(maps).scatter_reduce(0, map, values, "amin", include_self=False)
+
+
+def _connected(pixels: Tensor, chosen: Tensor) -> Tensor:
+    """Which rows (map, y, x) of ``pixels`` are 8-connected to their map's ``chosen`` row.
 
     Each round fills whole runs along rows and columns, so that the number of rounds follows the
     turns of the plateau's outline and not its size in pixels: at full resolution that is a handful.
     """
-    if bool(top.all()):
-        return top
+    map, y, x = pixels.unbind(1)
+    # Each plateau in the upper left corner of a sheet that is just large enough for all.
+    y, x = (axis - _least(axis, map, len(chosen))[map] for axis in (y, x))
+    height, width = (torch.stack([y.amax(), x.amax()]) + 1).tolist()
+    top = torch.zeros(len(chosen), height, width, dtype=torch.bool, device=pixels.device)
     grown = torch.zeros_like(top)
-    grown[y, x] = True
-    count = 0
-    while count < (total := int(grown.sum())):
-        count = total
-        near = functional.max_pool2d(grown[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
+    top[map, y, x] = torch.ones_like(map, dtype=torch.bool)
+    grown[map[chosen], y[chosen], x[chosen]] = torch.ones_like(chosen, dtype=torch.bool)
+    before = torch.zeros_like(top)
+    while not torch.equal(grown, before):
+        before = grown
+        near = functional.max_pool2d(grown[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
         grown = _fill_runs(near & top, top)
-        grown = _fill_runs(grown.T, top.T).T
-    return grown
+        grown = _fill_runs(grown.mT, top.mT).mT
+    return grown[map, y, x]
 
 
 def _fill_runs(seed: Tensor, top: Tensor) -> Tensor:
     """Extend ``seed`` to the whole horizontal runs of ``top`` that it touches."""
     # Runs are numbered by the gaps before them; a gap column between rows keeps rows apart.
     gaps = functional.pad(~top, (0, 1), value=True)
-    run = gaps.flatten().cumsum(0).view_as(gaps)[:, :-1]
-    touched = torch.zeros(int(gaps.sum()) + 1, dtype=torch.bool, device=top.device)
-    touched[run[seed]] = True
-    return top & touched[run]
+    run = gaps.flatten().cumsum(0).view_as(gaps)[..., :-1]
+    seeds = torch.zeros(gaps.numel() + 1, dtype=torch.int32, device=top.device)
+    seeds.index_add_(0, run.flatten(), seed.flatten().int())
+    return top & (seeds > 0)[run]
 
 
 def _precise(tensor: Tensor) -> Tensor:

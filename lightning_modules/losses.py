@@ -89,5 +89,5 @@ def lesion_loss(
         )
     squared = (output.float() - mask.float()).square().flatten(1).mean(dim=1)
     masked = has_lesion.to(squared.dtype)
-    count = masked.sum() if images is None else squared.new_tensor(1.0) * images
+    count = masked.sum() if images is None else squared.new_ones(()) * images
     return (squared * masked).sum() / torch.where(count > 0, count, torch.ones_like(count))

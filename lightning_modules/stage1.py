@@ -75,7 +75,8 @@ class Stage1Classifier(LightningModule):
         self._resumed_means: dict[str, list[float]] = {}
         self.val_means = RunningMeans()
         self.agreement = Agreement(body_parts=self.hparams["body_parts"] or [])
-        self.peaks = CatMetric()
+        # The other metrics refuse a NaN; looking for it here too would make a GPU wait.
+        self.peaks = CatMetric(nan_strategy="disable")
         self.localisation = nn.ModuleDict(
             {
                 name: MetricCollection({"hit": HitRate(), "pixel_ap": PixelAveragePrecision()})
@@ -173,12 +174,12 @@ class Stage1Classifier(LightningModule):
         raw = self.raw_maps(pyramid)
         tops = [raw[name].amax((1, 2, 3)).clamp(min=0) for name in self.map_methods]
         self.peaks.update(torch.stack(tops, dim=1))
-        if batch["has_lesion"].any():
+        judged = batch["has_lesion"].nonzero()[:, 0]
+        if len(judged):
+            masks = [batch[key][judged] for key in ("lesion_mask", "index", "has_lesion")]
             for name in self.judged_maps:
-                shown = upsample(raw[name].clamp(min=0), batch["image"].shape[-2:])
-                self.figures_of(name).update(
-                    shown, batch["lesion_mask"], image_ids, batch["has_lesion"]
-                )
+                shown = upsample(raw[name][judged].clamp(min=0), batch["image"].shape[-2:])
+                self.figures_of(name).update(shown, *masks)
 
     def figures_of(self, name: str) -> MetricCollection:
         """Hit rate and pixel AP of a map on val, at training size."""

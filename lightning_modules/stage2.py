@@ -196,7 +196,7 @@ class Stage2GuidedAttention(Stage1Classifier):
             correct = (masked.argmax(1) == label).float().mean()
             self.val_means.add({"masked_accuracy": correct}, len(label))
         return (
-            {"loss": loss, "l1": l1, "l2": l2, "alpha": l1.new_tensor(self.alpha)},
+            {"loss": loss, "l1": l1, "l2": l2, "alpha": l1.new_full((), self.alpha)},
             logits,
             pyramid,
         )

@@ -85,16 +85,17 @@ class Agreement(PerImageMetric):
             "body_part": body_part,
         }
         check_rows(self, **rows)
-        if not bool(((probability >= 0) & (probability <= 1)).all()):
+        named = ((body_part >= 0) & (body_part < len(self.body_parts))) | (not self.body_parts)
+        valid = ((probability >= 0) & (probability <= 1), (label == 0) | (label == 1), named)
+        shares, classes, parts = torch.stack([rule.all() for rule in valid]).tolist()  # one wait
+        if not shares:
             raise ValueError(
                 "a probability is NaN or outside [0, 1]: the model has diverged (lower "
                 "optimizer.learning_rate), or scores were given instead of probabilities"
             )
-        if not bool(((label == 0) | (label == 1)).all()):
+        if not classes:
             raise ValueError(f"labels must be 0 or 1, got {sorted(set(label.tolist()))}")
-        if self.body_parts and not bool(
-            ((body_part >= 0) & (body_part < len(self.body_parts))).all()
-        ):
+        if not parts:
             raise ValueError(
                 f"body part codes must be 0 to {len(self.body_parts) - 1}, the positions in "
                 f"{list(self.body_parts)}, got {sorted(set(body_part.tolist()))}"

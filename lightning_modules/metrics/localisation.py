@@ -125,17 +125,9 @@ class PixelAveragePrecision(PerImageMetric):
         else:
             remedy = "it must lie in [0, 1]; scale it, or use levels=None"
             check_unit(map, f"with levels={self.levels} {remedy}")
-        for number, scores, positive in zip(index, map, lesion, strict=True):
-            score, lesion_pixels, pixels = _count_values(
-                scores.flatten().float(), positive.flatten(), self.levels
-            )
-            self.append(
-                index=number.view(1),
-                values=torch.tensor([len(score)]),
-                score=score,
-                lesion_pixels=lesion_pixels,
-                pixels=pixels,
-            )
+        names = ("values", "score", "lesion_pixels", "pixels")
+        counts = _count_values(map.flatten(1).float(), lesion.flatten(1), self.levels)
+        self.append(index=index, **dict(zip(names, counts, strict=True)))
 
     def compute(self) -> Tensor:
         """Compute the average precision in [0, 1], a float32 scalar; NaN without a lesion mask."""
@@ -199,15 +191,13 @@ def peak_distance(map: Tensor, mask: Tensor) -> Tensor:
         >>> peak_distance(map, mask)  # two pixels of a diagonal of five
         tensor([0.4000])
     """
-    peaks, pointing = peak(map), has_peak(map)
-    distance = torch.full((len(map),), float("inf"), device=map.device)
+    peaks = peak(map)
+    place, y, x = (mask[:, 0] >= 0.5).nonzero().unbind(dim=1)
+    squared = (torch.stack([x, y], dim=1) - peaks[place]).double().square().sum(dim=1)
+    nearest = squared.new_full((len(map),), float("inf"))
+    nearest = nearest.scatter_reduce(0, place, squared, "amin").sqrt()
     diagonal = float(map.shape[-2] ** 2 + map.shape[-1] ** 2) ** 0.5
-    for place, lesion in enumerate(mask[:, 0] >= 0.5):
-        pixels = lesion.nonzero().flip(1)  # x, y
-        if len(pixels) and bool(pointing[place]):
-            offset = (pixels - peaks[place]).double()
-            distance[place] = offset.square().sum(dim=1).min().sqrt() / diagonal
-    return distance
+    return (nearest / diagonal).float().masked_fill(~has_peak(map), float("inf"))
 
 
 def pixel_average_precision(score: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -248,15 +238,21 @@ def _average_precision(score: Tensor, lesion_weight: Tensor, weight: Tensor) -> 
 
 def _count_values(
     score: Tensor, lesion: Tensor, levels: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct scores of an image, their numbers of lesion pixels and of all pixels."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Number of distinct scores of each image (B, n); these, their lesion pixels and all pixels."""
     if levels is None:
-        distinct, place = score.unique(return_inverse=True)
-        count = len(distinct)
-    else:
-        distinct = torch.arange(levels, device=score.device) / (levels - 1)
-        place, count = (score * (levels - 1)).round().long(), levels
-    pixels = torch.bincount(place, minlength=count)
-    lesion_pixels = torch.bincount(place[lesion], minlength=count)
-    present = pixels > 0
-    return distinct[present], lesion_pixels[present], pixels[present]
+        score, order = score.sort(dim=1)
+        new = torch.ones_like(lesion)
+        new[:, 1:] = score[:, 1:] != score[:, :-1]
+        first = new.flatten().nonzero()[:, 0]
+        pixels = first.diff(append=first.new_full((1,), new.numel()))
+        found = lesion.gather(1, order).flatten().cumsum(0)[first + pixels - 1]
+        lesion_pixels = found.diff(prepend=found.new_zeros(1))
+        return new.sum(dim=1), score.flatten()[first], lesion_pixels, pixels
+    image = torch.arange(len(score), device=score.device).unsqueeze(1)
+    place = (score * (levels - 1)).round().long() + image * levels
+    pixels = torch.bincount(place.flatten(), minlength=len(score) * levels)
+    lesion_pixels = torch.bincount(place[lesion], minlength=len(score) * levels)
+    present = pixels.nonzero()[:, 0]
+    values = (pixels > 0).view(len(score), levels).sum(dim=1)
+    return values, present % levels / (levels - 1), lesion_pixels[present], pixels[present]

@@ -90,7 +90,8 @@ def images_with_lesion(
             f"{tuple(mask.shape)} and {len(index)} images: both must be (B, 1, H, W) of one size"
         )
     lesion = mask >= 0.5
-    counted = has_lesion.bool() & lesion.flatten(1).any(dim=1)
+    # As numbers of rows: a GPU is waited for at each use of a bool index.
+    counted = (has_lesion.bool() & lesion.flatten(1).any(dim=1)).nonzero()[:, 0]
     return map.detach()[counted], lesion[counted], index[counted]
 
 
