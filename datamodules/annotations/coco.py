@@ -115,9 +115,7 @@ def _marks(
     entry: dict[str, Any], size: tuple[int, int] | None, name: str, labels: tuple[str, ...]
 ) -> list[Mark]:
     if entry.get("ignore") or entry.get("deleted"):
-        raise EntryError(
-            "is flagged to be ignored, or deleted: is it a lesion? take it out, or not"
-        )
+        raise EntryError("is flagged as ignored or deleted; take off the flag, or take it out")
     segmentation, corners = entry.get("segmentation"), items(entry.get("bbox"))
     edges: tuple[Point, ...] = ()
     areas = []
