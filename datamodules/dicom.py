@@ -58,24 +58,8 @@ LOSSY = (uid.JPEG2000, uid.JPEGLSNearLossless, uid.HTJ2K)
 FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
 DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
-# Decodes a frame of JPEG of what NEEDED tells.
-GDCM = """
-import sys, gdcm
-columns, rows, top, cell, signed, samples = map(int, sys.argv[1:-1])
-kind = gdcm.PhotometricInterpretation.GetPIType(sys.argv[-1])
-fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-fragment.SetByteStringValue(sys.stdin.buffer.read())
-fragments.AddFragment(fragment)
-element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x10)), gdcm.Image()
-element.SetValue(fragments.__ref__())
-image.SetDataElement(element)
-image.SetNumberOfDimensions(2)
-image.SetDimensions((columns, rows, 1))
-image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14))
-image.SetPixelFormat(gdcm.PixelFormat(samples, cell, top, top - 1, signed))
-sys.stdout.buffer.write(image.GetBuffer().encode("utf-8", "surrogateescape"))
-"""
+# Run as a process: it decodes a frame of JPEG of what NEEDED tells.
+GDCM = str(Path(__file__).with_name("gdcm_frame.py"))
 
 
 def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
@@ -197,7 +181,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     plugin = max(decoder.available_plugins, default="")
     header.BitsStored = top  # gdcm ignores HighBit
     if plugin == "gdcm":  # apart from this process: damage crashes it, or it warns on stderr alone
-        command = [sys.executable, "-c", GDCM, *(str(header[name].value) for name in NEEDED)]
+        command = [sys.executable, GDCM, *(str(header[name].value) for name in NEEDED)]
         done = subprocess.run(command, input=frame, capture_output=True, check=True)
         if b"Corrupt JPEG" in done.stderr:
             raise ValueError("damaged")

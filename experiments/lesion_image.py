@@ -117,12 +117,12 @@ def check_image(
             by_rater.setdefault(rater, []).append(mark)
     if faults or not by_rater:
         return faults
+    lesions = draw([mark for marks in by_rater.values() for mark in marks], *size)
     for mark in reserved:
-        lesions = draw([own for marks in by_rater.values() for own in marks], *size)
         if check_mark(mark, size)[0] or (draw([mark], *size) & lesions).any():
             what = (
-                f"{image}: its class {'+'.join(mark.labels)!r} is none of a lesion, but it covers "
-                "part of one: nobody can tell whether it cuts a hole; draw the lesion without"
+                f"{image}: {'+'.join(mark.labels)!r} is no lesion, but covers part of one: nobody "
+                "can tell whether it cuts a hole; redraw the lesion without that part"
             )
             return [Fault("unclear class", f"{first.where}, {mark.entry}", what)]
     return _draw_image(row, image, size, by_rater, entries, how, notes)

@@ -23,7 +23,7 @@ WRONG_ENTRY = "wrong entry"
 # Classes that tools keep for what is no object, letters alone: LabelMe,
 # CVAT, Pascal VOC. CVAT cuts holes by background, LabelMe leaves out what is to be ignored.
 RESERVED = ("background", "bg", "void", "hole", "ignore", "ignored", "unlabeled", "dontcare")
-UNCLEAR = "nobody can tell whether it is a lesion; give it the class that it has"
+UNCLEAR = "nobody can tell whether it is a lesion; give it one class"
 
 
 @dataclass

@@ -179,7 +179,7 @@ def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels
         (labelme(shape(), shape("metal")), ("--labels", "fracture"), PIXELS, "others   metal 1"),
         (labelme(shape("Don't care")), (), 0, "no image has a mark"),
         (coco({"segmentation": [BOX], "ignore": 1}), (), 0, "flagged as ignored"),
-        (cvat(META, drawn("metal")), (), 0, "does not list"),
+        (cvat(META, drawn("metal")), (), 0, "not in <meta>"),
         (cvat(META, drawn("lesion")), (), PIXELS, "weak"),
         ([{"image": ONE, "annotations": [{"label": "a", "coordinates": {}}]}], (), 0, "'result'"),
     ],

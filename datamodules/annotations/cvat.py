@@ -20,6 +20,7 @@ from datamodules.annotations.entries import (
     noting,
     number,
     numbers,
+    show,
     whole,
 )
 from datamodules.annotations.files import only_file, read_xml
@@ -60,7 +61,8 @@ def read_cvat(path: Path) -> Marking:
                         raise no_area(shape.tag)
                     if shape.tag in SHAPES:
                         if known and shape.get("label") not in known:
-                            raise EntryError("has a label that its task does not list; list it")
+                            given = show(shape.get("label"))
+                            raise EntryError(f"has the label {given}, not in <meta>; add it there")
                         mark = Mark(entry, labels=labels, is_box=shape.tag == "box")
                         images[-1].marks.append(mark._replace(**SHAPES[shape.tag](shape, size)))
     return Marking(images, mistakes)

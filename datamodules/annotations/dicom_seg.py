@@ -61,10 +61,9 @@ def read_dicom_seg(path: Path) -> Marking:
                     if is_segmentation(file):
                         found = True
                         images += _read(file, data, whose)
-            except EntryError:
+            except (EntryError, DataError):
                 raise
             except Exception as error:  # pydicom fails in many ways, with values in its texts
-                found = True
                 what = f"damaged DICOM ({type(error).__name__}); export it again"
                 raise EntryError(what) from error
     if not found:

@@ -216,6 +216,8 @@ def _label(field: str, names: list[str]) -> str:
     if not number:
         raise EntryError(f"its class is {show(field)}, no number; {HINT}")
     place = int(number[1])
-    if names and not names[place : place + 1] > [""]:
+    if not names:
+        return str(place)
+    if place >= len(names) or not names[place]:
         raise EntryError(f"its class is {place}, but {len(names)} have names; add it to them")
-    return names[place] if names else str(place)
+    return names[place]
