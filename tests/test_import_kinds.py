@@ -107,19 +107,31 @@ FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
     [
         # Two addresses of one image are compared, of two images refused.
         ({"a.json": studio({"image": ONE, "file": ONE.split("/")[-1]}, region())}, 77, ""),
-        ({"a.json": studio({"ap": ONE, "lateral": OTHER}, region())}, 0, "holds 2 images"),
-        ({"a.json": studio({"images": [ONE, OTHER]}, region())}, 0, "holds 2 images"),
+        ({"a.json": studio({"ap": ONE, "lateral": OTHER}, region())}, 0, "holds several images"),
+        ({"a.json": studio({"images": [ONE, OTHER]}, region())}, 0, "holds several images"),
         (
             {"a.json": studio({"image": ONE, "lateral": "http://pacs/7"}, region())},
             0,
-            "holds 2 images",
+            "holds several images",
         ),
-        ({"a.json": studio({"image": ONE}, region(), region("b"))}, 0, "on another image"),
-        ({"a.json": studio({"image": ONE}, region(item_index=1))}, 0, "on another image"),
+        ({"a.json": studio({"image": ONE}, region(), region("b"))}, 0, "holds several images"),
+        (
+            {
+                "a.json": [
+                    {
+                        "data": {"image": ONE},
+                        "annotations": [{"result": [region()]}, {"result": [region("b")]}],
+                    }
+                ]
+            },
+            0,
+            "holds several images",
+        ),
+        ({"a.json": studio({"image": ONE}, region(item_index=1))}, 0, "holds several images"),
         (
             {"a.json": studio({"image": ONE}, region(), file_upload="1a2b3c4d-image9.png")},
             0,
-            "holds 2 images",
+            "holds several images",
         ),
         # The name inside against the file's own.
         ({f"{FLAT}.json": labelme(shape())}, PIXELS, ""),

@@ -74,15 +74,22 @@ def read_label_studio(path: Path) -> Marking:
         with noting(mistakes, where) as whose:
             whose += [image_name(address) for address in task_images(task)]
             name, *also = whose or [image_name(None)]
-            if any(not _is_end(one, name) and not _is_end(name, one) for one in also):
+            made = list(_annotations(task, raters))
+            drawn = [each for _, results in made for each in results if isinstance(each, dict)]
+            drawn = [each for each in drawn if _kind(each) in DRAWN]
+            if (
+                any(not _is_end(one, name) and not _is_end(name, one) for one in also)
+                or len({text(each.get("to_name")) for each in drawn} - {""}) > 1
+                or any(each.get("item_index") for each in drawn)
+            ):
                 raise EntryError(
-                    f"holds {len(whose)} images ({name}, {also[-1]}), and the export does not tell "
+                    f"holds several images ({', '.join(whose[:2])}), and the export does not tell "
                     "which of them a region is on; annotate one image a task"
                 )
             # JSON-MIN has a row an annotation: those of a task belong together.
             key = (identity, name)
             image = images.setdefault(key, MarkedImage(name, None, [], where, also=tuple(also)))
-            for rater, results in _annotations(task, raters):
+            for rater, results in made:
                 size = _read_results(results, image, rater, mistakes)
                 image = images[key] = image._replace(size=size)
     return Marking(list(images.values()), mistakes)
@@ -123,7 +130,7 @@ def _read_results(
     results: list[Any], image: MarkedImage, rater: str, mistakes: list[Mistake]
 ) -> tuple[int, int] | None:
     """Add what ``results`` draw to the marks of ``image``; return the image's size."""
-    size, drawn_on = image.size, ""
+    size = image.size
     apart = _labels_apart(results)
     for place, result in enumerate(results):
         about = result if isinstance(result, dict) else {}
@@ -140,12 +147,6 @@ def _read_results(
                 raise EntryError(
                     f"{kind[:40] or 'its shape'!r} is not read; draw it as polygon, ellipse, brush "
                     "or rectangle"
-                )
-            target = text(result.get("to_name"))
-            if target != (drawn_on := drawn_on or target) or result.get("item_index"):
-                raise EntryError(
-                    f"is drawn on another image ({target or 'not named'}) of a task with several: "
-                    "the export does not tell which that is; annotate one image a task"
                 )
             own = image_size(field(result, "original_height"), field(result, "original_width"))
             if own != (size or own):

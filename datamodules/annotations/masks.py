@@ -52,7 +52,7 @@ def read_masks(path: Path) -> Marking:
     elif (path / CLASSES).is_dir():
         path = path / CLASSES  # beside it lie the radiographs, and each object by itself
     files = list_files(path, ".png")
-    classes = _labelmap(path.parent / "labelmap.txt")
+    classes = _labelmap(path / "labelmap.txt") | _labelmap(path.parent / "labelmap.txt")
     found: dict[int, Path] = {}
     for file in files:
         with noting_file(mistakes, file, path) as whose:
