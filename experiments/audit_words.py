@@ -141,13 +141,8 @@ def _perturbation(found: dict[str, Any]) -> list[str]:
 
 def _repeatability(found: dict[str, Any]) -> list[str]:
     head = f"  maps of runs that differ in the seed: {', '.join(found['runs'])}"
-    rows = [
-        [
-            "map",
-            *("rank correlation", "another image's"),
-            *("IoU, strongest 5 %", "another image's"),
-        ]
-    ]
+    heads = ["map", "rank correlation", "another image's", "IoU, strongest 5 %", "another image's"]
+    rows = [heads]
     for name, result in found["methods"].items():
         cells = [show(result[kind][m]) for m in ("rank", "iou") for kind in ("alike", "floor")]
         rows.append([name, *cells])

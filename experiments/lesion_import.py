@@ -20,8 +20,8 @@ from experiments.lesion_matching import ImageFinder, tidy
 # Names of images that may be meant, shown in a message.
 SHOWN = 3
 WRONG_ENTRY = "wrong entry"
-# Classes that tools keep for what is no object, letters alone: LabelMe,
-# CVAT, Pascal VOC. CVAT cuts holes by background, LabelMe leaves out what is to be ignored.
+# Classes that tools keep for what is no object, letters alone: CVAT cuts holes by background,
+# LabelMe leaves out what is to be ignored, Pascal VOC the void around objects.
 RESERVED = ("background", "bg", "void", "hole", "ignore", "ignored", "unlabeled", "dontcare")
 UNCLEAR = "nobody can tell whether it is a lesion; give it one class"
 
@@ -95,8 +95,8 @@ def import_marks(
         concerned = [path for name in mistake.images for path in finder.find(name)]
         if mistake.is_file and not concerned:
             raise DataError(
-                f"{mistake.where}: {mistake.what} (nothing else tells which images it marks; or "
-                "take it out)"
+                f"{mistake.where}: {mistake.what}, or take it out: nothing else tells which images "
+                "it marks, so none is imported"
             )
         broken.update(places[path] for path in concerned)
     entries: dict[int, list[Entry]] = {}

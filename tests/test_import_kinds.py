@@ -290,7 +290,7 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
         (coco({"bbox": [0, 0, 0, 0], "segmentation": [BOX]}), PIXELS, "weak"),
         (voc(f"<polygon>{POLYGON}</polygon>"), 39, "masks    1\n"),
         (voc("<polygon><x1>1</x1><y1>1</y1></polygon>"), 0, "a polygon of 1 points"),
-        (voc("<polygon><pt><x>1</x><y>1</y></pt></polygon>"), 0, "LabelMe's old web tool"),
+        (voc("<polygon><pt><x>1</x><y>1</y></pt></polygon>"), 0, "LabelMe's old XML"),
         # Four corners of a box are weak, of anything else an outline.
         (labelme(shape(kind="rectangle")), PIXELS, "weak"),
         (labelme(shape(kind="rotation", points=[[10, 5], [13, 9], [9, 12], [6, 8]])), 32, "weak"),

@@ -71,9 +71,7 @@ def read_coco(path: Path) -> Marking:
             if image is None:
                 raise EntryError(f"is of image {show(key)}, which is not listed; export it again")
             image.marks.extend(_marks(about, image.size, name, classes))
-    info = content.get("info")
-    made_by = info.get("contributor") if isinstance(info, dict) else None
-    note = LABEL_STUDIO if made_by == "Label Studio" else ""
+    note = LABEL_STUDIO if "'Label Studio'" in str(content.get("info")) else ""
     return Marking([image._replace(note=note) for image in images.values()], mistakes)
 
 
@@ -99,11 +97,8 @@ def _read_images(
                     "whose its annotations are; export it again"
                 )
             extra = entry.get("extra")  # Roboflow's
-            given = [
-                entry.get("path"),
-                entry.get("coco_url"),
-                extra.get("name") if isinstance(extra, dict) else None,
-            ]
+            named = extra.get("name") if isinstance(extra, dict) else None
+            given = (entry.get("path"), entry.get("coco_url"), named)
             also = tuple(image_name(value) for value in given if text(value))
             size = image_size(field(entry, "height"), field(entry, "width"))
             images[key] = MarkedImage(name, size, [], where, also=also)

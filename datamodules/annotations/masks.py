@@ -85,11 +85,8 @@ def _labelmap(file: Path) -> dict[int, str]:
     """Classes by colour, 0xRRGGBB, from the lines ``name:red,green,blue:...`` of CVAT's exports."""
     lines = read_bytes(file).decode("utf-8", "replace").splitlines() if file.is_file() else []
     fields = [re.fullmatch(r"([^#:]+):(\d+),(\d+),(\d+):.*", line) for line in lines]
-    return {
-        int(match[2]) << 16 | int(match[3]) << 8 | int(match[4]): match[1]
-        for match in fields
-        if match
-    }
+    codes = {match[1]: map(int, match.groups()[1:]) for match in fields if match}
+    return {red << 16 | green << 8 | blue: name for name, (red, green, blue) in codes.items()}
 
 
 def _show(value: int) -> str:

@@ -80,11 +80,8 @@ def advice(source: Path) -> str:
 
 def unread(file: Path) -> str:
     """What a file is that some tool wrote and nothing here reads, with the way out; else ""."""
-    if (
-        file.suffix.lower() not in (".json", ".geojson", ".csv", ".tsv")
-        or file.is_dir()
-        or _format_of(file)
-    ):
+    is_text = file.suffix.lower() in (".json", ".geojson", ".csv", ".tsv") and not file.is_dir()
+    if not is_text or _format_of(file):
         return ""
     start = read_bytes(file)[:65536]
     return next((what for word, what in UNREAD.items() if word in start), "")

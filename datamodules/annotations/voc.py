@@ -27,10 +27,6 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, P
 from datamodules.annotations.shapes import beside_box, box, polygon, turn
 from datamodules.index import DataError
 
-LABELME_XML = (
-    "of LabelMe's old web tool (XML), which is not read; export 'CVAT for images 1.1' or COCO"
-)
-
 
 def read_voc(path: Path) -> Marking:
     """Read a VOC file, or all below a folder; an image's name gets the folder of its file.
@@ -56,7 +52,7 @@ def read_voc(path: Path) -> Marking:
             name = name_beside(file, path, _value(root, "filename") or file.stem)
             whose += [name, *also]
             if root.find("imagesize") is not None or root.find("object/polygon/pt") is not None:
-                raise EntryError(f"is {LABELME_XML}")
+                raise EntryError("is LabelMe's old XML, which is not read; export as CVAT or COCO")
             note = LABEL_STUDIO if _value(root, "owner/name") == "Label Studio" else ""
             image = MarkedImage(name, _size(root), [], str(file), also=also, note=note)
             images.append(image)
