@@ -3,7 +3,7 @@
 from datamodules.fracatlas import FracAtlasDataModule
 from datamodules.index import DataError
 from datamodules.mura import MuraDataModule
-from datamodules.phantom import PhantomDataModule
+from datamodules.phantom.source import PhantomDataModule
 from datamodules.radiographs import RadiographDataModule
 
 SOURCES: dict[str, type[RadiographDataModule]] = {

@@ -14,11 +14,11 @@ import torch
 from scipy.special import expit
 
 from experiments.bench_table import Line, Request, median, ratios, take_turns
-from experiments.figures import classification, fit
-from experiments.map_figures import MapRows, localisation
-from experiments.map_rows import LEVELS, MapRecorder, one_thread
+from experiments.evaluation.figures import classification, fit
+from experiments.evaluation.map_figures import MapRows, localisation
+from experiments.evaluation.map_rows import LEVELS, MapRecorder, one_thread
+from experiments.evaluation.statistics import RESAMPLES, Figure, estimates, patient_weights
 from experiments.runs import RunError
-from experiments.statistics import RESAMPLES, Figure, estimates, patient_weights
 
 # MURA's test split.
 IMAGES, STUDIES, PATIENTS = 3197, 1199, 783

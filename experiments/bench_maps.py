@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.bench_steps import milliseconds, network, prepare
 from experiments.bench_table import Line, Request, ratios, take_turns
-from experiments.peers import abnormal_score, library
+from experiments.evaluation.peers import abnormal_score, library
 from lightning_modules.attention import cam, pcam, scale_map, upsample
 from lightning_modules.stage1 import ABNORMAL
 

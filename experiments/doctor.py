@@ -293,7 +293,7 @@ def check_folder(topic: str, folder: Path, gibibytes: float) -> Finding:
 def check_data(config: Config) -> Iterator[Finding]:
     """The data set: its root, the files that decide its index, its cache."""
     from datamodules import DataError
-    from datamodules.phantom import PhantomDataModule
+    from datamodules.phantom.source import PhantomDataModule
     from experiments.build import build_data
 
     try:
@@ -320,7 +320,7 @@ def check_data(config: Config) -> Iterator[Finding]:
 def check_wandb(config: Config) -> Iterator[Finding]:
     """Whether anything would be sent, without asking W&B."""
     from experiments.config import ConfigError
-    from experiments.wandb_run import has_api_key, wandb_mode
+    from experiments.training.wandb import has_api_key, wandb_mode
 
     key = "a key is configured" if has_api_key() else "no key configured"
     try:

@@ -7,9 +7,9 @@ everything that is fitted or tuned comes from val. Writes ``evaluation/<split>/`
 directory (docs/evaluation.md says what) and prints the figures. ``--no-baselines`` leaves the
 trivial maps out. ``--compare`` also compares the runs with one another, runs that differ in the
 seed alone joined, and their maps; it is written beside the stages' folders, or to ``--out PATH``.
-``--peers NAMES`` also judges other people's map methods on the same network (experiments/peers.py:
-names with commas, ``quick``, or ``all`` with the two slow ones); ``--audit`` asks whether the maps
-can be believed (docs/audit.md), on ``--audit-images N`` abnormal images.
+``--peers NAMES`` also judges other people's map methods on the same network (names in
+experiments/evaluation/peers.py, with commas, ``quick``, or ``all`` with the two slow ones);
+``--audit`` asks whether the maps can be believed (docs/audit.md), on ``--audit-images N`` abnormal images.
 
 ``--maps DIR data.name=... data.root=...`` judges a folder of anybody's maps instead, without a
 network: docs/maps.md.
@@ -30,8 +30,8 @@ from experiments.command import answered
 from experiments.command import run as run_command
 
 if TYPE_CHECKING:  # packages may be missing: main says so
-    from experiments.evaluation import Evaluation
-    from experiments.map_methods import MapMethod
+    from experiments.evaluation.methods import MapMethod
+    from experiments.evaluation.run import Evaluation
 
 
 @answered
@@ -76,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.compare or arguments.audit:
         check_different(runs)
     if arguments.compare and arguments.out:
-        from experiments.comparison import comparison_paths
+        from experiments.evaluation.comparison import comparison_paths
 
         comparison_paths(arguments.out)  # raises now, not after minutes of judging
     methods = choose_peers(arguments.peers)
@@ -84,7 +84,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.compare:
         compare_all(found, arguments.out)
     if arguments.audit:
-        from experiments.audit_files import audit_all
+        from experiments.audit.files import audit_all
 
         audit_all(found, methods, arguments.audit_images)
     return 0
@@ -111,7 +111,7 @@ def choose_peers(names: str | None) -> list[MapMethod]:
     """The methods of ``--peers``: quick, all, or names with commas."""
     if names is None:
         return []
-    from experiments.peers import PEERS, SLOW, peers
+    from experiments.evaluation.peers import PEERS, SLOW, peers
 
     quick = [name for name in PEERS if name not in SLOW]
     return peers({"quick": quick, "all": list(PEERS)}.get(names, names.split(",")))
@@ -121,9 +121,9 @@ def evaluate_all(
     runs: list[Path], split: str, overrides: list[str], trivial: bool, methods: list[MapMethod]
 ) -> list[Evaluation]:
     """Judge runs one after the other; write and print each."""
-    from experiments.describe import describe
-    from experiments.evaluation import Shared, evaluate
-    from experiments.results import write
+    from experiments.evaluation.describe import describe
+    from experiments.evaluation.run import Shared, evaluate
+    from experiments.evaluation.store import write
 
     shared: Shared = {}
     judged = []
@@ -139,7 +139,7 @@ def evaluate_all(
 
 def compare_all(judged: list[Evaluation], out: Path | None) -> None:
     """Compare runs that have just been judged: never with the figures of an older network."""
-    from experiments.comparison import compare_runs, write_comparison
+    from experiments.evaluation.comparison import compare_runs, write_comparison
 
     found = compare_runs(judged)
     print(f"\n{found.short}", flush=True)
@@ -150,9 +150,9 @@ def compare_all(judged: list[Evaluation], out: Path | None) -> None:
 
 def judge_folder(arguments: argparse.Namespace, runs: list[Path], overrides: list[str]) -> int:
     """Judge a folder of anybody's maps; write, print and return the exit status."""
-    from experiments.describe_maps import describe_maps
-    from experiments.evaluate_maps import evaluate_maps
-    from experiments.results import write
+    from experiments.evaluation.describe_maps import describe_maps
+    from experiments.evaluation.folder import evaluate_maps
+    from experiments.evaluation.store import write
     from experiments.runs import RunError
 
     if runs:

@@ -71,11 +71,11 @@ def export(run: Path, file: Path) -> None:
     Raises:
         RunError: There is no such run, the extra is missing, or file and network disagree.
     """
-    from experiments.model_card import model_card
-    from experiments.model_file import TOLERANCE, build, check_images, differences, library
-    from experiments.model_properties import properties
+    from experiments.prediction.card import model_card
+    from experiments.prediction.network import load_trained
+    from experiments.prediction.onnx import TOLERANCE, build, check_images, differences, library
+    from experiments.prediction.properties import properties
     from experiments.runs import RunError
-    from experiments.trained import load_trained
 
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name)

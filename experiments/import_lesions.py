@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # packages may be missing: main says so
     import pandas as pd
 
     from datamodules.radiographs import RadiographDataModule
+    from experiments.annotation.importing import Found
     from experiments.config import Config
-    from experiments.lesion_import import Found
 
 RATERS = ("union", "majority", "intersection")
 
@@ -76,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
     config = load_config("stage3", overrides)
     check_request(arguments, sources, config)
     if arguments.example is not None:
-        from experiments.lesion_example import write_example
+        from experiments.annotation.example import write_example
 
         print(write_example(config, arguments.example, arguments.out))
         again = shlex.join([str(arguments.out), "--out", "my-lesions", *overrides])
@@ -142,15 +142,15 @@ def import_all(arguments: argparse.Namespace, sources: list[Path], config: Confi
     """Read, match, check, write and print; return the exit status."""
     from datamodules import DataError
     from datamodules.annotations import READERS, recognise
-    from experiments.describe_import import (
+    from experiments.annotation.describe_import import (
         describe,
         describe_faults,
         describe_moved,
         images_said,
         next_command,
     )
-    from experiments.lesion_import import import_marks
-    from experiments.lesion_matching import read_mapping
+    from experiments.annotation.importing import import_marks
+    from experiments.annotation.matching import read_mapping
 
     if arguments.format not in (None, *READERS):
         raise DataError(f"--format {arguments.format} is none of {', '.join(READERS)}")
@@ -215,9 +215,9 @@ def read_index(config: Config) -> tuple[RadiographDataModule, pd.DataFrame]:
 def write(out: Path, found: Found, table: pd.DataFrame, root: Path) -> list[str]:
     """Write the lesion folder, whole or not at all; return what lies in it."""
     from datamodules.lesions import CSV, Lesion, write_lesions
-    from experiments.describe_import import in_cell
-    from experiments.lesion_sheet import write_sheets
-    from experiments.lesion_table import cells, import_table
+    from experiments.annotation.describe_import import in_cell
+    from experiments.annotation.sheet import write_sheets
+    from experiments.annotation.table import cells, import_table
 
     sheets: list[str] = []
 

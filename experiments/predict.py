@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from experiments.command import run as run_command
 
 if TYPE_CHECKING:  # packages may be missing: main says so
-    from experiments.inputs import Found, Input
-    from experiments.overlays import Shown
-    from experiments.prediction import Writer
-    from experiments.prediction_files import PredictionFolder, Row
-    from experiments.trained import Trained
+    from experiments.drawing import Shown
+    from experiments.prediction.folder import PredictionFolder, Row
+    from experiments.prediction.inputs import Found, Input
+    from experiments.prediction.network import Trained
+    from experiments.prediction.stream import Writer
 
 LISTED = 5
 # Smallest and largest longer side of a Secondary Capture, pixels.
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from datamodules import DataError
     from experiments.config import ConfigError
-    from experiments.inputs import readable
+    from experiments.prediction.inputs import readable
     from experiments.runs import RunError
 
     try:
@@ -68,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(run: Path, words: list[Path], out: Path, methods: str | None, dicom: bool) -> int:
     """Look at all inputs, write and print; return the exit status."""
-    from experiments.inputs import find_inputs, readable
-    from experiments.prediction_files import PredictionFolder
+    from experiments.prediction.folder import PredictionFolder
+    from experiments.prediction.inputs import find_inputs, readable
+    from experiments.prediction.network import load_trained
     from experiments.runs import RunError, find_checkpoint
-    from experiments.trained import load_trained
 
     find_checkpoint(run)  # raises now, not after a walk through many folders
     found = find_inputs(words, out)
@@ -122,7 +122,7 @@ def choose_methods(trained: Trained, names: str | None) -> list[str]:
 
 def about(trained: Trained, words: list[Path], methods: list[str], dicom: bool) -> dict[str, Any]:
     """What ``about.json`` keeps: whose predictions these are, and by which thresholds."""
-    from experiments.inputs import readable
+    from experiments.prediction.inputs import readable
 
     return {
         "run": readable(trained.folder),
@@ -174,7 +174,7 @@ def look(
     """Look at all inputs; a bar on a terminal."""
     from tqdm import tqdm
 
-    from experiments.prediction import predict_all
+    from experiments.prediction.stream import predict_all
 
     with tqdm(total=len(inputs), desc="images", unit=" images", leave=False, disable=None) as bar:
         for count in predict_all(trained, inputs, folder, methods, also):
@@ -186,8 +186,8 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
     from datamodules import DataError
     from datamodules.decode import is_dicom
     from datamodules.dicom import read_dicom
-    from experiments.prediction import drawn
-    from experiments.secondary_capture import encode, secondary_capture
+    from experiments.prediction.capture import encode, secondary_capture
+    from experiments.prediction.stream import drawn
 
     derivation = (
         f"{trained.best_map.upper()} map of a neural network ({trained.stage}, trained on "
@@ -221,8 +221,8 @@ def report(
     seconds: float,
 ) -> int:
     """Print what was found, on all rows of the table; return the exit status."""
-    from experiments.inputs import readable
-    from experiments.prediction_files import NOTE
+    from experiments.prediction.folder import NOTE
+    from experiments.prediction.inputs import readable
 
     rows = list(folder.rows.values())
     failed = [row for row in rows if row.failed]
@@ -257,7 +257,7 @@ def report(
 
 def failures(failed: list[Row]) -> str:
     """How many rows have no prediction, and of how many others something was not made."""
-    from experiments.prediction import NO_OVERLAY
+    from experiments.prediction.stream import NO_OVERLAY
 
     asked = [row for row in failed if row.answered]
     plain = sum(NO_OVERLAY in row.error for row in asked)

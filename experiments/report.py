@@ -55,8 +55,8 @@ def main(words: list[str] | None = None) -> int:
     out = arguments.out or Path(os.path.normpath(folder / ".." / ".." / "report"))
     page = own_page(out)  # raises now, not after minutes of judging
 
-    from experiments.report_page import write_page
-    from experiments.stored import check_one_data_set, judged
+    from experiments.evaluation.stored import check_one_data_set, judged
+    from experiments.reporting.page import write_page
 
     found = judged(runs, arguments.split, overrides)
     check_one_data_set(found)

@@ -3,9 +3,9 @@
 Draws N abnormal images, spread over patients, body parts and studies, and writes a package to
 ``--out`` that CVAT, Label Studio and LabelMe open (docs/select_lesions.md): by ``data.seed`` at
 random, or, with ``--run RUN_DIR``, by that run's uncertainty and coverage
-(experiments/choose_images.py). ``--split`` says of which images (train; all: of train, val and
-test), ``--masked`` also takes those that have a mask already, ``--outlines`` adds what the run's
-map shows as outlines to begin with.
+(experiments/annotation/choosing.py). ``--split`` says of which images (train; all: of train, val
+and test), ``--masked`` also takes those that have a mask already, ``--outlines`` adds what the
+run's map shows as outlines to begin with.
 
 Exit status: 0 done, 2 the request cannot be carried out.
 """
@@ -74,13 +74,13 @@ def select(arguments: argparse.Namespace, sources: list[Path], overrides: list[s
     import numpy as np
 
     from datamodules import DataError
-    from experiments.annotation_package import check_new, write_package
-    from experiments.choose_images import choose_images
+    from experiments.annotation.choosing import choose_images
+    from experiments.annotation.describe_import import index_words
+    from experiments.annotation.describe_selection import describe, describe_outlines, next_command
+    from experiments.annotation.look import look_at, maps_of, open_observer
+    from experiments.annotation.outlines import outline
+    from experiments.annotation.package import check_new, write_package
     from experiments.config import load_config
-    from experiments.describe_import import index_words
-    from experiments.describe_selection import describe, describe_outlines, next_command
-    from experiments.look import look_at, maps_of, open_observer
-    from experiments.outlines import outline
 
     if sources:
         raise DataError(f"--select imports nothing: leave {sources[0]} out, or --select")
@@ -166,7 +166,7 @@ def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.
 
     from datamodules import DataError
     from datamodules.decode import decode, usable_cores
-    from experiments.choose_images import choose_images
+    from experiments.annotation.choosing import choose_images
 
     def fault(path: str) -> str:
         try:

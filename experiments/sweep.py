@@ -27,7 +27,7 @@ from experiments.locks import is_training
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from optuna import Study, Trial
 
-    from experiments.sweep_file import Sweep
+    from experiments.cluster.sweep_file import Sweep
 
 SECONDS = 2.0  # between two looks at a trial's metrics.csv, where early_terminate is asked for
 # Passed on to the training, which saves and ends by itself. USR1: SLURM's warning before the limit.
@@ -51,10 +51,10 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     if arguments.count is not None and arguments.count < 1:
         parser.error(f"--count {arguments.count}: expected a whole number, at least 1")
-    from experiments.sweep_file import read_sweep
+    from experiments.cluster.sweep_file import read_sweep
 
     sweep = read_sweep(arguments.file, arguments.overrides)
-    from experiments.sweep_study import open_study
+    from experiments.cluster.sweep_study import open_study
 
     config = sweep.config(sweep.example())
     folder = Path(config.run.root) / config.data.name / "sweeps" / sweep.path.stem
@@ -65,8 +65,8 @@ def main(words: list[str] | None = None) -> int:
 
 def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> int:
     """Train trial after trial until none is left; return the exit status."""
-    from experiments.sweep_report import describe
-    from experiments.sweep_study import rows, take
+    from experiments.cluster.sweep_report import describe
+    from experiments.cluster.sweep_study import rows, take
 
     retry = {row["trial"] for row in rows(study) if row["state"] == "failed"}
     trained = 0
@@ -100,8 +100,8 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
 def report(sweep: Sweep, study: Study, folder: Path, plot: bool = True) -> list[dict[str, Any]]:
     """Write the table, and the plot where some trial is done; return the rows."""
     from datamodules.cache import locked
-    from experiments.sweep_report import write_plot, write_table
-    from experiments.sweep_study import rows
+    from experiments.cluster.sweep_report import write_plot, write_table
+    from experiments.cluster.sweep_study import rows
 
     # Two tasks that end together would write over one another, and the one that knows less last.
     with locked(folder / ".lock"):

@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.dry_run:
         print("\n".join(shlex.join([*send, *map(str, segments)]) for segments in unsent))
         return 0
-    from experiments.wandb_run import has_api_key
+    from experiments.training.wandb import has_api_key
 
     if not has_api_key():
         print(

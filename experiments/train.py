@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import BY_CTRL_C, answered, run
-from experiments.describe_run import describe_data, describe_start, print_results
-from experiments.preemption import Stopped, StopRequest, is_first_rank, requeue, this_job
+from experiments.training.describe import describe_data, describe_start, print_results
+from experiments.training.preemption import Stopped, StopRequest, is_first_rank, requeue, this_job
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from experiments.config import Config
@@ -56,7 +56,7 @@ def carry_out(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
     from experiments.build import build_data
     from experiments.hardware import slurm_fault
-    from experiments.wandb_run import check_project
+    from experiments.training.wandb import check_project
 
     if not arguments.data_only and (fault := slurm_fault(config.trainer)):
         raise ConfigError(fault)
@@ -116,7 +116,7 @@ def train_in(folder: Path, config: Config, data: Any, stop: StopRequest) -> int:
         epochs_done,
         resume_point,
     )
-    from experiments.wandb_run import close_wandb, report_finished, summarise
+    from experiments.training.wandb import close_wandb, report_finished, summarise
 
     resume, checkpoint = resume_point(folder)
     done, wanted = epochs_done(checkpoint), config.trainer["max_epochs"]
@@ -289,7 +289,7 @@ def build_loggers(
     """``metrics.csv`` always, Weights & Biases when wanted."""
     from experiments.config import to_plain
     from experiments.runs import MetricsCsv
-    from experiments.wandb_run import wandb_logger
+    from experiments.training.wandb import wandb_logger
 
     loggers: list[Any] = [MetricsCsv(folder, epochs_kept, last)]
     remote = wandb_logger(config.logger, folder, to_plain(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 
 from experiments import predict
-from experiments.prediction_files import read_rows
+from experiments.prediction.folder import read_rows
 
 
 def told(*words):

@@ -14,9 +14,9 @@ from datamodules.annotations import READERS, recognise
 from datamodules.annotations.files import read_bytes
 from datamodules.annotations.marks import Mark, draw, encode
 from datamodules.index import DataError
-from experiments.describe_import import describe_faults
-from experiments.lesion_image import Fault
-from experiments.lesion_matching import Matcher
+from experiments.annotation.describe_import import describe_faults
+from experiments.annotation.image import Fault
+from experiments.annotation.matching import Matcher
 from tests import annotation_samples as samples
 from tests.annotation_samples import HEIGHT, WIDTH, square
 

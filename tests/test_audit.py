@@ -9,19 +9,20 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import audit, audit_sample
-from experiments.audit_words import (
+from experiments.audit import audit
+from experiments.audit import sample as audit_sample
+from experiments.audit.cascade import steps
+from experiments.audit.perturbation import SHARES
+from experiments.audit.words import (
     cascade_says,
     describe_audit,
     leak_says,
     perturbation_says,
     repeatability_says,
 )
-from experiments.baselines import Edges
-from experiments.perturbation import SHARES
-from experiments.randomise import steps
-from experiments.results import plain
-from experiments.statistics import Difference, Estimate
+from experiments.evaluation.baselines import Edges
+from experiments.evaluation.statistics import Difference, Estimate
+from experiments.evaluation.store import plain
 from lightning_modules import STAGES
 from tests.stages import SIZE, settled
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodules.geometry import letterbox
-from experiments.baselines import STEP, Centre, Edges, MeanMask, Noise, baselines, smooth
-from experiments.map_methods import fit_scale, raw_map, shown_map
+from experiments.evaluation.baselines import STEP, Centre, Edges, MeanMask, Noise, baselines, smooth
+from experiments.evaluation.methods import fit_scale, raw_map, shown_map
 from lightning_modules.attention import peak
 
 SIZE = 64

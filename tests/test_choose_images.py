@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datamodules.annotations.marks import Mark, draw
-from experiments.choose_images import Look, choose_images
-from experiments.lesion_checks import check_mark
-from experiments.outlines import outline
+from experiments.annotation.checks import check_mark
+from experiments.annotation.choosing import Look, choose_images
+from experiments.annotation.outlines import outline
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import weighted
-from experiments.compare import (
+from experiments.evaluation import weighted
+from experiments.evaluation.compare import (
     compare,
     markdown,
     pairs_of_methods,
@@ -16,7 +16,7 @@ from experiments.compare import (
     same_images,
     sentences,
 )
-from experiments.statistics import patient_weights
+from experiments.evaluation.statistics import patient_weights
 
 IMAGES = 200
 TABLE = pd.DataFrame(

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.comparison import compare_runs, group, write_comparison
 from experiments.config import load_config
-from experiments.evaluation import Evaluation
-from experiments.figures import Fitted
-from experiments.map_figures import MapRows
+from experiments.evaluation.comparison import compare_runs, group, write_comparison
+from experiments.evaluation.figures import Fitted
+from experiments.evaluation.map_figures import MapRows
+from experiments.evaluation.run import Evaluation
+from experiments.evaluation.statistics import patient_weights
 from experiments.runs import RunError
-from experiments.statistics import patient_weights
 
 IMAGES = 40  # the first half abnormal, with a lesion; two images a patient
 LESIONS = IMAGES // 2

@@ -15,9 +15,9 @@ from PIL import Image
 
 from datamodules.decode import decode
 from datamodules.geometry import from_square, letterbox
-from datamodules.phantom import draw_tree
+from datamodules.phantom.source import draw_tree
+from experiments.annotation.matching import read_mapping
 from experiments.config import load_config
-from experiments.lesion_matching import read_mapping
 from tests import docs_python
 from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
 

@@ -7,9 +7,9 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from datamodules.geometry import from_square, letterbox, to_square
-from experiments.evaluation import figures, notes
-from experiments.figures import Fitted, fit
-from experiments.judge import judge
+from experiments.evaluation.figures import Fitted, fit
+from experiments.evaluation.judge import judge
+from experiments.evaluation.run import figures, notes
 
 SIZE = 32
 HEIGHT, WIDTH = 80, 48

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from experiments import evaluate, report, train
-from experiments.evaluation import REPLACED
-from experiments.figures import read_images
-from experiments.map_figures import iou_curves, load_maps
-from experiments.trained import load_trained
+from experiments.evaluation.figures import read_images
+from experiments.evaluation.map_figures import iou_curves, load_maps
+from experiments.evaluation.run import REPLACED
+from experiments.prediction.network import load_trained
 from lightning_modules import STAGES
 from tests.runs import run_folder, tiny_words
 

@@ -14,7 +14,7 @@ import torch
 from experiments import evaluate, train
 from experiments.build import build_data
 from experiments.config import load_config
-from experiments.evaluate_maps import masked_rows
+from experiments.evaluation.folder import masked_rows
 from experiments.runs import find_checkpoint, load_module
 from tests.runs import run_folder, tiny_words
 

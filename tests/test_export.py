@@ -14,12 +14,13 @@ import torch
 
 from datamodules.decode import decode
 from datamodules.geometry import from_square
-from experiments import evaluate, export, model_file, predict, train
-from experiments.figures import read_images
-from experiments.model_card import model_card
-from experiments.model_properties import properties
+from experiments import evaluate, export, predict, train
+from experiments.evaluation.figures import read_images
+from experiments.prediction import onnx as model_file
+from experiments.prediction.card import model_card
+from experiments.prediction.network import load_trained, read_summary
+from experiments.prediction.properties import properties
 from experiments.runs import RunError
-from experiments.trained import load_trained, read_summary
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
 

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from experiments.figures import (
+from experiments.evaluation.figures import (
     Fitted,
     classification,
     fit,
@@ -27,7 +27,7 @@ from experiments.figures import (
     studies,
     youden,
 )
-from experiments.statistics import estimates, patient_weights
+from experiments.evaluation.statistics import estimates, patient_weights
 from lightning_modules.metrics import Agreement
 
 PARTS = ["elbow", "hand"]

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from experiments.evaluation import figures
-from experiments.figures import fit
-from experiments.map_figures import MapRows
-from experiments.statistics import RESAMPLES, estimates, patient_weights
+from experiments.evaluation.figures import fit
+from experiments.evaluation.map_figures import MapRows
+from experiments.evaluation.run import figures
+from experiments.evaluation.statistics import RESAMPLES, estimates, patient_weights
 
 IMAGES, STUDIES, PATIENTS = 3197, 1199, 783
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]

@@ -102,15 +102,15 @@ def test_nothing_is_left_where_writing_fails(run, out, tmp_path, monkeypatch, ca
     def fail(*_):
         raise OSError(28, "No space left on device", "sheet.png")
 
-    monkeypatch.setattr("experiments.lesion_sheet.write_sheets", fail)
+    monkeypatch.setattr("experiments.annotation.sheet.write_sheets", fail)
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 2
     assert "cannot be written (No space left on device)" in capsys.readouterr().err
     assert [*out.parent.iterdir()] == []
 
 
 def test_several_sheets_are_numbered(run, out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.lesion_sheet.ROWS", 1)
-    monkeypatch.setattr("experiments.lesion_sheet.COLUMNS", 2)
+    monkeypatch.setattr("experiments.annotation.sheet.ROWS", 1)
+    monkeypatch.setattr("experiments.annotation.sheet.COLUMNS", 2)
     entries = [(image(patient), [BOX]) for patient in (2, 4, 6)]
     assert run(write_coco(tmp_path / "a.json", *entries)) == 0
     assert "import.csv, sheet-1.png to sheet-2.png" in capsys.readouterr().out

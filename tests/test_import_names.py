@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from experiments.lesion_matching import ImageFinder, Matcher
+from experiments.annotation.matching import ImageFinder, Matcher
 from tests.lesion_files import BOX, build, image, run_import, write_coco
 
 # pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.marks import Mark
-from experiments import lesion_checks
-from experiments.lesion_checks import MAX_CORNERS, check_mark, check_mask, crossing
-from experiments.lesion_raters import agreement, combine, mean_agreement
+from experiments.annotation import checks as lesion_checks
+from experiments.annotation.checks import MAX_CORNERS, check_mark, check_mask, crossing
+from experiments.annotation.raters import agreement, combine, mean_agreement
 
 SIZE = (100, 200)
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]

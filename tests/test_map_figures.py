@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.compare import say
-from experiments.map_figures import (
+from experiments.evaluation.compare import say
+from experiments.evaluation.map_figures import (
     TOLERANCE,
     MapRows,
     groups,
@@ -17,7 +17,7 @@ from experiments.map_figures import (
     localisation,
     save_maps,
 )
-from experiments.statistics import estimates, patient_weights
+from experiments.evaluation.statistics import estimates, patient_weights
 from lightning_modules.metrics import (
     EnergyInMask,
     HitRate,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from datamodules.index import DataError
-from experiments.map_files import read_map
+from experiments.evaluation.map_files import read_map
 
 SIZE = 30, 40
 WHOLE = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {SIZE}}}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from experiments.map_similarity import rank_correlation, similarity, ssim, top_region
+from experiments.audit.similarity import rank_correlation, similarity, ssim, top_region
 
 SIDE = 24
 

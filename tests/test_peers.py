@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from experiments.map_methods import raw_map
-from experiments.peers import PEERS, peers
+from experiments.evaluation.methods import raw_map
+from experiments.evaluation.peers import PEERS, peers
 from experiments.runs import RunError
 from lightning_modules import STAGES
 from lightning_modules.attention import normalise, upsample

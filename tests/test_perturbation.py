@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.perturbation import (
+from experiments.audit.perturbation import (
     SHARES,
     area_under,
     blurred,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from datamodules.index import DataError, check_index, check_patients_apart
-from datamodules.phantom import CSVS, PhantomDataModule, draw_tree, image_path
-from datamodules.phantom_drawing import BODY_PARTS, VIEWS, case, draw
-from datamodules.phantom_lesions import LESION_TYPES
+from datamodules.phantom.drawing import BODY_PARTS, VIEWS, case, draw
+from datamodules.phantom.lesions import LESION_TYPES
+from datamodules.phantom.source import CSVS, PhantomDataModule, draw_tree, image_path
 
 COUNT = 60
 SAMPLE = 400
@@ -221,7 +221,7 @@ def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(seed, number)
 
-    monkeypatch.setattr("datamodules.phantom.draw", fail_at_five)
+    monkeypatch.setattr("datamodules.phantom.source.draw", fail_at_five)
     with pytest.raises(KeyboardInterrupt):
         draw_tree(root, seed=0, count=8)
     assert not root.exists()

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from datamodules.decode import PNG
-from datamodules.phantom_drawing import draw as draw_phantom
+from datamodules.phantom.drawing import draw as draw_phantom
 from experiments import evaluate, train
-from experiments.figures import read_images
-from experiments.trained import load_trained
+from experiments.evaluation.figures import read_images
+from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
 from tests.predictions import rows_of, save, told
 from tests.runs import run_folder, tiny_words

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from datamodules.phantom_drawing import draw as draw_phantom
+from datamodules.phantom.drawing import draw as draw_phantom
 from tests.predictions import rows_of, save, told
 from tests.untrained import judge, make_run
 
@@ -64,7 +64,7 @@ def test_what_a_killed_prediction_wrote_is_no_input(
     save(nest / "about" / "b.png", phantoms[0])
     (nest / "about" / "about.json").write_text('{"checkpoint_hash": "not ours"}')
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.prediction_files.PredictionFolder.finish", killed)
+        patch.setattr("experiments.prediction.folder.PredictionFolder.finish", killed)
         if first == "nothing":
             patch.setattr("experiments.predict.look", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.phantom_drawing import draw as draw_phantom
-from experiments import prediction
-from experiments.overlays import draw as draw_overlay
+from datamodules.phantom.drawing import draw as draw_phantom
+from experiments.drawing import draw as draw_overlay
+from experiments.prediction import stream as prediction
 from tests.predictions import rows_of, save, told
 from tests.untrained import judge, make_run
 
@@ -41,7 +41,7 @@ def test_an_overlay_that_cannot_be_drawn_ends_nothing(run, phantoms, tmp_path, m
             raise TypeError("no picture")
         return draw_overlay(shown, *words, **more)
 
-    monkeypatch.setattr("experiments.prediction.draw", fails)
+    monkeypatch.setattr("experiments.prediction.stream.draw", fails)
     save(tmp_path / "in" / "a.png", phantoms[0])
     save(tmp_path / "in" / "b.png", np.zeros((40, 50), np.uint8))
     save(tmp_path / "in" / "c.png", phantoms[1])

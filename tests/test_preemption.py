@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import preemption, train
-from experiments.preemption import Stopped, StopRequest, requeue
+from experiments import train
+from experiments.training import preemption
+from experiments.training.preemption import Stopped, StopRequest, requeue
 
 
 def test_before_training_a_signal_stops_at_once():
@@ -38,7 +39,7 @@ def test_a_forked_process_does_not_act_on_the_signal():
     """With proctrack/linuxproc SLURM signals every descendant, loader processes too."""
     code = """
 import os, signal, sys
-from experiments.preemption import StopRequest
+from experiments.training.preemption import StopRequest
 with StopRequest() as stop:
     child = os.fork()
     os.kill(os.getpid(), signal.SIGUSR1) if child == 0 else None
@@ -197,7 +198,7 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
 def test_a_signal_while_python_shuts_down_changes_no_exit_status(number):
     code = """
 import os, signal, sys
-from experiments.preemption import StopRequest
+from experiments.training.preemption import StopRequest
 def main():
     with StopRequest(last=True) as stop:
         return 0

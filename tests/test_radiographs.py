@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datamodules import DataError
-from datamodules.phantom import PhantomDataModule
+from datamodules.phantom.source import PhantomDataModule
 from datamodules.radiographs import RadiographDataModule, to_model_input
 
 

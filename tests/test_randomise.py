@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.randomise import cascade, steps
+from experiments.audit.cascade import cascade, steps
 from lightning_modules import STAGES
 from tests.stages import SIZE, settled
 

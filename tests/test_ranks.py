@@ -13,7 +13,7 @@ import pytest
 
 from experiments import train
 from experiments.config import load_config
-from experiments.describe_run import describe_batch
+from experiments.training.describe import describe_batch
 from tests.recorded_train import steps
 from tests.runs import run_folder, same_results, tiny_words
 

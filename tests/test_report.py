@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from experiments import report
-from experiments.comparison import compare_runs, group
-from experiments.report_cases import pick
-from experiments.report_claim import Joined, beside_trivial, best_map, claim, tiles
-from experiments.report_page import columns_of, hero, render
-from experiments.report_plots import curves, reliability_plot, sweep_plots, with_ids
-from experiments.report_runs import train_command
+from experiments.evaluation.comparison import compare_runs, group
+from experiments.reporting.cases import pick
+from experiments.reporting.claim import Joined, beside_trivial, best_map, claim, tiles
+from experiments.reporting.page import columns_of, hero, render
+from experiments.reporting.plots import curves, reliability_plot, sweep_plots, with_ids
+from experiments.reporting.runs import train_command
 from tests.test_comparison import made
 
 

@@ -14,12 +14,12 @@ from datamodules.annotations import READERS, recognise
 from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
-from datamodules.phantom import PhantomDataModule
+from datamodules.phantom.source import PhantomDataModule
 from experiments import import_lesions, train
-from experiments.annotation_files import Picture, cvat_xml, label_studio_tasks, labelme_json
-from experiments.annotation_package import COLUMNS, flat_names, write_package
-from experiments.lesion_matching import ImageFinder, read_mapping
-from experiments.look import Observer, look_at, maps_of, tuned_threshold
+from experiments.annotation.files import Picture, cvat_xml, label_studio_tasks, labelme_json
+from experiments.annotation.look import Observer, look_at, maps_of, tuned_threshold
+from experiments.annotation.matching import ImageFinder, read_mapping
+from experiments.annotation.package import COLUMNS, flat_names, write_package
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
 from tests.stages import settled

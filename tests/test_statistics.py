@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
-from experiments import weighted
-from experiments.statistics import (
+from experiments.evaluation import weighted
+from experiments.evaluation.statistics import (
     difference,
     enough,
     estimate,
@@ -157,7 +157,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch):
     weights = patient_weights(rows.patient, resamples=101)
     figure = weighted.auroc(rows.probability, rows.label)
     whole = estimate(figure, weights)
-    monkeypatch.setattr("experiments.statistics.BLOCK", 7 * len(rows))
+    monkeypatch.setattr("experiments.evaluation.statistics.BLOCK", 7 * len(rows))
     assert estimate(figure, weights) == pytest.approx(whole)
 
 

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 
 from callbacks.checkpoints import DECIMALS, load_checkpoint
-from experiments import metrics_csv, sweep, sweep_report
-from experiments.sweep_file import read_sweep
-from experiments.sweep_study import open_study
+from experiments import metrics_csv, sweep
+from experiments.cluster import sweep_report
+from experiments.cluster.sweep_file import read_sweep
+from experiments.cluster.sweep_study import open_study
 from tests.runs import tiny_words
 from tests.sweeps import HOUSE, srun, standin, sweep_file
 
@@ -353,7 +354,7 @@ def test_without_optuna_the_remedy_is_said(tmp_path, monkeypatch, capsys):
     from experiments import command
 
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "experiments.sweep_study", raising=False)
+    monkeypatch.delitem(sys.modules, "experiments.cluster.sweep_study", raising=False)
     file = sweep_file(tmp_path, standin(tmp_path))
     assert command.run(lambda: run(file, tmp_path / "runs")) == 2
     told = capsys.readouterr().err

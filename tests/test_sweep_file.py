@@ -7,8 +7,8 @@ import math
 import pytest
 
 from experiments import sweep
+from experiments.cluster.sweep_file import read_sweep
 from experiments.schema import ConfigError
-from experiments.sweep_file import read_sweep
 from tests.sweeps import SHIPPED, sweep_file
 
 

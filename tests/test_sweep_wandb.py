@@ -18,8 +18,8 @@ import yaml
 from click.testing import CliRunner
 from wandb.cli import cli
 
-from experiments import wandb_run
 from experiments.config import LoggerConfig, load_config, run_directory
+from experiments.training import wandb as wandb_run
 from tests.runs import tiny_words
 from tests.sweeps import HOUSE, SHIPPED, srun
 
@@ -176,7 +176,7 @@ def initialised(monkeypatch):
         return wandb.run
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr("experiments.wandb_logger.PatientWandbLogger", lambda **kwargs: kwargs)
+    monkeypatch.setattr("experiments.training.logger.PatientWandbLogger", lambda **kwargs: kwargs)
     return calls
 
 

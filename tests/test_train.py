@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
-from datamodules import phantom
+from datamodules.phantom import source as phantom
 from experiments import evaluate, train
 from experiments.metrics_csv import best_row
 from lightning_modules import Stage1Classifier

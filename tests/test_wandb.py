@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import wandb
 
-from experiments import train, wandb_run
+from experiments import train
 from experiments.config import load_config
+from experiments.training import wandb as wandb_run
 from tests.wandb_server import WandbServer
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 RUN = """
 import sys
 from pathlib import Path
-from experiments import wandb_run
+from experiments.training import wandb as wandb_run
 from experiments.config import load_config
 
 wandb_run.ANSWER_SECONDS = wandb_run.UPLOAD_SECONDS = 4
