@@ -9,16 +9,14 @@ disk, so that a half-written cache is never used.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from datamodules.decode import decode, decode_noted, read_content, usable_cores
+from datamodules.decode import decode, decode_noted, read_content
+from datamodules.files import locked, usable_cores
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
 from datamodules.index import COLUMNS, DataError, hash_pixels
 
@@ -139,21 +138,6 @@ def cache_key(parts: dict[str, object]) -> str:
     """Twelve hex digits over everything that shapes the cache."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; the kernel frees it when its owner dies.
-
-    Some network file systems have no locks: then each process goes on, and the first wins.
-    """
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield
 
 
 def build(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import struct
@@ -37,7 +36,6 @@ WINDOW_TAIL, MARKERS = 0.001, 0.06
 # Larger files are refused before they are read, images of more pixels before they are decoded: a
 # header of a hundred bytes may claim gigabytes. Long films stitched together stay below both.
 MOST_BYTES, MOST_PIXELS = 2**28, 2**26
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def decode(path: Path) -> np.ndarray:
@@ -229,20 +227,6 @@ def is_dicom(data: bytes) -> bool:
     """Whether a file's content, or its first 132 bytes, is DICOM's, with or without a preamble."""
     whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
     return whole or BARE_DICOM.match(data) is not None
-
-
-def usable_cores() -> int:
-    """Threads worth starting: the cores that affinity and a container's quota leave, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such system, or "max": no quota
-        pass
-    return max(1, cores)
 
 
 def read_content(path: Path) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules.decode import decode, usable_cores
+from datamodules.decode import decode
+from datamodules.files import usable_cores
 from datamodules.index import DataError
 
 

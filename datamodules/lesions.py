@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from datamodules.decode import IMAGE_SUFFIXES, decode, is_opaque, upright_size, usable_cores
+from datamodules.decode import IMAGE_SUFFIXES, decode, is_opaque, upright_size
+from datamodules.files import usable_cores
 from datamodules.index import DataError
 
 log = logging.getLogger(__name__)

@@ -58,14 +58,14 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
-    from experiments.locks import NAME, take
-    from experiments.runs import RunError
+    from datamodules.files import take
+    from experiments.runs import LOCK, RunError
 
     chosen, request = understand(arguments)
     if arguments.cpu:
         use_one_thread()
     request.folder.mkdir(parents=True, exist_ok=True)
-    with (request.folder / NAME).open("w") as lock:
+    with (request.folder / LOCK).open("w") as lock:
         if not take(lock):
             raise RunError(f"another bench runs in {request.folder}: two would time each other")
         return measure(chosen, request)

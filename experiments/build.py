@@ -3,19 +3,133 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
 
 from datamodules import SOURCES, DataError
-from datamodules.decode import usable_cores
+from datamodules.files import usable_cores
 from datamodules.radiographs import RadiographDataModule
-from experiments.config import Config, read_plain, to_plain
-from experiments.runs import RunError, find_checkpoint, read_checkpoint
-from lightning_modules import STAGES
+from experiments.config import Config, differences, load_config, read_plain, to_plain
+from experiments.hardware import choose_device
+from experiments.runs import RunError, file_hash, find_checkpoint, network_of, read_checkpoint
+from lightning_modules import STAGES, Stage1Classifier
 from lightning_modules.stage2 import Stage2GuidedAttention
+
+
+@dataclass
+class Run:
+    """A run directory, opened; its data and its network are built when they are first asked for.
+
+    Attributes:
+        folder: the run directory.
+        checkpoint: the file of the weights, ``best.ckpt`` unless another one was named.
+        config: as it was trained, with today's paths.
+        content: of the checkpoint.
+    """
+
+    folder: Path
+    checkpoint: Path
+    config: Config
+    content: dict[str, Any]
+
+    @cached_property
+    def module(self) -> Stage1Classifier:
+        """The network: float32, evaluation mode, channels_last, on the GPU where there is one."""
+        network = network_of(self.content, self.checkpoint)
+        return cast(Stage1Classifier, network.to(choose_device()).eval())
+
+    @cached_property
+    def data(self) -> RadiographDataModule:
+        """The data module of the configuration, prepared and set up: today's images."""
+        data = build_data(self.config)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """What the checkpoint knows of its training's data: ``index_hash`` and the like."""
+        trained_on: dict[str, Any] = self.content[SOURCES[self.config.data.name].__qualname__]
+        return trained_on
+
+    @cached_property
+    def identity(self) -> dict[str, str | int]:
+        """What every evaluation of this very checkpoint says of it."""
+        return {
+            "stage": self.config.stage,
+            "data": self.config.data.name,
+            "seed": self.config.seed,
+            "checkpoint": self.checkpoint.name,
+            "epoch": int(self.content["epoch"]) + 1,
+            "checkpoint_hash": file_hash(self.checkpoint),
+        }
+
+    def results(self, split: str) -> Path:
+        """The folder of an evaluation's results: only the best checkpoint's are the run's."""
+        best = self.checkpoint.stem == "best"
+        return self.folder / "evaluation" / (split if best else f"{split}-{self.checkpoint.stem}")
+
+    def summary(self, split: str) -> dict[str, Any] | None:
+        """The ``summary.json`` of an evaluation of this very checkpoint; None without one."""
+        try:
+            summary = json.loads((self.results(split) / "summary.json").read_text(encoding="utf-8"))
+            known = all(summary[name] == value for name, value in self.identity.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return summary if known else None
+
+    def decisions(self) -> tuple[dict[str, Any], Path] | None:
+        """A summary that holds what val decided (``fitted``), and its file; None: never judged."""
+        for split in ("val", "test", "left_out"):
+            summary = self.summary(split)
+            if summary is not None and isinstance(summary.get("fitted"), dict):
+                return summary, self.results(split) / "summary.json"
+        return None
+
+
+def open_run(
+    run: Path, overrides: Sequence[str] = (), free: tuple[str, ...] = ("data.batch_size",)
+) -> Run:
+    """Open a run as it was trained: the one door for all that use a run.
+
+    Args:
+        run: run directory, or a checkpoint in one.
+        overrides: ``key=value`` words that change no result: paths, workers, keys in ``free``.
+        free: beginnings of keys that may differ from the training, too.
+    """
+    folder, checkpoint = find_checkpoint(run)
+    saved = folder / "config.yaml"
+    config = load_config(str(saved), list(overrides))
+    changed = [
+        line
+        for line in differences(to_plain(load_config(str(saved), [])), to_plain(config))
+        if not line.startswith(free)
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"{folder} was trained otherwise:\n  {listed}\nUse it as it was trained (only paths, "
+            "workers and the batch size may change), or train a run of its own"
+        )
+    content = read_checkpoint(
+        checkpoint, "; name another one of the run, such as checkpoints/last.ckpt"
+    )
+    if content["stage"] != config.stage:
+        raise RunError(f"{checkpoint} is a checkpoint of {content['stage']}, not of {config.stage}")
+    source = SOURCES.get(config.data.name)
+    if source is None or source.__qualname__ not in content:
+        raise RunError(
+            f"{checkpoint} was not trained on data.name={config.data.name}, as {saved} says: one "
+            "of them is another run's; put this run's own back"
+        )
+    return Run(folder, checkpoint, config, content)
 
 
 def build_data(config: Config) -> RadiographDataModule:

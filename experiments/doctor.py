@@ -212,7 +212,7 @@ def check_cpu(config: Config) -> Iterator[Finding]:
     """Cores, threads and memory."""
     import torch
 
-    from datamodules.decode import usable_cores
+    from datamodules.files import usable_cores
     from experiments.hardware import usable_memory
 
     cores, threads = usable_cores(), torch.get_num_threads()

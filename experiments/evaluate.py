@@ -9,7 +9,8 @@ trivial maps out. ``--compare`` also compares the runs with one another, runs th
 seed alone joined, and their maps; it is written beside the stages' folders, or to ``--out PATH``.
 ``--peers NAMES`` also judges other people's map methods on the same network (names in
 experiments/evaluation/peers.py, with commas, ``quick``, or ``all`` with the two slow ones);
-``--audit`` asks whether the maps can be believed (docs/audit.md), on ``--audit-images N`` abnormal images.
+``--audit`` asks whether the maps can be believed (docs/audit.md), on ``--audit-images N`` abnormal
+images.
 
 ``--maps DIR data.name=... data.root=...`` judges a folder of anybody's maps instead, without a
 network: docs/maps.md.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from datamodules.decode import usable_cores
+from datamodules.files import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP = Path("/sys/fs/cgroup")

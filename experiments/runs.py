@@ -16,8 +16,8 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
+from datamodules.files import take
 from experiments.config import Config, differences, read_plain, to_plain
-from experiments.locks import NAME, take
 from experiments.metrics_csv import read_metrics
 from lightning_modules import STAGES
 
@@ -27,13 +27,15 @@ PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "
 STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
 # A network's arguments that follow from the data, which has a check and a message of its own.
 OF_THE_DATA = ("body_parts", "class_weights")
+# In a run directory: whoever trains there holds it.
+LOCK = ".lock"
 
 
 class RunError(ValueError):
     """A run directory cannot be used as asked: the message says why and what to do."""
 
 
-def open_run(folder: Path, config: Config) -> None:
+def check_config(folder: Path, config: Config) -> None:
     """Make sure that the run begun in ``folder``, if there is one, is of this configuration.
 
     Raises:
@@ -67,7 +69,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / NAME).open("w")
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise RunError(
             f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
@@ -87,6 +89,15 @@ def lock_run(folder: Path) -> Iterator[None]:
                 f"another process trains in {folder}; wait for it, or choose another run.name"
             )
         yield
+
+
+def is_training(folder: Path) -> bool:
+    """Whether another process trains in a run directory."""
+    try:
+        with (folder / LOCK).open("r+") as handle:
+            return not take(handle)
+    except OSError:  # no such file, or nothing is known
+        return False
 
 
 def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -288,24 +299,16 @@ class MetricsCsv(Logger):
         unfinished.replace(self.path)
 
 
-def load_module(stage: str, checkpoint: Path) -> tuple[LightningModule, dict[str, Any]]:
-    """The network of a checkpoint and the checkpoint's content; weights must be of ``stage``.
+def network_of(content: dict[str, Any], checkpoint: Path) -> LightningModule:
+    """The network of a checkpoint's content, as ``read_checkpoint`` returns it.
 
-    The network is in channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.
-
-    Raises:
-        RunError: the file is damaged, or of another stage or version.
+    In channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.
     """
-    content = read_checkpoint(
-        checkpoint, "; name another one of the run, such as checkpoints/last.ckpt"
-    )
-    if content.get("stage") != stage:
-        raise RunError(f"{checkpoint} is a checkpoint of {content.get('stage')}, not of {stage}")
     try:
-        module = STAGES[stage](**content["hyper_parameters"])
+        module = STAGES[content["stage"]](**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
-    except (TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(
             f"{checkpoint} was written by another version of this project: {error}"
         ) from error
-    return module.to(memory_format=torch.channels_last), content
+    return module.to(memory_format=torch.channels_last)

@@ -165,7 +165,8 @@ def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.
     from concurrent.futures import ThreadPoolExecutor
 
     from datamodules import DataError
-    from datamodules.decode import decode, usable_cores
+    from datamodules.decode import decode
+    from datamodules.files import usable_cores
     from experiments.annotation.choosing import choose_images
 
     def fault(path: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1, answered, run
-from experiments.locks import is_training
+from experiments.runs import is_training
 
 if TYPE_CHECKING:  # at run time each function imports what it needs, see experiments.command
     from optuna import Study, Trial
@@ -99,7 +99,7 @@ def carry_out(sweep: Sweep, study: Study, folder: Path, count: int | None) -> in
 
 def report(sweep: Sweep, study: Study, folder: Path, plot: bool = True) -> list[dict[str, Any]]:
     """Write the table, and the plot where some trial is done; return the rows."""
-    from datamodules.cache import locked
+    from datamodules.files import locked
     from experiments.cluster.sweep_report import write_plot, write_table
     from experiments.cluster.sweep_study import rows
 

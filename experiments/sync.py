@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from experiments.command import run
-from experiments.locks import is_training
+from experiments.runs import is_training
 
 EMPTY = 7  # bytes of a file that only has W&B's header
 

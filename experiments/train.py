@@ -86,7 +86,7 @@ def train(config: Config, data: Any, stop: StopRequest) -> int:
     from pytorch_lightning.utilities import rank_zero_only
 
     from experiments.config import run_directory
-    from experiments.runs import lock_run, open_run
+    from experiments.runs import check_config, lock_run
 
     folder = run_directory(config)
     if (
@@ -94,7 +94,7 @@ def train(config: Config, data: Any, stop: StopRequest) -> int:
     ):  # the folder is the first rank's to lock and to write
         return train_in(folder, config, data, stop)
     with lock_run(folder):
-        open_run(folder, config)
+        check_config(folder, config)
         return train_in(folder, config, data, stop)
 
 

@@ -81,7 +81,7 @@ def test_large_images_are_made_anew_for_other_data(words, capsys):
 def test_two_benches_do_not_time_each_other(words, capsys):
     folder = Path(next(word for word in words if word.startswith("run.root="))[9:]) / "bench"
     folder.mkdir(exist_ok=True)
-    hold = "import sys; from pathlib import Path; from experiments.locks import take\n"
+    hold = "import sys; from pathlib import Path; from datamodules.files import take\n"
     hold += f"handle = Path({str(folder / '.lock')!r}).open('w'); assert take(handle)\n"
     hold += "print('held', flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

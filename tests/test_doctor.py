@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from datamodules import decode
+from datamodules import files
 from experiments import doctor, hardware, train
 from experiments.config import load_config
 
@@ -305,12 +305,12 @@ def test_native_bf16_on_a_gpu(monkeypatch, capability, precision):
 
 def test_cores_and_memory_of_a_container(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
-    monkeypatch.setattr(decode, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(files, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert decode.usable_cores() == 8
+    assert files.usable_cores() == 8
     for limit, cores in [("max 100000\n", 8), ("250000 100000\n", 3), ("50000 100000\n", 1)]:
         (tmp_path / "cpu.max").write_text(limit)
-        assert decode.usable_cores() == cores
+        assert files.usable_cores() == cores
     (tmp_path / "memory.max").write_text("1048576\n")
     assert hardware.usable_memory() == 2**20
 

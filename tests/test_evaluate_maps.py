@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from experiments import evaluate, train
-from experiments.build import build_data
+from experiments.build import build_data, open_run
 from experiments.config import load_config
 from experiments.evaluation.folder import masked_rows
-from experiments.runs import find_checkpoint, load_module
 from tests.runs import run_folder, tiny_words
 
 
@@ -259,8 +258,7 @@ def test_a_runs_own_maps_get_its_own_figures(tiny, tmp_path):
     data = build_data(load_config(str(run / "config.yaml"), []))
     data.prepare_data()
     data.setup()
-    module, _ = load_module("stage1", find_checkpoint(run)[1])
-    module.eval()
+    module = open_run(run).module
     for split in ("val", "test"):
         for batch in data.evaluation_dataloader(split):
             with torch.inference_mode():

@@ -18,7 +18,7 @@ from experiments import evaluate, export, predict, train
 from experiments.evaluation.figures import read_images
 from experiments.prediction import onnx as model_file
 from experiments.prediction.card import model_card
-from experiments.prediction.network import load_trained, read_summary
+from experiments.prediction.network import load_trained
 from experiments.prediction.properties import properties
 from experiments.runs import RunError
 from lightning_modules.stage1 import Stage1Classifier
@@ -189,10 +189,10 @@ def test_figures_of_another_checkpoint_are_not_shown(run, trained):
     kept = path.read_text()
     try:
         path.write_text(kept.replace(trained.hashes["checkpoint"], "0" * 64))
-        assert read_summary(trained, "test") is None
+        assert trained.run.summary("test") is None
     finally:
         path.write_text(kept)
-    assert read_summary(trained, "test") is not None
+    assert trained.run.summary("test") is not None
 
 
 def test_an_existing_file_or_card_is_left_alone(run, file, tmp_path, capsys):

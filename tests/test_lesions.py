@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from datamodules import decode, duplicates, lesions
+from datamodules import duplicates, files, lesions
 from datamodules.index import DataError
 from datamodules.lesions import (
     Lesion,
@@ -262,7 +262,7 @@ def test_a_separator_that_is_none_is_named_as_the_cause(folder, text, message):
 
 
 def test_threads_are_as_many_as_usable_cores(root, table, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(decode, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(files, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(3)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     asked = []
@@ -283,7 +283,7 @@ def test_threads_are_as_many_as_usable_cores(root, table, folder, monkeypatch, t
     duplicates.near_duplicates([root / "a/image1.png"])
     assert asked == [3, 3, 2, 3]
     monkeypatch.delattr("os.sched_getaffinity")
-    assert decode.usable_cores() == 64
+    assert files.usable_cores() == 64
 
 
 def test_writing_leaves_all_or_nothing(folder, tmp_path):

@@ -15,13 +15,14 @@ from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.phantom.source import PhantomDataModule
-from experiments import import_lesions, train
+from experiments import import_lesions
 from experiments.annotation.files import Picture, cvat_xml, label_studio_tasks, labelme_json
-from experiments.annotation.look import Observer, look_at, maps_of, tuned_threshold
+from experiments.annotation.look import Observer, look_at, maps_of
 from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import COLUMNS, flat_names, write_package
+from experiments.build import Run
+from experiments.config import load_config
 from lightning_modules.stage1 import Stage1Classifier
-from tests.runs import run_folder, tiny_words
 from tests.stages import settled
 from tests.test_fracatlas import Archive
 from tests.test_mura import build
@@ -341,50 +342,22 @@ def test_what_a_network_sees_does_not_depend_on_its_company(phantom):
         assert 0 <= shown.min() <= shown.max() <= 1
 
 
-def test_the_threshold_is_that_of_this_checkpoint(tmp_path):
-    summary = {"epoch": 4, "fitted": {"maps": {"pcam": {"threshold": 0.25}}}}
+def test_the_decisions_are_those_of_this_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    best.write_bytes(b"weights")
+    last.write_bytes(b"others")
+    config = load_config("stage1", [])
+    opened = Run(tmp_path, best, config, {"epoch": 3})
     folder = tmp_path / "evaluation" / "test"
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps(summary))
-    assert tuned_threshold(tmp_path, "best", 4, "pcam") == 0.25
-    assert tuned_threshold(tmp_path, "best", 5, "pcam") is None
-    assert tuned_threshold(tmp_path, "best", 4, "fcn") is None
-    assert tuned_threshold(tmp_path, "last", 4, "pcam") is None
+    fitted = {"maps": {"pcam": {"threshold": 0.25}}}
+    (folder / "summary.json").write_text(json.dumps({**opened.identity, "fitted": fitted}))
+    assert opened.decisions()[0]["fitted"] == fitted
+    assert Run(tmp_path, best, config, {"epoch": 4}).decisions() is None
+    assert Run(tmp_path, last, config, {"epoch": 3}).decisions() is None
     (folder / "summary.json").write_text("{")
-    assert tuned_threshold(tmp_path, "best", 4, "pcam") is None
-
-
-@pytest.mark.slow
-def test_a_run_chooses_and_outlines(tmp_path, capsys):
-    tiny = [*tiny_words(tmp_path), "model.width=0.25", "trainer.max_epochs=1"]
-    assert train.main(["stage1", f"run.root={tmp_path}/runs", *tiny]) == 0
-    folder = run_folder(tmp_path / "runs")
-    words = ["--select", "12", "--run", str(folder), "--outlines", "--split", "all"]
-    assert import_lesions.main([*words, "--out", str(tmp_path / "a"), "--masked"]) == 0
-    said = capsys.readouterr().out
-    assert "where pcam reaches 0.50 (no val masks have tuned one)" in said
-    assert "CAUTION" in said
-    assert "must not judge" in said
-    assert "chosen by a run they are no fair sample" in said
-    selected = pd.read_csv(tmp_path / "a" / "selected.csv")
-    assert selected["probability_abnormal"].between(0, 1).all()
-    assert set(selected["reason"]) <= {"uncertain", "certain"}
-    found = {path.stem: path for path in (tmp_path / "a" / "images").glob("*.json")}
-    assert len(found) == 12
-    root = ElementTree.parse(tmp_path / "a" / "cvat.xml").getroot()
-    for image in root.iter("image"):
-        shapes = json.loads(found[image.get("name")[:-4]].read_text())["shapes"]
-        assert len(shapes) == len(image)
-    assert "NOT A PERSON'S" in (tmp_path / "a" / "README.txt").read_text()
-    package = [str(tmp_path / "a" / "cvat.xml"), "--mapping", str(tmp_path / "a" / "mapping.csv")]
-    back = ["--out", str(tmp_path / "lesions"), *tiny[:3]]
-    wanted = selected["image"][selected["outlines"] > 0]
-    assert import_lesions.main([*package, *back]) == (0 if len(wanted) else 2)
-    if len(wanted):
-        lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
-        assert sorted(lesions["image"]) == sorted(wanted)
-    assert import_lesions.main([*words, "--out", str(tmp_path / "b"), "data.image_size=32"]) == 2
-    assert "was trained otherwise" in capsys.readouterr().err
+    assert opened.decisions() is None
 
 
 def test_write_package_takes_no_folder_that_exists(tmp_path):

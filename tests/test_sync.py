@@ -56,7 +56,7 @@ def test_each_of_wandbs_runs_in_a_folder_is_sent(capsys):
 def test_sync_leaves_a_run_that_is_being_trained(capsys):
     run = Path("runs/phantom/stage1/seed0")
     segment(str(run), "20260101_000000")
-    code = "import sys; from experiments.locks import take; handle = open(sys.argv[1], 'w'); "
+    code = "import sys; from datamodules.files import take; handle = open(sys.argv[1], 'w'); "
     owner = subprocess.Popen(
         [sys.executable, "-c", code + "print(take(handle), flush=True); input()", f"{run}/.lock"],
         stdin=subprocess.PIPE,

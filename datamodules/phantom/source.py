@@ -26,8 +26,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules import index
-from datamodules.cache import locked
-from datamodules.decode import usable_cores
+from datamodules.files import locked, usable_cores
 from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions

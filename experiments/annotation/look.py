@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,9 @@ from tqdm import tqdm
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.annotation.choosing import Look
-from experiments.build import build_data
-from experiments.config import Config, differences, load_config, to_plain
-from experiments.runs import RunError, find_checkpoint, load_module
+from experiments.build import open_run
+from experiments.config import Config
+from experiments.runs import RunError
 
 # Share of the map's scale that is outlined where val tuned no threshold: without lesion masks,
 # which whoever chooses what to annotate may not have yet.
@@ -51,56 +50,25 @@ def open_observer(run: Path, overrides: list[str]) -> Observer:
             does not classify.
         DataError: The data cannot be used.
     """
-    folder, checkpoint = find_checkpoint(run)
-    saved = str(folder / "config.yaml")
-    config = load_config(saved, overrides)
-    changed = [
-        line
-        for line in differences(to_plain(load_config(saved, [])), to_plain(config))
-        if not line.startswith(("data.batch_size", "lesions."))
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise RunError(
-            f"{folder} was trained otherwise:\n  {listed}\nIt can only look at the images that it "
-            "was trained for, in its own way: leave these words out, or name another run"
-        )
-    loaded, content = load_module(config.stage, checkpoint)
-    module: Any = loaded
+    opened = open_run(run, overrides, ("data.batch_size", "lesions."))
+    folder, data, module = opened.folder, opened.data, opened.module
     if not module.classifies:
         raise RunError(
             f"{folder} was trained on lesion masks alone and does not classify: its uncertainty "
             "means nothing; name a stage 1 run"
         )
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    trained_on = content.get(type(data).__qualname__, {})
-    # A checkpoint of before knows the whole index's hash only.
-    if not data.judges_as(trained_on) and trained_on.get("index_hash") != data.index_hash:
+    if not data.judges_as(opened.trained_on):
         raise RunError(
             f"{folder} was trained on other images than {data.root} holds now, or they were split "
             "otherwise; name the data.root that it had, or train a run on these"
         )
     method = "fcn" if "fcn" in module.judged_maps else "pcam"
-    found = tuned_threshold(folder, checkpoint.stem, int(content["epoch"]) + 1, method)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threshold = HALF if found is None else found
-    return Observer(config, data, module.to(device).eval(), method, threshold, found is not None)
-
-
-def tuned_threshold(folder: Path, checkpoint: str, epoch: int, method: str) -> float | None:
-    """The threshold that val decided on, from an evaluation of this very checkpoint; else None."""
-    for split in ("val", "test", "left_out"):
-        name = split if checkpoint == "best" else f"{split}-{checkpoint}"
-        try:
-            summary = json.loads((folder / "evaluation" / name / "summary.json").read_text())
-            threshold = summary["fitted"]["maps"][method]["threshold"]
-            if summary["epoch"] == epoch and 0 < threshold <= 1:
-                return float(threshold)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # never judged, or with nothing to tune on
-    return None
+    threshold = None
+    if decisions := opened.decisions():
+        threshold = decisions[0]["fitted"].get("maps", {}).get(method, {}).get("threshold")
+    return Observer(
+        opened.config, data, module, method, threshold or HALF, tuned=threshold is not None
+    )
 
 
 def look_at(observer: Observer, rows: np.ndarray) -> Look:

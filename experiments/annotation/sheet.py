@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.decode import decode, usable_cores
+from datamodules.decode import decode
+from datamodules.files import usable_cores
 
 CELL, GAP, CAPTION = 220, 8, 50  # pixels: side of an image, space between, height of its text
 COLUMNS, ROWS = 10, 6

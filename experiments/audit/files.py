@@ -11,14 +11,14 @@ from experiments.audit.perturbation import EARLY, SHARES
 from experiments.audit.sample import IMAGES, Maps, Sample, draw_sample
 from experiments.audit.similarity import TOP
 from experiments.audit.words import describe_audit
-from experiments.build import build_data
+from experiments.build import open_run
 from experiments.evaluation.baselines import Edges
 from experiments.evaluation.comparison import group
 from experiments.evaluation.judge import classifies
 from experiments.evaluation.methods import MapMethod
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.store import plain
-from experiments.runs import RunError, load_module
+from experiments.runs import RunError
 
 SEED = 0  # draws the images
 
@@ -59,11 +59,9 @@ def audit_all(
 def _audit(
     run: Evaluation, peers: Sequence[MapMethod], images: int
 ) -> tuple[Sample, dict[str, Any], Maps]:
-    checkpoint = run.folder / "checkpoints" / str(run.about["checkpoint"])
-    data = build_data(run.config)
-    data.prepare_data()
-    data.setup()
-    module: Any = load_module(run.config.stage, checkpoint)[0].eval()
+    opened = open_run(run.folder / "checkpoints" / str(run.about["checkpoint"]))
+    opened.config = run.config  # with today's paths
+    data, module = opened.data, opened.module
     # Edges know nothing of the network: what a test says of them, it says of any picture.
     methods = [*(peers if classifies(module) else ()), Edges()]
     try:

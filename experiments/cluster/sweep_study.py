@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from datamodules.cache import locked
+from datamodules.files import locked
 from experiments.cluster.sweep_file import Parameter, Sweep
 from experiments.config import Config, differences, to_plain
 from experiments.schema import ConfigError

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from datamodules.decode import usable_cores
+from datamodules.files import usable_cores
 from datamodules.index import DataError
 from experiments.evaluation.map_files import read_map
 from lightning_modules.attention import has_peak

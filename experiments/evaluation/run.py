@@ -13,8 +13,8 @@ from callbacks.checkpoints import load_checkpoint
 from datamodules import DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
-from experiments.build import build_data, build_module
-from experiments.config import Config, differences, load_config, to_plain
+from experiments.build import build_module, open_run
+from experiments.config import Config
 from experiments.evaluation.baselines import baselines
 from experiments.evaluation.figures import HOTTEST, Fitted, classification, fit
 from experiments.evaluation.judge import Judged, classifies, judge
@@ -22,14 +22,7 @@ from experiments.evaluation.map_figures import MapRows, localisation
 from experiments.evaluation.methods import MapMethod
 from experiments.evaluation.statistics import Estimate, Figure, estimates, patient_weights
 from experiments.evaluation.weighted import mean
-from experiments.runs import (
-    RunError,
-    check_network,
-    epochs_done,
-    file_hash,
-    find_checkpoint,
-    load_module,
-)
+from experiments.runs import RunError, check_network, epochs_done
 
 # What a probability means without any val: abnormal is what is likelier than not.
 EVEN = 0.5
@@ -100,19 +93,9 @@ def evaluate(
             or its network diverged.
         DataError: The data is not that of the run.
     """
-    folder, checkpoint = find_checkpoint(run)
-    config = as_trained(folder, overrides)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    module, content = load_module(config.stage, checkpoint)
-    kind = type(data).__qualname__
-    if kind not in content:
-        raise RunError(
-            f"{checkpoint} was not trained on data.name={config.data.name}, as "
-            f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
-        )
-    trained_on = content[kind]
+    opened = open_run(run, overrides)
+    folder, config, data, module = opened.folder, opened.config, opened.data, opened.module
+    trained_on = opened.trained_on
     said = []
     if methods and not classifies(module):
         said.append("trained on the lesion masks alone: there is no class for --peers to explain")
@@ -128,7 +111,7 @@ def evaluate(
             said.append(REPLACED)
     else:
         data.check_same_data(trained_on)
-    check_network(build_module(config, data), content, checkpoint)
+    check_network(build_module(config, data), opened.content, opened.checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
@@ -152,14 +135,8 @@ def evaluate(
     table, rows = with_thresholds(judged, thresholds)
     about = {
         "run": str(folder),
-        "checkpoint": checkpoint.name,
-        # So that thresholds are never taken for another network's (prediction/network.py).
-        "checkpoint_hash": file_hash(checkpoint),
-        "epoch": int(content["epoch"]) + 1,
+        **opened.identity,
         "epochs": int(config.trainer["max_epochs"]),
-        "stage": config.stage,
-        "data": config.data.name,
-        "seed": config.seed,
         "split": split,
         "image_hash": trained_on.get("image_hash", data.image_hash),
         "judged_image_hash": data.image_hash,
@@ -168,7 +145,7 @@ def evaluate(
     }
     return Evaluation(
         folder,
-        results_folder(folder, checkpoint, split),
+        opened.results(split),
         config,
         about,
         table,
@@ -178,12 +155,6 @@ def evaluate(
         judged.scales,
         [*said, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
     )
-
-
-def results_folder(folder: Path, checkpoint: Path, split: str) -> Path:
-    """Where the results of a checkpoint lie: only the best one's figures are the run's."""
-    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
-    return folder / "evaluation" / name
 
 
 def with_thresholds(
@@ -271,25 +242,6 @@ def _only_class(table: pd.DataFrame) -> str:
     if "probability" not in table or table["label"].nunique() > 1:
         return ""
     return "abnormal" if table["label"].iloc[0] == 1 else "normal"
-
-
-def as_trained(folder: Path, overrides: list[str]) -> Config:
-    """The configuration of a run; raises a RunError where ``overrides`` change it."""
-    saved = str(folder / "config.yaml")
-    config = load_config(saved, overrides)
-    changed = [
-        line
-        # As resolved today: a run of before a key existed has that key's default.
-        for line in differences(to_plain(load_config(saved, [])), to_plain(config))
-        if not line.startswith("data.batch_size")
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise RunError(
-            f"{folder} was trained otherwise:\n  {listed}\nEvaluate it as it was trained (only "
-            "paths, workers and the batch size may change), or train a run of its own"
-        )
-    return config
 
 
 def _val_and_split(

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.build import open_run
 from experiments.config import Config
 from experiments.evaluation.figures import Fitted, read_images
 from experiments.evaluation.map_figures import load_maps
-from experiments.evaluation.run import Evaluation, as_trained, results_folder
+from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Estimate
-from experiments.runs import RunError, find_checkpoint
+from experiments.runs import RunError
 
 FILES = ("images.csv", "maps.npz", "summary.json")
 # What run, checkpoint and split it is of; a summary of before may lack some.
@@ -31,9 +32,9 @@ def read_evaluation(run: Path, split: str, overrides: list[str]) -> Evaluation |
     Raises:
         RunError: There is no run or checkpoint, or it was trained otherwise.
     """
-    folder, checkpoint = find_checkpoint(run)
-    config = as_trained(folder, overrides)
-    target = results_folder(folder, checkpoint, split)
+    opened = open_run(run, overrides)
+    folder, checkpoint, config = opened.folder, opened.checkpoint, opened.config
+    target = opened.results(split)
     absent = [name for name in FILES if not (target / name).is_file()]
     if absent:
         return f"{target} lacks {absent[0]}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from datamodules import SOURCES
-from experiments.prediction.network import Trained, read_summary
+from experiments.prediction.network import Trained
 from experiments.prediction.onnx import TOLERANCE
 from experiments.prediction.properties import (
     OUTPUTS,
@@ -188,7 +188,7 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         sha256: Of its content.
         largest: Difference from PyTorch.
     """
-    summary = read_summary(trained, "test") or {}
+    summary = trained.run.summary("test") or {}
     recipe = trained.recipe
     rules = jinja2.Environment(
         undefined=jinja2.StrictUndefined,

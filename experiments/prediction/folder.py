@@ -11,9 +11,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.locks import NAME, take
+from datamodules.files import take
 from experiments.prediction.inputs import Input
 from experiments.prediction.sources import SOURCES, Source, changed, gone, read_sources
+from experiments.runs import LOCK as NAME
 from experiments.runs import RunError
 
 PREDICTIONS, STUDIES, ABOUT = "predictions.csv", "studies.csv", "about.json"

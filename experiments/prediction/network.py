@@ -7,11 +7,10 @@ now if its images are still in the cache, else 0.5 stands in, and a note says so
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from datamodules import SOURCES, DataError, cache
 from datamodules.cache import Recipe
 from datamodules.geometry import Geometry
 from datamodules.radiographs import to_model_input
-from experiments.build import build_data
-from experiments.config import Config, ConfigError, load_config
+from experiments.build import Run, build_data, open_run
+from experiments.config import Config, ConfigError
 from experiments.evaluation.figures import Fitted
 from experiments.evaluation.run import EVEN, REPLACED, evaluate
 from experiments.evaluation.store import plain, summarise, write
-from experiments.runs import RunError, file_hash, find_checkpoint, load_module
+from experiments.runs import RunError
 from lightning_modules import Stage1Classifier
 
 CLASSES = ("normal", "abnormal")
@@ -53,7 +52,7 @@ class Trained:
         undecided_maps: Those whose threshold val could not tell, having no lesion mask.
         decided_by: Where the other thresholds come from, a phrase for people.
         notes: What a reader must know before believing a decision, a sentence each.
-        identity: What an evaluation of this very checkpoint says of it.
+        run: The run itself, whose summaries are of this very checkpoint.
         hashes: ``checkpoint`` (SHA-256 of the file), ``index`` and ``masks`` of the training data.
     """
 
@@ -73,7 +72,7 @@ class Trained:
     undecided_maps: tuple[str, ...]
     decided_by: str
     notes: tuple[str, ...]
-    identity: dict[str, str | int]
+    run: Run
     hashes: dict[str, str]
 
     def to_square(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
@@ -118,30 +117,15 @@ def load_trained(run: Path, judge_val: bool = True) -> Trained:
         RunError: There is no run or checkpoint, or it is damaged or of another version.
         ConfigError: The run's ``config.yaml`` cannot be understood.
     """
-    folder, checkpoint = find_checkpoint(run)
-    config = load_config(str(folder / "config.yaml"), [])
-    loaded, content = load_module(config.stage, checkpoint)
-    source = SOURCES.get(config.data.name)
-    if source is None or source.__qualname__ not in content:
-        raise RunError(
-            f"{checkpoint} was not trained on data.name={config.data.name}, as "
-            f"{folder / 'config.yaml'} says: one of them is another run's; put this run's own back"
-        )
-    trained_on = content[source.__qualname__]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = cast(Stage1Classifier, loaded.to(device).eval())
-    hashes = {"checkpoint": file_hash(checkpoint), "index": str(trained_on["index_hash"])}
-    if "mask_hash" in trained_on:  # checkpoints of before the masks were hashed know nothing
-        hashes["masks"] = str(trained_on["mask_hash"])
-    identity: dict[str, str | int] = {
-        "stage": config.stage,
-        "data": config.data.name,
-        "seed": config.seed,
-        "checkpoint": checkpoint.name,
-        "epoch": int(content["epoch"]) + 1,
-        "checkpoint_hash": hashes["checkpoint"],
+    opened = open_run(run)
+    folder, checkpoint, config = opened.folder, opened.checkpoint, opened.config
+    source, module, trained_on = SOURCES[config.data.name], opened.module, opened.trained_on
+    hashes = {
+        "checkpoint": str(opened.identity["checkpoint_hash"]),
+        "index": str(trained_on["index_hash"]),
+        "masks": str(trained_on["mask_hash"]),
     }
-    summary, decided_by, notes = _decisions(run, folder, checkpoint, config, identity, judge_val)
+    summary, decided_by, notes = _decisions(opened, run, judge_val)
     decided = summary.get("fitted", {})
     notes += tuple(note for note in summary.get("notes", []) if note == REPLACED)
     methods = tuple(module.judged_maps)
@@ -174,35 +158,21 @@ def load_trained(run: Path, judge_val: bool = True) -> Trained:
         undecided_maps=undecided,
         decided_by=decided_by,
         notes=notes,
-        identity=identity,
+        run=opened,
         hashes=hashes,
     )
 
 
-def read_summary(trained: Trained, split: str) -> dict[str, Any] | None:
-    """The ``summary.json`` of an evaluation of this very checkpoint; None where there is none."""
-    path = _summary_path(trained.folder, trained.checkpoint, split)
-    return _summary(path, trained.identity)
-
-
 def _decisions(
-    run: Path,
-    folder: Path,
-    checkpoint: Path,
-    config: Config,
-    identity: Mapping[str, str | int],
-    judge_val: bool,
+    opened: Run, run: Path, judge_val: bool
 ) -> tuple[dict[str, Any], str, tuple[str, ...]]:
     """The summary that says what val decided, where that is known from, and notes."""
-    for split in ("val", "test", "left_out"):
-        path = _summary_path(folder, checkpoint, split)
-        summary = _summary(path, identity)
-        if summary is not None and isinstance(summary.get("fitted"), dict):
-            return summary, f"val, as {path} says", ()
+    if known := opened.decisions():
+        return known[0], f"val, as {known[1]} says", ()
     why = "this checkpoint has not been judged"
     if judge_val:
         try:
-            data = build_data(config)
+            data = build_data(opened.config)
             if data.root.is_dir() and cache.is_whole(data.cache_folder):
                 found = evaluate(run, "val", [], trivial=False)
                 try:
@@ -218,21 +188,6 @@ def _decisions(
         f"experiments.evaluate {run} --split val"
     )
     return {}, "nobody: 0.5 stands in", (note,)
-
-
-def _summary_path(folder: Path, checkpoint: Path, split: str) -> Path:
-    name = split if checkpoint.stem == "best" else f"{split}-{checkpoint.stem}"
-    return folder / "evaluation" / name / "summary.json"
-
-
-def _summary(path: Path, identity: Mapping[str, str | int]) -> dict[str, Any] | None:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        # Evaluations of before the file was hashed are known by what else they say of it.
-        said = {"checkpoint_hash": identity["checkpoint_hash"], **summary}
-        return summary if all(said[name] == value for name, value in identity.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _fitted(decided: Mapping[str, Any]) -> Fitted:

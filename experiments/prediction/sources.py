@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules import DataError
-from datamodules.decode import read_content, usable_cores
+from datamodules.decode import read_content
+from datamodules.files import usable_cores
 from experiments.prediction.inputs import Input, readable
 
 SOURCES = "inputs.csv"

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from datamodules import DataError
-from datamodules.decode import MOST_PIXELS, decode_noted, read_content, usable_cores
+from datamodules.decode import MOST_PIXELS, decode_noted, read_content
+from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.drawing import Shown, draw, png
 from experiments.evaluation.map_rows import one_thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,11 +14,11 @@ import torch
 from callbacks.panels import overlay
 from datamodules import DataError
 from datamodules.decode import decode
-from experiments.build import build_data
+from experiments.build import Run, build_data, open_run
 from experiments.config import to_plain
 from experiments.evaluation.compare import METHODS
 from experiments.evaluation.run import Evaluation
-from experiments.runs import RunError, load_module
+from experiments.runs import RunError
 
 SIDE = 480  # of a picture, pixels: twice what is shown on a page, for dense displays
 AROUND = 4  # of the outline, pixels from the lesion
@@ -121,10 +122,10 @@ class Networks:
 
     def __init__(self) -> None:
         self._data: dict[str, Any] = {}
-        self._modules: dict[Any, Any] = {}
+        self._runs: dict[Path, Run] = {}
 
     def __call__(self, run: Evaluation) -> tuple[Any, Any]:
-        """The network of a run in evaluation mode on the CPU, and its data module, set up."""
+        """The network of a run in evaluation mode, and its data module, set up."""
         plain = to_plain(run.config)
         key = repr([plain["data"], plain["lesions"], plain["run"]["root"]])
         if key not in self._data:
@@ -136,9 +137,9 @@ class Networks:
         if run.about.get("judged_image_hash", today) != today:
             raise _stale(run, "its images, which were replaced")
         checkpoint = run.folder / "checkpoints" / run.about["checkpoint"]
-        if checkpoint not in self._modules:
-            self._modules[checkpoint] = load_module(run.config.stage, checkpoint)[0].eval()
-        return self._modules[checkpoint], self._data[key]
+        if checkpoint not in self._runs:
+            self._runs[checkpoint] = open_run(checkpoint)
+        return self._runs[checkpoint].module, self._data[key]
 
 
 def draw_cases(
@@ -200,9 +201,9 @@ def _map_cell(
     module, data = networks(column.run)
     row = _row_of(data, path, column.run)
     square = torch.from_numpy(np.array(data.pixels.image(row)))[None, None]
-    batch = data.on_after_batch_transfer({"image": square}, 0)
+    batch = data.on_after_batch_transfer({"image": square.to(module.device)}, 0)
     with torch.inference_mode():
-        shown = module.maps(batch["image"])[column.method][0, 0].numpy()
+        shown = module.maps(batch["image"])[column.method][0, 0].cpu().numpy()
     heat = data.to_original(shown, row).clip(0, 1)
     height, width = heat.shape
     small = cv2.resize(heat, grey.shape[1::-1], interpolation=cv2.INTER_AREA)
