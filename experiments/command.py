@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import logging
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +21,30 @@ REFUSALS = (
 )
 # Exit statuses of a shell: 128 + the signal's number.
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
+
+
+def build_parser(
+    command: str, description: str, places: str = "RUN_DIR"
+) -> argparse.ArgumentParser:
+    """A parser whose positional words are ``places`` and ``key=value``; see :func:`parse`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{command}", description=description
+    )
+    parser.add_argument("words", nargs="*", metavar=f"{places} | key=value")
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, words: list[str] | None
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """The options, the places (runs, files) and the settings (``key=value``) of a command line.
+
+    A word is a setting by its form alone, whatever files there are: write ``./a=b`` for a folder.
+    """
+    options = parser.parse_intermixed_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    settings = [word for word in options.words if re.match(r"[A-Za-z_][\w.]*=", word)]
+    return options, [word for word in options.words if word not in settings], settings
 
 
 def run(
