@@ -51,7 +51,9 @@ class Bench:
     """What all rows share: a training batch, and the stopwatch."""
 
     def __init__(self, words: list[str], rounds: int, turn: float, cpu: bool) -> None:
-        self.words = [*words, "trainer.accelerator=cpu"] if cpu else words
+        # A worker's processor time would not be counted.
+        alone = ["trainer.accelerator=cpu", "data.num_workers=0"] if cpu else []
+        self.words = [*words, *alone]
         self.rounds, self.turn, self.cpu = rounds, turn, cpu
         self.missing: list[str] = []
         config = load_config("stage1", self.words)
