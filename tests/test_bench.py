@@ -34,7 +34,7 @@ def test_every_row_stands_beside_its_peers(words, tmp_path):
         assert set(row) == set(KEYS.split())
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
         assert (row["share_of_peak"] is not None) == row["row"].startswith("st")
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(words, monkeypatch):
