@@ -4,7 +4,7 @@
 #   tests/gpu/wheels.sh                       beforehand, where there is a network
 #   tests/gpu/run.sh [--out DIR]              all of it; DIR/results.json and a table
 #   tests/gpu/run.sh --device cpu             a tiny dry run through every part, without a card
-#   tests/gpu/run.sh --minutes N              stop starting parts when N minutes are over (8)
+#   tests/gpu/run.sh --minutes N              end the last part after N minutes (8, with --device cpu 20)
 #
 # PYTHON names the interpreter (python3). What it lacks is installed from tests/gpu/wheels into DIR.
 # The parts come in the order of their worth, each within a time limit of its own: one that fails or
@@ -13,11 +13,11 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
-python=${PYTHON:-python3} device=cuda minutes=8
+python=${PYTHON:-python3} device=cuda minutes=8 slower=1
 out=runs/gpu/$(date +%Y%m%d-%H%M%S)
 while [ $# -gt 0 ]; do
   case "$1 ${2:-}" in
-    "--device cpu" | "--device cuda") device=$2 ;;
+    "--device cpu") device=cpu minutes=20 slower=2 ;;
     "--out "?*) out=$2 ;;
     "--minutes "[0-9]*) minutes=$2 ;;
     *)
@@ -33,25 +33,25 @@ if [ -n "$(ls -A "$out" 2> /dev/null)" ]; then
 fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 
-export PYTHONPATH="$PWD:$out/site" NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=disabled MPLBACKEND=Agg
-export DECISION_BASIS_DEVICE=$device
-deadline=$((SECONDS + 60 * minutes))
-failed=0
+export DECISION_BASIS_DEVICE=$device PYTHONPATH="$PWD:$out/site"
+export NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=disabled MPLBACKEND=Agg
+if [ "$device" = cuda ]; then nvidia-smi --query-gpu=name,driver_version --format=csv,noheader > "$out/card"; fi
+deadline=$((SECONDS + 60 * minutes)) failed=0
 
 # part NAME SECONDS COMMAND...: note its status and time; the card's memory is sampled meanwhile.
 part() {
-  local name=$1 limit=$2 left=$((deadline - SECONDS)) status=0 begun=$SECONDS sampler=""
+  local name=$1 limit=$((slower * $2)) left=$((deadline - SECONDS)) status=0 begun=$SECONDS sampler=""
   shift 2
   if [ "$limit" -gt "$left" ]; then limit=$left; fi
   echo "== $name, at most $limit s: $*"
   if [ "$limit" -lt 5 ]; then
     status=no-time
   else
-    if [ "$device" = cuda ] && command -v nvidia-smi > /dev/null; then
+    if [ "$device" = cuda ]; then
       nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 250 > "$out/$name.memory" &
       sampler=$!
     fi
-    timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
+    timeout --signal=INT --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
     if [ -n "$sampler" ]; then kill "$sampler" && wait "$sampler" 2> /dev/null; fi
     tail -n 3 "$out/$name.log"
   fi
@@ -77,14 +77,12 @@ bench() {
     "data.root=$out/bench-phantom" "run.root=$out/runs" "trainer.accelerator=$device"
 }
 
-imports="import albumentations, jinja2, omegaconf, packaging, pydicom, scipy, simplejpeg, tqdm, wandb, yaml
-from pycocotools import mask
-from PIL import Image
-print('all packages are there')"
-if ! "$python" -c "$imports" > /dev/null 2>&1; then
+packages=(albumentations jinja2 omegaconf packaging PIL pycocotools pydicom scipy simplejpeg tqdm wandb yaml)
+missing="import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
+if ! "$python" -c "$missing" "${packages[@]}"; then
   part install 60 "$python" -m pip install --quiet --no-index --no-deps --target "$out/site" tests/gpu/wheels/*.whl
 fi
-part packages 60 "$python" -c "$imports"
+part packages 60 "$python" -c "import sys; [__import__(name) for name in sys.argv[1:]]" "${packages[@]}"
 part tests 200 "$python" -m pytest -m gpu tests/gpu -q -rs -W default -p no:cacheprovider -o junit_family=xunit1 --junitxml "$out/tests.xml"
 bench step,stages "${sizes[0]}" "${batches[0]}" 0 60
 for number in "${workers[@]}"; do

@@ -1,5 +1,6 @@
 """Whole runs on the card through the commands that people use."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,25 +10,20 @@ import pandas as pd
 import pytest
 
 from callbacks.checkpoints import load_checkpoint
-from tests.gpu.networks import apart
 from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 pytestmark = pytest.mark.gpu
 
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS sums in any order
 NAME = "lambda1.0-seed0"
-EPOCHS = 3
+EPOCHS = 3  # of tiny_words
 
 
 @pytest.fixture(scope="module")
 def words(root, device):
     """A run of stage 3 whose steps are the same each time, as far as PyTorch can."""
-    return [
-        "stage3",
-        *tiny_words(root),
-        f"trainer.accelerator={device.type}",
-        f"trainer.max_epochs={EPOCHS}",
-        "trainer.deterministic=warn",
-    ]
+    own = [f"trainer.accelerator={device.type}", "trainer.deterministic=warn"]
+    return ["stage3", *tiny_words(root), *own]
 
 
 def run(command, *words):
@@ -43,18 +39,13 @@ def run(command, *words):
 def uninterrupted(words, tmp_path_factory):
     """A finished run, and the operations that PyTorch called not deterministic in it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not, either
-        told = run("train", *words, f"run.root={folder}")
+    told = run("train", *words, f"run.root={folder}")
     found = sorted(set(re.findall(r"(\w+) does not have a deterministic implementation", told)))
     return run_folder(folder, "stage3", NAME), found
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    words, uninterrupted, tmp_path, monkeypatch, record_property
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(words, uninterrupted, tmp_path, record_property):
     whole, random_operations = uninterrupted
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     words = [*words, f"run.root={tmp_path}", "checkpoint.every_steps=1"]
     resumed = run_folder(tmp_path, "stage3", NAME)
     steps = load_checkpoint(whole / "checkpoints" / "last.ckpt")["global_step"]
@@ -64,16 +55,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     record_property("not deterministic", ", ".join(random_operations) or "nothing")
     if not random_operations:
         same_results(whole, resumed)
-        return
-    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, resumed))
-    assert one["global_step"] == other["global_step"]
-    far = [
-        apart(other["state_dict"][name], weights)
-        for name, weights in one["state_dict"].items()
-        if name.startswith("encoder.") and weights.ndim > 1
-    ]
-    record_property("weights apart", max(far))
-    assert max(far) < 0.01  # rounding in another order, over a training
+    losses = [pd.read_csv(run / "metrics.csv")["train/loss"].tolist() for run in (whole, resumed)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums in another order, over a training
 
 
 def test_checkpoints_travel_to_the_cpu_and_back(words, uninterrupted, device, tmp_path):
@@ -82,9 +65,7 @@ def test_checkpoints_travel_to_the_cpu_and_back(words, uninterrupted, device, tm
     for epochs, accelerator in ((EPOCHS + 1, "cpu"), (EPOCHS + 2, device.type)):
         longer = [f"trainer.max_epochs={epochs}", f"trainer.accelerator={accelerator}"]
         run("train", *words, f"run.root={tmp_path}", *longer)
-        table = pd.read_csv(run_there / "metrics.csv")
-        assert len(table) == epochs
-        assert table["train/loss"].notna().all()
+        assert pd.read_csv(run_there / "metrics.csv")["train/loss"].count() == epochs
 
 
 def test_a_checkpoint_of_the_card_becomes_onnx(uninterrupted, tmp_path):
