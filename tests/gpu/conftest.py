@@ -1,7 +1,4 @@
-"""The tests of a GPU run where there is one, or on the device that DECISION_BASIS_DEVICE names.
-
-Elsewhere they are not collected, and so not reported as skipped either.
-"""
+"""Where there is neither a card nor DECISION_BASIS_DEVICE, nothing here is collected or skipped."""
 
 from __future__ import annotations
 
@@ -21,5 +18,4 @@ def device():
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """Where the tiny phantom is drawn."""
     return tmp_path_factory.mktemp("gpu")

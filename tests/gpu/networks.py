@@ -11,6 +11,9 @@ from experiments.build import build_data, build_module
 from experiments.config import load_config
 from tests.runs import tiny_words
 
+# Float32 rounds as the CPU's does: TF32, cuDNN's own choice, keeps ten bits only.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def made(stage: str, root: Path):
     """The tiny phantom, a stage's network and a batch for it, all on the CPU."""

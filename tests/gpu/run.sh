@@ -84,7 +84,7 @@ if ! "$python" -c "$missing" "${packages[@]}"; then
 fi
 part packages 60 "$python" -c "import sys; [__import__(name) for name in sys.argv[1:]]" "${packages[@]}"
 part tests 200 "$python" -m pytest -m gpu tests/gpu -q -rs -W default -p no:cacheprovider -o junit_family=xunit1 --junitxml "$out/tests.xml"
-bench step,stages "${sizes[0]}" "${batches[0]}" 0 60
+bench step,stages "${sizes[0]}" "${batches[0]}" 0 90 # compiling takes most of it
 for number in "${workers[@]}"; do
   bench data "${sizes[0]}" "${batches[0]}" "$number" 40
 done

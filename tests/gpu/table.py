@@ -112,7 +112,7 @@ def table(results: dict[str, Any]) -> str:
         memory = shown(part["peak_memory_mb"], "MB")
         lines.append((part["part"], "", took, "", "", "", "", memory, part["state"]))
         for row in part["rows"]:
-            value, ratio = shown(row.get("value"), row.get("unit")), shown(row.get("ratio"))
+            value, ratio = shown(row.get("value"), row.get("unit") or ""), shown(row.get("ratio"))
             if row.get("low") is not None:
                 ratio = f"{ratio} ({shown(row['low'])} to {shown(row['high'])})".strip()
             shares = [row.get(f"share_of_{name}") for name in ("peak", "bandwidth")]
@@ -124,15 +124,14 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([title, "", *body])
 
 
-def shown(value: Any, unit: str | None = "") -> str:
+def shown(value: Any, unit: str = "") -> str:
     """A number in three digits with its unit, text as it is, nothing for None."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         return "" if value is None else str(value)
-    return (
-        f"{number:,.0f} {unit}".strip() if abs(number) >= 1000 else f"{number:.3g} {unit}".strip()
-    )
+    digits = ",.0f" if abs(number) >= 1000 else ".3g"
+    return f"{number:{digits}} {unit}".strip()
 
 
 if __name__ == "__main__":

@@ -20,13 +20,6 @@ CPU = torch.device("cpu")
 TIMES = 10
 
 
-@pytest.fixture
-def full_float32():
-    """Convolutions round as the CPU's do: TF32 keeps ten bits only."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-        yield
-
-
 def step(module, batch, device, precision=torch.float32, layout=torch.channels_last):
     """Named losses, and the gradient, of a copy of the network on ``device``."""
     module = copy.deepcopy(module).to(device, memory_format=layout)
@@ -38,7 +31,7 @@ def step(module, batch, device, precision=torch.float32, layout=torch.channels_l
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_losses_and_gradients_equal_the_cpus(stage, root, device, full_float32, record_property):
+def test_losses_and_gradients_equal_the_cpus(stage, root, device, record_property):
     _, module, batch = made(stage, root)
     expected, right = step(module, batch, CPU)
     _, other = step(module, batch, CPU, layout=torch.contiguous_format)
@@ -68,7 +61,7 @@ def test_bf16_in_channels_last_learns_a_batch(stage, root, device, record_proper
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_maps_and_peaks_equal_the_cpus(stage, root, device, full_float32, record_property):
+def test_maps_and_peaks_equal_the_cpus(stage, root, device, record_property):
     _, module, batch = made(stage, root)
     module.eval()
     with torch.no_grad():
@@ -106,7 +99,8 @@ def test_a_training_step_never_waits_for_the_device(stage, root, device, record_
         barebones=True,
         callbacks=[NoWaits()] if device.type == "cuda" else [],
     )
-    record_property("waits are errors", device.type == "cuda")
+    if device.type != "cuda":
+        record_property("waits", f"cannot be seen on a {device.type}")
     try:
         trainer.fit(module.to(memory_format=torch.channels_last), data)
     finally:

