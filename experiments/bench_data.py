@@ -18,10 +18,10 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]  # 
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
 from datamodules import cache
-from datamodules.augmentation import AugmentationStrength
 from datamodules.decode import decode
 from datamodules.geometry import letterbox
 from datamodules.index import COLUMNS
+from datamodules.options import Augmentation
 from experiments.bench_steps import Bench, prepare, speed, stage_step
 from experiments.bench_table import Line, Request, ratios, take_turns
 from experiments.runs import RunError
@@ -87,7 +87,7 @@ def image_folder(files: Path, size: int) -> ImageFolder:
 
     Grey from the start and on PIL images: faster here than RGB, and than tensors.
     """
-    strength = AugmentationStrength()
+    strength = Augmentation()
     steps = [
         v2.Resize(size=None, max_size=size),
         v2.CenterCrop(size),  # pads what is smaller: the letterbox

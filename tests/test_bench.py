@@ -17,8 +17,7 @@ from experiments.bench_peers import gain_loss, two_passes_loss
 from experiments.bench_runs import python
 from experiments.bench_table import Line, Spread, cells, ratios, show, verdict
 from experiments.runs import RunError
-from lightning_modules import Stage1Classifier
-from tests.stages import names_without_gradient, settled, small_batch
+from tests.stages import names_without_gradient, network, settled, small_batch
 
 NUMBER = r"[\d,.]+"
 
@@ -148,7 +147,7 @@ def test_ratios_and_verdicts():
 
 def test_peers_do_the_work_that_they_are_compared_for():
     torch.manual_seed(0)
-    module = settled(Stage1Classifier(width=0.25)).train()
+    module = settled(network()).train()
     batch = small_batch()
     for loss_of in (gain_loss, two_passes_loss):
         module.zero_grad()
@@ -159,7 +158,7 @@ def test_peers_do_the_work_that_they_are_compared_for():
 def test_gain_learns_through_its_attention():
     """Without the second derivative the attention's weights would be constants."""
     torch.manual_seed(0)
-    module = settled(Stage1Classifier(width=0.25)).train()
+    module = settled(network()).train()
     batch = small_batch()
     gain_loss(module, batch).backward()
     whole = module.fc.weight.grad.clone()
@@ -174,7 +173,7 @@ def test_gain_learns_through_its_attention():
 
 
 def test_both_classes_are_explained_in_one_pass():
-    module = settled(Stage1Classifier(width=0.25)).eval()
+    module = settled(network()).eval()
     image = small_batch()["image"]
     found = explain(module, image)
     pyramid = module.encoder(image)
