@@ -25,9 +25,17 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
-from datamodules.decode import JPEG, MARKERS, WINDOW_TAIL, check_size, ramp_16bit, strict_jpeg
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
+from datamodules.pixels import (
+    JPEG,
+    MARKERS,
+    WINDOW_TAIL,
+    check_size,
+    damaged,
+    ramp_16bit,
+    strict_jpeg,
+)
 
 # Packages that warn with values of the file, or log them, to stderr.
 QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.dicom)(\.|$)"
@@ -44,7 +52,9 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 # By whether implicit and little endian, where a data set does not name its transfer syntax.
 PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
 PLAIN[True, True] = uid.ImplicitVRLittleEndian
-CONTRADICTED = "its header contradicts its pixel data (syntax, size, bits, colour); export it again"
+CONTRADICTED = (
+    "its header contradicts its pixel data (syntax, size, bits, colour). Fix: export it again"
+)
 CONVERT = "convert the file to Explicit VR Little Endian where it comes from"
 # JPEG 2000: start of codestream, then the SIZ marker, whose bytes 8 to 23 tell the size.
 J2K = b"\xff\x4f\xff\x51"
@@ -66,9 +76,9 @@ def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     """Decode the content of a DICOM file with one frame.
 
     Grey: stored value, rescale (or modality LUT), the first VOI LUT or window; without either the
-    window of :func:`datamodules.decode.window_16bit`, or, of 8 stored bits, the values as
-    they are. What would show nothing is left out, with a note. MONOCHROME1, or the presentation
-    LUT shape INVERSE, is inverted, padding is black. Colour is reduced to grey.
+    window of :func:`datamodules.pixels.window_16bit`, or, of 8 stored bits, the values as they are.
+    What would show nothing is left out, with a note. MONOCHROME1, or the presentation LUT shape
+    INVERSE, is inverted, padding is black. Colour is reduced to grey.
 
     Returns:
         uint8 ``(H, W)``, 0 to 255, and a note for people, mostly empty. A DataError says what is
@@ -79,11 +89,13 @@ def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     try:
         stored, padding = _pixels(header, path)
         reason = "its rescale or lookup table cannot be applied"
+        if stored.ndim == 3:
+            return _luminance(stored, int(header.BitsStored)), ""
         return _shown(stored, padding, header)
     except DataError:
         raise
     except Exception:  # a stranger's values, wrong in many ways; their text is not repeated
-        raise _damaged(path, reason) from None
+        raise damaged(path, reason, "DICOM file") from None
 
 
 def hush() -> None:
@@ -116,23 +128,21 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         needed = (*NEEDED, "PlanarConfiguration") if header.get("SamplesPerPixel") == 3 else NEEDED
         missing = ", ".join(name for name in needed if header.get(name) in (None, ""))
         oblong = ", ".join(name for name in SPACINGS if not _is_square(header, name))
-        columns, rows, bits, cell, *_ = (
-            int(header.get(name) or 0) for name in (*NUMBERS, "HighBit")
-        )
+        columns, rows, bits, cell, _ = (int(header.get(name) or 0) for name in NUMBERS)
     except Exception:
-        raise _damaged(path, "its header cannot be read") from None
+        raise damaged(path, "its header cannot be read", "DICOM file") from None
     empty, odd = "PixelData" not in header, not 8 <= bits <= 16 or cell % 8
     # Only a code is repeated.
     named = modality if re.fullmatch("[A-Z]{2,16}", modality) else "unknown"
     refusals = {
-        "is a deflated DICOM file; inflate it (dcmconv, of DCMTK)": syntax == DEFLATED,
-        "is a DICOM file without pixel data (report, directory or header); take it out": empty,
-        f"its modality is {named}, which is no radiograph; take it out": modality not in MODALITIES,
-        "is FOR PROCESSING, not what a station shows; export it FOR PRESENTATION": raw,
-        f"lacks {missing}; export it again from its archive": missing,
-        f"holds {frames} frames, and a radiograph is one; save each as its own file": frames != 1,
-        f"its pixels are not square ({oblong}); resample them (dcmscale, of DCMTK)": oblong,
-        f"stores {bits} bits a pixel in {cell}; 8 to 16 in whole bytes can be read": odd,
+        "is a deflated DICOM file. Fix: inflate it (dcmconv, of DCMTK)": syntax == DEFLATED,
+        "is DICOM without pixel data (report, directory or header). Fix: take it out": empty,
+        f"its modality {named} is no radiograph's. Fix: take it out": modality not in MODALITIES,
+        "is FOR PROCESSING, not what a station shows. Fix: export it FOR PRESENTATION": raw,
+        f"lacks {missing}. Fix: export it again from its archive": missing,
+        f"holds {frames} frames, and a radiograph is one. Fix: save each as a file": frames != 1,
+        f"its pixels are not square ({oblong}). Fix: resample them (dcmscale, of DCMTK)": oblong,
+        f"stores {bits} bits a pixel in {cell}: expected 8 to 16 in whole bytes": odd,
     }
     for reason in (reason for reason, holds in refusals.items() if holds):
         raise DataError(f"{path}: {reason}")
@@ -152,9 +162,26 @@ def _is_square(header: Dataset, name: str) -> bool:
 
 def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``; padding."""
-    syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
-    bits = int(header.BitsStored)
+    syntax, bits = header.file_meta.TransferSyntaxUID, int(header.BitsStored)
     top = max(bits, int(header.get("HighBit") or 0) + 1)
+    cells, precision = _cells(header, top, path)
+    header.BitsStored = bits
+    # Cells of more bits: drop those above the image's, then those below.
+    spare = 0 if precision <= bits or syntax in LOSSY else max(0, 8 * cells.dtype.itemsize - top)
+    whole = cells << spare >> spare
+    stored = whole >> (top - bits) * (precision > bits)
+    padding = _padding(cells, stored, header)
+    above = (cells != whole) * (cells.astype(np.uint16) >> top)  # but for the sign
+    held = np.bincount(above[~padding], minlength=1)
+    graphics = any(0x6000 <= tag >> 16 < 0x6100 for tag in header.keys())  # noqa: SIM118
+    if held.max() < (1 - MARKERS) * held.sum() and not graphics:
+        raise DataError(f"{path}: {CONTRADICTED}")
+    return stored, padding
+
+
+def _cells(header: Dataset, top: int, path: Path) -> tuple[np.ndarray, int]:
+    """Decoded cells of ``top`` used bits, ``(H, W)`` or ``(H, W, 3)``, and the frame's precision."""
+    syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
     encoded = bool(header["PixelData"].is_undefined_length)
     frame = next(generate_frames(header.PixelData, number_of_frames=1)) if encoded else b""
     precision = _precision(frame, header)
@@ -164,7 +191,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
         decoder: Any = get_decoder(uid.JPEGLossless if twelve else syntax)
     except NotImplementedError:
         named = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
-        raise DataError(f"{path}: its pixels are in {named}, unreadable here; {CONVERT}") from None
+        raise DataError(f"{path}: its pixels are in {named}, unreadable. Fix: {CONVERT}") from None
     # Nor may a codec allocate what its own header claims, nor a column too few shear the picture.
     samples, cell = header.SamplesPerPixel, header.BitsAllocated
     rest = header.PixelData[header.Rows * header.Columns * samples * cell // 8 :]
@@ -175,7 +202,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not decoder.is_available:
         raise DataError(
             f"{path}: its pixels are compressed ({syntax.name}), and the package that reads them "
-            f"is missing: pip install 'decision-basis[dicom]' brings it; or {CONVERT}"
+            f"is missing. Fix: pip install 'decision-basis[dicom]'; or {CONVERT}"
         )
     # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
     plugin = max(decoder.available_plugins, default="")
@@ -192,19 +219,8 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if plugin == "pillow" and frame.startswith(JPEG):
         strict_jpeg(frame)
     if not (grey or made["photometric_interpretation"] == "RGB"):
-        raise DataError(f"{path}: its PhotometricInterpretation cannot be read; convert it to RGB")
-    header.BitsStored = bits
-    # Cells of more bits: drop those above the image's, then those below.
-    spare = 0 if precision <= bits or syntax in LOSSY else max(0, 8 * cells.dtype.itemsize - top)
-    whole = cells << spare >> spare
-    stored = whole >> (top - bits) * (precision > bits)
-    padding = _padding(cells, stored, header)
-    above = (cells != whole) * (cells.astype(np.uint16) >> top)  # but for the sign
-    held = np.bincount(above[~padding], minlength=1)
-    graphics = any(0x6000 <= tag >> 16 < 0x6100 for tag in header.keys())  # noqa: SIM118
-    if held.max() < (1 - MARKERS) * held.sum() and not graphics:
-        raise DataError(f"{path}: {CONTRADICTED}")
-    return stored, padding
+        raise DataError(f"{path}: its PhotometricInterpretation is unknown. Fix: convert it to RGB")
+    return cells, precision
 
 
 def _precision(frame: bytes, header: Dataset) -> int:
@@ -216,8 +232,18 @@ def _precision(frame: bytes, header: Dataset) -> int:
         fits = (x - left, y - top, held) == (columns, rows, samples)
         return (frame[place + 42] & 0x7F) + 1 if fits else 0
     size = re.escape(struct.pack(">2HB", rows, columns, samples))
-    found = re.search(START_OF_FRAME + size, frame, re.DOTALL)
-    return found[1][0] if found else 0 if frame.startswith(JPEG) else 16
+    match = re.search(START_OF_FRAME + size, frame, re.DOTALL)
+    return match[1][0] if match else 0 if frame.startswith(JPEG) else 16
+
+
+def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Which pixels say that no detector was there: it may need more bits than are stored."""
+    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    given = [end for name in names if (end := _first(header, name)) is not None]
+    held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
+    ends = [_signed(end, held.min, held.max) for end in given] or [np.nan]
+    values = stored if all(-most <= end < most for end in ends) else cells
+    return np.asarray((values >= min(ends)) & (values <= max(ends)))
 
 
 def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
@@ -233,8 +259,6 @@ def _shown(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[np
 
     All is worked out once for each value that can be stored, and looked up for the pixels.
     """
-    if stored.ndim == 3:
-        return _luminance(stored, int(header.BitsStored)), ""
     lowest = -(2 ** (int(header.BitsStored) - 1)) if header.PixelRepresentation else 0
     levels = np.arange(2 ** int(header.BitsStored), dtype=np.int64) + lowest
     place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
@@ -306,12 +330,6 @@ def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
         return _grey(apply_windowing(values, window))
 
 
-def _first(header: Dataset, name: str) -> float | None:
-    """The first number of an element; None where there is none."""
-    value = np.ravel(header.get(name))[0]
-    return None if value in (None, "") else float(value)
-
-
 def _rescaled(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray, int]:
     """Values in units of the modality, whole numbers from 0 in the same order, and their bits."""
     if header.get("ModalityLUTSequence"):
@@ -345,11 +363,6 @@ def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[
     return table[index].astype(np.int64), max(8, int(table.max()).bit_length())
 
 
-def _signed(value: float, low: float, high: float) -> float:
-    """A 16-bit number with the sign that puts it into a range: its VR, US or SS, may be wrong."""
-    return next((v for v in (value, value - 2**16, value + 2**16) if low <= v <= high), value)
-
-
 def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
     """RGB of each stored value, ``(N, 1, 3)``, and its bits."""
     if "RedPaletteColorLookupTableData" not in header:  # in segments
@@ -360,19 +373,16 @@ def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
     return np.stack(colours, axis=-1)[:, None], max(bits)
 
 
-def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Which pixels say that no detector was there: it may need more bits than are stored."""
-    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    given = [end for name in names if (end := _first(header, name)) is not None]
-    held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
-    ends = [_signed(end, held.min, held.max) for end in given] or [np.nan]
-    values = stored if all(-most <= end < most for end in ends) else cells
-    return np.asarray((values >= min(ends)) & (values <= max(ends)))
+def _first(header: Dataset, name: str) -> float | None:
+    """The first number of an element; None where there is none."""
+    value = np.ravel(header.get(name))[0]
+    return None if value in (None, "") else float(value)
+
+
+def _signed(value: float, low: float, high: float) -> float:
+    """A 16-bit number with the sign that puts it into a range: its VR, US or SS, may be wrong."""
+    return next((v for v in (value, value - 2**16, value + 2**16) if low <= v <= high), value)
 
 
 def _grey(share: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(share * 255), 0, 255).astype(np.uint8)
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: damaged DICOM file ({reason}); fetch it again")

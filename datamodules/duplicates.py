@@ -7,6 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from datamodules.decode import decode
 from datamodules.files import usable_cores
@@ -57,17 +59,10 @@ def near_duplicates(
 
 def components(count: int, pairs: list[tuple[int, int]]) -> np.ndarray:
     """Return int64 ``(count,)``: the lowest member of the group that each item is joined to."""
-    lowest = list(range(count))
-
-    def find(item: int) -> int:
-        while lowest[item] != item:
-            item = lowest[item]
-        return item
-
-    for a, b in pairs:
-        low, high = sorted((find(a), find(b)))
-        lowest[high] = low
-    return np.array([find(item) for item in range(count)], dtype=np.int64)
+    first, second = np.array(pairs, dtype=int).reshape(-1, 2).T
+    joined = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
+    _, group = connected_components(joined, directed=False)
+    return np.unique(group, return_index=True)[1][group]
 
 
 def _thumbnail(path: Path) -> np.ndarray:
