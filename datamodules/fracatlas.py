@@ -25,6 +25,7 @@ from datamodules.annotations.coco import read_coco
 from datamodules.annotations.marks import MarkedImage, draw
 from datamodules.decode import upright_size
 from datamodules.duplicates import components, near_duplicates
+from datamodules.geometry import wrong_size
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
 from datamodules.radiographs import RadiographDataModule
@@ -122,19 +123,18 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     csv, folders = root / CSV, _list_images(root)
     flags = [*BODY_PARTS, "hardware", "fractured"]
     rows = read_csv(csv, ["image_id", *flags, "fracture_count"])
-    wrong = "{} of {{image_id}} is {{{}!r}}. Fix: use {}"
-    forms = {
-        **dict.fromkeys(flags, (r"[01]", "0 or 1")),
-        "fracture_count": (r"\d+", "a whole number"),
-    }
-    checks = {
-        wrong.format(name, name, use): ~rows[name].str.fullmatch(form)
-        for name, (form, use) in forms.items()
-    }
     number = rows["image_id"].str.extract(r"\A[^/\\]*?(\d+)\.[A-Za-z]+\Z")[0]
-    no_number = "{image_id} has no number, which stands in for the patient. Fix: name images as "
-    checks[no_number + "upstream, IMG0000019.jpg"] = number.isna()
-    checks["{image_id} is listed twice. Fix: list it once"] = rows["image_id"].duplicated()
+    no_number = "{image_id}: expected a number in the name, as in IMG0000019.jpg, for the patient"
+    count = "fracture_count of {image_id} is {fracture_count!r}. Fix: use a whole number"
+    checks = {
+        **{
+            f"{x} of {{image_id}} is {{{x}!r}}. Fix: use 0 or 1": ~rows[x].isin(["0", "1"])
+            for x in flags
+        },
+        count: ~rows["fracture_count"].str.fullmatch(r"\d+"),
+        no_number: number.isna(),
+        "{image_id} is listed twice. Fix: list it once": rows["image_id"].duplicated(),
+    }
     check_rows(csv, rows, checks)
     missing = rows["image_id"][~rows["image_id"].isin(folders)]
     if len(missing):
@@ -171,21 +171,15 @@ def read_outlines(root: Path) -> dict[str, MarkedImage]:
     marking = read_coco(coco)
     for mistake in marking.mistakes:
         raise DataError(f"{mistake.where}: {mistake.what}")
-    for image in marking.images:
+    for image in (image for image in marking.images if image.marks):
         name = image.name.rpartition("/")[2]
-        for mark in image.marks:
-            if mark.is_box:
-                raise DataError(
-                    f"{coco}: {mark.entry} on {image.name} has no segmentation (a box alone is no "
-                    "mask). Fix: draw an outline"
-                )
-        if image.marks and name in outlined:
-            raise DataError(
-                f"{coco}: {image.name} is outlined under two ids. Fix: give it one image id and "
-                "all its annotations to that"
-            )
-        if image.marks:
-            outlined[name] = image
+        if boxes := [mark.entry for mark in image.marks if mark.is_box]:
+            what = f"{boxes[0]} on {image.name} has no segmentation. Fix: draw an outline"
+            raise DataError(f"{coco}: {what} (a box alone is no mask)")
+        if name in outlined:
+            what = f"{image.name} is outlined under two ids. Fix: give all its annotations one id"
+            raise DataError(f"{coco}: {what}")
+        outlined[name] = image
     if unknown := sorted(outlined.keys() - _list_images(root).keys()):
         count = f"{len(unknown)} of {len(outlined)} outlined images"
         what = f"{coco}: {count} are not in {root / 'images'}, such as {unknown[0]}"
@@ -220,13 +214,10 @@ def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 def _draw(image: MarkedImage, size: tuple[int, int]) -> np.ndarray:
     """Draw the mask of ``image`` after checking that its frame is the upright one of ``size``."""
-    height, width = image.size or (0, 0)
-    if (height, width) != size:
-        raise DataError(
-            f"{image.where}: {image.name} has the wrong size: expected that of the upright image, "
-            f"{size[1]}x{size[0]} px, got {width}x{height}. Fix: annotate the upright original"
-        )
-    return draw(image.marks, height, width)
+    given = image.size or (0, 0)
+    if given != size:
+        raise DataError(f"{image.where}: {image.name} {wrong_size(given, size)}")
+    return draw(image.marks, *size)
 
 
 def _list_images(root: Path) -> dict[str, str]:
@@ -238,10 +229,8 @@ def _list_images(root: Path) -> dict[str, str]:
         try:
             names = sorted(os.listdir(root / "images" / folder))
         except OSError as error:
-            raise DataError(
-                f"{root / 'images' / folder} cannot be listed ({error.strerror}). Fix: unpack the "
-                "archive again"
-            ) from error
+            what = f"{root / 'images' / folder} cannot be listed ({error.strerror})"
+            raise DataError(f"{what}. Fix: unpack the archive again") from error
         for name in (name for name in names if not name.startswith(".")):
             if name in folders:
                 raise DataError(f"{root}: {name} is in both folders of images. Fix: keep one")
@@ -254,13 +243,9 @@ def _settle_labels(rows: pd.DataFrame, csv: Path) -> pd.Series:
     by_folder = rows["folder"].map(FOLDERS)
     by_column = rows["fractured"].astype(int) == by_folder
     by_count = (rows["fracture_count"].astype(int) > 0) == by_folder
-    what = (
-        "{image_id} has fractured={fractured} and fracture_count={fracture_count} but is in "
-        "images/{folder}"
-    )
-    check_rows(
-        csv, rows, {what + ". Fix: move the file or correct the row": ~by_column & ~by_count}
-    )
+    what = "{image_id} has fractured={fractured} and fracture_count={fracture_count} but is in "
+    what += "images/{folder}"
+    check_rows(csv, rows, {what + ". Fix: move it or correct the row": ~by_column & ~by_count})
     for number, row in rows[~(by_column & by_count)].iterrows():
         log.warning("%s, row %d: %s; taken as %s", csv, number, what.format(**row), row["folder"])
     return by_folder

@@ -1,19 +1,4 @@
-"""The index table: one row an image, the only thing that differs between sources.
-
-Columns (all present, see ``COLUMNS``):
-
-=============  =======  =====================================================================
-path           str      image file, POSIX, relative to ``data.root``
-label          int      1 = abnormal, 0 = normal
-patient        str      whoever the image is of; splits never cut a patient
-study          str      one visit of one patient; views of a study share it
-body_part      str      lower case, ``hand``; several joined by ``+``
-split          str      ``train``, ``val`` or ``test`` (``left_out`` of training: cross-fitting)
-lesion_mask    str      absolute path of a PNG mask in the upright original frame, "" = none
-lesion_type    str      "" = unknown
-hardware       int      1 = plates, nails, wires seen; 0 = none; -1 = unknown
-=============  =======  =====================================================================
-"""
+"""The index table: one row an image, the only thing that differs between sources."""
 
 from __future__ import annotations
 
@@ -24,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = {
-    "path": "str",
-    "label": "int64",
-    "patient": "str",
-    "study": "str",
-    "body_part": "str",
-    "split": "str",
-    "lesion_mask": "str",
-    "lesion_type": "str",
-    "hardware": "int64",
+    "path": "str",  # image file, POSIX, relative to data.root
+    "label": "int64",  # 1 = abnormal, 0 = normal
+    "patient": "str",  # whoever the image is of; splits never cut a patient
+    "study": "str",  # one visit of one patient; views of a study share it
+    "body_part": "str",  # lower case, "hand"; several joined by "+"
+    "split": "str",  # train, val or test (left_out of training: cross-fitting)
+    "lesion_mask": "str",  # absolute path of a PNG mask in the upright original frame, "" = none
+    "lesion_type": "str",  # "" = unknown
+    "hardware": "int64",  # 1 = plates, nails, wires seen; 0 = none; -1 = unknown
 }
 SPLITS = ("train", "val", "test")
 
@@ -49,16 +34,12 @@ def check_index(table: pd.DataFrame, source: str) -> pd.DataFrame:
     if table.empty:
         raise DataError(f"{source}: no images. Fix: check data.root")
     table = table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
-    twice = table["path"][table["path"].duplicated()]
-    if len(twice):
-        raise DataError(f"{source}: {twice.iloc[0]} is listed more than once. Fix: list it once")
-    wrong = table[~table["label"].isin([0, 1])]
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise DataError(
-            f"{source}: the label of {row.path} is wrong: expected 0 (normal) or 1 (abnormal), got "
-            f"{row.label}"
-        )
+    for message, wrong in {
+        "{path} is listed more than once. Fix: list it once": table["path"].duplicated(),
+        "{path} has label {label}. Fix: use 0 (normal) or 1": ~table["label"].isin([0, 1]),
+    }.items():
+        if wrong.any():
+            raise DataError(f"{source}: {message.format(**table[wrong].iloc[0])}")
     for split in SPLITS:
         if held := lacks_class(table.loc[table["split"] == split, "label"]):
             raise DataError(

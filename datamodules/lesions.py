@@ -192,7 +192,8 @@ def _name_in(paths: pd.Index, image: str, root: Path) -> str:
     """The one of ``paths`` that ``image``, counted from ``root`` or its parent, or absolute, is."""
     path = os.path.abspath(root / image)
     # First as it is spelled: folders inside root may be links to elsewhere.
-    for place, base in ((path, os.path.abspath(root)), map(os.path.realpath, (path, root))):
+    real = os.path.realpath(path), os.path.realpath(root)
+    for place, base in ((path, os.path.abspath(root)), real):
         if Path(place).is_relative_to(base):
             image = Path(place).relative_to(base).as_posix()
             break

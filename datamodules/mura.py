@@ -206,11 +206,11 @@ def _check_files(folder: Path, table: pd.DataFrame) -> None:
         present = pd.Index([path for paths in listings for path in paths], dtype=str)
     missing = table[~table["path"].isin(present)]
     if len(missing):
-        shown = [f"{row.csv}, row {row.Index}: {row.path}" for row in missing[:3].itertuples()]
+        first = [f"{row.csv}, row {row.Index}: {row.path}" for row in missing[:3].itertuples()]
         more = f"; and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise DataError(
             f"{folder}: {len(missing):,} of {len(table):,} images that the CSVs list are missing: "
-            f"{'; '.join(shown)}{more}. Fix: unpack the archive again, or take their rows out"
+            f"{'; '.join(first)}{more}. Fix: unpack the archive again, or take their rows out"
         )
     surplus = sorted(
         path

@@ -38,9 +38,15 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     header = "".join(text.lstrip().split("\n", 2)[settled:][:1]).strip()
     names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
     separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
-    options = {"sep": separator, "skiprows": int(settled), "skip_blank_lines": False}
     try:
-        rows = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, **options)
+        rows = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skiprows=int(settled),
+            skip_blank_lines=False,
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
     if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows

@@ -39,15 +39,9 @@ class Bone:
         if len(self.widths) == len(KNOTS):
             return self.widths
         first, shaft, last = self.widths
-        return (
-            first,
-            0.75 * first + 0.25 * shaft,
-            0.15 * first + 0.85 * shaft,
-            shaft,
-            0.15 * last + 0.85 * shaft,
-            0.75 * last + 0.25 * shaft,
-            last,
-        )
+        ends = (first, first, first, shaft, last, last, last)
+        shares = (1.0, 0.75, 0.15, 0.0, 0.15, 0.75, 1.0)
+        return tuple(s * end + (1 - s) * shaft for end, s in zip(ends, shares, strict=True))
 
 
 @dataclass

@@ -150,29 +150,24 @@ def _choose_site(
     wanted = person.uniform(0.22, 0.78) + random.uniform(-0.02, 0.02)
     draws = person.gumbel(size=64)
     metal = str(person.choice(METALS))
-    best, found = -np.inf, Site(0, 0.5, 0.0, metal)
+    best, site = -np.inf, Site(0, 0.5, 0.0, metal)
+    places = np.linspace(0.2, 0.8, 25)
     for margin in (0.2, 0.12):
         for number, bone in enumerate(scene.bones):
-            if bone.site <= 0:
-                continue
-            score = np.log(bone.site) + draws[number]
+            score = np.log(bone.site) + draws[number] if bone.site > 0 else -np.inf
             if score <= best:
                 continue
-            places = np.linspace(0.2, 0.8, 25)
             points = np.array([axis_point(bone, pose, t) for t in (0.2, 0.8)])
             points = points[0] + (points[1] - points[0]) * ((places - 0.2) / 0.6)[:, None]
-            shown = np.all(
-                (points > (margin * width, margin * height))
-                & (points < ((1 - margin) * width, (1 - margin) * height)),
-                axis=1,
-            )
+            low, high = np.outer((margin, 1 - margin), (width, height))
+            shown = np.all((points > low) & (points < high), axis=1)
             if shown.any():
                 nearest = places[shown][np.argmin(np.abs(places[shown] - wanted))]
-                best, found = score, Site(number, float(nearest), 0.0, metal)
+                best, site = score, Site(number, float(nearest), 0.0, metal)
         if best > -np.inf:
             break
-    found.area = height * width * float(np.exp(random.normal(np.log(0.019), 0.3)))
-    return found
+    site.area = height * width * float(np.exp(random.normal(np.log(0.019), 0.3)))
+    return site
 
 
 def _draw_bones(
@@ -185,8 +180,7 @@ def _draw_bones(
     tissue: Tissue,
 ) -> tuple[Array, Array, Array]:
     """Return bone attenuation, metal coverage (both (H, W) float32) and the lesion (H, W) bool."""
-    bones = np.zeros(shape, np.float32)
-    metal = np.zeros(shape, np.float32)
+    bones, metal = np.zeros((2, *shape), np.float32)
     mask = np.zeros(shape, bool)
     pixel = max(shape) / 160.0
     main = max(bone.profile[3] for bone in scene.bones)
@@ -195,24 +189,23 @@ def _draw_bones(
         if made is None:
             continue
         frame, cortex = made
-        here = number == site.bone
-        broken = None
-        if here and lesion_type == "fracture":
+        kind = lesion_type if number == site.bone else ""
+        if kind == "fracture":
             broken = Fracture.break_bone(random, frame, site.place, site.area, pixel)
         shift = int(random.integers(0, 4096)) + 4096
         taken = attenuation(bone, frame, cortex, tissue, shift)
         patch = None
-        if broken is not None:
+        if kind == "fracture":
             patch = broken.open_gap(taken, frame)
-        elif here and lesion_type == "lytic":
+        elif kind == "lytic":
             patch = lytic(random, frame, taken, site.place, site.area)
-        elif here and lesion_type == "sclerotic":
-            texture = tissue.trabeculae[
-                (frame.s + shift).astype(np.int32) & (TILE - 1),
-                (frame.v + shift).astype(np.int32) & (TILE - 1),
-            ]
+        elif kind == "sclerotic":
+            along, across = (
+                (at + shift).astype(np.int32) & (TILE - 1) for at in (frame.s, frame.v)
+            )
+            texture = tissue.trabeculae[along, across]
             patch = sclerotic(random, frame, taken, site.place, site.area, texture)
-        elif here and lesion_type == "hardware":
+        elif kind == "hardware":
             plate = hardware(random, bone, pose, shape, site, pixel)
             metal = plate.astype(np.float32) / np.float32(255)
             mask |= plate > 127
