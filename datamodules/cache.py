@@ -78,26 +78,19 @@ def _contrast(square: np.ndarray, geometry: Geometry, method: str) -> np.ndarray
 
 
 class PixelCache:
-    """An opened cache: the index table and the squares that belong to its rows.
-
-    Attributes:
-        table: the checked index, one row an image.
-        images: (slots, S, S) uint8 memory map; row i of the table lies in slot ``slot[i]``.
-        masks: (M, S, S) uint8 memory map, 255 = lesion; row i's is ``mask_slot[i]``, -1 = none.
-        geometry: (N, 10) int32, see ``Geometry``.
-        image_hash: hash of what each image shows, as decoded, at original size.
-        mask_hash: the same of the lesion masks.
-    """
+    """An opened cache: the index table, and the squares and hashes that belong to its rows."""
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
-        self.image_hash, self.mask_hash = meta["image_hash"], meta["mask_hash"]
+        self.image_hash: str = meta["image_hash"]  # of what the images show, at original size
+        self.mask_hash: str = meta["mask_hash"]
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
+        self.geometry = arrays["geometry"]  # (N, 10) int32, see Geometry
+        # Row i's image lies in slot[i], its mask in mask_slot[i] (-1: none).
         self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
-        self.geometry = arrays["geometry"]
         side = meta["image_size"]
-        self.images, self.masks = (
+        self.images, self.masks = (  # (slots, S, S) uint8; in masks 255 = lesion
             np.memmap(folder / f"{kind}.u8", np.uint8, "r", shape=(meta[kind], side, side))
             if meta[kind]
             else np.zeros((0, side, side), np.uint8)

@@ -32,12 +32,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 def decode(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM as it should be looked at: uint8 ``(H, W)``, grey, upright.
 
-    Grey, RGB, palette and CMYK files are reduced to grey; an alpha channel is ignored; an EXIF
-    orientation is applied. A 16-bit image is windowed by its own stored values, so that 12 bits
-    stored in 16 fill the range: :func:`datamodules.pixels.ramp_16bit`. The content decides, not the
-    suffix. A DataError names a file that is missing, damaged, far too large or of another kind.
-
-    The decoder runs without Python's lock: call it from as many threads as there are cores.
+    Colour becomes grey, alpha is ignored, an EXIF orientation applied, 16 bits are windowed
+    (``pixels.ramp_16bit``). The content decides, not the suffix. A DataError names a file that is
+    missing, damaged, far too large or of another kind. It runs without Python's lock: call it from
+    as many threads as there are cores.
     """
     return decode_noted(read_content(path), path)[0]
 

@@ -29,7 +29,7 @@ from datamodules.geometry import wrong_size
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
 from datamodules.radiographs import RadiographDataModule
-from datamodules.tables import check_rows, read_csv
+from datamodules.tables import check_files, check_rows, read_csv
 
 log = logging.getLogger(__name__)
 
@@ -79,29 +79,24 @@ class FracAtlasDataModule(RadiographDataModule):
         coco, paths = self.root / COCO, {Path(path).name: path for path in table["path"]}
         outlined = read_outlines(self.root)
         sizes: dict[str, tuple[int, int]] = {}
-        unreadable = []
-        for name in outlined.keys() & paths.keys():
+        for name in sorted(outlined.keys() & paths.keys()):
             try:
                 sizes[name] = upright_size(self.root / paths[name])
             except DataError:  # whether that is an error is for the cache to decide
-                unreadable.append(name)
-        if unreadable:
-            shown = ", ".join(sorted(unreadable)[:3])
-            notice = "%s: %d outlined images are unreadable and get no mask: %s"
-            log.warning(notice, coco, len(unreadable), shown)
+                continue
+        if lacking := sorted((outlined.keys() & paths.keys()) - sizes.keys()):
+            what = f"{len(lacking)} outlined images are unreadable and get no mask"
+            log.warning("%s: %s: %s", coco, what, ", ".join(lacking[:3]))
         # Sizes too: an image that was replaced or fetched again since gets a mask of its own.
         content = f"{LESION_FORMAT} {sorted(table['path'])} {sorted(sizes.items())}".encode()
         key = hashlib.sha256(coco.read_bytes() + content).hexdigest()[:12]
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
             return folder
-        lesions = (
-            Lesion(paths[name], _draw(outlined[name], sizes[name]))
-            for name in outlined
-            if name in sizes
-        )
+        drawn = (_draw(image, sizes[name]) for name, image in outlined.items() if name in sizes)
+        names = (paths[name] for name in outlined if name in sizes)
         try:
-            write_lesions(folder, lesions)
+            write_lesions(folder, map(Lesion, names, drawn))
         except DataError:
             if not folder.is_dir():  # else another process was faster, with the same masks
                 raise
@@ -136,16 +131,7 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
         "{image_id} is listed twice. Fix: list it once": rows["image_id"].duplicated(),
     }
     check_rows(csv, rows, checks)
-    missing = rows["image_id"][~rows["image_id"].isin(folders)]
-    if len(missing):
-        shown = ", ".join(f"row {line}: {name}" for line, name in missing.iloc[:3].items())
-        raise DataError(
-            f"{csv}: {len(missing):,} of {len(rows):,} images that it lists are not there, such as "
-            f"{shown}. Fix: unpack the archive again, or take their rows out"
-        )
-    if surplus := sorted(set(folders) - set(rows["image_id"])):
-        shown = ", ".join(surplus[:3])
-        log.warning("%s: %d images are in no row and not used: %s", csv, len(surplus), shown)
+    check_files(csv, rows["image_id"], folders)
     rows = rows.assign(folder=rows["image_id"].map(folders))
     return pd.DataFrame(
         {

@@ -21,11 +21,10 @@ from pathlib import Path
 import pandas as pd
 
 from datamodules import index
-from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
 from datamodules.lesions import attach_lesions
 from datamodules.radiographs import RadiographDataModule
-from datamodules.tables import check_rows, read_text
+from datamodules.tables import check_files, check_rows, read_text
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +55,13 @@ class MuraDataModule(RadiographDataModule):
     def build_index(self) -> pd.DataFrame:
         """Index both splits, check them against the files, draw val, attach the lesion masks."""
         folder, table = find_mura(self.root), read_mura_tree(self.root)
-        if self.split == "patient":  # split by image, the official splits do not count
-            _check_official_splits(folder, table)
+        for split, ours in SPLITS.items():
+            held = index.lacks_class(table["label"][table["split"] == ours])
+            if held and self.split == "patient":  # by image, the official splits do not count
+                raise DataError(
+                    f"{folder / STUDIES_CSV.format(split)}: the official {split} split holds {held}"
+                    " images, and needs both classes. Fix: unpack the MURA archive again"
+                )
         table = index.assign_val(table, self.seed)
         table = table.assign(lesion_mask="", lesion_type="", hardware=-1)
         if self.lesions_path is None:
@@ -78,27 +82,20 @@ class MuraDataModule(RadiographDataModule):
 
 def find_mura(root: Path) -> Path:
     """The folder that holds MURA's CSVs: ``root`` itself or the only such folder in it."""
+    fix = "Fix: give the unpacked folder MURA-v1.1"
     try:
         folders = [root, *sorted(child for child in root.iterdir() if child.is_dir())]
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"data.root={root} cannot be listed ({reason}). Fix: give the folder MURA-v1.1"
-        ) from error
+        raise DataError(f"data.root={root} cannot be listed ({error.strerror}). {fix}") from error
     holding = [folder for folder in folders if any((folder / name).is_file() for name in CSVS)]
     if root in holding[:1] or len(holding) == 1:
         return holding[0]
     if holding:
         names = ", ".join(folder.name for folder in holding)
-        raise DataError(
-            f"data.root={root} holds several copies of MURA ({names}). Fix: name one of them"
-        )
+        raise DataError(f"data.root={root} holds several copies of MURA ({names}). Fix: name one")
     for folder in folders:
         _check_version(folder, folder.name)
-    raise DataError(
-        f"data.root={root}: expected {', '.join(CSVS)} in it or in a folder in it. Fix: give the "
-        "unpacked folder MURA-v1.1"
-    )
+    raise DataError(f"data.root={root}: expected {', '.join(CSVS)} in it. {fix}")
 
 
 def read_mura_tree(root: Path) -> pd.DataFrame:
@@ -111,9 +108,9 @@ def read_mura_tree(root: Path) -> pd.DataFrame:
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
     table = pd.concat([_read_split(folder, split) for split in SPLITS])
-    _check_files(folder, table)
     table = table.assign(
         path=prefix + table["path"],
+        label=table["word"].map(LABELS).astype(int),
         study=table["patient"] + "/" + table["part"].str.lower() + "/" + table["study"],
         body_part=table["part"].str.lower(),
         split=table["split"].map(SPLITS),
@@ -126,18 +123,15 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     """The images of both CSVs of a split with their labels, indexed by the row of the file."""
     csv, labels_csv = (folder / name.format(split) for name in (IMAGES_CSV, STUDIES_CSV))
     studies, images = _read_rows(labels_csv, split), _read_rows(csv, split)
-    is_label, by_name = studies["label"].isin(["0", "1"]), studies["word"].map(LABELS)
-    labels_checks = {
-        "the label of {text} is {label!r}. Fix: use 0 (negative) or 1 (positive)": ~is_label,
-        "label {label} contradicts the folder {text}. Fix: correct one": studies["label"]
-        != by_name,
-    }
-    check_rows(labels_csv, studies, labels_checks)
+    wrong = ~studies["label"].isin(["0", "1"]), studies["label"] != studies["word"].map(LABELS)
+    no_label = "the label of {text} is {label!r}. Fix: use 0 (negative) or 1 (positive)"
+    contradicts = "label {label} contradicts the folder {text}. Fix: correct one"
+    check_rows(labels_csv, studies, dict(zip((no_label, contradicts), wrong, strict=True)))
     hidden = images["image"].str.startswith("._")  # what macOS writes beside a file
     labelled = images["folder"].isin(studies["folder"])
-    no_label = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
+    no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
     no_file = "{text!r} is a folder. Fix: give an image file"
-    check_rows(csv, images, {no_file: images["image"] == "", no_label: ~hidden & ~labelled})
+    check_rows(csv, images, {no_file: images["image"] == "", no_study: ~hidden & ~labelled})
     if hidden.any():
         log.warning("%s: left out %d rows of ._* files (macOS leftovers)", csv, hidden.sum())
     images = images[~hidden]
@@ -145,8 +139,21 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
         raise DataError(f"{csv}: lists no image. Fix: unpack the MURA archive again")
     if empty := len(set(studies["folder"]) - set(images["folder"])):
         log.warning("%s: %d labelled studies have no image", csv, empty)
-    label = images["word"].map(LABELS).astype(int)
-    return images.assign(path=images["folder"] + "/" + images["image"], label=label, csv=csv.name)
+    images = images.assign(path=images["folder"] + "/" + images["image"])
+
+    def listing(study: str) -> list[str]:
+        try:
+            names = os.listdir(folder / study)
+        except OSError:
+            return []
+        return [f"{study}/{name}" for name in names if not name.startswith("._")]
+
+    # One listing a study instead of a look-up an image; network file systems answer slowly but in
+    # parallel.
+    with ThreadPoolExecutor(8) as pool:
+        listings = pool.map(listing, images["folder"].unique())
+        check_files(csv, images["path"], [path for paths in listings for path in paths])
+    return images
 
 
 def _read_rows(csv: Path, split: str) -> pd.DataFrame:
@@ -179,44 +186,3 @@ def _check_version(where: Path, archive: str) -> None:
             f"{where}: this is MURA v1.0, which Stanford withdrew because it leaked patient data. "
             "Fix: delete it and ask for MURA v1.1"
         )
-
-
-def _check_official_splits(folder: Path, table: pd.DataFrame) -> None:
-    """Both classes must be in both splits: no seed can draw into the official valid split."""
-    for split, ours in SPLITS.items():
-        if held := index.lacks_class(table.loc[table["split"] == ours, "label"]):
-            raise DataError(
-                f"{folder / STUDIES_CSV.format(split)}: the official {split} split holds {held} "
-                "images, and needs both classes. Fix: unpack the MURA archive again, or add "
-                f"studies of the other class here and their images to {IMAGES_CSV.format(split)}"
-            )
-
-
-def _check_files(folder: Path, table: pd.DataFrame) -> None:
-    """Compare all rows with the files: one listing a study instead of a look-up an image."""
-
-    def listing(study: str) -> list[str]:
-        try:
-            return [f"{study}/{name}" for name in os.listdir(folder / study)]
-        except OSError:
-            return []
-
-    with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly but in parallel
-        listings = pool.map(listing, table["folder"].unique())
-        present = pd.Index([path for paths in listings for path in paths], dtype=str)
-    missing = table[~table["path"].isin(present)]
-    if len(missing):
-        first = [f"{row.csv}, row {row.Index}: {row.path}" for row in missing[:3].itertuples()]
-        more = f"; and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-        raise DataError(
-            f"{folder}: {len(missing):,} of {len(table):,} images that the CSVs list are missing: "
-            f"{'; '.join(first)}{more}. Fix: unpack the archive again, or take their rows out"
-        )
-    surplus = sorted(
-        path
-        for path in present.difference(table["path"])
-        if path.lower().endswith(IMAGE_SUFFIXES) and not path.rpartition("/")[2].startswith("._")
-    )
-    if surplus:
-        shown = ", ".join(surplus[:3])
-        log.warning("%s: %d images are in no CSV and not used: %s", folder, len(surplus), shown)

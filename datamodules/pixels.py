@@ -64,14 +64,9 @@ def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:
 def ramp_16bit(counts: np.ndarray) -> tuple[np.ndarray, str]:
     """What an image's 16-bit values become: its 0.1 % quantile 0, its 99.9 % quantile 255.
 
-    Where a few pixels stand alone at one end (a marker, a label), so far that the gap takes most of
-    that window, it ends where the others end.
-
-    Args:
-        counts: How many pixels have each value, ``(65536,)``; at least one pixel.
-
-    Returns:
-        uint8 ``(65536,)``, and a note for people where pixels stand alone, else "".
+    ``counts`` says how many pixels, at least one, have each value, ``(65536,)``. Where a few stand
+    alone at one end (a marker, a label), so far that the gap takes most of that window, it ends
+    where the others end, and a note for people, else "", comes with the uint8 ``(65536,)``.
     """
     share = np.cumsum(counts) / counts.sum()
     low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
+
+log = logging.getLogger(__name__)
 
 
 def read_text(csv: Path) -> str:
@@ -67,14 +71,26 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -> None:
-    """Raise a DataError for the first row that fails a check.
+    """Raise a DataError for the first row, by the index, that fails a check.
 
-    Args:
-        csv: The file that the message names.
-        rows: Indexed by the row of the file.
-        checks: By message, in which ``{column}`` stands for the row's value, which rows are wrong.
+    ``checks``: by message, in which ``{column}`` stands for the row's value, which rows are wrong.
     """
     for message, wrong in checks.items():
         if wrong.any():
             row = rows[wrong].iloc[0]
             raise DataError(f"{csv}, row {row.name}: {message.format(**row)}")
+
+
+def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
+    """Raise a DataError for files that are ``listed`` but not present; warn of images besides."""
+    missing = listed[~listed.isin(present)]
+    if len(missing):
+        shown = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
+        raise DataError(
+            f"{csv}: {len(missing):,} of {len(listed):,} images that it lists are missing, such as "
+            f"{shown}. Fix: unpack the archive again, or take their rows out"
+        )
+    surplus = sorted(set(present) - set(listed))
+    if surplus := [name for name in surplus if name.lower().endswith(IMAGE_SUFFIXES)]:
+        shown = ", ".join(surplus[:3])
+        log.warning("%s: %d images are not listed and not used: %s", csv, len(surplus), shown)

@@ -85,17 +85,6 @@ def module(root, tmp_path, **options):
     return FracAtlasDataModule(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_windows_line_ends_blank_lines_and_spreadsheets(filled, separator):
-    wanted = read_fracatlas_tree(filled.write())
-    text = (filled.root / "dataset.csv").read_text().replace(",", separator)
-    if separator != ",":  # a column of numbers with decimal commas
-        text = text.replace("\n", f"{separator}1,5\n").replace("1,5", "age", 1)
-    data = b"\xef\xbb\xbf" + text.replace("\n", "\r\n\r\n").encode()
-    (filled.root / "dataset.csv").write_bytes(data)
-    pd.testing.assert_frame_equal(read_fracatlas_tree(filled.root), wanted)
-
-
 def test_columns_become_label_block_body_part_and_hardware(archive):
     archive.add(19, 0, leg=1, hip=1, hand=0)
     archive.add(20, 1, shoulder=1, hardware=1)
@@ -143,7 +132,7 @@ def damage(root, kind):
         ("no folder", "images/Fractured cannot be listed"),
         ("moved", r"row 7: IMG0000021\.jpg has fractured=1 and fracture_count=1 but is in"),
         ("both", r"IMG0000001\.jpg is in both folders"),
-        ("lacks", r"4 of 40 .* row 2: IMG0000000\.jpg, row 4: IMG0000002"),
+        ("lacks", r"4 of 40 .* row 2: IMG0000000\.jpg; row 4: IMG0000002"),
     ],
 )
 def test_files_that_contradict_the_csv_are_named(filled, kind, message):
@@ -158,7 +147,7 @@ def test_surplus_images_are_announced_and_hidden_files_are_not(filled, caplog):
     assert caplog.text == ""
     (folder / "IMG0000009.jpg").write_bytes(b"x")
     assert len(read_fracatlas_tree(filled.root)) == 40
-    assert "1 images are in no row and not used: IMG0000009.jpg" in caplog.text
+    assert "1 images are not listed and not used: IMG0000009.jpg" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -180,17 +169,15 @@ def test_a_wrong_row_is_named(archive, fields, message):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "text", "message"),
+    ("text", "message"),
     [
-        (None, "", r"data.root=.*: expected dataset\.csv in it"),
-        ("utf-8", "image_id,hand\n", r"dataset\.csv: lacks the column 'leg'"),
-        ("utf-8", "image_id,hand\na,1,", "its rows have more fields than the header"),
-        ("utf-16-le", "image_id,hand\n", "is no UTF-8 text"),
+        (None, r"data.root=.*: expected dataset\.csv in it"),
+        ("image_id,hand\n", "lacks the column 'leg'"),
     ],
 )
-def test_a_csv_that_lacks_or_is_of_another_form_is_named(archive, encoding, text, message):
+def test_a_csv_that_lacks_or_lacks_a_column_is_named(archive, text, message):
     csv = archive.write() / "dataset.csv"
-    csv.write_text(text, encoding=encoding) if encoding else csv.unlink()
+    csv.unlink() if text is None else csv.write_text(text)
     with pytest.raises(DataError, match=message):
         read_fracatlas_tree(archive.root)
 

@@ -103,7 +103,7 @@ def test_the_csvs_may_come_from_windows_or_a_spreadsheet(mura, separator, end, e
     ("csv", "row", "files", "notice"),
     [
         (None, "", ["._image1.png", ".DS_Store"], ""),
-        (None, "", ["image7.png"], "1 images are in no CSV and not used: train/XR_HAND/"),
+        (None, "", ["image7.png"], "1 images are not listed and not used: train/XR_HAND/"),
         (IMAGES, f"{HAND}._image1.png\n", [], "left out 1 rows of ._* files (macOS leftovers)"),
         (LABELS, HAND.replace("1_p", "7_p") + ",1\n", [], "1 labelled studies have no image"),
     ],
@@ -121,7 +121,7 @@ def test_what_is_over_is_announced(mura, caplog, csv, row, files, notice):
     ("archives", "root", "message"),
     [
         (["MURA-v1.1"], "MURA-v1.1/train", "expected train_image_paths.csv, train_labeled_studies"),
-        (["MURA-v1.1"], "nowhere", r"nowhere cannot be listed \(No such file.* the folder MURA-v1"),
+        (["MURA-v1.1"], "nowhere", r"nowhere cannot be listed \(No such file.* folder MURA-v1"),
         (["MURA-v1.1", "copy"], "", r"several copies of MURA \(MURA-v1\.1, copy\)"),
         (["MURA-v1.0"], "", r"MURA v1\.0, which Stanford withdrew .* patient data"),
     ],
@@ -147,28 +147,14 @@ def test_a_missing_or_empty_csv_is_named(mura, csv, content):
         read_mura_tree(mura)
 
 
-def test_missing_files_are_counted_and_shown(mura):
+def test_missing_files_are_named_by_csv_and_line(mura):
     csv = mura / "valid_image_paths.csv"
     csv.write_text("\n\n" + csv.read_text())  # blank lines count as an editor counts them
-    for path in sorted(mura.rglob("*.png"))[5:]:
-        path.unlink()
+    (mura / "valid/XR_ELBOW/patient00009/study1_negative").rename(mura / "elsewhere")
     message = (
-        r"5 of 10 images that the CSVs list are missing: train_image_paths\.csv, row 5: .*; "
-        r".*; valid_image_paths\.csv, row 3: valid/XR_ELBOW/.*/image1\.png; and 2 more\. Fix"
+        r"valid_image_paths\.csv: 2 of 3 images that it lists are missing, such as row 3: valid/"
     )
     with pytest.raises(DataError, match=message):
-        read_mura_tree(mura)
-
-
-def test_a_missing_study_folder_counts_its_images(mura):
-    (mura / "train/XR_WRIST/patient00001/study1_negative").rename(mura / "elsewhere")
-    with pytest.raises(DataError, match="3 of 10 images .*XR_WRIST"):
-        read_mura_tree(mura)
-
-
-def test_a_csv_in_another_encoding_is_named(mura):
-    (mura / IMAGES).write_bytes((mura / IMAGES).read_text().encode("utf-16-le"))
-    with pytest.raises(DataError, match=rf"{IMAGES}: is no UTF-8 text"):
         read_mura_tree(mura)
 
 

@@ -42,7 +42,9 @@ def test_outlines_of_unknown_files_are_counted(archive, caplog):
 
 def test_outlines_of_other_images_altogether_are_refused(archive, tmp_path):
     root = rename(archive, lambda name: f"scan_{name}")
-    message = r"COCO_fracture_masks\.json: 20 of 20 outlined .* such as scan_IMG0000001\.jpg\. Fix: give"
+    message = (
+        r"COCO_fracture_masks\.json: 20 of 20 outlined .* such as scan_IMG0000001\.jpg\. Fix: give"
+    )
     with pytest.raises(DataError, match=message):
         module(root, tmp_path).build_index()
 

@@ -56,11 +56,7 @@ class PhantomDataModule(RadiographDataModule):
     def __init__(self, count: int = 2000, **options: Any) -> None:
         super().__init__(**options)
         self.count = count
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """What the tree takes, generously."""
-        return self.count * BYTES
+        self.bytes_on_disk = count * BYTES
 
     def is_drawn(self) -> bool:
         """Whether the tree is there; a DataError where other things are. Nothing is written."""
