@@ -19,6 +19,7 @@ from datamodules.fracatlas import (
 )
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.lesions import Lesion, write_lesions
+from datamodules.options import Data, Lesions
 from tests.real import real_data
 from tests.test_duplicates import HEIGHT, WIDTH, picture
 
@@ -81,8 +82,9 @@ def filled(archive):
     return archive
 
 
-def module(root, tmp_path, **options):
-    return FracAtlasDataModule(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
+def module(root, tmp_path, lesions_path=None, **options):
+    data = Data(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
+    return FracAtlasDataModule(data, Lesions(path=lesions_path))
 
 
 def test_columns_become_label_block_body_part_and_hardware(archive):

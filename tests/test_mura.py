@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.mura import CSVS, MuraDataModule, find_mura, read_mura_tree
+from datamodules.options import Data, Lesions
 
 STUDIES = {  # folder of the study -> images
     "train/XR_HAND/patient00001/study1_positive": 2,
@@ -189,9 +190,13 @@ def test_a_patient_in_both_splits_is_named(tmp_path):
 # The data module ----------------------------------------------------------------------------------
 
 
+def module(root, lesions_path=None, **options):
+    return MuraDataModule(Data(root=str(root), **options), Lesions(path=lesions_path))
+
+
 def test_val_is_a_patient_grouped_tenth_of_train_and_test_the_official_valid(many, caplog):
     caplog.set_level(logging.INFO)
-    table = check_index(MuraDataModule(root=str(many)).build_index(), "mura")
+    table = check_index(module(many).build_index(), "mura")
     assert caplog.text == ""
     check_patients_apart(table, "mura")
     assert table["split"].value_counts().to_dict() == {"train": 72, "val": 8, "test": 20}
@@ -208,9 +213,9 @@ def test_an_official_split_of_one_class_is_named(many, gone):
         csv.write_text("".join(line for line in lines if word not in line))
     message = rf"{split}_labeled_studies\.csv: the official {split} split holds only {held} images"
     with pytest.raises(DataError, match=message) as caught:
-        MuraDataModule(root=str(many)).build_index()
+        module(many).build_index()
     assert "seed" not in str(caught.value)  # no seed changes an official split
-    by_image = MuraDataModule(root=str(many), split="image")
+    by_image = module(many, split="image")
     assert len(by_image.build_index()) in (60, 90)  # it is not used there
 
 
@@ -222,7 +227,7 @@ def test_one_lesion_folder_serves_either_root(many, tmp_path, above, prefix):
     mask[2:4, 3:7] = 255
     write_lesions(tmp_path / "lesions", [Lesion(prefix + image, mask, "fracture")])
     root = many.parent if above else many
-    table = MuraDataModule(root=str(root), lesions_path=str(tmp_path / "lesions")).build_index()
+    table = module(root, lesions_path=str(tmp_path / "lesions")).build_index()
     (row,) = table[table["lesion_mask"] != ""].itertuples()
     assert row.path == ("MURA-v1.1/" if above else "") + image
     assert row.lesion_type == "fracture"
@@ -230,6 +235,6 @@ def test_one_lesion_folder_serves_either_root(many, tmp_path, above, prefix):
 
 @pytest.mark.parametrize("root", [".", "..", "train"])  # build_index explains the wrong one
 def test_the_fingerprint_is_the_four_csvs(mura, root):
-    files = MuraDataModule(root=str((mura / root).resolve())).fingerprint()
+    files = module((mura / root).resolve()).fingerprint()
     assert [path.name for path in files] == CSVS
     assert all(path.is_file() for path in files) == (root != "train")

@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.mura import CSVS
+from datamodules.options import Data, Lesions
 from datamodules.phantom.drawing import BODY_PARTS, VIEWS, case, draw
 from datamodules.phantom.lesions import LESION_TYPES
 from datamodules.phantom.source import PhantomDataModule, draw_tree, image_path
@@ -36,8 +37,9 @@ def copy(tree, tmp_path):
     return shutil.copytree(tree, tmp_path / "copy")
 
 
-def module_of(root, **options):
-    return PhantomDataModule(root=str(root), **{"count": COUNT, "seed": 0, **options})
+def module_of(root, lesions_path=None, **options):
+    data = Data(root=str(root), **{"count": COUNT, **options})
+    return PhantomDataModule(data, Lesions(path=lesions_path))
 
 
 def auc(score, label):
@@ -247,7 +249,7 @@ def test_edited_csv_is_noticed(copy):
 @pytest.mark.parametrize(
     ("kind", "damage", "words"),
     [
-        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv, row \d+: "),
+        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv: 1 of \d+ images .* row \d+: "),
         ("lesions/masks", "delete", r"lesions\.csv, row \d+: the mask .* does not exist"),
         ("lesions/masks", "cut", r"image1\.png\.png: damaged image \(the PNG is cut short\)"),
     ],

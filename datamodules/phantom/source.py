@@ -30,6 +30,7 @@ from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
 from datamodules.mura import CSVS, IMAGES_CSV, STUDIES_CSV, read_mura_tree
+from datamodules.options import Data
 from datamodules.phantom.drawing import VERSION, Case, case, draw
 from datamodules.radiographs import RadiographDataModule
 
@@ -44,19 +45,25 @@ MANY = 4000
 class PhantomDataModule(RadiographDataModule):
     """Synthetic radiographs of seven body parts, about 45 % abnormal, with a mask for every lesion.
 
-    ``count`` images are drawn, train and test together; ``seed`` also draws them.
+    ``data.count`` images are drawn, train and test together, by ``data.seed``.
     """
 
     name = "phantom"
     default_image_size = 160
     default_crop = "none"
     unreadable = "error"
+    shows_people = False
     licence = "MIT, as this project: drawings, no patient's images"
 
-    def __init__(self, count: int = 2000, **options: Any) -> None:
-        super().__init__(**options)
-        self.count = count
-        self.bytes_on_disk = count * BYTES
+    def __init__(self, data: Data, *more: Any, **others: Any) -> None:
+        super().__init__(data, *more, **others)
+        self.count = data.count
+        self.bytes_on_disk = data.count * BYTES
+
+    @classmethod
+    def default_root(cls, data: Data) -> str:
+        """A folder a drawing: another seed or count never meets the one that is there."""
+        return str(Path("data") / f"phantom-{data.count}-seed{data.seed}")
 
     def is_drawn(self) -> bool:
         """Whether the tree is there; a DataError where other things are. Nothing is written."""
