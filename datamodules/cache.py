@@ -207,11 +207,13 @@ def _fill(
     if notes := [f"{row.path}: {row.note}" for row in rows if row.note]:
         log.warning("%d images have a note:\n  %s", len(notes), "\n  ".join(notes[:5]))
     if errors := [row for row in rows if row.error]:
-        shown = "\n  ".join(row.error for row in errors[:5])
+        examples = "\n  ".join(row.error for row in errors[:5])
         what = f"{len(errors)} of {len(rows)} images cannot be read"
         if on_unreadable == "error":
-            raise DataError(f"{what}:\n  {shown}\nFix: replace them, or set data.unreadable=skip")
-        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, shown)
+            raise DataError(
+                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
+            )
+        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
         reasons = [(row.path, row.error) for row in errors]
         pd.DataFrame(reasons, columns=["path", "reason"]).to_csv(folder / UNREADABLE, index=False)
     kept = np.flatnonzero([not row.error for row in rows])

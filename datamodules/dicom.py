@@ -30,7 +30,7 @@ from datamodules.pixels import JPEG, MARKERS, check_size, damaged, strict_jpeg
 # Packages that warn with values of the file, or log them, to stderr.
 QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.(dicom|greys))(\.|$)"
 
-# Projection radiographs, scanned film (OT, SC, HC), or not told.
+# Projection radiographs, scanned film (OT, SC, HC), or unstated.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XA", "PX", "IO", "MG", "OT", "SC", "HC", "")
 NUMBERS = ("Columns", "Rows", "BitsStored", "BitsAllocated", "PixelRepresentation")
 NEEDED = (*NUMBERS, "SamplesPerPixel", "PhotometricInterpretation")
@@ -127,7 +127,7 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
 
 
 def _is_square(header: Dataset, name: str) -> bool:
-    """Whether two sides of a pixel are equal, or not told: missing, malformed or zero."""
+    """Whether two sides of a pixel are equal, or unstated: missing, malformed or zero."""
     try:
         raw: Any = header.get_item(name)  # pydicom's numbers know no decimal comma
         down, across = (float(side.replace(b",", b".")) for side in raw.value.split(b"\\"))
@@ -215,8 +215,8 @@ def _precision(frame: bytes, header: Dataset) -> int:
 def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Which pixels say that no detector was there: it may need more bits than are stored."""
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    given = [end for name in names if (end := first_number(header, name)) is not None]
+    values = [end for name in names if (end := first_number(header, name)) is not None]
     held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
-    ends = [right_sign(end, held.min, held.max) for end in given] or [np.nan]
-    values = stored if all(-most <= end < most for end in ends) else cells
-    return np.asarray((values >= min(ends)) & (values <= max(ends)))
+    ends = [right_sign(end, held.min, held.max) for end in values] or [np.nan]
+    cells = stored if all(-most <= end < most for end in ends) else cells
+    return np.asarray((cells >= min(ends)) & (cells <= max(ends)))

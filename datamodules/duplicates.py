@@ -18,7 +18,7 @@ from datamodules.index import DataError
 # On 1,389 images of FracAtlas duplicates have a share of 0.57 to 0.94, other pairs of up to 0.38.
 ALIKE, SHARE = 0.98, 0.5
 CONTRAST = 8.0  # standard deviation in grey levels from which a block has structure
-FEWEST = 8  # blocks with structure, or nothing can be said
+FEWEST = 8  # blocks with structure, or nothing is the same
 
 
 def near_duplicates(paths: list[Path]) -> list[tuple[int, int]]:

@@ -93,10 +93,10 @@ class FracAtlasDataModule(RadiographDataModule):
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
             return folder
-        drawn = (_draw(image, sizes[name]) for name, image in outlined.items() if name in sizes)
+        masks = (_draw(image, sizes[name]) for name, image in outlined.items() if name in sizes)
         names = (paths[name] for name in outlined if name in sizes)
         try:
-            write_lesions(folder, map(Lesion, names, drawn))
+            write_lesions(folder, map(Lesion, names, masks))
         except DataError:
             if not folder.is_dir():  # else another process was faster, with the same masks
                 raise
@@ -186,23 +186,23 @@ def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     numbers = table["path"].str.extract(r"(\d+)\.[A-Za-z]+$")[0].astype(int)
     doubtful = (labels.transform("nunique") > 1) | numbers.isin(CONTRADICTIONS)
     if doubtful.any():
-        shown = ", ".join(table["study"][doubtful])
+        examples = ", ".join(table["study"][doubtful])
         notice = "%s: %d near-identical images carry both labels and are left out: %s"
-        log.warning(notice, root, doubtful.sum(), shown)
+        log.warning(notice, root, doubtful.sum(), examples)
     blocks, names = pd.factorize(table["patient"], sort=True)
     if pairs:
-        shown = ", ".join(f"{table['study'][a]} = {table['study'][b]}" for a, b in pairs[:10])
+        examples = ", ".join(f"{table['study'][a]} = {table['study'][b]}" for a, b in pairs[:10])
         notice = "%s: %d pairs of images show the same; their blocks stay in one split: %s"
-        log.warning(notice, root, len(pairs), shown)
+        log.warning(notice, root, len(pairs), examples)
     joined = components(len(names), [(blocks[a], blocks[b]) for a, b in pairs])
     return table.assign(patient=names[joined[blocks]])[~doubtful].reset_index(drop=True)
 
 
 def _draw(image: MarkedImage, size: tuple[int, int]) -> np.ndarray:
     """Draw the mask of ``image`` after checking that its frame is the upright one of ``size``."""
-    given = image.size or (0, 0)
-    if given != size:
-        raise DataError(f"{image.where}: {image.name} {wrong_size(given, size)}")
+    stated = image.size or (0, 0)
+    if stated != size:
+        raise DataError(f"{image.where}: {image.name} {wrong_size(stated, size)}")
     return draw(image.marks, *size)
 
 

@@ -50,8 +50,8 @@ def letterbox(
 
 def wrong_size(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
     """What is wrong with a mask of another ``(H, W)`` than its upright original."""
-    given, wanted = (f"{width}x{height} px" for height, width in (shape, expected))
-    return f"is {given}: expected {wanted}, as its image is upright. Fix: draw it on the original"
+    actual, wanted = (f"{width}x{height} px" for height, width in (shape, expected))
+    return f"is {actual}: expected {wanted}, as its image is upright. Fix: draw it on the original"
 
 
 def to_square(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:

@@ -91,8 +91,8 @@ def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
 def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
     """Greys of the first VOI LUT, over the range of its own entries, or of the first window."""
     if name == "VOILUTSequence":
-        shown, bits = _looked_up(values, header.VOILUTSequence[0])
-        return _grey(shown / (2**bits - 1))
+        entries, bits = _looked_up(values, header.VOILUTSequence[0])
+        return _grey(entries / (2**bits - 1))
     window = Dataset()
     window.WindowCenter, window.WindowWidth = header.WindowCenter, header.WindowWidth
     window.VOILUTFunction = header.get("VOILUTFunction") or "LINEAR"

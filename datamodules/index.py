@@ -96,8 +96,8 @@ def assign_groups(
 def assign_val(table: pd.DataFrame, seed: int, fraction: float = 0.1) -> pd.DataFrame:
     """Move a patient-grouped ``fraction`` of the train rows to val; other rows stay."""
     train = table["split"] == "train"
-    drawn = assign_groups(table[train], seed, (1 - fraction, fraction, 0.0))["split"]
-    return table.assign(split=table["split"].mask(train, drawn.reindex(table.index)))
+    splits = assign_groups(table[train], seed, (1 - fraction, fraction, 0.0))["split"]
+    return table.assign(split=table["split"].mask(train, splits.reindex(table.index)))
 
 
 def assign_by_image(table: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -85,12 +85,12 @@ def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
     """Raise a DataError for files that are ``listed`` but not present; warn of images besides."""
     missing = listed[~listed.isin(present)]
     if len(missing):
-        shown = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
+        examples = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
         raise DataError(
             f"{csv}: {len(missing):,} of {len(listed):,} images that it lists are missing, such as "
-            f"{shown}. Fix: unpack the archive again, or take their rows out"
+            f"{examples}. Fix: unpack the archive again, or take their rows out"
         )
     surplus = sorted(set(present) - set(listed))
     if surplus := [name for name in surplus if name.lower().endswith(IMAGE_SUFFIXES)]:
-        shown = ", ".join(surplus[:3])
-        log.warning("%s: %d images are not listed and not used: %s", csv, len(surplus), shown)
+        examples = ", ".join(surplus[:3])
+        log.warning("%s: %d images are not listed and not used: %s", csv, len(surplus), examples)

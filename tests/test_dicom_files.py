@@ -6,7 +6,6 @@ import io
 
 import cv2
 import numpy as np
-import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -26,7 +25,7 @@ from pydicom.uid import (
 
 from datamodules.dicom import read_dicom
 from datamodules.index import DataError
-from tests.dicoms import SECRET, content, radiograph, words
+from tests.dicoms import SECRET, compressed, content, encoded, framed, radiograph, words
 
 PLAIN, COLOUR = np.zeros((64, 64), np.uint16), np.zeros((64, 64, 3), np.uint8)
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -36,20 +35,6 @@ SHORT = Sequence([Dataset()])
 SHORT[0].LUTDescriptor, SHORT[0].LUTData = [4096, 0, 12], words(range(4095))
 SHORT[0]["LUTData"].VR = "OW"
 CONTRADICTS = "header contradicts its pixel data"
-
-
-def compressed(pixels, syntax, **elements):
-    dataset = radiograph(pixels, **elements)
-    dataset.compress(syntax)
-    return dataset
-
-
-def framed(frame, syntax, pixels, **elements):
-    """A radiograph of one encoded frame."""
-    dataset = radiograph(pixels, PixelData=encapsulate([frame]), **elements)
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset["PixelData"].is_undefined_length = True
-    return dataset
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -143,25 +128,6 @@ TWELVE = bytes.fromhex(
     "0010001001011100ffc4001500010100000000000000000000000000000c0dffc4001410010000000000000000000000"
     "0000000000ffda0008010100003f00955464019007d03fffffd9"
 )
-
-
-def encoded(pixels, kind, folder):
-    """A radiograph that gdcm compresses, of 8 or 12 bits."""
-    gdcm = pytest.importorskip("gdcm", reason="the extra dicom brings it")
-    stored = 8 if pixels.dtype == np.uint8 else 12
-    (folder / "plain.dcm").write_bytes(content(radiograph(pixels, BitsStored=stored)))
-    reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
-    change = gdcm.ImageChangeTransferSyntax()
-    reader.SetFileName(str(folder / "plain.dcm"))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(folder / "made.dcm"))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return pydicom.dcmread(folder / "made.dcm")
 
 
 @pytest.mark.parametrize("kind", ["JPEGLosslessProcess14_1", "JPEGLosslessProcess14"])
@@ -301,39 +267,28 @@ def refuse(shown, capfd, caplog, dataset, message):
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
-@pytest.mark.parametrize("meta", [True, False])
-def test_dicom_without_its_preamble_is_read(tmp_path, shown, deep, syntax, meta):
-    source = radiograph(deep)
-    source.file_meta.TransferSyntaxUID = syntax
-    whole = content(source)
-    bare = whole[132:]
-    if not meta:
-        file = io.BytesIO()
-        implicit = syntax == ImplicitVRLittleEndian
-        del source.file_meta
-        source.save_as(file, implicit_vr=implicit, little_endian=True)
-        bare = file.getvalue()
-    assert b"DICM" not in bare
-    np.testing.assert_array_equal(shown(bare), shown(whole))
-    again = read_dicom(bare, tmp_path)
-    assert again.StudyInstanceUID == source.StudyInstanceUID
-
-
-@pytest.mark.parametrize("name", ["InstanceCreationDate", "LanguageCodeSequence", "Modality"])
+@pytest.mark.parametrize("first", ["", "InstanceCreationDate", "LanguageCodeSequence", "Modality"])
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 )
-def test_a_bare_data_set_may_begin_with_any_element(shown, deep, name, syntax):
+def test_dicom_without_its_preamble_is_read(tmp_path, shown, deep, first, syntax):
+    """With its meta information, or a bare data set that begins with any element."""
     source = radiograph(deep, BitsStored=12, InstanceCreationDate="20200101")
+    expected, meta = shown(source), source.file_meta
     source.LanguageCodeSequence = Sequence([Dataset()])
-    for element in [each for each in source if each.tag < source[name].tag]:
+    for element in [each for each in source if first and each.tag < source[first].tag]:
         del source[element.tag]
     source.PixelData = deep.astype("<u2" if syntax.is_little_endian else ">u2").tobytes()
-    file, expected = io.BytesIO(), shown(radiograph(deep, BitsStored=12))
-    del source.file_meta
-    source.save_as(file, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
-    np.testing.assert_array_equal(shown(file.getvalue()), expected)
+    meta.TransferSyntaxUID = syntax
+    bare = content(source)[132:]
+    if first:
+        file, order = io.BytesIO(), syntax.is_little_endian
+        del source.file_meta
+        source.save_as(file, implicit_vr=syntax.is_implicit_VR, little_endian=order)
+        bare = file.getvalue()
+    assert b"DICM" not in bare
+    np.testing.assert_array_equal(shown(bare), expected)
+    assert read_dicom(bare, tmp_path).StudyInstanceUID == source.StudyInstanceUID
 
 
 def test_a_file_that_does_not_name_its_transfer_syntax_is_read(shown, deep):

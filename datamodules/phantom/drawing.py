@@ -100,11 +100,11 @@ def draw(seed: int, number: int, size: int | None = None) -> Drawing:
 
     ``size`` is the longest side in pixels; None: 160 to 260, as the image has it.
     """
-    shown = case(seed, number)
-    person = _random(seed, _STUDY, shown.study)
+    about = case(seed, number)
+    person = _random(seed, _STUDY, about.study)
     person.random(8)  # leaves those that case() draws alone
     random = _random(seed, _VIEW, number)
-    scene = SCENES[shown.body_part](random, shown.view)
+    scene = SCENES[about.body_part](random, about.view)
     shape, pose = _pose(random, person, scene, size)
     pixel = max(shape) / 160.0  # a pixel of the default training size
     tissue = Tissue(
@@ -113,13 +113,13 @@ def draw(seed: int, number: int, size: int | None = None) -> Drawing:
         growing=bool(person.random() < 0.08),
     )
     site = _choose_site(random, person, scene, pose, shape)
-    bones, metal, mask = _draw_bones(random, shown.lesion_type, scene, pose, shape, site, tissue)
+    bones, metal, mask = _draw_bones(random, about.lesion_type, scene, pose, shape, site, tissue)
     soft = scene.muscle * soft_tissue(random, scene, pose, shape)
     metal = np.maximum(metal, foreign_bodies(random, bones, pose.mirrored, pixel))
     reached = beam(random, shape)
     mask &= reached > 0.5
     image = expose(random, bones, soft, metal, reached, pixel)
-    return Drawing(**vars(shown), image=image, mask=(mask * np.uint8(255)).astype(np.uint8))
+    return Drawing(**vars(about), image=image, mask=(mask * np.uint8(255)).astype(np.uint8))
 
 
 def _pose(
@@ -160,9 +160,9 @@ def _choose_site(
             points = np.array([axis_point(bone, pose, t) for t in (0.2, 0.8)])
             points = points[0] + (points[1] - points[0]) * ((places - 0.2) / 0.6)[:, None]
             low, high = np.outer((margin, 1 - margin), (width, height))
-            shown = np.all((points > low) & (points < high), axis=1)
-            if shown.any():
-                nearest = places[shown][np.argmin(np.abs(places[shown] - wanted))]
+            inside = np.all((points > low) & (points < high), axis=1)
+            if inside.any():
+                nearest = places[inside][np.argmin(np.abs(places[inside] - wanted))]
                 best, site = score, Site(number, float(nearest), 0.0, metal)
         if best > -np.inf:
             break

@@ -127,12 +127,12 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
         ) from error
 
 
-def image_path(shown: Case, split: str) -> str:
+def image_path(about: Case, split: str) -> str:
     """Return the path of an image in MURA's tree, from ``MURA-v1.1/`` on."""
-    label = "positive" if shown.label else "negative"
+    label = "positive" if about.label else "negative"
     return (
-        f"{MURA}/{split}/XR_{shown.body_part.upper()}/patient{shown.patient:05d}/"
-        f"study{shown.visit}_{label}/image{shown.view + 1}.png"
+        f"{MURA}/{split}/XR_{about.body_part.upper()}/patient{about.patient:05d}/"
+        f"study{about.visit}_{label}/image{about.view + 1}.png"
     )
 
 
@@ -184,8 +184,8 @@ def _fill(folder: Path, wanted: dict[str, int]) -> None:
     """Write images, CSVs, lesion masks and, last, the note."""
     seed, count = wanted["seed"], wanted["count"]
     cases = [case(seed, number) for number in range(count)]
-    patients = [f"{shown.patient:05d}" for shown in cases]
-    table = pd.DataFrame({"patient": patients, "label": [shown.label for shown in cases]})
+    patients = [f"{about.patient:05d}" for about in cases]
+    table = pd.DataFrame({"patient": patients, "label": [about.label for about in cases]})
     splits = index.assign_groups(table, seed, (0.8, 0.0, 0.2))["split"]
     if splits.nunique() < 2:
         raise DataError(
@@ -193,8 +193,8 @@ def _fill(folder: Path, wanted: dict[str, int]) -> None:
             "use a larger data.count"
         )
     paths = [
-        image_path(shown, "valid" if split == "test" else "train")
-        for shown, split in zip(cases, splits, strict=True)
+        image_path(about, "valid" if split == "test" else "train")
+        for about, split in zip(cases, splits, strict=True)
     ]
     for study in {path.rpartition("/")[0] for path in paths}:
         (folder / study).mkdir(parents=True)
