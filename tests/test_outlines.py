@@ -6,8 +6,9 @@ import pytest
 
 from datamodules.fracatlas import read_outlines
 from datamodules.index import DataError
+from tests.archives import Archive
 from tests.test_duplicates import WIDTH
-from tests.test_fracatlas import Archive, module
+from tests.test_fracatlas import module
 
 
 @pytest.fixture
