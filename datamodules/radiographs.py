@@ -66,6 +66,7 @@ class RadiographDataModule(LightningDataModule):
     default_contrast = "none"
     unreadable = "error"
     licence = "not known here: see the data set's own terms"  # of the images, as model cards say
+    shows_people = True  # pictures of them leave the machine only when asked
     patients_are = "patients"  # what the index's column patient stands for, as people are told
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
 

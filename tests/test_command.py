@@ -17,6 +17,7 @@ from datamodules import DataError
 from experiments import command, evaluate, train
 from experiments.runs import RunError
 from experiments.schema import ConfigError
+from experiments.training import loop
 from tests.runs import run_folder, same_results, tiny_words
 
 
@@ -135,13 +136,13 @@ def test_sigterm_to_all_processes_of_a_job_saves_too(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_does_not_make_a_finished_run_fail(tiny, run, monkeypatch):
-    show = train.print_results
+    show = loop.print_results
 
     def print_results(*given):
         os.kill(os.getpid(), signal.SIGUSR1)
         show(*given)
 
-    monkeypatch.setattr(train, "print_results", print_results)
+    monkeypatch.setattr(loop, "print_results", print_results)
     assert again(tiny, run) == 0
 
 

@@ -58,6 +58,7 @@ class PhantomDataModule(RadiographDataModule):
     default_image_size = 160
     default_crop = "none"
     unreadable = "error"
+    shows_people = False
     licence = "MIT, as this project: drawings, no patient's images"
 
     def __init__(self, count: int = 2000, **options: Any) -> None:
