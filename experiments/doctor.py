@@ -6,11 +6,9 @@ status: 0 a run can start, 2 something is in its way.
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -29,14 +27,10 @@ OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
 GIB = 2**30
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy"]
-PACKAGES += ["pandas", "omegaconf", "wandb"]
+PACKAGES += ["pandas", "omegaconf", "wandb", "opencv-python-headless"]
+MALICIOUS = ("2.6.2", "2.6.3")  # of Lightning
 CV2 = "opencv-python-headless"
-CV2_WHEELS = (CV2, "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
-# Of Lightning, under both its names: which versions must not be used, and why.
-DANGERS = {
-    ">=2.6.2,<=2.6.3": "is malicious (GHSA-w37p-236h-pfx3): treat all keys here as stolen, and",
-    "<2.6.6": "runs code from checkpoints that it loads (GHSA-qqmf-gpg7-g8gw):",
-}
+CV2_TWINS = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
 class Finding(NamedTuple):
@@ -75,8 +69,8 @@ def main(words: list[str] | None = None) -> int:
 
 def examine(config: Config) -> Iterator[Finding]:
     """All findings, in the order in which a person would look for them."""
-    machine = (check_device, check_machine, check_folders)
-    for check in (check_versions, check_cv2, *machine, check_data, check_wandb, check_slurm):
+    machine = (check_versions, check_device, check_memory, check_folders)
+    for check in (*machine, check_data, check_wandb, check_slurm):
         try:
             yield from check(config)
         except ImportError as error:
@@ -90,65 +84,39 @@ def first(topic: str, *cases: tuple[object, str, str]) -> Finding:
 
 
 def check_versions(config: Config) -> Iterator[Finding]:
-    """Python and the packages against what is needed, what was tested and what is dangerous."""
+    """Python and the packages against what is needed and what was tested; one cv2 wheel."""
     from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
     python = f"{platform.python_version()} ({sys.executable})"
     old = sys.version_info < (3, 10)  # started by hand in another environment
     yield first("Python", (old, PROBLEM, f"{python}; 3.10 or later is needed"), (True, OK, python))
-    tested = tested_versions()
-    try:
-        lines = [Requirement(line) for line in metadata.requires("decision-basis") or []]
-    except metadata.PackageNotFoundError:  # run without being installed
-        lines = []
-    floors = {line.name: line.specifier for line in lines if line.marker is None}
-    for name in (*PACKAGES, "lightning"):  # the latter is the same code under a second name
-        version, needed = installed_version(name), floors.get(name, SpecifierSet())
+    pins = CONSTRAINTS.read_text() if CONSTRAINTS.is_file() else ""  # none came with a wheel
+    tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", pins, re.MULTILINE))
+    needed = {}
+    if installed_version("decision-basis"):
+        requirements = map(Requirement, metadata.requires("decision-basis") or [])
+        needed = {one.name: one.specifier for one in requirements if one.marker is None}
+    for name in PACKAGES:
+        version = installed_version(name)
         if version is None:
-            if name in PACKAGES:
-                yield Finding(PROBLEM, name, "not installed; make setup")
+            yield Finding(PROBLEM, name, "not installed; make setup")
             continue
-        public = Version(version).public
-        danger = [why for bad, why in DANGERS.items() if SpecifierSet(bad).contains(public)]
-        remedy = "uninstall it now, then pip install 'pytorch-lightning>=2.6.6'"
-        outside = not needed.contains(version, prereleases=True)
+        outside = name in needed and not needed[name].contains(version, prereleases=True)
+        public, pin = Version(version).public, tested.get(name)
+        stolen = f"{version} is malicious (GHSA-w37p-236h-pfx3): uninstall it now, "
+        stolen += "treat all keys on this machine as stolen, then make setup"
         yield first(
             name,
-            ("lightning" in name and danger, PROBLEM, f"{version} {' '.join(danger[:1])} {remedy}"),
-            (outside, PROBLEM, f"{version}, but {needed} is needed; make setup"),
-            (
-                tested.get(name, public) != public,
-                NOTE,
-                f"{version}; tested with {tested.get(name)}",
-            ),
-            (name in PACKAGES, OK, version),
-            (True, NOTE, f"{version} beside pytorch-lightning, the same code"),
+            ("lightning" in name and public in MALICIOUS, PROBLEM, stolen),
+            (outside, PROBLEM, f"{version}, but {needed.get(name)} is needed; make setup"),
+            (pin and pin != public, NOTE, f"{version}; tested with {pin}"),
+            (True, OK, version),
         )
-
-
-def check_cv2(config: Config) -> Iterator[Finding]:
-    """Exactly one cv2 wheel, and it works."""
-    wheels = {name: version for name in CV2_WHEELS if (version := installed_version(name))}
-    pinned = "==".join([CV2, *filter(None, [tested_versions().get(CV2)])])
-    remedy = f"pip uninstall -y {' '.join(wheels)}; pip install {pinned}"
-    fault = ""
-    try:
-        numpy, cv2 = importlib.import_module("numpy"), importlib.import_module("cv2")
-        if (cv2.resize(numpy.full((4, 4), 7, numpy.uint8), (2, 2)) != 7).any():
-            fault = "it resizes wrongly"
-    except (ImportError, AttributeError) as error:  # AttributeError: an empty cv2 folder
-        fault = str(error)
-    names = ", ".join(f"{name} {version}" for name, version in wheels.items())
-    twins = f"{' and '.join(wheels)} overwrite each other's files; {remedy}"
-    yield first(
-        "OpenCV",
-        (len(wheels) > 1, PROBLEM, twins),
-        (fault, PROBLEM, f"cv2 does not work ({fault}); {remedy}"),
-        (CV2 not in wheels, NOTE, f"{names}; {CV2} is what is tested, and needs no libGL"),
-        (True, OK, f"{names}, resizes"),
-    )
+    if wheels := [name for name in CV2_TWINS if installed_version(name)]:
+        remedy = f"pip uninstall -y {' '.join([CV2, *wheels])}; pip install {CV2}"
+        text = f"{' and '.join([CV2, *wheels])} overwrite each other's files; {remedy}"
+        yield Finding(PROBLEM, "OpenCV", text)
 
 
 def check_device(config: Config) -> Iterator[Finding]:
@@ -174,44 +142,21 @@ def check_device(config: Config) -> Iterator[Finding]:
     yield first("precision", ("bf16" in precision and not native, NOTE, slow), (True, OK, text))
 
 
-def check_machine(config: Config) -> Iterator[Finding]:
-    """Cores and memory, and what loader workers need: shared memory and open files."""
-    import torch
-
-    from datamodules.files import usable_cores
-    from experiments.hardware import usable_memory
-
-    cores, threads = usable_cores(), torch.get_num_threads()
-    text = f"{_count(threads, 'thread')} on {_count(cores, 'core')}"
-    remedy = f"{text}; export OMP_NUM_THREADS={cores}"
-    yield first("cores", (threads > cores, NOTE, remedy), (True, OK, text))
-    if (memory := usable_memory()) is not None:
-        text = f"{memory / GIB:.1f} GiB"
-        small = f"{text}; use a smaller batch_size"
-        yield first("memory", (memory < 4 * GIB, NOTE, small), (True, OK, text))
-    if Path("/dev/shm").is_dir():
-        free, needed = shutil.disk_usage("/dev/shm").free, loader_bytes(config)
-        text = f"{free / GIB:.1f} GiB free in /dev/shm"
-        small = (
-            f"{free / 2**20:.0f} MiB free in /dev/shm, loader workers need about "
-            f"{needed / 2**20:.0f}: data.num_workers=0, or a container with --shm-size=2g"
-        )
-        yield first("shared memory", (free < needed, PROBLEM, small), (True, OK, text))
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    few = f"{files} allowed; workers may run out: ulimit -n 4096"
-    short = files < 1024 and files != resource.RLIM_INFINITY
-    yield first("open files", (short, NOTE, few), (True, OK, f"{files} allowed"))
-
-
-def loader_bytes(config: Config) -> int:
-    """Bytes of the batches that wait in shared memory: two a worker, uint8 image + float32 mask."""
+def check_memory(config: Config) -> Iterator[Finding]:
+    """Shared memory for loader workers: a container may have little."""
     from datamodules import SOURCES
     from experiments.build import default_workers
 
     data = config.data
     workers = default_workers() if data.num_workers is None else data.num_workers
     size = data.image_size or SOURCES[data.name].default_image_size
-    return workers * 2 * data.batch_size * size * size * 5
+    # Two batches a worker wait there: an image in uint8 and its mask in float32.
+    needed = workers * 2 * data.batch_size * size * size * 5
+    if needed and Path("/dev/shm").is_dir():
+        free = shutil.disk_usage("/dev/shm").free
+        text = f"{free / 2**20:.0f} MiB free in /dev/shm, loader workers need {needed / 2**20:.0f}"
+        remedy = f"{text}: data.num_workers=0, or a container with --shm-size=2g"
+        yield first("shared memory", (free < needed, PROBLEM, remedy), (True, OK, text))
 
 
 def check_folders(config: Config) -> Iterator[Finding]:
@@ -302,12 +247,6 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def tested_versions() -> dict[str, str]:
-    """Package: version, from ``constraints.txt``; empty where the project came as a wheel."""
-    text = CONSTRAINTS.read_text() if CONSTRAINTS.is_file() else ""
-    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
 
 
 def _count(number: int, what: str) -> str:

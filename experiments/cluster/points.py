@@ -137,7 +137,7 @@ def problems(content: Any) -> Iterator[str]:
         yield f"method: expected grid or random, got {method}"
     if not isinstance(metric, dict) or not str(metric.get("name")).startswith("val/"):
         yield f"metric: expected a name: val/... (test is not for choosing), got {metric}"
-    if metric.keys() > {"name", "goal"} or metric.get("goal") not in (None, "minimize", "maximize"):
+    if metric.keys() - {"name", "goal"} or metric.get("goal") not in (None, "minimize", "maximize"):
         yield f"metric: expected name and goal (minimize or maximize), got {metric}"
     if (method == "random" or cap is not None) and (type(cap) is not int or cap < 1):
         yield f"run_cap: expected the number of points, such as run_cap: 20, got {cap}"
