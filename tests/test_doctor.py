@@ -110,7 +110,7 @@ def test_shared_memory_for_the_workers_that_a_run_starts(monkeypatch):
     assert not list(doctor.check_memory(load_config("stage1", words)))  # no loader process
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("experiments.build.usable_cores", lambda: 6)
+    monkeypatch.setattr("datamodules.radiographs.usable_cores", lambda: 6)
     one = finding(doctor.check_memory, "shared memory", "data.batch_size=32")  # the phantom's size
     assert f"need {3 * 2 * 32 * 160 * 160 * 5 / 2**20:.0f}" in one.text
 
