@@ -27,10 +27,10 @@ OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
 GIB = 2**30
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy"]
-PACKAGES += ["pandas", "omegaconf", "wandb", "opencv-python-headless"]
-MALICIOUS = ("2.6.2", "2.6.3")  # of Lightning
 CV2 = "opencv-python-headless"
-CV2_TWINS = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+PACKAGES += ["pandas", "omegaconf", "wandb", CV2]
+MALICIOUS = ("2.6.2", "2.6.3")  # of Lightning
+CV2_WHEELS = (CV2, "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
 class Finding(NamedTuple):
@@ -88,9 +88,7 @@ def check_versions(config: Config) -> Iterator[Finding]:
     from packaging.requirements import Requirement
     from packaging.version import Version
 
-    python = f"{platform.python_version()} ({sys.executable})"
-    old = sys.version_info < (3, 10)  # started by hand in another environment
-    yield first("Python", (old, PROBLEM, f"{python}; 3.10 or later is needed"), (True, OK, python))
+    yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
     pins = CONSTRAINTS.read_text() if CONSTRAINTS.is_file() else ""  # none came with a wheel
     tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", pins, re.MULTILINE))
     needed = {}
@@ -106,17 +104,17 @@ def check_versions(config: Config) -> Iterator[Finding]:
         public, pin = Version(version).public, tested.get(name)
         stolen = f"{version} is malicious (GHSA-w37p-236h-pfx3): uninstall it now, "
         stolen += "treat all keys on this machine as stolen, then make setup"
+        wheels = [wheel for wheel in CV2_WHEELS if installed_version(wheel)]
+        twins = f"{' and '.join(wheels)} overwrite each other's files: "
+        twins += f"pip uninstall -y {' '.join(wheels)}; pip install {CV2}"
         yield first(
-            name,
+            "OpenCV" if name == CV2 else name,
+            (name == CV2 and len(wheels) > 1, PROBLEM, twins),
             ("lightning" in name and public in MALICIOUS, PROBLEM, stolen),
             (outside, PROBLEM, f"{version}, but {needed.get(name)} is needed; make setup"),
             (pin and pin != public, NOTE, f"{version}; tested with {pin}"),
             (True, OK, version),
         )
-    if wheels := [name for name in CV2_TWINS if installed_version(name)]:
-        remedy = f"pip uninstall -y {' '.join([CV2, *wheels])}; pip install {CV2}"
-        text = f"{' and '.join([CV2, *wheels])} overwrite each other's files; {remedy}"
-        yield Finding(PROBLEM, "OpenCV", text)
 
 
 def check_device(config: Config) -> Iterator[Finding]:

@@ -13,7 +13,6 @@ import torch
 from datamodules.files import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(accelerator: str = "auto") -> torch.device:
@@ -55,16 +54,6 @@ def describe_device(device: torch.device) -> str:
     return (
         f"CPU {_cpu_name()}, {cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
     )
-
-
-def usable_memory() -> int | None:
-    """Bytes of memory this process may use: the machine's or its container's; None: unknown."""
-    match = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
-    total = int(match[1]) * 1024 if match else None
-    limit = _read(_CGROUP / "memory.max").strip()
-    if limit.isdigit():
-        total = min(total, int(limit)) if total else int(limit)
-    return total
 
 
 def slurm_fault(trainer: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def test_a_sound_machine_is_reported_line_by_line(tmp_path):
         env={**os.environ, "COLUMNS": "90"},
     )
     lines = done.stdout.splitlines()
-    topics = "Python torch pytorch-lightning opencv-python-headless device precision run.root data"
+    topics = "Python torch pytorch-lightning OpenCV device precision run.root data"
     for topic in [*topics.split(), "W&B"]:
         assert any(re.match(rf"  (OK|note|PROBLEM) +{re.escape(topic)} ", line) for line in lines)
     assert all(len(line) <= 90 for line in lines[1:])
@@ -48,7 +48,8 @@ def test_problems_and_unknown_keys_give_status_2(tmp_path, capsys):
     words = ["data.name=mura", f"data.root={tmp_path}/nowhere", f"run.root={tmp_path}"]
     assert doctor.main(words) == 2
     output = capsys.readouterr().out
-    assert re.search(r"PROBLEM  data .*nowhere", output)
+    assert "PROBLEM  data" in output
+    assert "nowhere" in output
     assert "1 problem" in output.splitlines()[-1]
     assert doctor.main(["data.nmae=mura"]) == 2
     assert "data.name" in capsys.readouterr().err

@@ -109,13 +109,15 @@ def plan(asked: Sweep) -> tuple[list[Trial], Path]:
             )
         resolve(config, build_data(config))
         check_config(folder, config)
-        saved, epochs = folder / "config.yaml", config.trainer["max_epochs"]
-        if saved.is_file() and (begun := read_plain(saved)["trainer"]["max_epochs"]) != epochs:
+        if (folder / "checkpoints" / "last.ckpt").is_file():
             # By itself a run may be resumed with more epochs; among trials to compare none may.
-            raise RunError(
-                f"{folder} was begun with another trainer.max_epochs: {begun} -> {epochs}. Sweep "
-                "with the same, or give the sweep a run.root of its own."
-            )
+            begun = read_plain(folder / "config.yaml")["trainer"]["max_epochs"]
+            if begun != config.trainer["max_epochs"]:
+                raise RunError(
+                    f"{folder} was begun with trainer.max_epochs: {begun} -> "
+                    f"{config.trainer['max_epochs']}. Fix: sweep with the same, or give the sweep "
+                    "its own run.root."
+                )
     place = Path(config.run.root) / config.data.name / "sweeps" / asked.path.stem
     place.mkdir(parents=True, exist_ok=True)
     return list(trials.values()), place

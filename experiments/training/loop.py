@@ -42,7 +42,7 @@ from experiments.runs import (
 )
 from experiments.training.describe import describe_data, describe_start, print_results
 from experiments.training.preemption import StopRequest, is_first_rank, leave
-from experiments.training.wandb import check_project, in_sweep, start_wandb
+from experiments.training.wandb import in_sweep, start_wandb
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -52,7 +52,6 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     """Prepare the data, then train or resume the run of ``config``; return the exit status."""
     if not data_only and (fault := slurm_fault(config.trainer)):
         raise ConfigError(fault)
-    check_project(config.logger.wandb_project)
     if Path(config.run.root).is_file():
         raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
     data = build_data(config)
@@ -97,20 +96,19 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     seed_everything(config.seed, verbose=False)
     callbacks = build_callbacks(config, folder, data, stop)
     trainer = build_trainer(config, folder, callbacks)
-    # Only now, when nothing can be wrong any more.
-    last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
-    metrics = MetricsCsv(folder, epochs_done(checkpoint), last)
-    remote = None
-    if trainer.is_global_zero:
-        remote = start_wandb(config.logger, folder, to_plain(config))
-    trainer.loggers = [metrics, remote] if remote else [metrics]
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         check_network(module, checkpoint, resume)
         check_states(checkpoint, resume, states_of(callbacks))
     elif config.model.init_from:
         start_from(module, config, data)
+    # Only now, when nothing can be wrong any more.
+    last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
+    trainer.loggers = [MetricsCsv(folder, epochs_done(checkpoint), last)]
+    remote = None
     if trainer.is_global_zero:
+        if remote := start_wandb(config.logger, folder, to_plain(config)):
+            trainer.loggers = [*trainer.loggers, remote]
         print(describe_start(config, data, trainer, module, checkpoint))
     failed, stopped_by, started = True, 0, time.monotonic()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import netrc
 import os
-import re
 import sys
 import uuid
 from collections.abc import Callable
@@ -22,30 +21,41 @@ ANSWER_SECONDS = 30.0
 UPLOAD_SECONDS = 60.0
 
 
-class PatientWandbLogger(WandbLogger):
-    """Gives up on W&B, with one line, when its service dies: a tracker is not worth a training.
+def patient(method: Callable[..., None]) -> Callable[..., None]:
+    """The method of a logger that gives up on W&B, with one line, when its service dies.
 
-    What was logged until then lies in the run directory; ``metrics.csv`` is whole in any case.
+    A tracker is not worth a training. What was logged until then lies in the run directory, and
+    ``metrics.csv`` is whole in any case.
     """
 
-    _gave_up = False
+    def attempt(self: PatientWandbLogger, *args: Any, **kwargs: Any) -> None:
+        if self.gave_up:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.gave_up = True
+            print(
+                f"W&B failed ({type(error).__name__}: {error}); training goes on without it, "
+                "metrics.csv has all figures",
+                file=sys.stderr,
+            )
 
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's."""
-        self._attempt(super().log_metrics, *args, **kwargs)
+    return attempt
 
-    def log_image(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's."""
-        self._attempt(super().log_image, *args, **kwargs)
 
-    def finalize(self, status: str) -> None:
-        """As Lightning's."""
-        self._attempt(super().finalize, status)
+class PatientWandbLogger(WandbLogger):
+    """Lightning's logger, made so that nothing that befalls W&B stops a training."""
 
+    gave_up = False
+    log_metrics = patient(WandbLogger.log_metrics)
+    log_image = patient(WandbLogger.log_image)
+    finalize = patient(WandbLogger.finalize)
+
+    @patient
     def summarise(self, row: dict[str, float]) -> None:
         """Let W&B show and judge this run by its best epoch, not by its last."""
-        figures = {name: value for name, value in row.items() if name.startswith("val/")}
-        self._attempt(lambda: self.experiment.summary.update(figures))
+        self.experiment.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
 
     def close(self, failed: bool, preempted: bool = False) -> None:
         """Write out and close the run; a preempted one is expected back."""
@@ -55,28 +65,6 @@ class PatientWandbLogger(WandbLogger):
             self.experiment.finish(exit_code=int(failed))
         except Exception as error:
             print(f"W&B could not be closed ({type(error).__name__}: {error})", file=sys.stderr)
-
-    def _attempt(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        if self._gave_up:
-            return
-        try:
-            call(*args, **kwargs)
-        except Exception as error:
-            self._gave_up = True
-            print(
-                f"W&B failed ({type(error).__name__}: {error}); training goes on without it, "
-                "metrics.csv has all figures",
-                file=sys.stderr,
-            )
-
-
-def check_project(name: str) -> None:
-    """Refuse a name that W&B (wandb.Settings) would refuse only when the data is prepared."""
-    if not re.fullmatch(r"[^/\\#?%:]{0,128}", name):
-        raise ConfigError(
-            f"logger.wandb_project={name}: expected at most 128 characters, none of / \\ # ? % :. "
-            "To log to a team: export WANDB_ENTITY=TEAM."
-        )
 
 
 def has_api_key() -> bool:
@@ -153,7 +141,6 @@ def options_of(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> 
     """
     import wandb
 
-    own = {} if in_sweep() else {"project": config.wandb_project, "id": run_id(folder)}
     quiet = wandb.Settings(
         silent=True,
         console="off",
@@ -165,6 +152,7 @@ def options_of(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> 
         init_timeout=ANSWER_SECONDS,
         finish_timeout=UPLOAD_SECONDS,
     )
+    own = {} if in_sweep() else {"project": config.wandb_project, "id": run_id(folder)}
     own |= {"name": "-".join(folder.parts[-3:]), "resume": "allow", "dir": str(folder)}
     return {**own, "config": settings, "settings": quiet}
 
