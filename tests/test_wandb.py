@@ -149,6 +149,7 @@ def test_a_requeued_run_becomes_one_run_at_wandb(tmp_path):
     empty.write_bytes(b"x" * 7)  # killed before it wrote
     server = WandbServer()
     variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}
+    variables["WANDB_DIR"] = str(tmp_path)  # of its log
     for _ in range(2):
         subprocess.run(
             ["make", "sync", f"PYTHON={sys.executable}", f"ARGS={tmp_path}"],
