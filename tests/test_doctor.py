@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -55,106 +54,104 @@ def test_problems_and_unknown_keys_give_status_2(tmp_path, capsys):
     assert "data.name" in capsys.readouterr().err
 
 
+def installs(**versions):
+    """A stand-in for what is installed; None: not there."""
+    real = doctor.installed_version
+    names = {name.replace("_", "-"): version for name, version in versions.items()}
+    return {"installed_version": lambda name: names[name] if name in names else real(name)}
+
+
+NO_GPU = {"torch.cuda.is_available": lambda: False, "torch.backends.mps.is_available": lambda: 0}
+EMULATED = {"experiments.hardware.native_bf16": lambda device: False}
+DOCKER = {"shutil.disk_usage": lambda path: Usage(2**26, 0, 2**26)}  # its /dev/shm has 64 MiB
+GPUS = {
+    **DOCKER,
+    "torch.cuda.is_available": lambda: True,
+    "torch.cuda.device_count": lambda: 2,
+    "datamodules.radiographs.usable_cores": lambda: 6,
+}
+FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
+BATCHES = ["data.image_size=320", "data.batch_size=32", "data.num_workers=4"]
+NEEDED = 4 * 2 * 32 * 320 * 320 * 5  # workers, batches each, images, pixels, bytes
+NEEDED_OF_PHANTOM = 3 * 2 * 16 * 160 * 160 * 5
+
+
 @pytest.mark.parametrize(
-    ("name", "version", "state", "words"),
+    ("check", "topic", "words", "patches", "state", "text"),
     [
-        ("pytorch-lightning", "2.6.2", PROBLEM, "malicious .GHSA-w37p-236h-pfx3"),
-        ("pytorch-lightning", "2.6.3+local", PROBLEM, "malicious .GHSA-w37p-236h-pfx3"),
-        ("pytorch-lightning", "2.6.5", PROBLEM, ">=2.6.6 is needed"),
-        ("torchmetrics", None, PROBLEM, "not installed; make setup"),
-        ("wandb", "0.99.0", NOTE, "tested with"),
-        ("torch", "2.14.1+cu130", OK, "2.14.1"),  # the build for a CUDA version is the same torch
+        ("versions", "pytorch-lightning", [], installs(pytorch_lightning="2.6.2"), PROBLEM, "GHSA"),
+        (
+            "versions",
+            "pytorch-lightning",
+            [],
+            installs(pytorch_lightning="2.6.3+x"),
+            PROBLEM,
+            "mal",
+        ),
+        (
+            "versions",
+            "pytorch-lightning",
+            [],
+            installs(pytorch_lightning="2.6.5"),
+            PROBLEM,
+            ">=2.6",
+        ),
+        (
+            "versions",
+            "torchmetrics",
+            [],
+            installs(torchmetrics=None),
+            PROBLEM,
+            "not installed; mak",
+        ),
+        ("versions", "wandb", [], installs(wandb="0.99.0"), NOTE, "tested with"),
+        # The build for a CUDA version is the same torch.
+        ("versions", "torch", [], installs(torch="2.14.1+cu130"), OK, "2.14.1"),
+        ("versions", "OpenCV", [], installs(opencv_python="5.0"), PROBLEM, "uninstall -y opencv-p"),
+        ("device", "device", ["trainer.accelerator=gpu"], NO_GPU, PROBLEM, "accelerator=gpu, but"),
+        ("device", "precision", ["trainer.precision=bf16-mixed"], EMULATED, NOTE, "not native"),
+        ("memory", "shared memory", BATCHES, DOCKER, PROBLEM, f"need {NEEDED / 2**20:.0f}:"),
+        ("memory", "shared memory", [], GPUS, OK, f"need {NEEDED_OF_PHANTOM / 2**20:.0f}$"),
+        ("folders", "run.root", ["run.root=FILE/runs"], {}, PROBLEM, "set run.root to another f"),
+        ("folders", "cache", ["run.root=HERE"], FULL, PROBLEM, "0.00 GiB free; .*data.cache_dir"),
+        ("data", "data", ["data.root=FILE/new"], {}, PROBLEM, "Not a directory.*data.root"),
+        ("data", "data", ["data.root=HERE"], {}, PROBLEM, "no phantom and not empty.*data.root"),
+        (
+            "data",
+            "data",
+            ["data.root=HERE/new", "data.count=12"],
+            {},
+            OK,
+            "draws itself .12 images",
+        ),
+        ("data", "data", ["data.root=EMPTY", "data.count=12"], {}, OK, "draws itself .12 images"),
+        ("wandb", "W&B", ["logger.wandb=online"], {}, PROBLEM, "wandb login"),
+        ("wandb", "W&B", ["logger.wandb=offline"], {}, OK, "offline .no key configured.: nothing"),
     ],
 )
-def test_versions_against_what_is_needed_and_tested(monkeypatch, name, version, state, words):
-    real = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda n: version if n == name else real(n))
-    one = finding(doctor.check_versions, name)
+def test_findings(tmp_path, monkeypatch, check, topic, words, patches, state, text):
+    file, empty = tmp_path / "file.txt", tmp_path / "empty"
+    file.write_text("no folder")
+    empty.mkdir()
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in patches.items():
+        monkeypatch.setattr(name if "." in name else f"experiments.doctor.{name}", value)
+    for name, place in (("FILE", file), ("HERE", tmp_path), ("EMPTY", empty)):
+        words = [word.replace(name, str(place)) for word in words]
+    one = finding(getattr(doctor, f"check_{check}"), topic, *words)
     assert one.state == state
-    assert re.search(words, one.text)
+    assert re.search(text, one.text)
+    assert sorted(tmp_path.iterdir()) == [empty, file]  # it looks, it does not touch
 
 
-def test_two_cv2_wheels_and_a_missing_package_are_problems(monkeypatch):
-    real = doctor.installed_version
-    monkeypatch.setattr(
-        doctor, "installed_version", lambda n: "5.0" if n == "opencv-python" else real(n)
-    )
-    one = finding(doctor.check_versions, "OpenCV")
-    assert one.state == PROBLEM
-    assert "pip uninstall -y opencv-python-headless opencv-python; pip install" in one.text
+def test_a_missing_package_is_a_problem_and_without_workers_memory_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not list(doctor.check_memory(load_config("stage1", [])))  # no loader process is started
     monkeypatch.setitem(sys.modules, "experiments.hardware", None)
     one = finding(doctor.examine, "device")
     assert one.state == PROBLEM
     assert "make setup" in one.text
-
-
-def test_a_device_that_is_not_there_and_emulated_bf16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    one = finding(doctor.check_device, "device", "trainer.accelerator=gpu")
-    assert one.state == PROBLEM
-    assert "trainer.accelerator=gpu" in one.text
-    monkeypatch.setattr(hardware, "native_bf16", lambda device: False)
-    one = finding(doctor.check_device, "precision", "trainer.precision=bf16-mixed")
-    assert one.state == NOTE
-    assert "not native" in one.text
-
-
-def test_shared_memory_for_the_workers_that_a_run_starts(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**26, 0, 2**26))  # Docker's
-    words = ["data.image_size=320", "data.batch_size=32"]
-    one = finding(doctor.check_memory, "shared memory", *words, "data.num_workers=4")
-    needed = 4 * 2 * 32 * 320 * 320 * 5  # workers, batches each, images, pixels, bytes
-    assert one.state == PROBLEM
-    assert f"64 MiB free in /dev/shm, loader workers need {needed / 2**20:.0f}" in one.text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not list(doctor.check_memory(load_config("stage1", words)))  # no loader process
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("datamodules.radiographs.usable_cores", lambda: 6)
-    one = finding(doctor.check_memory, "shared memory", "data.batch_size=32")  # the phantom's size
-    assert f"need {3 * 2 * 32 * 160 * 160 * 5 / 2**20:.0f}" in one.text
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_root_where_the_phantom_would_be_drawn(tmp_path, there):
-    root = tmp_path / "new"
-    if there:
-        root.mkdir()
-    words = [f"data.root={root}", f"run.root={tmp_path}", "data.count=12"]
-    one = finding(doctor.check_data, "data", *words)
-    assert one.state == OK
-    assert one.text == f"phantom, draws itself (12 images) into {root} on first use"
-    assert list(tmp_path.iterdir()) == [root] * there  # it looks, it does not touch
-
-
-def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
-    (tmp_path / "holiday.txt").write_text("sun")
-    below = tmp_path / "holiday.txt" / "new"
-    for root, reason in [(tmp_path, "is no phantom and not empty"), (below, "Not a directory")]:
-        one = finding(doctor.check_data, "data", f"data.root={root}")
-        assert one.state == PROBLEM
-        assert reason in one.text
-        assert "data.root" in one.text
-    one = finding(doctor.check_folders, "run.root", f"run.root={below}")
-    assert one.state == PROBLEM
-    assert "cannot be written (Not a directory); set run.root to another folder" in one.text
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40, 2**20))
-    one = finding(doctor.check_folders, "cache", f"run.root={tmp_path}")
-    assert one.state == PROBLEM
-    assert "0.00 GiB free; make room, or set data.cache_dir to another disk" in one.text
-
-
-def test_wandb_login(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    one = finding(doctor.check_wandb, "W&B")
-    assert one.state == OK
-    assert one.text.startswith("offline (no key configured)")
-    assert finding(doctor.check_wandb, "W&B", "logger.wandb=online").state == PROBLEM
-    monkeypatch.setenv("WANDB_API_KEY", "secret-value")
-    assert finding(doctor.check_wandb, "W&B").text == "online (a key is configured)"
 
 
 SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "jupyter"}

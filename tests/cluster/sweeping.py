@@ -34,11 +34,7 @@ class Latest(NamedTuple):
 
 
 def perform(scene: Scene) -> None:
-    """Sweep, disturb it, end it by the same command and look at what is there.
-
-    Raises:
-        Failure, AssertionError: it did not hold.
-    """
+    """Sweep, disturb it, end it by the same command and look at what is there."""
     scene.prepare_data()
     cut_off = play(scene)
     check_trials(scene, cut_off)
