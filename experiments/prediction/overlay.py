@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from experiments.drawing import Pen, contours, draw_outline, draw_peak, overlay, resize
+from experiments.drawing import contours, draw_outline, draw_peak, overlay, resize
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -54,12 +54,12 @@ def draw(shown: Overlay, smallest: int, largest: int, beside: bool) -> np.ndarra
     heat = cv2.resize(shown.heat, bare.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     side = max(heat.shape)
     unit = max(1, round(side / 500))  # thickness of lines, pixels
-    pen, marked = Pen(WHITE, unit, 3 * unit), overlay(bare, heat)
-    draw_outline(marked, contours(heat >= shown.threshold), pen)
+    strokes, marked = ((BLACK, 3 * unit), (WHITE, unit)), overlay(bare, heat)
+    draw_outline(marked, contours(heat >= shown.threshold), strokes)
     if shown.peak is not None:
         scale = side / max(shown.image.shape)
         x, y = (round((value + 0.5) * scale - 0.5) for value in shown.peak)
-        draw_peak(marked, x, y, (4 * unit, 12 * unit), pen)
+        draw_peak(marked, x, y, (4 * unit, 12 * unit), strokes)
     parts = [bare, np.full((len(bare), GAP, 3), 255, np.uint8), marked] if beside else [marked]
     picture, lines = np.hstack(parts), [*shown.words, WARNING]
     # A narrow picture is widened: it has no room for words.
