@@ -37,26 +37,18 @@ ORIENTATION = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivation: str) -> bytes:
     """The file of a Secondary Capture: of the source's patient and study, but a series of its own.
 
-    highdicom does not check what it takes over, and its messages repeat values. Here a DataError
-    names elements by keyword alone.
+    A DataError names elements of the source by keyword, and never repeats a value.
 
     Args:
         source: The radiograph; its pixels are not needed.
         picture: RGB, uint8 ``(H, W, 3)``, "research use only" burnt in.
         series: What the series is of, such as a network's hash: a study has one series of it.
-        derivation: How the picture came to be; no ids.
+        derivation: How the picture was made; no ids.
     """
     import highdicom  # of an extra
 
     hush()
-    values = {name: _valid(source, name) for name in (*IDS, *PATIENT, *STUDY, *OPTIONAL)}
-    if wrong := [name for name in IDS if values[name] is None]:
-        are = "is" if len(wrong) == 1 else "are"
-        raise DataError(f"{REFUSED}{', '.join(wrong)} {are} missing or not valid; mend its header")
-    about, content = Dataset(), io.BytesIO()
-    for name, value in values.items():
-        if value:
-            setattr(about, name, value)
+    about, content = _taken_over(source), io.BytesIO()
     purpose = ("121322", "DCM", "Source image for image processing operation")
     try:
         reference = Dataset()  # PS3.3 C.7.6.1.1.4
@@ -89,7 +81,8 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")
         made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
-        made.BurnedInAnnotation, made.DerivationDescription = "YES", derivation
+        made.BurnedInAnnotation = "YES"
+        made.DerivationDescription = derivation
         made.SourceImageSequence = [reference]
         # Once lossy, always lossy.
         made.LossyImageCompression = "01" if source.get("LossyImageCompression") == "01" else "00"
@@ -99,8 +92,23 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
     return content.getvalue()
 
 
+def _taken_over(source: Dataset) -> Dataset:
+    """The valid elements of patient and study, which highdicom would take over unchecked."""
+    about, wrong = Dataset(), []
+    for name in (*IDS, *PATIENT, *STUDY, *OPTIONAL):
+        value = _valid(source, name)
+        if value:
+            setattr(about, name, value)
+        elif name in IDS and (value is None or name in NEEDED):
+            wrong.append(name)
+    if wrong:
+        are = "is" if len(wrong) == 1 else "are"
+        raise DataError(f"{REFUSED}{', '.join(wrong)} {are} missing or not valid; mend its header")
+    return about
+
+
 def _valid(source: Dataset, name: str) -> Any:
-    """An element's value, "" without any; None where it is needed, or not valid (PS3.5, 6.2)."""
+    """An element's value, "" without any, None where it is not valid (PS3.5, 6.2)."""
     vr = dictionary_VR(name)
     try:
         value = source.get(name) or ""
@@ -111,9 +119,5 @@ def _valid(source: Dataset, name: str) -> Any:
                 return None
     except Exception:  # a stranger's values
         return None
-    faults = (
-        not value and name in NEEDED,
-        several and name != "SpecificCharacterSet",
-        name == "PatientSex" and value not in ("", "F", "M", "O"),
-    )
-    return None if any(faults) else value
+    odd = name == "PatientSex" and value not in ("", "F", "M", "O")
+    return None if odd or (several and name != "SpecificCharacterSet") else value

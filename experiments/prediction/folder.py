@@ -145,14 +145,11 @@ class PredictionFolder:
             os.fsync(handle.fileno())
         self.rows |= {row.path: row for row in rows}
 
-    def finish(self, study_threshold: float | None) -> bool:
-        """Give the table its name; write ``studies.csv``, and return whether there are studies."""
+    def finish(self, study_threshold: float | None) -> None:
+        """Give the table its name, and write ``studies.csv`` where there are studies."""
         (self.folder / PARTIAL).replace(self.folder / PREDICTIONS)
-        lines = studies(self.rows.values(), study_threshold)
-        if lines:
-            table = _csv([STUDY_COLUMNS, *lines], range(len(STUDY_COLUMNS)))
-            write_text(self.folder / STUDIES, table)
-        return bool(lines)
+        if lines := studies(self.rows.values(), study_threshold):
+            write_text(self.folder / STUDIES, _csv([STUDY_COLUMNS, *lines], range(5)))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """Write a file of an input, such as ``maps/<name>``."""
@@ -176,10 +173,8 @@ def read_rows(folder: Path) -> dict[str, Row]:
 def studies(rows: Iterable[Row], threshold: float | None) -> list[tuple[object, ...]]:
     """Join the views of each study by the mean of their probabilities (Rajpurkar et al. 2018).
 
-    A view that could not be read does not count; a study without any has no probability.
-
-    Returns:
-        A line a study, :data:`STUDY_COLUMNS`, in order of the first view.
+    Lines of :data:`STUDY_COLUMNS`. A view that could not be read does not count; a study without
+    any has no probability.
     """
     views: dict[Path, list[Row]] = {}
     for row in rows:
@@ -198,14 +193,9 @@ def studies(rows: Iterable[Row], threshold: float | None) -> list[tuple[object, 
     return list(lines.values())
 
 
-def content_hash(data: bytes) -> str:
-    """SHA-256 of the content of a file."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def _hash(item: Input) -> str:
     try:
-        return "" if item.error else content_hash(read_content(item.file))
+        return "" if item.error else hashlib.sha256(read_content(item.file)).hexdigest()
     except DataError:
         return ""
 

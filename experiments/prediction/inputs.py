@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-ABOUT = "about.json"  # of predictions; written before anything else
+# Predictions hold this file from the beginning, with this key.
+ABOUT, ASKED = "about.json", b'"undecided_maps"'
 
 
 class Input(NamedTuple):
@@ -41,34 +41,31 @@ def find_inputs(places: Sequence[Path], out: Path) -> tuple[list[Input], Counter
     A named file is taken as it is; of a folder, everything below that is PNG, JPEG or DICOM by
     suffix or by content, but no hidden files, nothing below ``out`` and no earlier predictions.
     """
-    inputs: list[Input] = []
+    inputs: dict[str, Input] = {}
     left_out: Counter[str] = Counter()
     labels: dict[Path, str] = {}
-    label_names, names = set[str](), set[str]()
     for place in places:
         folder = place.resolve() if place.is_dir() else place.resolve().parent
-        if folder not in labels:
-            labels[folder] = _unique(readable(folder.name) or "input", "", label_names)
+        own = _unique(readable(folder.name) or "input", labels.values())
+        label = labels.setdefault(folder, own)
+        error = "" if place.is_file() else "there is no such file or folder"
+        items = [Input(place.name, place, error)]
         if place.is_dir():
-            items = list(_walk(place, out, left_out))
-            items = items or [Input("", place, "no PNG, JPEG or DICOM file in this folder")]
-        else:
-            error = "" if place.is_file() else "there is no such file or folder"
-            items = [Input(place.name, place, error)]
+            error = "no PNG, JPEG or DICOM file in this folder"
+            items = list(_walk(place, out, left_out)) or [Input("", place, error)]
         for item in items:
-            below = PurePosixPath(labels[folder] if len(places) > 1 else "", readable(item.name))
-            stem = below.with_suffix("").as_posix() if below.name else labels[folder]
-            inputs.append(item._replace(name=_unique(stem, below.suffix, names)))
-    return inputs, left_out
+            below = PurePosixPath(label if len(places) > 1 else "", readable(item.name))
+            name = _unique(str(below) if below.name else label, inputs)
+            inputs[name] = item._replace(name=name)
+    return list(inputs.values()), +left_out  # the counts above 0
 
 
-def _unique(stem: str, suffix: str, taken: set[str]) -> str:
-    """The name ``stem + suffix``, numbered where it is taken; it is taken from now on."""
-    name, number = f"{stem}{suffix}", 1
+def _unique(name: str, taken: Collection[str]) -> str:
+    """The name, with a number before its suffix where it is taken."""
+    path, number = PurePosixPath(name), 1
     while name in taken:
         number += 1
-        name = f"{stem}-{number}{suffix}"
-    taken.add(name)
+        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
     return name
 
 
@@ -77,11 +74,13 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
     visited, failed = {out.resolve()}, list[OSError]()
     for folder, folders, files in os.walk(top, onerror=failed.append, followlinks=True):
         here = Path(folder)
-        if here.resolve() in visited or _holds_predictions(here / ABOUT):
-            left_out["earlier predictions"] += here.resolve() not in visited
+        again, about = here.resolve() in visited, here / ABOUT
+        visited.add(here.resolve())
+        earlier = not again and about.is_file() and ASKED in about.read_bytes()
+        left_out["earlier predictions"] += earlier
+        if again or earlier:
             folders.clear()
             continue
-        visited.add(here.resolve())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in (here / name for name in sorted(files)):
             if file.name.startswith("."):
@@ -93,14 +92,6 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
     for error in failed:
         place = Path(error.filename)
         yield Input(place.relative_to(top).as_posix(), place, f"cannot be opened: {error.strerror}")
-
-
-def _holds_predictions(about: Path) -> bool:
-    try:
-        content = json.loads(about.read_bytes())
-    except (OSError, ValueError):  # there is none, or it is a person's own
-        return False
-    return isinstance(content, dict) and content.keys() >= {"checkpoint_hash", "methods"}
 
 
 def _is_image(file: Path) -> bool:

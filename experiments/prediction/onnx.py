@@ -22,7 +22,6 @@ from experiments.runs import RunError
 from lightning_modules.attention import scale_map, upsample
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
-USE = "research use only; not a medical device"
 PAPER = (
     "Lu, J., Tong, K.: Towards to Reasonable Decision Basis in Automatic Bone X-Ray Image "
     "Classification: A Weakly-Supervised Approach. AAAI 2019, doi:10.1609/aaai.v33i01.33019985"
@@ -38,25 +37,19 @@ OUTPUTS = {
 TOLERANCE = 1e-4
 # Where the check's images come from: other drawings than any training's, whose seeds are small.
 CHECK_SEED = 20_261_125
-DRAWN, APART, NOISE = 6, 10, 2  # drawings so far apart are of different patients
 EXTRA = "pip install -c constraints.txt -e '.[onnx]'"
 
 
-def build(network: Stage1Classifier, size: int, properties: dict[str, str]) -> bytes:
-    """The content of the ONNX file of a network.
+def build(trained: Trained) -> bytes:
+    """The content of an ONNX file; the network is on the CPU from now on.
 
     Its outputs are what the network was taught: from the lesion masks alone nobody taught it a
     class, and there is no probability, CAM or PCAM.
-
-    Args:
-        network: On the CPU, in evaluation.
-        size: Side of the square images, pixels.
-        properties: What the file says of itself (``metadata_props``).
     """
-    onnx = library("onnx")
-    library("onnxscript")
+    onnx, _, _ = (library(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    about, size = describe(trained), trained.recipe.image_size
     try:
-        graph = _Graph(network).eval()
+        graph = _Graph(trained.run.module.cpu()).eval()
     except ValueError as error:
         raise RunError(f"{error}: the network has diverged; export another checkpoint") from error
     try:
@@ -64,15 +57,15 @@ def build(network: Stage1Classifier, size: int, properties: dict[str, str]) -> b
             graph,
             (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
             input_names=[INPUT],
-            output_names=[*([PROBABILITY] if network.classifies else []), *network.judged_maps],
+            output_names=list(about["outputs"]),
             dynamic_shapes=({0: torch.export.Dim("B")},),
             dynamo=True,
             verbose=False,
         )
     except OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"torch {torch.__version__} cannot write this network as ONNX "
-            f"({str(error).strip().splitlines()[0]}); install the versions of constraints.txt"
+            f"torch cannot write this network as ONNX ({reason}). Fix: {EXTRA}"
         ) from error
     assert program is not None, "dynamo=True gives a program"
     model = program.model_proto
@@ -81,7 +74,8 @@ def build(network: Stage1Classifier, size: int, properties: dict[str, str]) -> b
     for part in (model.graph, *model.graph.node, *values, *model.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(model, properties)
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()}
+    onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     return content
@@ -118,10 +112,10 @@ def check_images(recipe: Recipe) -> np.ndarray:
 
     Drawn radiographs, noise, black and white: no data set is needed, no patient's image is touched.
     """
-    size = recipe.image_size
-    numbers = range(0, DRAWN * APART, APART)
-    drawings = [recipe.apply(draw(CHECK_SEED, number).image)[0] for number in numbers]
-    noise = np.random.default_rng(CHECK_SEED).integers(0, 256, (NOISE, size, size), dtype=np.uint8)
+    size, random = recipe.image_size, np.random.default_rng(CHECK_SEED)
+    # Every tenth drawing: of different patients.
+    drawings = [recipe.apply(draw(CHECK_SEED, number).image)[0] for number in range(0, 60, 10)]
+    noise = random.integers(0, 256, (2, size, size), dtype=np.uint8)
     flat = [np.full((size, size), value, dtype=np.uint8) for value in (0, 255)]
     return np.stack([*drawings, *noise, *flat])[:, None]
 
@@ -137,8 +131,8 @@ def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -
         network: On the CPU, in evaluation.
         images: uint8 ``(N, 1, S, S)``.
     """
-    runtime = library("onnxruntime")
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = library("onnxruntime").InferenceSession(content, providers=providers)
     largest: dict[str, float] = {}
     for part in (images[:1], images):
         with torch.inference_mode():
@@ -180,7 +174,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
     return {
         "title": f"decision-basis {trained.title}",
-        "use": USE,
+        "use": "research use only; not a medical device",
         "version": project_version(),
         "stage": run.config.stage,
         "run": run.folder.resolve().name,
@@ -208,12 +202,4 @@ def describe(trained: Trained) -> dict[str, Any]:
         "licence": "MIT; mind the licence of training_data",
         "citation": f"{PAPER}; decision-basis (CITATION.cff)",
         **(fitted._asdict() if fitted else {}),
-    }
-
-
-def properties(trained: Trained) -> dict[str, str]:
-    """The ``metadata_props`` of the file: text, JSON where a value has parts."""
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in describe(trained).items()
     }

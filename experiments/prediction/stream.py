@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from datamodules.geometry import Geometry, from_square
 from experiments.drawing import encode
 from experiments.evaluation.map_rows import one_thread
 from experiments.prediction.capture import secondary_capture
-from experiments.prediction.folder import NOTE, PredictionFolder, Row, content_hash
+from experiments.prediction.folder import NOTE, PredictionFolder, Row
 from experiments.prediction.inputs import Input, readable
 from experiments.prediction.network import CLASSES, Trained
 from experiments.prediction.overlay import Overlay, draw
@@ -100,7 +101,7 @@ class Predictor:
             return row
         try:
             data = read_content(item.file)
-            row = row._replace(content_hash=content_hash(data))
+            row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
             image, note = decode_noted(data, item.file)
         except DataError as error:
             return row._replace(error=_reason(error, item))
@@ -149,20 +150,18 @@ class Predictor:
         if fitted is not None:
             called = int(probability > fitted.threshold)
             row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
-        shown = self._overlay(seen.image, row, heat)
-        outputs = f"{seen.item.name}.{self.trained.best_map}"
+        shown, best = self._overlay(seen.image, row, heat), self.trained.best_map
+        how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
+        how, name = f"{how}; research use only, not for diagnosis", f"{seen.item.name}.{best}"
         try:
             picture = _draw(shown, OVERLAY, beside=True)
-            self.folder.write("overlays", f"{outputs}.png", encode(picture))
+            self.folder.write("overlays", f"{name}.png", encode(picture))
             data = seen.item.file.read_bytes() if self.dicom else b""
             if is_dicom(data):
-                source, picture = (
-                    read_dicom(data, seen.item.file),
-                    _draw(shown, CAPTURE, beside=False),
-                )
-                network = str(self.trained.run.identity["checkpoint_hash"])
-                capture = secondary_capture(source, picture[..., ::-1], network, self._derivation)
-                self.folder.write("dicom", f"{outputs}.dcm", capture)
+                picture = _draw(shown, CAPTURE, beside=False)[..., ::-1]
+                source, network = read_dicom(data, seen.item.file), self.trained.run.identity
+                capture = secondary_capture(source, picture, str(network["checkpoint_hash"]), how)
+                self.folder.write("dicom", f"{name}.dcm", capture)
         except DataError as error:  # the prediction stands, its picture does not
             return row._replace(error=f"{_reason(error, seen.item)} {row.error}".rstrip())
         return row
@@ -187,14 +186,6 @@ class Predictor:
             )
         cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
         return Overlay(image, heat, threshold, cross, words)
-
-    @property
-    def _derivation(self) -> str:
-        config = self.trained.run.config
-        return (
-            f"{self.trained.best_map.upper()} map of a neural network ({config.stage}, trained on "
-            f"{config.data.name}) over the source image; research use only, not for diagnosis"
-        )
 
 
 def full_map(square: np.ndarray, place: Geometry) -> np.ndarray:
