@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -30,9 +32,9 @@ def capture(source, network="network"):
     """The file of a capture, which dciodvfy, of Debian's dicom3tools, finds valid, and its data."""
     made = secondary_capture(source, PICTURE, network, "how")
     if shutil.which("dciodvfy"):
-        checked = subprocess.run(
-            ["dciodvfy", "-new", "/dev/stdin"], input=made, capture_output=True
-        )
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(made)
+            checked = subprocess.run(["dciodvfy", "-new", file.name], capture_output=True)
         assert b"Error" not in checked.stdout + checked.stderr
     return pydicom.dcmread(io.BytesIO(made))
 
