@@ -19,7 +19,7 @@ from experiments.prediction import exporting
 from experiments.prediction import onnx as model_file
 from experiments.prediction.exporting import model_card
 from experiments.prediction.network import load_trained
-from lightning_modules.stage1 import Stage1Classifier
+from tests import stages
 from tests.runs import run_folder
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -223,7 +223,7 @@ def test_no_run_and_no_extra_and_no_scale(run, tmp_path, capsys, monkeypatch):
     assert export.main([str(run), *words]) == 2
     assert "an ONNX file needs onnxscript" in (error := capsys.readouterr().err)
     assert "Fix: pip install -c constraints.txt -e '.[onnx]'" in error
-    diverged = Stage1Classifier(width=0.25).eval()
+    diverged = stages.network().eval()
     diverged.map_scale[0] = float("nan")
     with pytest.raises(ValueError, match="the map scale is nan"):
         model_file._Graph(diverged)

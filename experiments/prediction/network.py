@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import SOURCES, DataError, cache
+from datamodules import DataError, cache
 from datamodules.cache import Recipe
 from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
@@ -41,20 +41,10 @@ class Trained:
         """Stage and data set, such as ``stage3 on phantom``."""
         return f"{self.run.config.stage} on {self.run.config.data.name}"
 
-    @property
-    def best_map(self) -> str:
-        """The map to look at."""
-        return "fcn" if "fcn" in self.map_thresholds else "pcam"
-
     @cached_property
     def recipe(self) -> Recipe:
         """What turns an upright uint8 image into the network's square, as for training."""
-        data, source = self.run.config.data, SOURCES[self.run.config.data.name]
-        return Recipe(
-            data.image_size or source.default_image_size,
-            data.crop or source.default_crop,
-            data.contrast or source.default_contrast,
-        )
+        return build_data(self.run.config).recipe
 
     def explain(self, squares: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Probability of abnormal ``(B,)`` and maps ``(B, S, S)`` of squares, uint8 ``(B, S, S)``.

@@ -98,13 +98,13 @@ class _Graph(nn.Module):
             scale_map(torch.zeros(1), scale)  # raises now what tracing would bury in its own error
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        pyramid = self.network.encoder(to_model_input(image))
-        raw = self.network.raw_maps(pyramid)
+        outputs = self.network.unmasked_pass(to_model_input(image))
+        raw = self.network.raw_maps(outputs.pyramid, outputs.drawn)
         size = image.shape[-2:]
         maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
         if not self.network.classifies:
             return tuple(maps)
-        return self.network.classify(pyramid[-1]).softmax(1)[:, ABNORMAL], *maps
+        return outputs.logits.softmax(1)[:, ABNORMAL], *maps
 
 
 def check_images(recipe: Recipe) -> np.ndarray:
@@ -189,7 +189,7 @@ def describe(trained: Trained) -> dict[str, Any]:
             "contrast": recipe.contrast,
             "normalisation": f"(image / 255 - {MEAN:g}) / {STD:g}, in the graph",
         },
-        "best_map": trained.best_map,
+        "best_map": run.module.best_map,
         "map_scales": {name: scales[name] for name in trained.map_thresholds},
         "map_thresholds": trained.map_thresholds,
         "decided_by": trained.decided_by.partition(",")[0],

@@ -63,7 +63,7 @@ def _about(trained: Trained, request: dict[str, Any]) -> dict[str, Any]:
         "stage": run.config.stage,
         "data": run.config.data.name,
         **request,
-        "best_map": trained.best_map,
+        "best_map": run.module.best_map,
         **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
         "map_thresholds": trained.map_thresholds,
         "undecided_maps": trained.undecided_maps,

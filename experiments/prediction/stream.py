@@ -117,7 +117,7 @@ class Predictor:
 
     def _finish(self, seen: Seen, probability: float, maps: dict[str, np.ndarray]) -> Row:
         """Write the maps and pictures of an image; return its row."""
-        name, best, row = seen.item.name, self.trained.best_map, seen.row
+        name, best, row = seen.item.name, self.trained.run.module.best_map, seen.row
         try:
             with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
                 for method in (best, *(method for method in self.methods if method != best)):
@@ -143,7 +143,7 @@ class Predictor:
         if fitted is not None:
             called = int(probability > fitted.threshold)
             row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
-        shown, best = self._overlay(seen.image, row, heat), self.trained.best_map
+        shown, best = self._overlay(seen.image, row, heat), self.trained.run.module.best_map
         how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
         how, name = f"{how}; research use only, not for diagnosis", f"{seen.item.name}.{best}"
         try:
@@ -164,7 +164,7 @@ class Predictor:
 
         A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
         """
-        best, fitted, words = self.trained.best_map, self.trained.fitted, []
+        best, fitted, words = self.trained.run.module.best_map, self.trained.fitted, []
         threshold = self.trained.map_thresholds[best]
         reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
         if fitted is not None:
