@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from experiments.config import load_config
-from experiments.evaluation.comparison import compare_runs, group, write_comparison
-from experiments.evaluation.figures import Fitted
-from experiments.evaluation.map_figures import MapRows
+from experiments.evaluation.compare import compare_runs, write_comparison
+from experiments.evaluation.figures import Fitted, MapRows
+from experiments.evaluation.groups import group
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import patient_weights
 from experiments.runs import RunError
@@ -53,8 +53,18 @@ def made(stage="stage1", seed=0, name=None, shares=None, trivial=False, words=()
     folder = Path("runs/phantom") / stage / (name or f"seed{seed}")
     about = {"stage": stage, "split": "test", "seed": seed, "run": str(folder)}
     scales = {"noise": 1.0} if trivial else {}
-    fitted = Fitted(0.5, 0.5, 1.0)
-    return Evaluation(folder, folder, config, about, table, maps, fitted, {}, scales, [])
+    return Evaluation(
+        folder=folder,
+        target=folder,
+        config=config,
+        about=about,
+        table=table,
+        maps=maps,
+        fitted=Fitted(0.5, 0.5, 1.0),
+        thresholds={},
+        scales=scales,
+        notes=[],
+    )
 
 
 def test_seeds_of_other_masks_are_not_joined():
@@ -77,12 +87,12 @@ def test_seeds_are_joined_and_configurations_are_not():
     found = {one.name: [run.config.seed for run in one.runs] for one in group(runs)}
     assert found == {
         "stage 1": [0, 2],
-        "stage 2": [1, 0],
+        "stage 2": [0, 1],
         "stage 3 (lambda1.0)": [0],
         "stage 3 (lambda3.0)": [0],
         "stage 3 (long)": [0],
     }
-    with pytest.raises(RunError, match="of one configuration and seed there are two runs"):
+    with pytest.raises(RunError, match="two runs of one configuration and seed"):
         group([made(), made(name="again")])
 
 

@@ -8,8 +8,9 @@ from sklearn.metrics import average_precision_score
 
 from datamodules.geometry import from_square, letterbox, to_square
 from experiments.evaluation.figures import Fitted, fit
+from experiments.evaluation.figures import all_figures as figures
 from experiments.evaluation.judge import judge
-from experiments.evaluation.run import figures, notes
+from experiments.evaluation.run import missing as notes
 
 SIZE = 32
 HEIGHT, WIDTH = 80, 48
@@ -62,7 +63,7 @@ class Data:
 
     def original_mask(self, row):
         """The mask of an image."""
-        return MASKS[row]
+        return MASKS[row] if row < self.masked else None
 
     def to_original(self, square, row):
         """Undo the letterbox."""

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from experiments import evaluate, report, train
-from experiments.evaluation.figures import read_images
-from experiments.evaluation.map_figures import iou_curves, load_maps
+from experiments.evaluation.figures import iou_curves
 from experiments.evaluation.run import REPLACED
+from experiments.evaluation.store import load_maps, read_images
 from experiments.prediction.network import load_trained
 from lightning_modules import STAGES
 from tests.runs import run_folder, tiny_words

@@ -15,7 +15,7 @@ import torch
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from experiments import evaluate, export, predict, train
-from experiments.evaluation.figures import read_images
+from experiments.evaluation.store import read_images
 from experiments.prediction import onnx as model_file
 from experiments.prediction.card import model_card
 from experiments.prediction.network import load_trained

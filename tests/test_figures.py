@@ -21,13 +21,13 @@ from experiments.evaluation.figures import (
     classification,
     fit,
     fit_temperature,
-    read_images,
     reliability,
     scaled,
     studies,
     youden,
 )
 from experiments.evaluation.statistics import estimates, patient_weights
+from experiments.evaluation.store import read_images
 from lightning_modules.metrics import Agreement
 
 PARTS = ["elbow", "hand"]

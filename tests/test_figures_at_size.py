@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from experiments.evaluation.figures import fit
-from experiments.evaluation.map_figures import MapRows
-from experiments.evaluation.run import figures
+from experiments.evaluation.figures import MapRows, fit
+from experiments.evaluation.figures import all_figures as figures
 from experiments.evaluation.statistics import RESAMPLES, estimates, patient_weights
 
 IMAGES, STUDIES, PATIENTS = 3197, 1199, 783

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from experiments.evaluation.foreign_maps import check_maps, choose_maps, find_maps
 
 from datamodules.index import DataError
-from experiments.evaluation.foreign_maps import check_maps, choose_maps, find_maps
 
 IMAGES = ["hand/p1/image1.jpg", "hand/p2/image1.jpg", "wrist/p1/image1.png"]
 

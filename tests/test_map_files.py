@@ -10,10 +10,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from experiments.evaluation.map_files import read_map
 from PIL import Image
 
 from datamodules.index import DataError
-from experiments.evaluation.map_files import read_map
 
 SIZE = 30, 40
 WHOLE = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {SIZE}}}"

@@ -19,7 +19,7 @@ from PIL import Image
 from datamodules.decode import PNG
 from datamodules.phantom.drawing import draw as draw_phantom
 from experiments import evaluate, train
-from experiments.evaluation.figures import read_images
+from experiments.evaluation.store import read_images
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
 from tests.predictions import rows_of, save, told

@@ -16,9 +16,9 @@ from experiments.evaluation.statistics import (
     estimate,
     estimates,
     holm,
-    mean_of,
     patient_weights,
 )
+from experiments.evaluation.weighted import mean_of
 from lightning_modules.metrics.boxes import max_box_accuracy
 
 

@@ -93,6 +93,7 @@ CLASS_FIGURES = {
     "masked_accuracy": FigureName(
         "masked accuracy", "masked accuracy", "accuracy when only what the map shows is seen"
     ),
+    "study_auroc": FigureName("study AUROC", "study AUROC", digits=3),
     "ece": FigureName(
         "calibration error",
         "expected calibration error",
@@ -121,12 +122,55 @@ TRIVIAL_METHODS = {
 }
 
 
+class Key(NamedTuple):
+    """The parts of a figure's name, as ``summary.json`` has it; "" where there is none.
+
+    Attributes:
+        method: map method, such as ``pcam``.
+        figure: such as ``hit``, ``study_kappa`` or ``tuned/accuracy``.
+        group: of images: a body part, lesion type or lesion size, ``hardware`` or ``no_hardware``.
+    """
+
+    method: str
+    figure: str
+    group: str
+
+
+def split_key(key: str) -> Key:
+    """Split a figure's name.
+
+    Example:
+        >>> split_key("pcam/hit/lesion_type/large")
+        Key(method='pcam', figure='hit', group='lesion_type/large')
+        >>> split_key("tuned/study_kappa/hand")
+        Key(method='', figure='tuned/study_kappa', group='hand')
+    """
+    parts = key.split("/")
+    of_map = len(parts) > 1 and parts[1] in MAP_FIGURES
+    method = parts.pop(0) if of_map else ""
+    count = 2 if parts[0] == "tuned" else 1
+    return Key(method, "/".join(parts[:count]), "/".join(parts[count:]))
+
+
 def figure_name(key: str) -> FigureName:
-    """The name of ``auroc``, ``hit`` or ``pcam/hit``; a figure without an entry keeps its key."""
-    known = {**CLASS_FIGURES, **MAP_FIGURES}
-    name = known.get(key) or known.get(key.rpartition("/")[2])
-    plain = key.replace("_", " ")
-    return name or FigureName(plain, plain)
+    """The name of ``auroc``, ``hit`` or ``pcam/hit/hand``; one without an entry keeps its key."""
+    _, figure, group = split_key(key)
+    plain = figure.replace("_", " ")
+    names = {**CLASS_FIGURES, **MAP_FIGURES}
+    return names.get(f"{figure}/{group}") or names.get(figure) or FigureName(plain, plain)
+
+
+def phrase(key: str) -> str:
+    """A figure in a sentence.
+
+    Example:
+        >>> phrase("pcam/hit/hand"), phrase("study_kappa"), phrase("auroc/no_hardware")
+        ("PCAM's hit rate (hand)", 'study kappa', 'AUROC (no hardware)')
+    """
+    method, figure, group = split_key(key)
+    owner = f"{method_name(method).phrase}'s " if method else ""
+    place = f" ({group.replace('/', ' ').replace('_', ' ')})" if group else ""
+    return owner + figure_name(figure).phrase + place
 
 
 def method_name(method: str) -> MethodName:

@@ -22,8 +22,8 @@ from datamodules.geometry import Geometry
 from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
 from experiments.config import Config, ConfigError
-from experiments.evaluation.figures import Fitted
-from experiments.evaluation.run import EVEN, REPLACED, evaluate
+from experiments.evaluation.figures import EVEN, Fitted
+from experiments.evaluation.run import REPLACED, evaluate
 from experiments.evaluation.store import plain, summarise, write
 from experiments.runs import RunError
 from lightning_modules import Stage1Classifier
@@ -174,7 +174,7 @@ def _decisions(
         try:
             data = build_data(opened.config)
             if data.root.is_dir() and cache.is_whole(data.cache_folder):
-                found = evaluate(run, "val", [], trivial=False)
+                found = evaluate(run, "val")
                 try:
                     write(found)
                 except RunError:  # a read-only run: val is judged again next time

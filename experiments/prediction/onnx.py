@@ -15,7 +15,6 @@ from torch.onnx.errors import OnnxExporterError
 from datamodules.cache import Recipe
 from datamodules.phantom.drawing import draw
 from datamodules.radiographs import to_model_input
-from experiments.evaluation.judge import classifies, own_methods
 from experiments.runs import RunError
 from lightning_modules.attention import scale_map, upsample
 from lightning_modules.stage1 import ABNORMAL
@@ -35,7 +34,7 @@ def outputs_of(network: Any) -> tuple[str, ...]:
     From the lesion masks alone nobody taught it a class: then there is no probability, no CAM and
     no PCAM.
     """
-    return (*([PROBABILITY] if classifies(network) else []), *own_methods(network))
+    return (*([PROBABILITY] if network.classifies else []), *network.judged_maps)
 
 
 def build(network: Any, size: int, properties: Mapping[str, str]) -> bytes:
@@ -161,7 +160,7 @@ class _Graph(nn.Module):
         # A copy in the plain layout: a file's weights have no other.
         self.network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
         scales = zip(network.map_methods, network.map_scale.tolist(), strict=True)
-        self.scales = {name: scale for name, scale in scales if name in own_methods(network)}
+        self.scales = {name: scale for name, scale in scales if name in network.judged_maps}
         for scale in self.scales.values():
             scale_map(torch.zeros(1), scale)  # raises now what tracing would bury in its own error
 
@@ -170,7 +169,7 @@ class _Graph(nn.Module):
         raw = self.network.raw_maps(pyramid)
         size = image.shape[-2:]
         maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
-        if not classifies(self.network):
+        if not self.network.classifies:
             return tuple(maps)
         return self.network.classify(pyramid[-1]).softmax(1)[:, ABNORMAL], *maps
 

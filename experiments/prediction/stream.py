@@ -20,7 +20,7 @@ from datamodules.decode import MOST_PIXELS, decode_noted, read_content
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.drawing import Shown, draw, png
-from experiments.evaluation.map_rows import one_thread
+from experiments.evaluation.judge import one_thread
 from experiments.prediction.folder import NOTE, PredictionFolder, Row
 from experiments.prediction.inputs import Input
 from experiments.prediction.network import Trained
