@@ -14,8 +14,9 @@ import torch
 from scipy.special import expit
 
 from experiments.bench_table import Line, Request, median, ratios, take_turns
-from experiments.evaluation.figures import MapRows, classification, fit, localisation
-from experiments.evaluation.judge import LEVELS, MapRecorder, one_thread
+from experiments.evaluation.figures import classification, fit
+from experiments.evaluation.map_figures import MapRows, localisation
+from experiments.evaluation.map_rows import LEVELS, MapRecorder, one_thread
 from experiments.evaluation.statistics import RESAMPLES, Figure, estimates, patient_weights
 from experiments.runs import RunError
 

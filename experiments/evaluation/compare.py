@@ -35,41 +35,30 @@ COLUMNS = (
     *("difference", "low", "high", "undefined", "p"),
 )
 
-
-class Side(NamedTuple):
-    """One side of a comparison: a group, or one of its maps."""
-
-    group: Group
-    method: str = ""
-
-    @property
-    def label(self) -> str:
-        """In a sentence."""
-        if not self.method:
-            return self.group.label
-        return f"{method_name(self.method).phrase} of {self.group.label}"
-
-    def figure(self, name: str) -> Figure | None:
-        """A figure of it, such as ``hit``."""
-        return self.group.figure(f"{self.method}/{name}" if self.method else name)
+Side = tuple[Group, str]
+"""What is compared: a group and the name of one of its maps, or "": all of it."""
 
 
 class Comparison(NamedTuple):
-    """What was compared.
+    """What was compared, for people and for a program."""
 
-    Attributes:
-        text: all of it as Markdown: sentences and a table a section.
-        short: what is printed: sentences for the first section only.
-        table: all pairs, for a program; ``family`` names the section.
-    """
+    text: str  # all of it as Markdown: sentences and a table a section
+    short: str  # what is printed: sentences for the first section only
+    table: pd.DataFrame  # of `compare`, with the name of the section as `family`
 
-    text: str
-    short: str
-    table: pd.DataFrame
+
+class Pair(NamedTuple):
+    """A figure of two sides in words, and as a function of the same images' weights."""
+
+    figure: str
+    first: str
+    second: str
+    one: Figure
+    other: Figure
 
 
 def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
-    """Compare evaluations of the same images, in families with p-values corrected within each."""
+    """Compare runs on the same images, in families with p-values corrected within each."""
     groups = group(runs)
     patients = groups[0].first["patient"].to_numpy()
     heading = _heading(groups) + "\n\n## Each run\n\n" + _each_run(groups)
@@ -79,8 +68,8 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
         if not pairs:
             continue
         compared = compare(pairs, patient_weights(patients, enough(len(pairs))))
-        said = [f"- {text[0].upper()}{text[1:]}" for text in sentences(compared)]
-        blocks.append("\n".join([f"## {title}", "", *said, "", _pairs_table(compared)]))
+        listed = [f"- {text[0].upper()}{text[1:]}" for text in sentences(compared)]
+        blocks.append("\n".join([f"## {title}", "", *listed, "", _pairs_table(compared)]))
         short.append(blocks[-1] if not tables else f"## {title}\n\n{_pairs_table(compared)}")
         tables.append(compared.assign(family=title))
     if not tables:
@@ -101,62 +90,34 @@ def comparison_paths(path: Path) -> list[Path]:
 
 def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
     """Write the text beside the table, ``.md`` and ``.csv``; returns both paths."""
-    paths = comparison_paths(path)
-    try:
-        write_text(paths[0], comparison.text)
-        comparison.table.to_csv(paths[1], index=False)
-    except OSError as error:
-        raise RunError(
-            f"{paths[0]} cannot be written ({error.strerror}); give --out a path that can"
-        ) from error
-    return paths
+    text, table = comparison_paths(path)
+    write_text(text, comparison.text)
+    comparison.table.to_csv(table, index=False)
+    return [text, table]
 
 
-class Pair(NamedTuple):
-    """Two sides, to be compared in one figure on the same images."""
-
-    figure: str
-    first: Side
-    second: Side
-
-
-def pairs_of(sides: Iterable[tuple[Side, Side]], figures: Sequence[str]) -> list[Pair]:
+def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[Pair]:
     """Each pair of sides in each figure that both have."""
-    chosen = list(sides)
-    return [
-        Pair(name, first, second)
-        for name in figures
-        for first, second in chosen
-        if first.figure(name) and second.figure(name)
-    ]
+    pairs = []
+    for name, both in itertools.product(names, sides):
+        one, other = (side.figure(f"{method}/{name}" if method else name) for side, method in both)
+        if one and other:
+            pairs.append(Pair(name, _label(*both[0]), _label(*both[1]), one, other))
+    return pairs
 
 
 def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
-    """Compare all pairs on the same resamples, p-values corrected for their number.
+    """A row a pair, first less second: :data:`COLUMNS`, and p corrected for their number.
 
     The correction is for exactly these pairs, so choose them before looking.
-
-    Returns:
-        A row a pair: :data:`COLUMNS` and ``p_holm``; the difference is first less second.
     """
     ones = np.ones((1, weights.shape[1]))
     rows: list[dict[str, Any]] = []
-    for name, first, second in pairs:
-        one, other = first.figure(name), second.figure(name)
-        if one is None or other is None:
-            raise ValueError(f"{first.label} and {second.label} do not both have {name}")
-        result = difference(one, other, weights)._asdict()
-        rows.append(
-            {
-                "figure": name,
-                "first": first.label,
-                "second": second.label,
-                "first_value": float(one(ones)[0]),
-                "second_value": float(other(ones)[0]),
-                "difference": result.pop("value"),
-                **result,
-            }
-        )
+    for name, first, second, one, other in pairs:
+        row: dict[str, Any] = {"figure": name, "first": first, "second": second}
+        row |= {"first_value": float(one(ones)[0]), "second_value": float(other(ones)[0])}
+        result = difference(one, other, weights)
+        rows.append({**row, "difference": result.value, **result._asdict()})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
 
@@ -164,21 +125,20 @@ def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
 def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     """The paper's claim, the groups among one another, the maps of each group."""
     families = []
-    by_stage = _by_stage(groups)
+    stages = _by_stage(groups)
     # With several groups of a stage nobody can say which of them the paper means.
-    if len(by_stage) == 3 and all(len(of_stage) == 1 for of_stage in by_stage.values()):
-        steps = [
-            tuple(Side(by_stage[stage][0], method) for stage, method in step) for step in CLAIM
-        ]
-        claim = pairs_of(((one, other) for one, other in steps), MAP_FIGURES)
+    if len(stages) == 3 and all(len(of_stage) == 1 for of_stage in stages.values()):
+        steps = [((stages[a][0], one), (stages[b][0], other)) for (a, one), (b, other) in CLAIM]
+        claim = pairs_of(steps, MAP_FIGURES)
         families.append(("The paper's claim: better maps at every step", claim))
-    later = [(Side(b), Side(a)) for a, b in itertools.combinations(groups, 2)]
+    later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
     families.append(("Runs", pairs_of(later, RUN_FIGURES)))
     for one in groups:
-        own = [Side(one, method) for method in one.methods]
-        others = [Side(one, name) for name in one.runs[0].maps if name not in one.methods]
-        pairs = pairs_of([(b, a) for a, b in itertools.combinations(own, 2)], MAP_FIGURES)
-        pairs += pairs_of([(own[-1], other) for other in others if own], MAP_FIGURES)
+        own = [(one, method) for method in one.methods]
+        others = [(one, method) for method in one.runs[0].maps if method not in one.methods]
+        among = [(late, early) for early, late in itertools.combinations(own, 2)]
+        against = [(own[-1], other) for other in others if own]
+        pairs = pairs_of(among, MAP_FIGURES) + pairs_of(against, MAP_FIGURES)
         families.append((f"Maps of {one.name}", pairs))
     return families
 
@@ -192,7 +152,8 @@ def _by_stage(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return stages
 
 
-# In words -------------------------------------------------------------------------------------
+def _label(side: Group, method: str) -> str:
+    return f"{method_name(method).phrase} of {side.label}" if method else side.label
 
 
 def population(table: pd.DataFrame, split: str) -> str:
