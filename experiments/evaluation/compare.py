@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 
@@ -61,21 +62,16 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     """Compare runs on the same images, in families with p-values corrected within each."""
     groups = group(runs)
     patients = groups[0].first["patient"].to_numpy()
-    heading = _heading(groups) + "\n\n## Each run\n\n" + _each_run(groups)
-    blocks, short = [heading], [heading]
-    tables: list[pd.DataFrame] = []
-    for title, pairs in _families(groups):
-        if not pairs:
-            continue
-        compared = compare(pairs, patient_weights(patients, enough(len(pairs))))
-        listed = [f"- {text[0].upper()}{text[1:]}" for text in sentences(compared)]
-        blocks.append("\n".join([f"## {title}", "", *listed, "", _pairs_table(compared)]))
-        short.append(blocks[-1] if not tables else f"## {title}\n\n{_pairs_table(compared)}")
-        tables.append(compared.assign(family=title))
+    tables = [
+        compare(pairs, patient_weights(patients, enough(len(pairs)))).assign(family=title)
+        for title, pairs in _families(groups)
+        if pairs
+    ]
     if not tables:
         raise RunError("there is nothing to compare: name at least two runs, or one with maps")
     table = pd.concat(tables, ignore_index=True)
-    return Comparison("\n\n".join(blocks) + "\n", "\n\n".join(short) + "\n", table)
+    text, short = (_markdown(groups, table, short) for short in (False, True))
+    return Comparison(text, short, table)
 
 
 def comparison_paths(path: Path) -> list[Path]:
@@ -191,58 +187,26 @@ def _sentence(row: Mapping[Any, Any], count: int) -> str:
     return f"{what} is {size} for {first} than for {second} ({details})."
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _pairs_table(compared: pd.DataFrame) -> str:
-    heads = ["figure", "first", "second", "difference (95 % interval)", "p", "p, Holm"]
-    rows = [
-        [
-            row["figure"],
-            f"{row['first']}: {row['first_value']:.3f}",
-            f"{row['second']}: {row['second_value']:.3f}",
-            f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
-            *(f"{row[p]:.3f}" for p in ("p", "p_holm")),
-        ]
-        for row in compared.to_dict("records")
-    ]
-    return markdown_table(heads, rows)
-
-
-def _each_run(groups: Sequence[Group]) -> str:
-    """A table of all runs: intervals are over patients, and do not hold the spread over seeds."""
+def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
+    """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
     methods = dict.fromkeys(name for one in groups for name in one.methods)
-    keys = [*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)]
-    rows = [
-        [one.name, run.config.seed]
-        + [f"{run.estimates[key].value:.3f}" if key in run.estimates else "" for key in keys]
-        for one in groups
-        for run in one.runs
-    ]
-    return markdown_table(["run", "seed", *keys], rows)
-
-
-def _heading(groups: Sequence[Group]) -> str:
-    judged = population(groups[0].first, groups[0].runs[0].about["split"])
-    lines = [
-        "# Comparison",
-        "",
-        f"{judged}. Differences are paired on the same images, intervals are 95 % over patients, "
-        "p-values are corrected (Holm) within each section; thresholds and scales come from val. "
-        "Runs of several seeds are joined by the mean of their figures.",
-        "",
-    ]
-    lines += [f"- {one.name}: {', '.join(str(run.folder) for run in one.runs)}" for one in groups]
-    runs = [run for one in groups for run in one.runs]
-    lines += [f"- NOTE on {run.folder}: {note}" for run in runs for note in run.notes]
     counts = {stage: len(of_stage) for stage, of_stage in _by_stage(groups).items()}
-    if any(count > 1 for count in counts.values()):
-        several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
-        lines.append(
-            f"- The paper's claim is not among the sections: it takes one configuration of each "
-            f"stage, and there are {several}."
-        )
-    return "\n".join(lines)
+    several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
+    families = table.groupby("family", sort=False)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("comparison.md.j2")
+    return template.render(
+        judged=population(groups[0].first, groups[0].runs[0].about["split"]),
+        groups=groups,
+        several=several if any(count > 1 for count in counts.values()) else "",
+        keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
+        families=[
+            (family, rows.assign(sentence=sentences(rows)).to_dict("records"))
+            for family, rows in families
+        ],
+        short=short,
+    )
