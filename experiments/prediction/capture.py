@@ -14,8 +14,8 @@ from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
-from datamodules import DataError
 from datamodules.dicom import hush
+from datamodules.index import DataError
 from experiments.prediction.network import project_version
 
 MAKER, SERIES = "decision-basis", "Evidence map, RESEARCH USE ONLY"

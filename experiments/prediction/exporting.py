@@ -12,8 +12,8 @@ from typing import Any
 
 import jinja2
 
-from datamodules import SOURCES
 from datamodules.files import whole_file
+from datamodules.sources import SOURCES
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import Trained, load_trained
 from experiments.prediction.onnx import EXTRA, TOLERANCE, build, check_images, describe, differences
@@ -103,7 +103,8 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
 
 def figures(summary: dict[str, Any], methods: Iterable[str]) -> list[tuple[str, str, str]]:
     """Name, value and 95 % interval of the figures that are shown and defined."""
-    names = {key: figure_name(key).phrase for key in (*OF_IMAGES, *OF_STUDIES)}
+    keys = (*OF_IMAGES, *OF_STUDIES)
+    names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in keys}
     for method in methods:
         names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
     lines = []

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from datamodules import DataError
 from datamodules.decode import read_content
 from datamodules.files import take, usable_cores, write_text
+from datamodules.index import DataError
 from experiments.prediction.inputs import ABOUT, Input
 from experiments.runs import LOCK, RunError
 

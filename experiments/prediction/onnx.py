@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
-from datamodules import SOURCES
 from datamodules.cache import Recipe
 from datamodules.decode import WINDOW_TAIL
 from datamodules.phantom.drawing import draw
 from datamodules.radiographs import MEAN, STD, to_model_input
+from datamodules.sources import SOURCES
 from experiments.prediction.network import CLASSES, Trained, project_version
 from experiments.runs import RunError
 from lightning_modules.attention import scale_map, upsample
