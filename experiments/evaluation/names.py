@@ -120,6 +120,19 @@ TRIVIAL_METHODS = {
     "noise": MethodName("noise", "noise"),
 }
 
+# What a sweep's plots draw: label of the axis -> name in metrics.csv -> line.
+PANELS = {
+    f"{MAP_FIGURES[figure].heading} on val (0 to 1)": {
+        f"val/{method}/{figure}": OWN_METHODS[method] for method in ("fcn", "pcam", "cam")
+    }
+    for figure in ("pixel_ap", "hit")
+} | {
+    "accuracy, AUROC on val (1: best)": {
+        "val/accuracy": MethodName("accuracy", "accuracy"),
+        "val/auroc": MethodName("AUROC", "AUROC", "#aa4499", "s"),
+    }
+}
+
 
 def figure_name(key: str) -> FigureName:
     """The name of ``auroc``, ``hit`` or ``pcam/hit``; a figure without an entry keeps its key."""
