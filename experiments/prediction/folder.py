@@ -110,8 +110,7 @@ class PredictionFolder:
     def settle(self, inputs: Iterable[Input]) -> tuple[int, int]:
         """Drop the rows of images that have changed, and of those gone without a prediction.
 
-        Returns:
-            How many predictions are dropped, and how many are kept of images that are gone.
+        Returns how many predictions are dropped, and how many are kept of images that are gone.
         """
         now, rows = {item.name: item for item in inputs}, list(self.rows.values())
 
