@@ -143,7 +143,7 @@ def check_device(config: Config) -> Iterator[Finding]:
 def check_memory(config: Config) -> Iterator[Finding]:
     """Shared memory for loader workers: a container may have little."""
     from datamodules import SOURCES
-    from datamodules.radiographs import default_workers
+    from datamodules.batches import default_workers
 
     data = config.data
     workers = default_workers() if data.num_workers is None else data.num_workers

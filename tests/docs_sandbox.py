@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.archives import Archive
 from tests.dicoms import content, radiograph
 from tests.docs_python import write_client
-from tests.test_fracatlas import Archive
 
 HOUSE = Path(__file__).parents[1]
 COUNT = 80  # images of the phantom

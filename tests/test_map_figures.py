@@ -22,6 +22,7 @@ from lightning_modules.metrics import localisation as peaks
 from lightning_modules.metrics import overlap
 from lightning_modules.metrics.boxes import box_iou_curve
 from tests.test_localisation import draw
+from tests.test_overlap import curves_of
 
 THRESHOLD = 0.4
 
@@ -45,7 +46,7 @@ def references(map, mask, has_lesion):
         "iou_otsu": overlap.iou(overlap.claimed(map, overlap.otsu_threshold(map)), mask).mean(),
         "dice": dice_of(region, mask).mean(),
         "energy": overlap.energy_in_mask(map, mask).mean(),
-        "iou_bound": overlap.best_threshold(overlap.iou_curve(*overlap.level_counts(map, mask)))[1],
+        "iou_bound": overlap.best_threshold(curves_of(map, mask))[1],
         "box_bound": np.mean(shares),
         "pixel_ap": peaks.average_precision(map.flatten(), (mask >= 0.5).flatten()),
     }
@@ -200,10 +201,8 @@ def test_every_figure_lies_in_its_interval():
 
 
 def test_curves_equal_those_of_tensors():
-    _, _, rows = judged()
-    expected = overlap.iou_curve(
-        torch.from_numpy(rows.lesion_pixels), torch.from_numpy(rows.pixels)
-    )
+    (map, mask, *_), _, rows = judged()
+    expected = curves_of(map, mask)
     without = rows.lesion_pixels.sum(axis=1) == 0
     assert np.isnan(iou_curves(rows)[without]).all()
     assert iou_curves(rows)[~without] == pytest.approx(expected.numpy()[~without], abs=1e-6)
