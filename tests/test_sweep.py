@@ -63,7 +63,7 @@ def table_in(folder):
 
 
 def wait_for(condition, process=None):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition() and time.monotonic() < deadline:
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.02)
