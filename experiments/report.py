@@ -14,15 +14,12 @@ Exit status: 0 done, 2 the request cannot be carried out.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import sys
 from pathlib import Path
 
-from experiments.command import answered
+from experiments.command import answered, build_parser, parse
 from experiments.command import run as run_command
-from experiments.evaluate import check_different, is_setting
 
 NAME = "report.html"
 # In the head of every page: a file without it is somebody else's and is not overwritten.
@@ -32,34 +29,29 @@ MARK = '<meta name="generator" content="decision-basis experiments.report">'
 @answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.report", description="Write a page on runs, for people."
-    )
-    parser.add_argument("runs", nargs="*", metavar="RUN_DIR", help="run directories or checkpoints")
+    parser = build_parser("report", "Write a page on runs, for people.")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where {NAME} goes")
     parser.add_argument("--split", choices=["test", "val", "left_out"], default="test")
     parser.add_argument("--no-images", action="store_true", help="leave all radiographs out")
     given = sys.argv[1:] if words is None else words
-    arguments = parser.parse_intermixed_args(given)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments, places, overrides = parse(parser, given)
 
     from experiments.runs import RunError, find_checkpoint
 
-    overrides = [word for word in arguments.runs if is_setting(word)]
-    runs = [Path(word) for word in arguments.runs if word not in overrides]
+    runs = [Path(place) for place in places]
     if not runs:
-        missing = [f"; {word} does not exist: taken for key=value" for word in overrides]
-        raise RunError("name a run directory, such as runs/phantom/stage1/seed0" + "".join(missing))
+        raise RunError("name a run directory, such as runs/phantom/stage1/seed0")
+    from experiments.evaluation.run import check_different
+
     check_different(runs)
     folder = find_checkpoint(runs[0])[0]
     out = arguments.out or Path(os.path.normpath(folder / ".." / ".." / "report"))
     page = own_page(out)  # raises now, not after minutes of judging
 
-    from experiments.evaluation.stored import check_one_data_set, judged
+    from experiments.evaluation.store import judged
     from experiments.reporting.page import write_page
 
     found = judged(runs, arguments.split, overrides)
-    check_one_data_set(found)
     shown = write_page(page, found, given, images=not arguments.no_images)
     print(f"written  {page} ({page.stat().st_size / 1e6:.1f} MB), to be opened in a browser")
     if shown and found[0].about["data"] != "phantom":

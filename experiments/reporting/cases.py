@@ -16,7 +16,7 @@ from datamodules import DataError
 from datamodules.decode import decode
 from experiments.build import Run, build_data, open_run
 from experiments.config import to_plain
-from experiments.evaluation.compare import METHODS
+from experiments.evaluation.names import method_name
 from experiments.evaluation.run import Evaluation
 from experiments.runs import RunError
 
@@ -66,7 +66,7 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, list[Pick]]:
         shown = shown[shown[f"{method}_area"] > 0]
         rule = (
             f"Images with a lesion mask are ordered by the overlap (IoU) of the mask with what "
-            f"{METHODS.get(method, method)} claims at {'val' if tuned else 'Otsu'}’s threshold; "
+            f"{method_name(method).phrase} claims at {'val' if tuned else 'Otsu'}’s threshold; "
             "of equal ones the one whose peak lies nearer to the lesion comes first. Shown are "
             "the first, the middle and the last of them, and the normal images on which most is "
             "claimed."

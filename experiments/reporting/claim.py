@@ -7,57 +7,10 @@ from typing import NamedTuple, TypeGuard
 
 import pandas as pd
 
-from experiments.evaluation.compare import CLAIM, METHODS
-from experiments.evaluation.comparison import Group, figures_like, own_maps
-from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import Estimate, estimate, mean_of, patient_weights
-
-# Maps that know nothing of the image's class, of experiments.evaluation.baselines.
-TRIVIAL = ("centre", "mean_mask", "edges", "noise")
-
-
-class Joined:
-    """Runs that differ in their seed alone, and their figures.
-
-    Args:
-        group: The runs.
-        first: The run whose order of images all follow.
-    """
-
-    def __init__(self, group: Group, first: Evaluation) -> None:
-        self.name = group.name
-        # By seed, so that what stands for all does not hang on the order in which they were named.
-        self.runs = sorted(group.runs, key=lambda run: run.config.seed)
-        self._first = first
-        # Also checks that the images are the same.
-        self._seeds = [figures_like(run, first.table) for run in self.runs]
-        self._known: dict[str, Estimate | None] = {}
-
-    @property
-    def stage(self) -> str:
-        """Of all the runs."""
-        return str(self.runs[0].about["stage"])
-
-    @property
-    def methods(self) -> list[str]:
-        """The network's own maps, the last one the stage's best."""
-        return own_maps(self.runs[0])
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the network was taught normal and abnormal."""
-        return self.runs[0].fitted is not None
-
-    def estimate(self, figure: str) -> Estimate | None:
-        """A figure with its interval, of several seeds their mean; None if there is no such one."""
-        if len(self.runs) == 1:
-            return self.runs[0].estimates.get(figure)
-        if figure not in self._known:
-            there = [seed[figure] for seed in self._seeds if figure in seed]
-            weights = patient_weights(self._first.table["patient"].to_numpy())
-            complete = len(there) == len(self.runs)
-            self._known[figure] = estimate(mean_of(there), weights) if complete else None
-        return self._known[figure]
+from experiments.evaluation.compare import LEVEL
+from experiments.evaluation.groups import Group
+from experiments.evaluation.names import TRIVIAL_METHODS, method_name
+from experiments.evaluation.statistics import Estimate
 
 
 class Tile(NamedTuple):
@@ -68,7 +21,7 @@ class Tile(NamedTuple):
     words: str
 
 
-def best_map(groups: Sequence[Joined]) -> tuple[Joined, str]:
+def best_map(groups: Sequence[Group]) -> tuple[Group, str]:
     """The group and the map that the report is about: the last of the first run of the last stage.
 
     By a rule that knows no figure: to choose the best one by test would flatter it.
@@ -78,7 +31,7 @@ def best_map(groups: Sequence[Joined]) -> tuple[Joined, str]:
     return chosen, chosen.methods[-1] if chosen.methods else ""
 
 
-def claim(groups: Sequence[Joined], split: str) -> str:
+def claim(groups: Sequence[Group], split: str) -> str:
     """The one sentence: what the map is worth, with its interval."""
     chosen, method = best_map(groups)
     table = chosen.runs[0].table
@@ -90,12 +43,12 @@ def claim(groups: Sequence[Joined], split: str) -> str:
             hits = int(table[f"{method}_hit"].sum())
             return (
                 f"In {hits} of {lesions} {split} images with a drawn lesion, the brightest point "
-                f"of {METHODS.get(method, method)}’s map lies inside the lesion: "
+                f"of {method_name(method).phrase}’s map lies inside the lesion: "
                 f"{percent(hit)} ({interval(hit)})."
             )
         return (
             f"In {percent(hit)} of {lesions} {split} images with a drawn lesion, the brightest "
-            f"point of {METHODS.get(method, method)}’s map lies inside the lesion "
+            f"point of {method_name(method).phrase}’s map lies inside the lesion "
             f"({interval(hit)}; mean of {seeds} trainings)."
         )
     auroc = chosen.estimate("auroc")
@@ -108,12 +61,12 @@ def claim(groups: Sequence[Joined], split: str) -> str:
     return f"Nothing can be said of this network: {unknown}."
 
 
-def tiles(groups: Sequence[Joined]) -> list[Tile]:
+def tiles(groups: Sequence[Group]) -> list[Tile]:
     """The figures beside the claim, those that are known."""
     chosen, method = best_map(groups)
     table = chosen.runs[0].table
     found = []
-    of_map = METHODS.get(method, method)
+    of_map = method_name(method).phrase
     hit = chosen.estimate(f"{method}/hit")
     if known(hit):
         words = f"of lesions: {of_map}’s map is brightest inside the lesion"
@@ -137,7 +90,7 @@ def tiles(groups: Sequence[Joined]) -> list[Tile]:
     return found
 
 
-def beside_trivial(groups: Sequence[Joined], compared: pd.DataFrame) -> str:
+def beside_trivial(groups: Sequence[Group], compared: pd.DataFrame) -> str:
     """Whether the map is better than one that knows nothing of the image; "" where none was judged.
 
     Args:
@@ -155,23 +108,24 @@ def beside_trivial(groups: Sequence[Joined], compared: pd.DataFrame) -> str:
         ((name, rate) for name, rate in rates.items() if known(rate)),
         key=lambda one: one[1].value,
     )
-    text = f"The best map that knows nothing of the image, {METHODS[name]}, reaches {percent(rate)}"
+    words = method_name(name).phrase
+    text = f"The best map that knows nothing of the image, {words}, reaches {percent(rate)}"
     pair = compared[
         (compared["figure"] == "hit")
-        & compared["first"].str.startswith(f"{METHODS.get(method, method)} of {chosen.name}")
-        & compared["second"].str.startswith(f"{METHODS[name]} of {chosen.name}")
+        & compared["first"].str.startswith(f"{method_name(method).phrase} of {chosen.name}")
+        & compared["second"].str.startswith(f"{method_name(name).phrase} of {chosen.name}")
     ]
     if not len(pair):
         return f"{text}."
     row = pair.iloc[0]
-    if row["p_holm"] < CLAIM and row["difference"] > 0:
+    if row["p_holm"] < LEVEL and row["difference"] > 0:
         return f"{text}: the difference is shown (p = {row['p_holm']:.3f})."
-    return f"{text}: that {METHODS.get(method, method)}’s is better is not shown."
+    return f"{text}: that {method_name(method).phrase}’s is better is not shown."
 
 
-def judged_trivial(group: Joined) -> list[str]:
+def judged_trivial(group: Group) -> list[str]:
     """The trivial maps that a run was judged beside."""
-    return [name for name in TRIVIAL if known(group.estimate(f"{name}/hit"))]
+    return [name for name in TRIVIAL_METHODS if known(group.estimate(f"{name}/hit"))]
 
 
 def known(result: Estimate | None) -> TypeGuard[Estimate]:

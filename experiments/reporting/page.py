@@ -11,14 +11,14 @@ import jinja2
 import pandas as pd
 
 from datamodules import SOURCES
-from experiments.evaluation.compare import population
-from experiments.evaluation.comparison import compare_runs, group
+from experiments.evaluation.compare import compare_runs, population
 from experiments.evaluation.figures import reliability
+from experiments.evaluation.groups import Group, group
 from experiments.evaluation.run import Evaluation
 from experiments.metrics_csv import read_metrics
 from experiments.report import MARK
 from experiments.reporting.cases import Column, Networks, draw_cases, pick
-from experiments.reporting.claim import Joined, beside_trivial, best_map, claim, tiles
+from experiments.reporting.claim import beside_trivial, best_map, claim, tiles
 from experiments.reporting.plots import Plot, curves, reliability_plot, sweep_plots, with_ids
 from experiments.reporting.runs import commands, runs_of, versions
 from experiments.reporting.tables import (
@@ -32,7 +32,7 @@ from experiments.reporting.tables import (
 
 LAMBDA = "loss.lambda_lesion"
 # Beginnings of notes without which the claim would mislead.
-ALERTS = ("half finished", "labels or lesion masks are not")
+ALERTS = ("half finished", "labels or lesion masks changed")
 
 
 def write_page(page: Path, runs: list[Evaluation], words: Sequence[str], images: bool) -> int:
@@ -72,7 +72,7 @@ def render(content: dict[str, Any]) -> str:
 
 def gather(runs: list[Evaluation], words: Sequence[str], images: bool) -> dict[str, Any]:
     """All that the template shows, as plain values."""
-    joined = [Joined(one, runs[0]) for one in group(runs)]
+    joined = group(runs)
     split = str(runs[0].about["split"])
     chosen, method = best_map(joined)
     several = len(joined) > 1 or any(len(run.maps) > 1 for run in runs)
@@ -115,7 +115,7 @@ def gather(runs: list[Evaluation], words: Sequence[str], images: bool) -> dict[s
     }
 
 
-def notes_of(joined: Sequence[Joined]) -> dict[str, list[str]]:
+def notes_of(joined: Sequence[Group]) -> dict[str, list[str]]:
     """What a reader must know: ``alerts`` at the top of the page, ``notes`` beside the figures."""
     alerts: list[str] = []
     notes: list[str] = []
@@ -129,7 +129,7 @@ def notes_of(joined: Sequence[Joined]) -> dict[str, list[str]]:
     return {"alerts": alerts, "notes": notes}
 
 
-def columns_of(joined: Sequence[Joined]) -> list[Column]:
+def columns_of(joined: Sequence[Group]) -> list[Column]:
     """The maps of the paper's second figure: CAM once, then PCAM and the FCN of each stage."""
     found: list[Column] = []
     for one in joined:
@@ -152,7 +152,7 @@ def hero(cases: list[dict[str, Any]], reference: Column) -> dict[str, Any] | Non
     return {**case, "cells": [marked, *(cell for cell in cells if cell["name"] in wanted)]}
 
 
-def curves_of(joined: Sequence[Joined]) -> list[dict[str, Any]]:
+def curves_of(joined: Sequence[Group]) -> list[dict[str, Any]]:
     """What training logged, of each group."""
     found = []
     for place, one in enumerate(joined):
@@ -164,7 +164,7 @@ def curves_of(joined: Sequence[Joined]) -> list[dict[str, Any]]:
     return found
 
 
-def reliability_of(joined: Sequence[Joined]) -> list[Plot]:
+def reliability_of(joined: Sequence[Group]) -> list[Plot]:
     """How far the probabilities of each group that classifies can be believed."""
     plots = [
         reliability_plot(

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.cluster.sweep_report import PANELS
+from experiments.evaluation.names import PANELS
 
 # Stand-ins that become variables of the page's style sheet.
 INK, GRID = "#010101", "#020202"
@@ -152,13 +152,12 @@ def sweep_plots(table: pd.DataFrame) -> list[Plot]:
             continue
         ax = _axes("lambda, weight of the lesion term", "")
         said = []
-        for (name, (words, _, marker)), colour, style in zip(
-            there.items(), SERIES, STYLES, strict=False
-        ):
+        for (name, line), colour, style in zip(there.items(), SERIES, STYLES, strict=False):
             means = table[name].groupby(place).mean()
             ax.plot(means.index, means, style, color=colour)
-            ax.plot(place, table[name], marker, color=colour, label=words, clip_on=False)
-            said.append(f"{words} " + ", ".join(f"{mean:.2f}" for mean in means))
+            label_of = line.heading
+            ax.plot(place, table[name], line.marker, color=colour, label=label_of, clip_on=False)
+            said.append(f"{label_of} " + ", ".join(f"{mean:.2f}" for mean in means))
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set_xlim(-0.3, len(values) - 0.7)
         ax.set_ylim(0, 1.02)

@@ -15,8 +15,8 @@ from callbacks.checkpoints import load_checkpoint
 from datamodules import SOURCES
 from experiments.config import Config, load_config, to_plain
 from experiments.doctor import installed_version
+from experiments.evaluation.groups import Group
 from experiments.evaluation.run import Evaluation
-from experiments.reporting.claim import Joined
 
 PACKAGES = (
     *("torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations"),
@@ -31,7 +31,7 @@ HASHES = {
 SHORT = 16  # digits of a hash
 
 
-def runs_of(joined: Sequence[Joined]) -> list[dict[str, Any]]:
+def runs_of(joined: Sequence[Group]) -> list[dict[str, Any]]:
     """Each run: what it is, what it was trained on, and how to train it again."""
     found = []
     for group in joined:
@@ -75,7 +75,7 @@ def train_command(config: Config) -> str:
     return shlex.join(["python", "-m", "experiments.train", config.stage, *words])
 
 
-def commands(joined: Sequence[Joined], split: str, words: Sequence[str]) -> list[str]:
+def commands(joined: Sequence[Group], split: str, words: Sequence[str]) -> list[str]:
     """The commands that make a report: trainings, evaluation, the report itself."""
     runs = [run for group in joined for run in group.runs]
     folders = [str(_named(run)) for run in runs]

@@ -7,12 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.evaluation.compare import CLAIM, METHODS, say
-from experiments.evaluation.figures import PUBLISHED_KAPPA
-from experiments.evaluation.map_figures import SIZE_NAMES, groups
+from datamodules import SOURCES
+from experiments.evaluation.compare import LEVEL
+from experiments.evaluation.figures import SIZE_NAMES, groups
+from experiments.evaluation.groups import Group
+from experiments.evaluation.names import TRIVIAL_METHODS, phrase
+from experiments.evaluation.names import method_name as name_of
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.cases import Column
-from experiments.reporting.claim import TRIVIAL, Joined, judged_trivial, known
+from experiments.reporting.claim import judged_trivial, known
 
 # Of a map: heading, figure, what it is.
 MAPS = (
@@ -37,11 +40,13 @@ FINE = ("auroc", "pixel_ap")  # small differences count
 Table = dict[str, Any]
 
 
-def table_of_maps(joined: Sequence[Joined]) -> Table:
+def table_of_maps(joined: Sequence[Group]) -> Table:
     """Every map of every stage, then other methods, then the trivial ones."""
     sections: list[dict[str, Any]] = []
     for group in joined:
-        peers = [name for name in group.runs[0].maps if name not in (*group.methods, *TRIVIAL)]
+        peers = [
+            name for name in group.runs[0].maps if name not in (*group.methods, *TRIVIAL_METHODS)
+        ]
         rows = [
             _row(method_name(method), group, [f"{method}/{name}" for _, name, _ in MAPS])
             for method in (*group.methods, *peers)
@@ -58,7 +63,7 @@ def table_of_maps(joined: Sequence[Joined]) -> Table:
     return _without_empty([(head, words) for head, _, words in MAPS], sections)
 
 
-def table_of_classifiers(joined: Sequence[Joined]) -> Table:
+def table_of_classifiers(joined: Sequence[Group]) -> Table:
     """Every classifier, at a probability of 0.5 and at val's operating point."""
     sections = []
     for group in joined:
@@ -71,7 +76,7 @@ def table_of_classifiers(joined: Sequence[Joined]) -> Table:
     return _without_empty([(head, words) for head, _, words in CLASSES], sections)
 
 
-def table_of_lesions(joined: Sequence[Joined], columns: Sequence[Column]) -> Table:
+def table_of_lesions(joined: Sequence[Group], columns: Sequence[Column]) -> Table:
     """Hit rates by body part, lesion type and lesion size."""
     table = joined[0].runs[0].table
     owners = {id(run): group for group in joined for run in group.runs}
@@ -97,19 +102,20 @@ def table_of_lesions(joined: Sequence[Joined], columns: Sequence[Column]) -> Tab
     }
 
 
-def table_of_parts(joined: Sequence[Joined]) -> Table:
+def table_of_parts(joined: Sequence[Group]) -> Table:
     """Study kappa by body part; for MURA with a published figure beside it."""
     classifiers = [group for group in joined if group.classifies]
     table = joined[0].runs[0].table
     heads = [(group.name, "") for group in classifiers]
-    published = next(iter(PUBLISHED_KAPPA)) if joined[0].runs[0].about["data"] == "mura" else ""
+    others = SOURCES[joined[0].runs[0].about["data"]].published
+    published = next(iter(others), "")
     if published:
         heads.append((f"{published} (published, on the valid split)", ""))
     rows = []
     for part in sorted(table["body_part"].unique()) if classifiers else ():
         cells = [_cell(group.estimate(f"study_kappa/{part}"), "kappa") for group in classifiers]
         if published:
-            kappa = PUBLISHED_KAPPA[published].get(part)
+            kappa = others[published].get(part)
             cells.append({"value": "" if kappa is None else f"{kappa:.2f}", "interval": ""})
         count = int(table.loc[table["body_part"] == part, "study"].nunique())
         rows.append({"name": part, "count": count, "cells": cells})
@@ -127,13 +133,13 @@ def compared(table: pd.DataFrame | None) -> list[dict[str, Any]]:
             p = row["p_holm"]
             rows.append(
                 {
-                    "figure": say(row["figure"]),
+                    "figure": phrase(row["figure"]),
                     "first": f"{row['first']}: {row['first_value']:.3f}",
                     "second": f"{row['second']}: {row['second_value']:.3f}",
                     "difference": f"{row['difference']:+.3f}",
                     "interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
                     "p": "" if p != p else f"{p:.3f}",
-                    "shown": bool(p < CLAIM),
+                    "shown": bool(p < LEVEL),
                 }
             )
         sections.append({"heading": family, "rows": rows})
@@ -147,15 +153,11 @@ def method_name(method: str) -> str:
         >>> method_name("pcam"), method_name("mean_mask"), method_name("gradcam")
         ('PCAM', 'Mean mask', 'gradcam')
     """
-    words = METHODS.get(method, method)
-    if method not in METHODS:
-        return method
-    return (
-        words[4].upper() + words[5:] if words.startswith("the ") else words[0].upper() + words[1:]
-    )
+    heading = name_of(method).heading
+    return heading if heading == method else heading[0].upper() + heading[1:]
 
 
-def _row(name: str, group: Joined, figures: Sequence[str]) -> dict[str, Any]:
+def _row(name: str, group: Group, figures: Sequence[str]) -> dict[str, Any]:
     return {"name": name, "cells": [_cell(group.estimate(one), one) for one in figures]}
 
 
