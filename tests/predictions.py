@@ -13,7 +13,7 @@ def told(*words):
 
 
 def rows_of(out):
-    return {row.path: row for row in read_rows(out / "predictions.csv")}
+    return {name: row._replace(file="") for name, row in read_rows(out).items()}
 
 
 def save(path, image):

@@ -15,11 +15,11 @@ import torch
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from experiments import evaluate, export, predict, train
-from experiments.evaluation.store import read_images
+from experiments.evaluation.figures import read_images
+from experiments.prediction import exporting
 from experiments.prediction import onnx as model_file
 from experiments.prediction.card import model_card
 from experiments.prediction.network import load_trained
-from experiments.prediction.properties import properties
 from experiments.runs import RunError
 from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
@@ -76,7 +76,7 @@ def about(file):
 def squares_of(trained, root, paths):
     """The squares of images of the data set, as a stranger makes them from the files."""
     images = [decode(root / "phantom" / path) for path in paths]
-    return [trained.to_square(image) for image in images]
+    return [trained.recipe.apply(image) for image in images]
 
 
 def test_file_evaluation_and_network_say_the_same(run, file, trained, root):
@@ -108,7 +108,7 @@ def test_file_and_predict_say_the_same(run, file, trained, root, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert len(table) > 10
     images = [decode(valid / path) for path in table["path"]]
-    made = [trained.to_square(image) for image in images]
+    made = [trained.recipe.apply(image) for image in images]
     found = ask(file, np.stack([square for square, _ in made]))
     expected = table["probability_abnormal"].to_numpy()
     assert found["probability"] == pytest.approx(expected, abs=1e-4)
@@ -146,7 +146,7 @@ def test_the_file_says_what_it_needs_and_how_it_decides(run, file, trained):
     assert recipe["normalisation"] == "(image / 255 - 0.2) / 0.2, in the graph"
     data = json.loads(said["training_data"])
     assert data["name"] == "phantom"
-    assert data["index_hash"] == trained.hashes["index"]
+    assert data["index_hash"] == trained.run.trained_on["index_hash"]
     assert data["lesion_masks"] == "at most 100, the source's own"
     weights = (run / "checkpoints/best.ckpt").read_bytes()
     assert json.loads(said["checkpoint"])["sha256"] == hashlib.sha256(weights).hexdigest()
@@ -180,15 +180,15 @@ def test_card_and_file_do_not_say_that_val_decided_what_it_could_not(trained):
     card = " ".join(model_card(without, "model.onnx", "0" * 64, 0.0).split())
     assert "Decided by: val, but of `pcam`, `fcn` nobody: val held no lesion mask, and 0.5" in card
     assert "- The threshold of `pcam`, `fcn` was not decided on any image." in card
-    assert json.loads(properties(without)["undecided_maps"]) == ["pcam", "fcn"]
-    assert json.loads(properties(trained)["undecided_maps"]) == []
+    assert json.loads(model_file.properties(without)["undecided_maps"]) == ["pcam", "fcn"]
+    assert json.loads(model_file.properties(trained)["undecided_maps"]) == []
 
 
 def test_figures_of_another_checkpoint_are_not_shown(run, trained):
     path = run / "evaluation" / "test" / "summary.json"
     kept = path.read_text()
     try:
-        path.write_text(kept.replace(trained.hashes["checkpoint"], "0" * 64))
+        path.write_text(kept.replace(trained.run.identity["checkpoint_hash"], "0" * 64))
         assert trained.run.summary("test") is None
     finally:
         path.write_text(kept)
@@ -209,7 +209,7 @@ def test_a_file_that_disagrees_is_not_left(run, file, tmp_path, capsys, monkeypa
     wrong = onnx.load(file)
     (bias,) = (value for value in wrong.graph.initializer if value.name.endswith("fc.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(np.array([0.0, 0.1], np.float32), bias.name))
-    monkeypatch.setattr(model_file, "build", lambda *_: wrong.SerializeToString())
+    monkeypatch.setattr(exporting, "build", lambda *_: wrong.SerializeToString())
     assert export.main([str(run), "--out", str(tmp_path / "new" / "wrong.onnx")]) == 2
     said = capsys.readouterr().err
     assert re.search(
@@ -259,7 +259,7 @@ def test_masks_alone_teach_no_class(root, words, tmp_path, capsys):
 def test_where_it_cannot_be_written(run, tmp_path, capsys, monkeypatch, out, error):
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(model_file, "build", None)  # told before any work
+    monkeypatch.setattr(exporting, "build", None)  # told before any work
     assert export.main([str(run), "--out", str(tmp_path / out)]) == 2
     assert error in capsys.readouterr().err
 

@@ -325,14 +325,13 @@ def test_thresholds_of_another_network_are_not_taken(tmp_path, changes):
 
 def test_a_trained_network_tells_what_new_images_need(run):
     trained = load_trained(run)
-    assert (trained.stage, trained.data, trained.best_map) == ("stage3", "phantom", "fcn")
+    assert (trained.title, trained.best_map) == ("stage3 on phantom", "fcn")
     assert trained.map_thresholds == {"cam": 0.2, "pcam": 0.3, "fcn": 0.5}
     assert trained.undecided_maps == ("fcn",)  # val's threshold of it is null
     assert trained.notes == ("NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for fcn",)
     assert trained.fitted == (0.4, 0.45, 1.5)
     assert (trained.recipe.image_size, trained.recipe.crop) == (64, "none")
-    assert set(trained.hashes) == {"checkpoint", "index", "masks"}
-    assert not trained.module.training
+    assert not trained.run.module.training
 
 
 @pytest.mark.slow

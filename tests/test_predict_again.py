@@ -66,7 +66,7 @@ def test_what_a_killed_prediction_wrote_is_no_input(
     with monkeypatch.context() as patch:
         patch.setattr("experiments.prediction.folder.PredictionFolder.finish", killed)
         if first == "nothing":
-            patch.setattr("experiments.predict.look", killed)
+            patch.setattr("experiments.prediction.stream.Predictor.run", killed)
         with pytest.raises(KeyboardInterrupt):
             told(run, nest, "--out", nest / "out1")
     assert not (nest / "out1" / "predictions.csv").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from datamodules.decode import decode
 from datamodules.dicom import read_dicom
-from experiments.prediction.capture import encode, secondary_capture
+from experiments.prediction.capture import secondary_capture
 from tests.dicoms import SECRET, content, radiograph
 
 PLAIN = np.zeros((64, 64), np.uint16)
