@@ -40,36 +40,18 @@ def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = parser_of()
     options, places, settings = parse(parser, words)
-    of_network = options.peers or options.audit or options.audit_images is not None
-    for wrong, message in (
-        (options.maps and places, f"--maps judges a folder of maps, not runs: leave {places} out"),
-        (options.maps and options.compare, "--compare needs runs, --maps has none"),
-        (options.maps and of_network, "--peers and --audit need a network, --maps has none"),
-        (
-            options.maps and options.no_baselines,
-            "--maps judges no baselines: leave --no-baselines out",
-        ),
-        (options.maps and options.split == "left_out", "--maps needs --split test or val"),
-        (
-            not options.maps and not places,
-            "name a run directory, such as runs/phantom/stage1/seed0 (words like a=b are settings)",
-        ),
-        (
-            options.out and not options.compare and not options.maps,
-            "--out is where --compare or --maps writes: add one of them",
-        ),
-        (options.audit_images is not None and not options.audit, "--audit-images needs --audit"),
-        (
-            options.audit_images is not None and options.audit_images < 2,
-            f"--audit-images {options.audit_images}: two or more are needed",
-        ),
-    ):
-        if wrong:
-            parser.error(message)
-
-    if options.maps:
-        return judge_folder(options, settings)
-    return judge_runs(options, [Path(place) for place in places], settings)
+    runs = [Path(place) for place in places]
+    audit_images = options.audit_images is not None
+    of_runs = options.compare or options.audit or audit_images or options.peers
+    if options.maps and (runs or of_runs or options.no_baselines or options.split == "left_out"):
+        parser.error("--maps judges a folder of maps: of the others only --split and --out fit it")
+    if not options.maps and not runs:
+        parser.error("name a run directory, such as runs/phantom/stage1/seed0")
+    if options.out and not options.compare and not options.maps:
+        parser.error("--out is where --compare or --maps writes: add one of them")
+    if audit_images and (not options.audit or options.audit_images < 2):
+        parser.error("--audit-images needs --audit, and two or more")
+    return judge_folder(options, settings) if options.maps else judge_runs(options, runs, settings)
 
 
 def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str]) -> int:

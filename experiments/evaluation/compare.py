@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 
@@ -35,58 +36,42 @@ COLUMNS = (
     *("difference", "low", "high", "undefined", "p"),
 )
 
-
-class Side(NamedTuple):
-    """One side of a comparison: a group, or one of its maps."""
-
-    group: Group
-    method: str = ""
-
-    @property
-    def label(self) -> str:
-        """In a sentence."""
-        if not self.method:
-            return self.group.label
-        return f"{method_name(self.method).phrase} of {self.group.label}"
-
-    def figure(self, name: str) -> Figure | None:
-        """A figure of it, such as ``hit``."""
-        return self.group.figure(f"{self.method}/{name}" if self.method else name)
+Side = tuple[Group, str]
+"""What is compared: a group and the name of one of its maps, or "": all of it."""
 
 
 class Comparison(NamedTuple):
-    """What was compared.
+    """What was compared, for people and for a program."""
 
-    Attributes:
-        text: all of it as Markdown: sentences and a table a section.
-        short: what is printed: sentences for the first section only.
-        table: all pairs, for a program; ``family`` names the section.
-    """
+    text: str  # all of it as Markdown: sentences and a table a section
+    short: str  # what is printed: sentences for the first section only
+    table: pd.DataFrame  # of `compare`, with the name of the section as `family`
 
-    text: str
-    short: str
-    table: pd.DataFrame
+
+class Pair(NamedTuple):
+    """A figure of two sides in words, and as a function of the same images' weights."""
+
+    figure: str
+    first: str
+    second: str
+    one: Figure
+    other: Figure
 
 
 def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
-    """Compare evaluations of the same images, in families with p-values corrected within each."""
+    """Compare runs on the same images, in families with p-values corrected within each."""
     groups = group(runs)
     patients = groups[0].first["patient"].to_numpy()
-    heading = _heading(groups) + "\n\n## Each run\n\n" + _each_run(groups)
-    blocks, short = [heading], [heading]
-    tables: list[pd.DataFrame] = []
-    for title, pairs in _families(groups):
-        if not pairs:
-            continue
-        compared = compare(pairs, patient_weights(patients, enough(len(pairs))))
-        said = [f"- {text[0].upper()}{text[1:]}" for text in sentences(compared)]
-        blocks.append("\n".join([f"## {title}", "", *said, "", _pairs_table(compared)]))
-        short.append(blocks[-1] if not tables else f"## {title}\n\n{_pairs_table(compared)}")
-        tables.append(compared.assign(family=title))
+    tables = [
+        compare(pairs, patient_weights(patients, enough(len(pairs)))).assign(family=title)
+        for title, pairs in _families(groups)
+        if pairs
+    ]
     if not tables:
         raise RunError("there is nothing to compare: name at least two runs, or one with maps")
     table = pd.concat(tables, ignore_index=True)
-    return Comparison("\n\n".join(blocks) + "\n", "\n\n".join(short) + "\n", table)
+    text, short = (_markdown(groups, table, short) for short in (False, True))
+    return Comparison(text, short, table)
 
 
 def comparison_paths(path: Path) -> list[Path]:
@@ -101,62 +86,34 @@ def comparison_paths(path: Path) -> list[Path]:
 
 def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
     """Write the text beside the table, ``.md`` and ``.csv``; returns both paths."""
-    paths = comparison_paths(path)
-    try:
-        write_text(paths[0], comparison.text)
-        comparison.table.to_csv(paths[1], index=False)
-    except OSError as error:
-        raise RunError(
-            f"{paths[0]} cannot be written ({error.strerror}); give --out a path that can"
-        ) from error
-    return paths
+    text, table = comparison_paths(path)
+    write_text(text, comparison.text)
+    comparison.table.to_csv(table, index=False)
+    return [text, table]
 
 
-class Pair(NamedTuple):
-    """Two sides, to be compared in one figure on the same images."""
-
-    figure: str
-    first: Side
-    second: Side
-
-
-def pairs_of(sides: Iterable[tuple[Side, Side]], figures: Sequence[str]) -> list[Pair]:
+def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[Pair]:
     """Each pair of sides in each figure that both have."""
-    chosen = list(sides)
-    return [
-        Pair(name, first, second)
-        for name in figures
-        for first, second in chosen
-        if first.figure(name) and second.figure(name)
-    ]
+    pairs = []
+    for name, both in itertools.product(names, sides):
+        one, other = (side.figure(f"{method}/{name}" if method else name) for side, method in both)
+        if one and other:
+            pairs.append(Pair(name, _label(*both[0]), _label(*both[1]), one, other))
+    return pairs
 
 
 def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
-    """Compare all pairs on the same resamples, p-values corrected for their number.
+    """A row a pair, first less second: :data:`COLUMNS`, and p corrected for their number.
 
     The correction is for exactly these pairs, so choose them before looking.
-
-    Returns:
-        A row a pair: :data:`COLUMNS` and ``p_holm``; the difference is first less second.
     """
     ones = np.ones((1, weights.shape[1]))
     rows: list[dict[str, Any]] = []
-    for name, first, second in pairs:
-        one, other = first.figure(name), second.figure(name)
-        if one is None or other is None:
-            raise ValueError(f"{first.label} and {second.label} do not both have {name}")
-        result = difference(one, other, weights)._asdict()
-        rows.append(
-            {
-                "figure": name,
-                "first": first.label,
-                "second": second.label,
-                "first_value": float(one(ones)[0]),
-                "second_value": float(other(ones)[0]),
-                "difference": result.pop("value"),
-                **result,
-            }
-        )
+    for name, first, second, one, other in pairs:
+        row: dict[str, Any] = {"figure": name, "first": first, "second": second}
+        row |= {"first_value": float(one(ones)[0]), "second_value": float(other(ones)[0])}
+        result = difference(one, other, weights)
+        rows.append({**row, "difference": result.value, **result._asdict()})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
 
@@ -164,21 +121,20 @@ def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
 def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     """The paper's claim, the groups among one another, the maps of each group."""
     families = []
-    by_stage = _by_stage(groups)
+    stages = _by_stage(groups)
     # With several groups of a stage nobody can say which of them the paper means.
-    if len(by_stage) == 3 and all(len(of_stage) == 1 for of_stage in by_stage.values()):
-        steps = [
-            tuple(Side(by_stage[stage][0], method) for stage, method in step) for step in CLAIM
-        ]
-        claim = pairs_of(((one, other) for one, other in steps), MAP_FIGURES)
+    if len(stages) == 3 and all(len(of_stage) == 1 for of_stage in stages.values()):
+        steps = [((stages[a][0], one), (stages[b][0], other)) for (a, one), (b, other) in CLAIM]
+        claim = pairs_of(steps, MAP_FIGURES)
         families.append(("The paper's claim: better maps at every step", claim))
-    later = [(Side(b), Side(a)) for a, b in itertools.combinations(groups, 2)]
+    later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
     families.append(("Runs", pairs_of(later, RUN_FIGURES)))
     for one in groups:
-        own = [Side(one, method) for method in one.methods]
-        others = [Side(one, name) for name in one.runs[0].maps if name not in one.methods]
-        pairs = pairs_of([(b, a) for a, b in itertools.combinations(own, 2)], MAP_FIGURES)
-        pairs += pairs_of([(own[-1], other) for other in others if own], MAP_FIGURES)
+        own = [(one, method) for method in one.methods]
+        others = [(one, method) for method in one.runs[0].maps if method not in one.methods]
+        among = [(late, early) for early, late in itertools.combinations(own, 2)]
+        against = [(own[-1], other) for other in others if own]
+        pairs = pairs_of(among, MAP_FIGURES) + pairs_of(against, MAP_FIGURES)
         families.append((f"Maps of {one.name}", pairs))
     return families
 
@@ -192,7 +148,8 @@ def _by_stage(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return stages
 
 
-# In words -------------------------------------------------------------------------------------
+def _label(side: Group, method: str) -> str:
+    return f"{method_name(method).phrase} of {side.label}" if method else side.label
 
 
 def population(table: pd.DataFrame, split: str) -> str:
@@ -230,58 +187,26 @@ def _sentence(row: Mapping[Any, Any], count: int) -> str:
     return f"{what} is {size} for {first} than for {second} ({details})."
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _pairs_table(compared: pd.DataFrame) -> str:
-    heads = ["figure", "first", "second", "difference (95 % interval)", "p", "p, Holm"]
-    rows = [
-        [
-            row["figure"],
-            f"{row['first']}: {row['first_value']:.3f}",
-            f"{row['second']}: {row['second_value']:.3f}",
-            f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
-            *(f"{row[p]:.3f}" for p in ("p", "p_holm")),
-        ]
-        for row in compared.to_dict("records")
-    ]
-    return markdown_table(heads, rows)
-
-
-def _each_run(groups: Sequence[Group]) -> str:
-    """A table of all runs: intervals are over patients, and do not hold the spread over seeds."""
+def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
+    """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
     methods = dict.fromkeys(name for one in groups for name in one.methods)
-    keys = [*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)]
-    rows = [
-        [one.name, run.config.seed]
-        + [f"{run.estimates[key].value:.3f}" if key in run.estimates else "" for key in keys]
-        for one in groups
-        for run in one.runs
-    ]
-    return markdown_table(["run", "seed", *keys], rows)
-
-
-def _heading(groups: Sequence[Group]) -> str:
-    judged = population(groups[0].first, groups[0].runs[0].about["split"])
-    lines = [
-        "# Comparison",
-        "",
-        f"{judged}. Differences are paired on the same images, intervals are 95 % over patients, "
-        "p-values are corrected (Holm) within each section; thresholds and scales come from val. "
-        "Runs of several seeds are joined by the mean of their figures.",
-        "",
-    ]
-    lines += [f"- {one.name}: {', '.join(str(run.folder) for run in one.runs)}" for one in groups]
-    runs = [run for one in groups for run in one.runs]
-    lines += [f"- NOTE on {run.folder}: {note}" for run in runs for note in run.notes]
     counts = {stage: len(of_stage) for stage, of_stage in _by_stage(groups).items()}
-    if any(count > 1 for count in counts.values()):
-        several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
-        lines.append(
-            f"- The paper's claim is not among the sections: it takes one configuration of each "
-            f"stage, and there are {several}."
-        )
-    return "\n".join(lines)
+    several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
+    families = table.groupby("family", sort=False)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("comparison.md.j2")
+    return template.render(
+        judged=population(groups[0].first, groups[0].runs[0].about["split"]),
+        groups=groups,
+        several=several if any(count > 1 for count in counts.values()) else "",
+        keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
+        families=[
+            (family, rows.assign(sentence=sentences(rows)).to_dict("records"))
+            for family, rows in families
+        ],
+        short=short,
+    )

@@ -14,36 +14,25 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
 
+from experiments.evaluation import weighted
 from experiments.evaluation.statistics import Figure
-from experiments.evaluation.weighted import (
-    Column,
-    among,
-    auroc,
-    best_mean,
-    calibration_error,
-    kappa,
-    max_box_accuracy,
-    mean,
-    mean_of_defined,
-    pixel_average_precision,
-)
+from experiments.evaluation.weighted import Column, among, mean
 from lightning_modules.metrics.localisation import TOLERANCE
 
-COLUMNS = ("path", "patient", "study", "body_part", "label", "probability", "hardware")
 # What a probability means without any val: abnormal is what is likelier than not.
 EVEN = 0.5
 # Temperatures that are tried: a factor of 20 both ways.
 HOTTEST = 20.0
 # float32 knows no probability nearer to 1, its logit would be infinite.
 CERTAIN = 2.0**-24
+# Thresholds of a map between 0 and 1, as many as an 8-bit map has values.
+LEVELS = 256
 # Means of these columns are figures as they are.
 MEANS = ("hit", "iou", "iou_otsu", "dice", "energy")
 # Share of the image: below the first small, from the second on large. MURA's median fracture covers
 # 1.0 % (its box), median metal 3.7 %.
 SIZES = (0.01, 0.04)
 SIZE_NAMES = ("small", "medium", "large")
-# Figures that are also made for each body part, lesion type and lesion size.
-GROUPED = ("hit", "iou", "pixel_ap")
 
 
 class Fitted(NamedTuple):
@@ -55,17 +44,11 @@ class Fitted(NamedTuple):
 
 
 class MapRows(NamedTuple):
-    """What is kept of a method's maps, a row an image; zeros and NaN without a lesion mask.
+    """What is kept of a method's maps, a row an image; zeros and NaN without a lesion mask."""
 
-    Attributes:
-        lesion_pixels: pixels of the lesion at each level, ``(N, levels)``.
-        pixels: all pixels at each level, ``(N, levels)``, of ``overlap.level_counts``.
-        box_iou: of ``boxes.box_iou_curve``, ``(N, 255)``.
-    """
-
-    lesion_pixels: np.ndarray
-    pixels: np.ndarray
-    box_iou: np.ndarray
+    lesion_pixels: np.ndarray  # at each level, (N, LEVELS), of overlap.level_counts
+    pixels: np.ndarray  # all at each level, (N, LEVELS)
+    box_iou: np.ndarray  # of boxes.box_iou_curve, (N, 255)
 
     def take(self, rows: np.ndarray) -> MapRows:
         """Some of the images."""
@@ -75,13 +58,7 @@ class MapRows(NamedTuple):
 def all_figures(
     table: pd.DataFrame, maps: Mapping[str, MapRows], fitted: Fitted | None
 ) -> dict[str, Figure]:
-    """All figures of a run, by their names in ``summary.json``.
-
-    Args:
-        table: a row an image, with all columns.
-        maps: of each method, rows of the same images in the same order.
-        fitted: what val decided; None for a network that does not classify.
-    """
+    """All figures of a run, by their names in ``summary.json``; table and maps in one order."""
     figures: dict[str, Figure] = {}
     if fitted is not None:
         figures |= classification(table, Fitted(EVEN, EVEN, fitted.temperature))
@@ -99,19 +76,19 @@ def all_figures(
     return figures
 
 
-# What val decides -----------------------------------------------------------------------------
-
-
 def fit(val: pd.DataFrame) -> Fitted:
     """Thresholds and temperature from the table of val; 0.5 and 1 where it has one class only.
 
     Images and studies have a threshold each: the mean of several views is less extreme than one.
     """
-    views, joined = _checked(val), studies(val)
-    thresholds = [youden(rows["probability"], rows["label"]) for rows in (views, joined)]
-    temperature = fit_temperature(views["probability"], views["label"])
-    image, study = (EVEN if value != value else value for value in thresholds)
-    return Fitted(image, study, 1.0 if temperature != temperature else temperature)
+    if val["label"].nunique() < 2:
+        return Fitted(EVEN, EVEN, 1.0)
+    joined = studies(val)
+    return Fitted(
+        youden(val["probability"], val["label"]),
+        youden(joined["probability"], joined["label"]),
+        fit_temperature(val["probability"], val["label"]),
+    )
 
 
 def youden(score: Column, label: Column) -> float:
@@ -119,17 +96,11 @@ def youden(score: Column, label: Column) -> float:
 
     Not the largest kappa, which depends on the share of abnormal images: it differs between splits
     and clinics. Thresholds lie midway between neighbouring scores; of equally good ones the nearest
-    to 0.5 is taken. 0.5 if all scores are equal, NaN if there is one class only.
-
-    Example:
-        >>> round(youden([0.1, 0.6, 0.7, 0.9], [0, 0, 1, 1]), 3)
-        0.65
+    to 0.5 is taken. 0.5 where there are no two scores or no two classes.
     """
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
-    if not positive.any() or positive.all():
-        return float("nan")
     values, place = np.unique(scores, return_inverse=True)
-    if len(values) == 1:
+    if len(values) < 2 or not positive.any() or positive.all():
         return EVEN
     below = [
         np.bincount(place[kind], minlength=len(values)).cumsum() for kind in (positive, ~positive)
@@ -142,19 +113,11 @@ def youden(score: Column, label: Column) -> float:
 
 
 def fit_temperature(probability: Column, label: Column) -> float:
-    """The temperature T that makes ``sigmoid(logit / T)`` most likely (Guo et al. 2017).
+    """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017).
 
-    In [0.05, 20]; an end of the range means that the data set no limit. NaN if there is one class.
-
-    Example:
-        >>> sure = [0.99] * 4 + [0.01] * 4  # and wrong once in four
-        >>> round(fit_temperature(sure, [1, 1, 1, 0, 0, 0, 0, 1]), 2)
-        4.18
+    An end of the range means that the data set no limit.
     """
-    positive = np.asarray(label) == 1
-    if not positive.any() or positive.all():
-        return float("nan")
-    signed = np.where(positive, 1.0, -1.0) * _logit(probability)
+    signed = np.where(np.asarray(label) == 1, 1.0, -1.0) * _logit(probability)
     limit = np.log(HOTTEST)
     best = minimize_scalar(
         lambda log: -log_expit(signed * np.exp(-log)).mean(),
@@ -165,23 +128,13 @@ def fit_temperature(probability: Column, label: Column) -> float:
     return float(np.exp(best.x))
 
 
-# Classification -------------------------------------------------------------------------------
-
-
 def scaled(probability: Column, temperature: float) -> np.ndarray:
     """Probabilities at another temperature: ``sigmoid(logit(p) / T)``."""
     return np.asarray(expit(_logit(probability) / temperature))
 
 
 def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFrame:
-    """The reliability curve: mean probability and share of abnormal images in equal bins.
-
-    Example:
-        >>> reliability([0.1, 0.2, 0.9, 0.7], [0, 1, 1, 1], bins=2)
-           low  high  images  probability  abnormal
-        0  0.0   0.5       2         0.15       0.5
-        1  0.5   1.0       2         0.80       1.0
-    """
+    """The reliability curve: mean probability and share of abnormal images in equal bins."""
     values, truth = np.asarray(probability, dtype=np.float64), np.asarray(label) == 1
     place = np.minimum((values * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
@@ -202,17 +155,18 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
 
     As the MURA paper does (Rajpurkar et al. 2018). ``first`` is the position of the first view.
     """
-    rows = _checked(table)
-    views = rows.assign(first=np.arange(len(rows))).groupby("study", sort=False)
+    valid = table["probability"].between(0, 1)
+    if not valid.all():
+        raise ValueError(f"{table['path'][~valid].iloc[0]} has no probability in [0, 1]")
+    views = table.assign(first=np.arange(len(table))).groupby("study", sort=False)
     torn = views["patient"].nunique()
     if (torn > 1).any():
         raise ValueError(
             f"study {torn.idxmax()} is of several patients: studies must be named apart"
         )
-    first = dict.fromkeys(("patient", "body_part", "first"), "first")
-    return views.agg(
-        {**first, "label": "max", "probability": "mean", "hardware": "max"}
-    ).reset_index()
+    first = dict.fromkeys(("body_part", "first"), "first")
+    joined = views.agg({**first, "label": "max", "probability": "mean", "hardware": "max"})
+    return joined.reset_index()
 
 
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
@@ -221,15 +175,16 @@ def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
     Where hardware is known of some images also without and with it: marks of treatment tell a label
     without any lesion.
     """
-    views, joined = _checked(table), studies(table)
-    probability, label = views["probability"], views["label"]
-    figures = _by_units(views, fitted.threshold, np.arange(len(views)), "")
-    figures["ece"] = calibration_error(probability, label)
-    figures["ece_scaled"] = calibration_error(scaled(probability, fitted.temperature), label)
-    return figures | _by_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
+    joined, probability, label = studies(table), table["probability"], table["label"]
+    figures = _of_units(table, fitted.threshold, np.arange(len(table)), "")
+    figures["ece"] = weighted.calibration_error(probability, label)
+    figures["ece_scaled"] = weighted.calibration_error(
+        scaled(probability, fitted.temperature), label
+    )
+    return figures | _of_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
 
 
-def _by_units(
+def _of_units(
     units: pd.DataFrame, threshold: float, rows: np.ndarray, prefix: str
 ) -> dict[str, Figure]:
     """Figures of images or studies; ``rows`` are the images that stand for them."""
@@ -242,76 +197,52 @@ def _by_units(
         right = (truth == decision).astype(np.float64)
         recalls = [mean(np.where(truth == value, right, np.nan)) for value in (1, 0)]
         figures = {
-            "auroc": auroc(probability[chosen], truth),
+            "auroc": weighted.auroc(probability[chosen], truth),
             "accuracy": mean(right),
-            "balanced_accuracy": mean_of_defined(recalls),
+            "balanced_accuracy": weighted.mean_of_defined(recalls),
             "sensitivity": recalls[0],
             "specificity": recalls[1],
-            "kappa": kappa(decision, truth),
+            "kappa": weighted.kappa(decision, truth),
         }
-        return {name: among(rows[chosen], figure) for name, figure in figures.items()}
+        return {prefix + name: among(rows[chosen], figure) for name, figure in figures.items()}
 
-    figures = {prefix + name: figure for name, figure in of(np.arange(len(units))).items()}
+    figures = of(np.arange(len(units)))
     for part in sorted(units["body_part"].unique()):
-        chosen = np.flatnonzero(units["body_part"] == part)
-        figures[f"{prefix}kappa/{part}"] = of(chosen)["kappa"]
+        of_part = of(np.flatnonzero(units["body_part"] == part))
+        figures[f"{prefix}kappa/{part}"] = of_part[f"{prefix}kappa"]
     hardware = units["hardware"].to_numpy()
     if (hardware >= 0).any():
         for group, value in (("no_hardware", 0), ("hardware", 1)):
-            for name, figure in of(np.flatnonzero(hardware == value)).items():
-                figures[f"{prefix}{name}/{group}"] = figure
+            of_group = of(np.flatnonzero(hardware == value))
+            figures |= {f"{name}/{group}": figure for name, figure in of_group.items()}
     return figures
-
-
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        why = ": this run has no classifier" if missing == ["probability"] else ""
-        raise ValueError(f"the table lacks the column {missing[0]!r}{why}")
-    valid = table["probability"].between(0, 1)
-    if not valid.all():
-        raise ValueError(f"{table['path'][~valid].iloc[0]} has no probability in [0, 1]")
-    return table
-
-
-def _logit(probability: Column) -> np.ndarray:
-    values = np.asarray(probability, dtype=np.float64)
-    return np.asarray(logit(np.clip(values, CERTAIN, 1 - CERTAIN)))
-
-
-# Localisation ---------------------------------------------------------------------------------
 
 
 def localisation(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, Figure]:
-    """All figures of a method's maps, as ``<method>/hit`` and ``<method>/hit/<group>``."""
-    if any(len(values) != len(table) for values in maps):
-        raise ValueError(
-            f"the maps' rows are of {len(maps.pixels)} images, the table of {len(table)}"
-        )
-    figures = _of_maps(table, method, maps)
+    """Figures of a method's maps: ``<method>/hit``, and ``<method>/hit/<group>`` of some."""
+
+    def values(name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        column = table[f"{method}_{name}"].iloc[rows]
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+    distance, area, label = values("distance"), values("area"), table["label"]
+    # Without a threshold of val nobody knows what is claimed.
+    claims = np.where(np.isnan(area), np.nan, area > 0)
+    figures = {
+        **{name: mean(values(name)) for name in MEANS},
+        "hit_near": mean(np.where(np.isnan(distance), np.nan, distance <= TOLERANCE)),
+        "shown_normal": mean(np.where(label == 0, claims, np.nan)),
+        "shown_abnormal": mean(np.where(label == 1, claims, np.nan)),
+        "pixel_ap": weighted.pixel_average_precision(maps.lesion_pixels, maps.pixels),
+        "iou_bound": weighted.best_mean(iou_curves(maps)[:, 1:]),  # 0 claims every pixel
+        "box_bound": weighted.max_box_accuracy(maps.box_iou),
+    }
     for group, rows in groups(table).items():
-        part = _of_maps(table.iloc[rows], method, maps.take(rows))
-        figures |= {f"{name}/{group}": among(rows, part[name]) for name in GROUPED if name in part}
+        pixel_ap = weighted.pixel_average_precision(maps.lesion_pixels[rows], maps.pixels[rows])
+        for name in ("hit", "iou"):
+            figures[f"{name}/{group}"] = among(rows, mean(values(name, rows)))
+        figures[f"pixel_ap/{group}"] = among(rows, pixel_ap)
     return {f"{method}/{name}": figure for name, figure in figures.items()}
-
-
-def _of_maps(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, Figure]:
-    def column(name: str) -> np.ndarray | None:
-        values = table.get(f"{method}_{name}")
-        return None if values is None else values.to_numpy(dtype=np.float64, na_value=np.nan)
-
-    figures = {name: mean(values) for name in MEANS if (values := column(name)) is not None}
-    if (distance := column("distance")) is not None:
-        figures["hit_near"] = mean(np.where(np.isnan(distance), np.nan, distance <= TOLERANCE))
-    if (area := column("area")) is not None:
-        # Without a threshold of val nobody knows what is claimed.
-        claims = np.where(np.isnan(area), np.nan, area > 0)
-        for name, value in (("shown_normal", 0), ("shown_abnormal", 1)):
-            figures[name] = mean(np.where(table["label"] == value, claims, np.nan))
-    figures["pixel_ap"] = pixel_average_precision(maps.lesion_pixels, maps.pixels)
-    figures["iou_bound"] = best_mean(iou_curves(maps)[:, 1:])  # 0 claims every pixel
-    figures["box_bound"] = max_box_accuracy(maps.box_iou)
-    return figures
 
 
 def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -319,12 +250,6 @@ def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
     People name body parts and lesion types as they like: a lesion type that is called as a body
     part or a size is ``lesion_type/<value>``, a body part called as a size ``body_part/<value>``.
-
-    Example:
-        >>> columns = {"body_part": ["hand", "hand"], "lesion_type": ["lytic", ""]}
-        >>> table = pd.DataFrame({**columns, "lesion_area": [0.02, float("nan")]})
-        >>> {name: rows.tolist() for name, rows in groups(table).items()}
-        {'hand': [0], 'lytic': [0], 'small': [], 'medium': [0], 'large': []}
     """
     area = table["lesion_area"].to_numpy(dtype=np.float64)
     masked = ~np.isnan(area)
@@ -343,8 +268,13 @@ def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def iou_curves(maps: MapRows) -> np.ndarray:
-    """IoU at each threshold, float64 ``(N, levels)``; NaN without a lesion."""
+    """IoU at each threshold, float64 ``(N, LEVELS)``; NaN without a lesion."""
     both = maps.lesion_pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
     region = maps.pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
     lesion = np.where(both[:, :1] > 0, both[:, :1], np.nan)
     return np.asarray(both / (region + lesion - both))
+
+
+def _logit(probability: Column) -> np.ndarray:
+    values = np.asarray(probability, dtype=np.float64)
+    return np.asarray(logit(np.clip(values, CERTAIN, 1 - CERTAIN)))

@@ -20,17 +20,11 @@ from experiments.runs import RunError
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone, by seed; their figures are joined by the mean.
+    """Runs that differ in their seed alone; their figures are joined by the mean."""
 
-    Attributes:
-        name: what people call it, such as ``stage 1``.
-        runs: one a seed.
-        first: table of the run whose order of images all groups follow.
-    """
-
-    name: str
-    runs: list[Evaluation]
-    first: pd.DataFrame
+    name: str  # what people call it, such as "stage 1"
+    runs: list[Evaluation]  # by seed
+    first: pd.DataFrame  # table of the run whose order of images all groups follow
     _estimates: dict[str, Estimate | None] = field(default_factory=dict)
 
     @property
@@ -91,12 +85,11 @@ def group(runs: Sequence[Evaluation]) -> list[Group]:
             folders = ", ".join(str(run.folder) for run in alike)
             raise RunError(f"two runs of one configuration and seed: {folders}. Fix: name one")
     stages = [str(alike[0].about["stage"]) for alike in joined]
-    names = [
-        stage_words(stage)
-        if stages.count(stage) == 1
-        else f"{stage_words(stage)} ({_short(alike[0])})"
-        for stage, alike in zip(stages, joined, strict=True)
-    ]
+    names = []
+    for stage, (run, *_) in zip(stages, joined, strict=True):
+        without_seed = re.sub(rf"[-_]?seed{run.config.seed}\b", "", run.folder.name)
+        several = f" ({without_seed or run.folder.name})" if stages.count(stage) > 1 else ""
+        names.append(stage_words(stage) + several)
     return [
         Group(name if names.count(name) == 1 else str(alike[0].folder), alike, runs[0].table)
         for name, alike in zip(names, joined, strict=True)
@@ -104,13 +97,7 @@ def group(runs: Sequence[Evaluation]) -> list[Group]:
 
 
 def same_images(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
-    """Positions that put the images of ``table`` into the order of ``like``; ValueError: others.
-
-    Example:
-        >>> one = pd.DataFrame({"path": ["a", "b"], "patient": ["1", "2"], "label": [0, 1]})
-        >>> same_images(one[::-1].assign(lesion_area=0.1), one.assign(lesion_area=0.1))
-        array([1, 0])
-    """
+    """Positions that put the images of ``table`` into the order of ``like``; ValueError: others."""
     place = pd.Index(table["path"]).get_indexer(pd.Index(like["path"]))
     if len(table) != len(like) or (place < 0).any():
         lone = sorted(set(table["path"]) ^ set(like["path"]))
@@ -156,9 +143,3 @@ def _alike(one: Evaluation, other: Evaluation) -> bool:
 def stage_words(stage: str) -> str:
     """A stage in a sentence, such as ``stage 1``."""
     return stage.replace("stage", "stage ")
-
-
-def _short(run: Evaluation) -> str:
-    """What is left of a run's name without its seed."""
-    name = run.folder.name
-    return re.sub(rf"[-_]?seed{run.config.seed}\b", "", name) or name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -14,39 +14,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.radiographs import RadiographDataModule
-from experiments.evaluation.figures import MapRows, iou_curves
+from experiments.evaluation.figures import LEVELS, MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, shown_map
 from experiments.hardware import choose_device
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import peak
-from lightning_modules.metrics import overlap
-from lightning_modules.metrics.boxes import LEVELS as BOX_LEVELS
-from lightning_modules.metrics.boxes import box_iou_curve
+from lightning_modules.metrics import boxes, overlap
 from lightning_modules.metrics.localisation import hit, peak_distance
 from lightning_modules.stage2 import Stage2GuidedAttention
 
 IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
-# Thresholds between 0 and 1, as many as an 8-bit map has values.
-LEVELS = 256
 NAN = float("nan")
 COLUMNS = ("peak_x", "peak_y", "hit", "distance", "iou_otsu", "energy")
 # Written as whole numbers, empty where there is none, not as 1.0.
 WHOLE = ("peak_x", "peak_y", "hit")
-
-
-class Judged(NamedTuple):
-    """A split as a network and some map methods see it.
-
-    Attributes:
-        table: a row an image: ids, ``lesion_area``, and of a network that classifies
-            ``probability``, from stage 2 on those of the masked passes.
-        maps: of each method, in the order of the table.
-        scales: what becomes 1 in the maps of each method beside the network's own.
-    """
-
-    table: pd.DataFrame
-    maps: dict[str, RecordedMaps]
-    scales: dict[str, float]
 
 
 def judge(
@@ -65,7 +46,7 @@ def judge(
         split: which of its images.
         methods: map methods beside the network's own.
         scales: of ``methods``, as val fitted them; None fits them on this very split, val.
-        tuning: the split only decides on thresholds, see :class:`MapRecorder`.
+        tuning: as of :class:`MapRecorder`.
     """
     device = choose_device()
     if module is not None:
@@ -73,9 +54,13 @@ def judge(
     names = [*(module.judged_maps if module else ()), *(method.name for method in methods)]
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
-    recorder = SplitRecorder(data, names, tuning)
+    judged = Judged(data, names, tuning)
     # Raw maps of val, until their scale is known.
     waiting: list[tuple[int, dict[str, Tensor]]] = []
+
+    def shown(raw: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
+        return {name: shown_map(one, scales[name], size)[0] for name, one in raw.items()}
+
     for batch in _batches(data, split, device):
         columns, own = _outputs(module, batch) if module else ({}, {})
         raw = {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods}
@@ -83,54 +68,67 @@ def judge(
         with one_thread():
             for place, row in enumerate(batch["index"].tolist()):
                 squares = {name: maps[place] for name, maps in own.items()}
-                maps_of_row = {name: maps[place : place + 1] for name, maps in raw.items()}
+                of_row = {name: maps[place : place + 1] for name, maps in raw.items()}
                 if scales is None:
-                    waiting.append((row, maps_of_row))
+                    waiting.append((row, of_row))
                 else:
-                    squares |= _shown(maps_of_row, scales, size)
-                lesion = recorder.add_image(row, {n: float(v[place]) for n, v in columns.items()})
-                recorder.add_maps(originals(data, row, squares), lesion)
+                    squares |= shown(of_row, scales)
+                judged.add_image(row, {name: float(v[place]) for name, v in columns.items()})
+                judged.add_squares(row, squares)
     if scales is None:
         peaks = {m.name: [float(maps[m.name].max()) for _, maps in waiting] for m in methods}
         scales = {name: fit_scale(values) for name, values in peaks.items()}
         with one_thread():
-            for row, maps_of_row in waiting if methods else ():
-                squares = _shown(maps_of_row, scales, size)
-                recorder.add_maps(originals(data, row, squares), lesion_of(data, row))
-    return recorder.finish(scales)
+            for row, of_row in waiting if methods else ():
+                judged.add_squares(row, shown(of_row, scales))
+    judged.scales = dict(scales)
+    return judged
 
 
-class SplitRecorder:
-    """Collects the images of a split and their maps, whatever the maps come from."""
+class Judged:
+    """The images of a split and what is kept of their maps, whatever the maps come from."""
 
     def __init__(self, data: RadiographDataModule, names: Sequence[str], tuning: bool) -> None:
+        self.maps = {name: MapRecorder(name, tuning) for name in names}
+        # What becomes 1 in the maps of each method beside the network's own.
+        self.scales: dict[str, float] = {}
         self._data = data
-        self._maps = {name: MapRecorder(name, tuning) for name in names}
         self._images: list[dict[str, float]] = []
+        self._lesion: tuple[int, Tensor | None] = (-1, None)  # of the row that came last
 
-    def add_image(self, row: int, columns: Mapping[str, float]) -> Tensor | None:
-        """Add an image, a row of the index table; returns its lesion mask."""
-        lesion = lesion_of(self._data, row)
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row an image: ids, ``lesion_area`` and what the network says of it."""
+        images = pd.DataFrame(self._images).set_index("row")
+        return self._data.table.loc[images.index, IDS].join(images).reset_index(drop=True)
+
+    def add_image(self, row: int, columns: Mapping[str, float]) -> None:
+        """Add an image, a row of the index table."""
+        lesion = self._lesion_of(row)
         area = NAN if lesion is None else float(lesion.double().mean())
         self._images.append({"row": row, "lesion_area": area, **columns})
-        return lesion
 
-    def add_maps(self, maps: Mapping[str, np.ndarray], lesion: Tensor | None) -> None:
-        """Add maps of the image, each float32 ``(H, W)`` in [0, 1] at its original size."""
-        for name, values in maps.items():
-            self._maps[name].add(torch.from_numpy(values)[None, None], lesion)
+    def add_squares(self, row: int, squares: Mapping[str, Tensor]) -> None:
+        """Add maps ``(1, S, S)`` in [0, 1] of the image as the network sees it."""
+        for name, square in squares.items():
+            # Interpolation may round a 1 up.
+            full = self._data.to_original(square[0].cpu().numpy(), row).clip(0, 1)
+            self.add_map(row, name, full)
 
-    def finish(self, scales: Mapping[str, float]) -> Judged:
-        """All that was added, in its order."""
-        images = pd.DataFrame(self._images).set_index("row")
-        table = self._data.table.loc[images.index, IDS].join(images).reset_index(drop=True)
-        return Judged(
-            table, {name: maps.finish() for name, maps in self._maps.items()}, dict(scales)
-        )
+    def add_map(self, row: int, name: str, values: np.ndarray) -> None:
+        """Add a map of the image, float32 ``(H, W)`` in [0, 1] at its original size."""
+        self.maps[name].add(torch.from_numpy(values)[None, None], self._lesion_of(row))
+
+    def _lesion_of(self, row: int) -> Tensor | None:
+        """The lesion mask at the original size, bool ``(1, 1, H, W)``."""
+        if self._lesion[0] != row:
+            mask = self._data.original_mask(row)
+            self._lesion = row, None if mask is None else torch.from_numpy(mask > 127)[None, None]
+        return self._lesion[1]
 
 
 class MapRecorder:
-    """Collects the maps of one method, an image at a time.
+    """The maps of one method over a split, before any threshold is chosen.
 
     Args:
         name: of the method, which begins the names of its columns.
@@ -145,21 +143,11 @@ class MapRecorder:
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, shown: Tensor, lesion: Tensor | None) -> None:
-        """Add the map of the next image.
-
-        Args:
-            shown: ``(1, 1, H, W)`` in [0, 1], at the image's original size.
-            lesion: bool ``(1, 1, H, W)``; None where the image has no mask.
-        """
-        if lesion is not None and lesion.shape != shown.shape:
-            raise ValueError(
-                f"a map of {tuple(shown.shape[-2:])} pixels (H x W) cannot be judged by a lesion "
-                f"mask of {tuple(lesion.shape[-2:])}"
-            )
+        """Add the map of the next image, ``(1, 1, H, W)`` in [0, 1]; the lesion is bool."""
         marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
         lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
         columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
-        boxes = np.full(BOX_LEVELS - 1, NAN, dtype=np.float32)
+        box_iou = np.full(boxes.LEVELS - 1, NAN, dtype=np.float32)
         if not self.tuning:
             columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
         if bool(marked.any()) and not self.tuning:
@@ -168,33 +156,16 @@ class MapRecorder:
             columns["distance"] = float(peak_distance(shown, marked))
             columns["iou_otsu"] = float(overlap.iou(otsu, marked))
             columns["energy"] = float(overlap.energy_in_mask(shown, marked))
-            boxes = box_iou_curve(shown, marked)[0].numpy()
+            box_iou = boxes.box_iou_curve(shown, marked)[0].numpy()
         self._columns.append(columns)
         # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
-        self._rows.append((lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), boxes))
+        self._rows.append((lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou))
 
-    def finish(self) -> RecordedMaps:
-        """All that was added, in its order."""
-        lesion_pixels, pixels, boxes = map(np.stack, zip(*self._rows, strict=True))
-        masked = lesion_pixels.any(axis=1, keepdims=True)
-        rows = MapRows(lesion_pixels, pixels * masked, boxes)
-        return RecordedMaps(self.name, pd.DataFrame(self._columns), rows, pixels)
-
-
-class RecordedMaps(NamedTuple):
-    """The maps of one method over a split, before any threshold is chosen.
-
-    Attributes:
-        name: of the method.
-        columns: a row an image: :data:`COLUMNS`.
-        rows: what pixel AP and the upper bounds are made of.
-        pixels: all pixels at each level, ``(N, levels)``, of images without a mask, too.
-    """
-
-    name: str
-    columns: pd.DataFrame
-    rows: MapRows
-    pixels: np.ndarray
+    @cached_property
+    def rows(self) -> MapRows:
+        """What pixel AP and the upper bounds are made of; zeros and NaN without a mask."""
+        lesion_pixels, pixels, box_iou = map(np.stack, zip(*self._rows, strict=True))
+        return MapRows(lesion_pixels, pixels * lesion_pixels.any(axis=1, keepdims=True), box_iou)
 
     def best_threshold(self) -> float:
         """The threshold with the largest mean IoU on these masks; NaN where there are none."""
@@ -202,11 +173,13 @@ class RecordedMaps(NamedTuple):
 
     def table(self, threshold: float) -> pd.DataFrame:
         """All columns of the method; NaN where a threshold is needed and val had none."""
+        pixels = np.stack([pixels for _, pixels, _ in self._rows])
+        claimed = pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / pixels.sum(1, keepdims=True)
         curves = iou_curves(self.rows)
-        claimed = self.pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / self.pixels.sum(1, keepdims=True)
         iou = _at(curves, threshold)
-        table = self.columns.assign(
-            **{name: self.columns[name].astype("Int64") for name in WHOLE},
+        columns = pd.DataFrame(self._columns)
+        table = columns.assign(
+            **{name: columns[name].astype("Int64") for name in WHOLE},
             iou=iou,
             dice=2 * iou / (1 + iou),
             iou_bound=_at(curves, self.best_threshold()),
@@ -247,29 +220,6 @@ def _batches(data: RadiographDataModule, split: str, device: torch.device) -> It
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
         on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         yield data.on_after_batch_transfer(on_device, 0)
-
-
-def _shown(
-    raw: Mapping[str, Tensor], scales: Mapping[str, float], size: torch.Size
-) -> dict[str, Tensor]:
-    return {name: shown_map(values, scales[name], size)[0] for name, values in raw.items()}
-
-
-def originals(
-    data: RadiographDataModule, row: int, squares: Mapping[str, Tensor]
-) -> dict[str, np.ndarray]:
-    """Maps ``(1, S, S)`` as the network sees the image, at its original size ``(H, W)``."""
-    # Interpolation may round a 1 up.
-    return {
-        name: data.to_original(square[0].cpu().numpy(), row).clip(0, 1)
-        for name, square in squares.items()
-    }
-
-
-def lesion_of(data: RadiographDataModule, row: int) -> Tensor | None:
-    """The lesion mask at the original size, bool ``(1, 1, H, W)``."""
-    mask = data.original_mask(row)
-    return None if mask is None else torch.from_numpy(mask > 127)[None, None]
 
 
 def _at(curves: np.ndarray, threshold: float) -> np.ndarray:

@@ -16,13 +16,9 @@ Batch = dict[str, Tensor]
 
 
 class MapMethod(Protocol):
-    """Draws a map of an image, given a network or not.
+    """Draws a map of an image, given a network or not."""
 
-    Attributes:
-        name: of columns and figures, such as ``gradcam``: letters, digits and ``_``.
-    """
-
-    name: str
+    name: str  # of columns and figures, such as "gradcam": letters, digits and "_"
 
     def __call__(self, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps of a batch, the higher, the more lesion.
@@ -31,17 +27,14 @@ class MapMethod(Protocol):
         ``torch.enable_grad()``, and leaves ``module`` as it found it.
 
         Args:
-            module: the trained network in evaluation mode on the device of ``image``; None where no
-                network takes part.
+            module: in evaluation mode, on the image's device; None where no network takes part.
             image: ``(B, 1, S, S)`` float32, as the network gets it.
-            batch: the whole batch, also on the device; ``batch["index"]`` are rows of the index
-                table.
+            batch: the whole batch; ``batch["index"]`` are rows of the index table.
 
         Returns:
-            ``(B, 1, S, S)``, or a smaller ``(B, 1, h, w)`` that is enlarged as the encoder's own
-            maps are (cell i looks at pixel i * S / h). Negative values are cut. One unit for all
-            images: never stretched image by image. The maps of val are kept until their scale is
-            known, so give coarse maps as they are.
+            ``(B, 1, h, w)``, enlarged as the encoder's own maps are (cell i looks at pixel
+            i * S / h). Negative values are cut. One unit for all images: never stretched image by
+            image. Those of val are kept until their scale is known: give coarse maps as they are.
         """
         ...
 
@@ -73,11 +66,6 @@ def shown_map(raw: Tensor, scale: float, size: tuple[int, int] | torch.Size) -> 
 
 
 def fit_scale(peaks: Sequence[float]) -> float:
-    """The value that becomes 1, a high quantile of val's peaks: the rule of the network's own maps.
-
-    Example:
-        >>> fit_scale([0.0, 1.0, 3.0])
-        2.96
-    """
+    """The value that becomes 1, a high quantile of val's peaks: the rule of the network's own."""
     values = torch.tensor(peaks, dtype=torch.float64).clamp(min=0)
     return round(float(values.quantile(SCALE_QUANTILE)), 12)

@@ -28,33 +28,19 @@ REPLACED = "images were replaced since the training: today's are tuned on and ju
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """A run, or a folder of maps, on a split.
+    """A run, or a folder of maps, on a split."""
 
-    Attributes:
-        folder: the run directory, or the folder of maps.
-        target: where the results are written.
-        config: as it was trained.
-        about: what run, checkpoint and split this is, for the summary.
-        table: a row an image, all columns of ``images.csv``.
-        maps: what is kept of each map, of each method, in the order of the table.
-        fitted: what val decided on classification; None for a network that does not classify.
-        thresholds: what val decided for each map method; NaN where it could not.
-        scales: what becomes 1 in the maps of methods that are not the network's own.
-        notes: what a reader must know before believing a figure, a sentence each.
-        estimates: every figure with its 95 % interval, by its name in ``summary.json``
-            (``names.split_key``); computed unless given.
-    """
-
-    folder: Path
-    target: Path
-    config: Config
-    about: dict[str, Any]
-    table: pd.DataFrame
-    maps: dict[str, MapRows]
-    fitted: Fitted | None
-    thresholds: dict[str, float]
-    scales: dict[str, float]
-    notes: list[str]
+    folder: Path  # the run directory, or the folder of maps
+    target: Path  # where the results are written
+    config: Config  # as it was trained
+    about: dict[str, Any]  # what run, checkpoint and split this is, for the summary
+    table: pd.DataFrame  # a row an image, all columns of images.csv
+    maps: dict[str, MapRows]  # of each method, in the order of the table
+    fitted: Fitted | None  # what val decided; None for a network that does not classify
+    thresholds: dict[str, float]  # what val decided for each map method; NaN where it could not
+    scales: dict[str, float]  # what becomes 1 in the maps of methods beside the network's own
+    notes: list[str]  # what a reader must know before believing a figure, a sentence each
+    # Every figure by its name in summary.json; computed unless given.
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,11 +76,11 @@ def evaluate(
     methods: Sequence[MapMethod] = (),
     trivial: Baselines | None = None,
 ) -> Evaluation:
-    """Judge the best checkpoint of ``run`` on ``split``, with what val decides.
+    """Judge the best checkpoint of a run on test, val or left_out, with what val decides.
 
     Args:
         run: run directory or checkpoint.
-        split: test, val or left_out.
+        split: one of the three.
         overrides: ``key=value`` words that change no result: paths, workers, the batch size.
         methods: map methods that explain the classifier, beside its own maps.
         trivial: the trivial maps to stand beside; None: none.
@@ -104,49 +90,36 @@ def evaluate(
     notes = _changes(opened, split)
     if methods and not module.classifies:
         notes.append("trained on the lesion masks alone: there is no class for --peers to explain")
+        methods = ()
     check_network(build_module(config, data), opened.content, opened.checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
         )
     try:
-        val, judged = _val_and_split(module, data, split, methods if module.classifies else ())
+        val, judged = _val_and_split(module, data, split, methods)
         if trivial:
-            more = trivial.judge(data, split)
-            val, judged = (
-                Judged(own.table, own.maps | other.maps, own.scales | other.scales)
-                for own, other in zip((val, judged), more, strict=True)
-            )
-        fitted = fit(val.table) if "probability" in val.table else None
+            for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
+                one.maps |= more.maps
+                one.scales |= more.scales
+        fitted = fit(val.table) if module.classifies else None
     except DataError:
         raise
     except ValueError as error:
         raise RunError(f"{folder}: {error}") from error
     thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
+    notes += _unfinished(opened) + missing(val.table, judged.table, split, fitted)
     return Evaluation(
         folder=folder,
         target=opened.results(split),
         config=config,
-        about={
-            "run": str(folder),
-            **opened.identity,
-            "epochs": int(config.trainer["max_epochs"]),
-            "split": split,
-            "image_hash": opened.trained_on["image_hash"],
-            "judged_image_hash": data.image_hash,
-            "mask_hash": opened.trained_on["mask_hash"],
-            **leaks(config),
-        },
+        about=_about(opened, split),
         table=whole_table(judged, thresholds),
         maps={name: maps.rows for name, maps in judged.maps.items()},
         fitted=fitted,
         thresholds=thresholds,
         scales=judged.scales,
-        notes=[
-            *notes,
-            *_unfinished(folder, config),
-            *missing(val.table, judged.table, split, fitted),
-        ],
+        notes=notes,
     )
 
 
@@ -155,9 +128,8 @@ def check_different(runs: Sequence[Path]) -> None:
     words: dict[Path, Path] = {}
     for run in runs:
         folder = find_checkpoint(run)[0].resolve()
-        if folder in words:
+        if words.setdefault(folder, run) is not run:
             raise RunError(f"{words[folder]} and {run} are of one run; name one of them")
-        words[folder] = run
 
 
 def whole_table(judged: Judged, thresholds: Mapping[str, float]) -> pd.DataFrame:
@@ -174,36 +146,23 @@ def leaks(config: Config) -> dict[str, str]:
 def missing(val: pd.DataFrame, table: pd.DataFrame, split: str, fitted: Fitted | None) -> list[str]:
     """Notes on what is missing in the images, and what follows for the figures."""
     only, only_val = _only_class(table), _only_class(val)
-    no_mask = table["lesion_area"].isna().all()
+    unmasked, val_unmasked = (images["lesion_area"].isna().all() for images in (table, val))
     temperature = fitted.temperature if fitted else 1.0
-    notes = (
-        (split == "val", "val is judged by its own decisions: results are optimistic"),
-        (
-            no_mask,
-            f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
-            "adds masks)",
-        ),
-        (
-            not no_mask and val["lesion_area"].isna().all(),
-            "no lesion mask in val: no threshold of a map can be tuned; IoU, Dice, area and what "
-            "is shown on normal images are null",
-        ),
-        (
-            only,
-            f"{split} holds {only} images only: AUROC, kappa and the recall of the other class are "
-            "null",
-        ),
-        (
-            only_val,
-            f"val holds {only_val} images only: operating points are 0.5 and the temperature is 1",
-        ),
-        (
-            not only_val and not 1.01 / HOTTEST < temperature < HOTTEST / 1.01,
-            f"val sets no limit to the temperature: the search ended at {temperature:.2f}",
-        ),
-        (table["patient"].nunique() < 2, f"{split} is of one patient: no figure has an interval"),
-    )
-    return [note for true, note in notes if true]
+    limited = 1.01 / HOTTEST < temperature < HOTTEST / 1.01
+    notes = {
+        "val is judged by its own decisions: results are optimistic": split == "val",
+        f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
+        "adds masks)": unmasked,
+        "no lesion mask in val: no threshold of a map can be tuned; IoU, Dice, area and what is "
+        "shown on normal images are null": val_unmasked and not unmasked,
+        f"{split} holds {only} images only: AUROC, kappa and the recall of the other class are "
+        "null": only,
+        f"val holds {only_val} images only: operating points are 0.5 and the temperature is "
+        "1": only_val,
+        f"val sets no limit to the temperature: the search ended at {temperature:.2f}": not limited,
+        f"{split} is of one patient: no figure has an interval": table["patient"].nunique() < 2,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def _only_class(table: pd.DataFrame) -> str:
@@ -211,6 +170,19 @@ def _only_class(table: pd.DataFrame) -> str:
     if "probability" not in table or table["label"].nunique() > 1:
         return ""
     return "abnormal" if table["label"].iloc[0] == 1 else "normal"
+
+
+def _about(opened: Run, split: str) -> dict[str, Any]:
+    return {
+        "run": str(opened.folder),
+        **opened.identity,
+        "epochs": int(opened.config.trainer["max_epochs"]),
+        "split": split,
+        "image_hash": opened.trained_on["image_hash"],
+        "judged_image_hash": opened.data.image_hash,
+        "mask_hash": opened.trained_on["mask_hash"],
+        **leaks(opened.config),
+    }
 
 
 def _changes(opened: Run, split: str) -> list[str]:
@@ -222,29 +194,29 @@ def _changes(opened: Run, split: str) -> list[str]:
         return []
     notes = []
     if (trained_on["index_hash"], trained_on["mask_hash"]) != (data.index_hash, data.mask_hash):
-        notes.append("labels or lesion masks changed since the training: today's judge")
+        notes.append("labels or lesion masks changed since the training: figures are by today's")
     if trained_on["image_hash"] != data.image_hash:
         notes.append(REPLACED)
     return notes
 
 
-def _unfinished(folder: Path, config: Config) -> list[str]:
+def _unfinished(opened: Run) -> list[str]:
     """A note where the run has epochs before it, or where nobody can tell."""
-    last, wanted = folder / "checkpoints" / "last.ckpt", int(config.trainer["max_epochs"])
+    last = opened.folder / "checkpoints" / "last.ckpt"
+    wanted = int(opened.config.trainer["max_epochs"])
     try:
         done = epochs_done(load_checkpoint(last))
     except (OSError, ValueError, KeyError):
         return [f"{last} is lost or damaged: whether training had ended is not known"]
-    if done >= wanted:
-        return []
-    return [f"half finished: {done} of {wanted} epochs are trained; the same command goes on"]
+    half = f"half finished: {done} of {wanted} epochs are trained; the same command goes on"
+    return [half] if done < wanted else []
 
 
 def _val_and_split(
     module: Stage1Classifier | None,
     data: RadiographDataModule,
     split: str,
-    methods: Sequence[MapMethod] = (),
+    methods: Sequence[MapMethod],
 ) -> tuple[Judged, Judged]:
     val = judge(module, data, "val", methods, tuning=split != "val")
     return val, val if split == "val" else judge(module, data, split, methods, val.scales)

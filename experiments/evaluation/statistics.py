@@ -89,13 +89,6 @@ def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference
 
     p is twice the smaller share of resamples on one side of 0, one counted more on each side
     (Davison & Hinkley 1997, chapter 4).
-
-    Example:
-        >>> from experiments.evaluation.weighted import mean
-        >>> first, second = mean([1.0, 1.0, 1.0, 0.0] * 9), mean([0.0, 0.0, 1.0, 0.0] * 9)
-        >>> result = difference(first, second, patient_weights(range(36)))
-        >>> [round(number, 3) for number in result]
-        [0.5, 0.333, 0.667, 0.0, 0.001]
     """
     value, resampled = _resample(lambda rows: figure(rows) - other(rows), weights)
     low, high, undefined = _interval(value, resampled, weights)
@@ -110,14 +103,7 @@ def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference
 
 
 def carriers(undefined: float, weights: np.ndarray) -> float:
-    """How many patients a figure rests on: of n, a resample misses k with chance (1 - k / n)^n.
-
-    Example:
-        >>> weights = patient_weights(range(20))
-        >>> two = np.arange(20) < 2
-        >>> round(carriers(float((weights[:, two] == 0).all(axis=1).mean()), weights), 1)
-        2.0
-    """
+    """How many patients a figure rests on: of n, a resample misses k with chance (1 - k / n)^n."""
     if not len(weights):
         return 0.0
     # Images of a patient have the same weights; integers, so that equal ones add up equally.
@@ -133,12 +119,7 @@ def enough(comparisons: int) -> int:
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03, 0.005]).round(3).tolist()
-        [0.03, 0.06, 0.06, 0.02]
-    """
+    """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count."""
     values = np.asarray(p, dtype=np.float64)
     corrected = np.full(len(values), np.nan)
     defined = np.flatnonzero(~np.isnan(values))

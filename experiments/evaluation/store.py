@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,6 @@ from experiments.runs import RunError
 
 FILES = ("images.csv", "maps.npz", "summary.json")
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
-# What run, checkpoint and split a summary is of; the last only where there is something to say.
-ABOUT = (
-    *("run", "stage", "data", "seed", "checkpoint", "epoch", "checkpoint_hash", "epochs", "split"),
-    *("image_hash", "judged_image_hash", "mask_hash", "leaks"),
-)
 NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
 
 
@@ -52,10 +48,10 @@ def write(evaluation: Evaluation) -> None:
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``: figures, then their intervals and what val fitted."""
     table, figures = evaluation.table, evaluation.estimates
-    scales = evaluation.scales
     fitted: dict[str, Any] = evaluation.fitted._asdict() if evaluation.fitted else {}
+    scales = {name: {"scale": scale} for name, scale in evaluation.scales.items()}
     fitted["maps"] = {
-        name: {"threshold": threshold, **({"scale": scales[name]} if name in scales else {})}
+        name: {"threshold": threshold} | scales.get(name, {})
         for name, threshold in evaluation.thresholds.items()
     }
     return {
@@ -75,12 +71,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Results as JSON holds them: figures as their fields, NaN, which it does not know, as null.
-
-    Example:
-        >>> plain({"a": Estimate(0.5, float("nan"), float("nan"), 1.0)})
-        {'a': {'value': 0.5, 'low': None, 'high': None, 'undefined': 1.0}}
-    """
+    """Results as JSON holds them: figures as their fields, NaN, which it does not know, as null."""
     if isinstance(value, (Estimate, Difference)):
         return plain(value._asdict())
     if isinstance(value, dict):
@@ -129,7 +120,7 @@ def _read(opened: Run, target: Path, summary: dict[str, Any]) -> Evaluation:
         folder=opened.folder,
         target=target,
         config=opened.config,
-        about={name: summary[name] for name in ABOUT if name != "leaks" or name in summary},
+        about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
         table=table,
         maps={name: maps[name] for name in of_maps},
         fitted=Fitted(*(fitted[name] for name in Fitted._fields))

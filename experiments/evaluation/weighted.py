@@ -17,14 +17,7 @@ OVERLAPS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 def mean(values: Column) -> Figure:
-    """Weighted mean; NaN values are left out (images without a lesion mask, say).
-
-    Example:
-        >>> import numpy as np
-        >>> figure = mean([1.0, 0.0, float("nan")])
-        >>> figure(np.array([[1.0, 1.0, 1.0], [3.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
-        array([0.5 , 0.75,  nan])
-    """
+    """Weighted mean; NaN values are left out (images without a lesion mask, say)."""
     column = np.asarray(values, dtype=np.float64)
     defined = ~np.isnan(column)
     columns = np.stack([np.where(defined, column, 0.0), defined], axis=1)
@@ -54,24 +47,13 @@ def mean_of_defined(figures: Sequence[Figure]) -> Figure:
     return figure
 
 
-def among(rows: Sequence[int] | np.ndarray, figure: Figure) -> Figure:
-    """A figure of some images (positions, or bool), or of studies by their first images.
-
-    All views of a study are of one patient and weigh the same.
-    """
-    chosen = np.asarray(rows)
-    chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-    return lambda weights: figure(weights[:, chosen])
+def among(rows: np.ndarray, figure: Figure) -> Figure:
+    """A figure of the images at some positions; a study has the weights of any of its images."""
+    return lambda weights: figure(weights[:, rows])
 
 
 def auroc(score: Column, label: Column) -> Figure:
-    """Area under the ROC curve; a tie counts one half (Mann-Whitney), NaN where a class is missing.
-
-    Example:
-        >>> import numpy as np
-        >>> auroc([0.9, 0.4, 0.6, 0.4], [1, 1, 0, 0])(np.ones((1, 4)))
-        array([0.625])
-    """
+    """Area under the ROC curve; a tie counts one half (Mann-Whitney), NaN without both classes."""
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
@@ -93,13 +75,7 @@ def auroc(score: Column, label: Column) -> Figure:
 
 
 def kappa(decision: Column, label: Column) -> Figure:
-    """Cohen's kappa of decisions and labels (0 or 1); NaN where only one label has weight.
-
-    Example:
-        >>> import numpy as np
-        >>> kappa([1, 1, 0, 0, 0], [1, 0, 0, 0, 0])(np.ones((1, 5))).round(3)
-        array([0.545])
-    """
+    """Cohen's kappa of decisions and labels (0 or 1); NaN where only one label has weight."""
     called, truth = np.asarray(decision) == 1, np.asarray(label) == 1
     columns = np.stack([called & truth, called, truth], axis=1).astype(np.float64)
 
@@ -118,11 +94,6 @@ def calibration_error(probability: Column, label: Column, bins: int = 15) -> Fig
     """Expected calibration error of the probability of abnormal, on bins of equal width.
 
     Guo et al. 2017, with the probability of abnormal in place of the confidence in the decision.
-
-    Example:
-        >>> import numpy as np
-        >>> calibration_error([0.9, 0.9, 0.1, 0.1], [1, 0, 0, 0])(np.ones((1, 4)))
-        array([0.25])
     """
     values = np.asarray(probability, dtype=np.float64)
     place = np.minimum((values * bins).astype(np.int64), bins - 1)
@@ -134,15 +105,7 @@ def calibration_error(probability: Column, label: Column, bins: int = 15) -> Fig
 def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Figure:
     """Average precision over the pooled pixels; each image weighs the same, whatever its size.
 
-    Args:
-        lesion_pixels: of ``overlap.level_counts``, ``(N, levels)``.
-        pixels: the same of all pixels; zeros for an image that does not count.
-
-    Example:
-        >>> import numpy as np
-        >>> figure = pixel_average_precision(np.array([[0, 1, 0, 1]]), np.array([[1, 1, 1, 1]]))
-        >>> figure(np.ones((1, 1))).round(4)
-        array([0.8333])
+    Both are ``(N, levels)`` of ``overlap.level_counts``; zeros for an image that does not count.
     """
     counted = np.flatnonzero(pixels.any(axis=1))
     size = pixels[counted].sum(axis=1, keepdims=True, dtype=np.float64)
