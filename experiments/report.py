@@ -1,15 +1,9 @@
 """One page on runs, for people: ``python -m experiments.report RUN_DIR... --out DIR``.
 
-Writes ``DIR/report.html``, a single file that opens from disk without a network: what the maps are
-worth in one sentence, pictures chosen by a rule, every method with its interval, curves, and how
-to get there again. DIR is ``report`` beside the stages' folders unless named. Figures are those
-that ``experiments.evaluate`` left in the run directories; where there are none, or older ones than
-the checkpoint, the run is judged now. Runs that differ in the seed alone are joined by their mean.
-
-The page holds radiographs of the data: check the data's terms before you pass it on, or leave them
-out with ``--no-images``, which needs no data at all. ``key=value`` words may change paths.
-
-Exit status: 0 done, 2 the request cannot be carried out.
+Writes ``DIR/report.html``, a single file that opens from disk without a network (docs/report.md);
+DIR is ``report`` beside the stages' folders unless named. A run that was not judged is judged now.
+The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``,
+which needs no data. Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -30,15 +24,17 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     options, places, settings = parse(parser, words)
 
-    from experiments.reporting.page import report
+    from experiments.reporting.page import gather, page_of, write_page
 
-    runs, images = [Path(place) for place in places], not options.no_images
-    page, radiographs = report(runs, options.split, settings, options.out, words, images)
+    runs = [Path(place) for place in places]
+    page = page_of(runs, options.out)
+    content = gather(runs, options.split, settings, images=not options.no_images)
+    write_page(page, words=words, **content)
     print(f"written  {page} ({page.stat().st_size / 1e6:.1f} MB), to be opened in a browser")
-    if radiographs:
+    if (count := len(content["cases"])) and content["source"].name != "phantom":
         print(
-            f"It holds {radiographs} radiographs: keep it where they may lie, and check your "
-            "data's terms before you pass it on; --no-images leaves them out"
+            f"It holds {count} radiographs: keep it where they may lie, and check your data's "
+            "terms before you pass it on; --no-images leaves them out"
         )
     return 0
 

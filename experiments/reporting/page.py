@@ -16,43 +16,17 @@ import pandas as pd
 from datamodules import SOURCES
 from datamodules.files import write_text
 from experiments.build import open_run
-from experiments.evaluation import compare, names
-from experiments.evaluation.figures import SIZE_NAMES
-from experiments.evaluation.figures import groups as lesion_groups
+from experiments.evaluation import compare, figures, names
 from experiments.evaluation.groups import Group, group
-from experiments.evaluation.run import Evaluation, check_different
+from experiments.evaluation.run import check_different
 from experiments.evaluation.statistics import Estimate
 from experiments.evaluation.store import judged
 from experiments.reporting import plots, sources
-from experiments.reporting.cases import Column, draw, pick, share
+from experiments.reporting.cases import Column, draw, pick
 from experiments.runs import RunError, find_checkpoint
 
 # In the head of every page: a file without it is somebody else's and is not overwritten.
 MARK = '<meta name="generator" content="decision-basis experiments.report">'
-
-
-def report(
-    runs: Sequence[Path],
-    split: str,
-    settings: Sequence[str],
-    out: Path | None,
-    words: Sequence[str],
-    images: bool,
-) -> tuple[Path, int]:
-    """Write a page on runs; returns its path and how many radiographs it shows.
-
-    Args:
-        runs: run directories or checkpoints, of one data set.
-        split: test, val or left_out.
-        settings: ``key=value`` words, which may change paths.
-        out: the page's folder; None: beside the stages' folders.
-        words: of the command, to be shown.
-        images: whether radiographs are shown.
-    """
-    page = page_of(runs, out)
-    content = gather(judged(runs, split, settings), settings, images)
-    write_page(page, {**content, "words": words})
-    return page, len(content["cases"])
 
 
 def page_of(runs: Sequence[Path], out: Path | None) -> Path:
@@ -65,15 +39,15 @@ def page_of(runs: Sequence[Path], out: Path | None) -> Path:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=page.parent).close()
-        if page.exists() and MARK.encode() not in page.read_bytes()[:4096]:
-            raise RunError(f"{page} was not written by this command. Fix: name another --out.")
+        ours = not page.exists() or MARK.encode() in page.read_bytes()[:4096]
     except OSError as error:
-        why = f"{page.parent} cannot be written ({error.strerror})"
-        raise RunError(f"{why}. Fix: name a folder that can by --out.") from error
+        raise RunError(f"--out {page.parent} cannot be written: {error.strerror}") from error
+    if not ours:
+        raise RunError(f"{page} was not written by this command. Fix: name another --out.")
     return page
 
 
-def write_page(page: Path, content: Mapping[str, Any]) -> None:
+def write_page(page: Path, **content: Any) -> None:
     """Write what :func:`gather` returned, whole or not at all; all that is inserted is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -82,25 +56,18 @@ def write_page(page: Path, content: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
-        "MARK": MARK,
-        "SIZES": SIZE_NAMES,
-        "SOURCES": SOURCES,
-        "figure": defined,
-    }
-    environment.globals |= {"compare": compare, "names": names, "plots": plots, "sources": sources}
-    environment.globals |= {"lesion_groups": lesion_groups, "now": datetime.now(timezone.utc)}
-    environment.filters |= {"quote": shlex.quote, "share": share}
-    write_text(page, environment.get_template("page.html.j2").render(content))
+    write_text(page, environment.get_template("page.html.j2").render(content, MARK=MARK))
 
 
-def gather(runs: list[Evaluation], settings: Sequence[str], images: bool) -> dict[str, Any]:
-    """What the page shows of runs that were judged on the same images."""
+def gather(
+    paths: Sequence[Path], split: str, settings: Sequence[str], images: bool
+) -> dict[str, Any]:
+    """What the page shows of runs on the same images; those that were not judged are judged now."""
+    runs = judged(paths, split, settings)
     groups = group(runs)
     opened = {
         run.target: open_run(run.folder / "checkpoints" / run.about["checkpoint"], settings)
-        for one in groups
-        for run in one.runs
+        for run in runs
     }
     # It is about the last map of the last stage: to choose the best one by test would flatter it.
     best = next(one for one in groups if one.stage == groups[-1].stage)
@@ -108,7 +75,8 @@ def gather(runs: list[Evaluation], settings: Sequence[str], images: bool) -> dic
     for one in groups:
         for method in one.methods:
             if method != "cam" or all(column.method != "cam" for column in columns):
-                columns.append(Column(one, opened[one.runs[0].target], method))
+                name = f"{one.name[0].upper()}{one.name[1:]}, {names.method_name(method).heading}"
+                columns.append(Column(name, one, opened[one.runs[0].target], method))
     reference = [column for column in columns if column.group is best][-1]
     rule, rows = pick(best.runs[0].table, reference.method)
     cases = rows.to_dict("records") if images else []
@@ -129,7 +97,12 @@ def gather(runs: list[Evaluation], settings: Sequence[str], images: bool) -> dic
         "differences": compare.compare_runs(runs).table if several else pd.DataFrame(),
         "images": images,
         "rule": rule,
-        "cases": [{**case, "cells": draw(case, columns, reference)} for case in cases],
+        "cases": [{**case, "pictures": draw(case, columns, reference)} for case in cases],
+        "figure": defined,
+        "source": SOURCES[runs[0].config.data.name],
+        "now": datetime.now(timezone.utc),
+        **{"compare": compare, "figures": figures, "names": names, "plots": plots},
+        **{"sources": sources, "quote": shlex.quote},
     }
 
 

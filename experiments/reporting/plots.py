@@ -85,11 +85,11 @@ def curves(group: Group) -> list[Plot]:
 @mpl.rc_context(fname=STYLE)
 def reliability_plot(group: Group) -> Plot:
     """How often images are abnormal, by their probability; dots of all seeds."""
-    words = {"xlabel": "probability that the network gives", "ylabel": "share that is abnormal"}
-    ax = Figure().add_subplot(xlim=(0, 1), ylim=(0, 1), **words)
+    ax = Figure().add_subplot(xlim=(0, 1), ylim=(0, 1))
+    ax.set(xlabel="probability that the network gives", ylabel="share that is abnormal")
     ax.plot([0, 1], [0, 1], ":", color=INK, linewidth=1.0, label="perfect")
-    seeds = [reliability(run.table["probability"], run.table["label"]) for run in group.runs]
-    seeds = [bins[bins["images"] > 0] for bins in seeds]
+    every = (reliability(run.table["probability"], run.table["label"]) for run in group.runs)
+    seeds = [bins[bins["images"] > 0] for bins in every]
     for seed, bins in enumerate(seeds):
         size = 10 + 120 * bins["images"] / bins["images"].max()
         label = "" if seed else "15 bins; area: images"
@@ -152,10 +152,8 @@ def _svg(ax: Axes) -> str:
     # Above the axes: figures from 0 to 1 leave no corner free for certain.
     count = len(ax.get_legend_handles_labels()[1])
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if count == 3 else 2)
-    file, figure = io.StringIO(), ax.figure
-    figure.savefig(
-        file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
+    file, unwanted = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    cast(Figure, ax.figure).savefig(file, format="svg", metadata=unwanted)
     # Without the XML head, and without the counted ids, to which nothing refers.
     svg = re.sub(r' id="[\w.]+_\d+"', "", file.getvalue().partition("<svg")[2])
     for colour, variable in VARIABLES.items():

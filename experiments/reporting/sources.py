@@ -7,7 +7,6 @@ import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -22,32 +21,28 @@ PACKAGES = (
 
 
 def train_command(config: Config) -> str:
-    """The command that trains a run of this configuration."""
-    name = f"data.name={config.data.name}"
-    usual = _settings(load_config(config.stage, [name]))
-    words = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=1e9).splitlines()[0]}"
-        for key, value in _settings(config).items()
-        if value != usual.get(key)
+    """The command that trains a run of this configuration, which was resolved by its training."""
+    source, words = SOURCES[config.data.name], [f"data.name={config.data.name}"]
+    size, crop = source.default_image_size, source.default_crop
+    own = [
+        f"data.image_size={size}",
+        f"data.crop={crop}",
+        f"data.contrast={source.default_contrast}",
     ]
-    return shlex.join(["python", "-m", "experiments.train", config.stage, name, *words])
+    own += [f"data.unreadable={source.unreadable}"]
+    usual = flatten(to_plain(load_config(config.stage, words + own)))
+    for key, value in flatten(to_plain(config)).items():
+        if value != usual.get(key):
+            text = yaml.safe_dump(
+                value, default_flow_style=True, allow_unicode=True, width=1e9
+            ).splitlines()[0]
+            words.append(f"{key}={text}")
+    return shlex.join(["python", "-m", "experiments.train", config.stage, *words])
 
 
 def saved(config: Config) -> str:
-    """The configuration as a run directory holds it."""
+    """The configuration as YAML."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """By dotted keys, with the source's own choices where null stands for them."""
-    source, settings = SOURCES[config.data.name], flatten(to_plain(config))
-    choices = {
-        "data.image_size": source.default_image_size,
-        "data.crop": source.default_crop,
-        "data.contrast": source.default_contrast,
-        "data.unreadable": source.unreadable,
-    }
-    return settings | {key: value for key, value in choices.items() if settings[key] is None}
 
 
 def versions() -> dict[str, str]:
