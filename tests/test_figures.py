@@ -275,8 +275,8 @@ def test_every_figure_has_a_name_and_lies_in_its_interval():
     table = table.assign(masked_probability=0.6, swapped_masked_probability=0.4)
     figures = all_figures(table, {"m": rows}, fit(table))
     found = estimates(figures, patient_weights(table.patient, 200))
-    assert found["masked_accuracy"].value == table.label.mean()
-    assert found["swapped_masked_accuracy"].value == 1 - table.label.mean()
+    assert found["masked_accuracy"].value == pytest.approx(table.label.mean())
+    assert found["swapped_masked_accuracy"].value == pytest.approx(1 - table.label.mean())
     assert found["swapped_masked_abnormal"].value == 0
     for key, (value, low, high, _) in found.items():
         assert "/".join(filter(None, split_key(key))) == key
@@ -293,12 +293,11 @@ def test_tables_and_maps_are_read_as_they_were_written(tmp_path):
     table, rows, _ = judged()
     table = table.replace({"patient": {"003": "NA"}})
     table.to_csv(tmp_path / "images.csv", index=False)
-    save_maps(tmp_path / "maps.npz", table, {"m": rows, "other": rows.take(np.arange(24))})
+    save_maps(tmp_path / "maps.npz", table, {"m": rows})
     read = read_images(tmp_path / "images.csv")
     assert read.patient.tolist() == table.patient.tolist()  # 007 is no number
     assert set(read.lesion_type) == {"", "lytic"}
     maps = load_maps(tmp_path / "maps.npz", read)
-    assert list(maps) == ["m", "other"]
     one, other = (all_figures(images, maps, fit(images)) for images in (read, table))
     assert values(one, 24) == pytest.approx(values(other, 24), nan_ok=True)
     with pytest.raises(ValueError, match="maps.npz is of other images than the table"):

@@ -23,8 +23,8 @@ from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import COLUMNS, flat_names, write_package
 from experiments.build import Run
 from experiments.config import load_config
+from tests.archives import Archive
 from tests.stages import network, settled
-from tests.test_fracatlas import Archive
 from tests.test_mura import build
 
 # pycocotools calls NumPy in the way of before 2.0.

@@ -18,7 +18,6 @@ from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 from experiments.runs import RunError
 
-FILES = ("images.csv", "maps.npz", "summary.json")
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
 NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
 
@@ -93,44 +92,31 @@ def estimates_of(summary: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def read_evaluation(opened: Run, split: str) -> Evaluation | str:
-    """The evaluation of a run on a split, or why it must be judged (again)."""
-    target = opened.results(split)
-    absent = [name for name in FILES if not (target / name).is_file()]
-    if absent:
-        return f"{target} lacks {absent[0]}"
-    summary = target / "summary.json"
-    if summary.stat().st_mtime < opened.checkpoint.stat().st_mtime:
-        return f"{summary} is older than {opened.checkpoint.name}"
+    """The evaluation of this very checkpoint on a split, or why it must be judged (again)."""
+    target, summary = opened.results(split), opened.summary(split)
+    if summary is None:
+        return f"{target} holds no evaluation of this {opened.checkpoint.name}"
     try:
-        return _read(opened, target, json.loads(summary.read_text(encoding="utf-8")))
-    except KeyError as error:
-        return f"{summary} is of another version of this project (it lacks {error})"
-    except (ValueError, OSError) as error:
-        return str(error)
-
-
-def _read(opened: Run, target: Path, summary: dict[str, Any]) -> Evaluation:
-    # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
-    table = read_images(target / "images.csv").copy()
-    maps = load_maps(target / "maps.npz", table)
-    fitted, of_maps = summary["fitted"], summary["fitted"]["maps"]
-    if set(of_maps) != set(maps):
-        raise ValueError(f"{target}: summary.json and maps.npz are of different maps")
-    return Evaluation(
-        folder=opened.folder,
-        target=target,
-        config=opened.config,
-        about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
-        table=table,
-        maps={name: maps[name] for name in of_maps},
-        fitted=Fitted(*(fitted[name] for name in Fitted._fields))
-        if "threshold" in fitted
-        else None,
-        thresholds={name: _number(one["threshold"]) for name, one in of_maps.items()},
-        scales={name: one["scale"] for name, one in of_maps.items() if "scale" in one},
-        notes=summary["notes"],
-        estimates=estimates_of(summary),
-    )
+        # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
+        table = read_images(target / "images.csv").copy()
+        maps = load_maps(target / "maps.npz", table)
+        fitted, of_maps = summary["fitted"], summary["fitted"]["maps"]
+        of_images = [fitted.get(name) for name in Fitted._fields]
+        return Evaluation(
+            folder=opened.folder,
+            target=target,
+            config=opened.config,
+            about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
+            table=table,
+            maps={name: maps[name] for name in of_maps},
+            fitted=None if None in of_images else Fitted(*of_images),
+            thresholds={name: _number(one["threshold"]) for name, one in of_maps.items()},
+            scales={name: one["scale"] for name, one in of_maps.items() if "scale" in one},
+            notes=summary["notes"],
+            estimates=estimates_of(summary),
+        )
+    except (KeyError, ValueError, OSError) as error:
+        return f"{target} cannot be read ({error})"
 
 
 def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[Evaluation]:
