@@ -1,8 +1,6 @@
 """Write a trained network as an ONNX file: ``python -m experiments.export RUN --out FILE.onnx``.
 
-One graph gives the probability and all maps of a batch of images (docs/onnx.md). The file is
-checked against PyTorch before it is written, and a model card, FILE.md, lies beside it.
-
+docs/onnx.md says what the file holds; a model card, FILE.md, is written beside it.
 Exit status: 0 done, 2 the request cannot be carried out.
 """
 
@@ -13,8 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from experiments.command import answered
-from experiments.command import run as run_command
+from experiments.command import answered, run
 
 
 @answered
@@ -36,4 +33,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run(main))

@@ -1,10 +1,6 @@
 """Use a trained network on your own images: ``predict RUN_DIR|CKPT INPUT... --out DIR``.
 
-INPUTs are files and folders: PNG, JPEG, DICOM. docs/predict.md says what is written into DIR.
-Nothing is overwritten: the same command again does what is missing, another one needs another DIR.
-
-For research only: nothing here is a diagnosis.
-
+For research only. docs/predict.md says what is written into DIR; the same command again resumes.
 Exit status: 0 done, 1 some inputs failed (their rows say why), 2 the request cannot be carried out.
 """
 
@@ -15,8 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from experiments.command import answered
-from experiments.command import run as run_command
+from experiments.command import answered, run
 
 
 @answered
@@ -41,4 +36,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run(main))

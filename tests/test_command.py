@@ -16,6 +16,7 @@ from datamodules.index import DataError
 from experiments import command, evaluate, train
 from experiments.config import ConfigError
 from experiments.runs import RunError
+from experiments.training import loop
 from tests.runs import run_folder, same_results
 
 
@@ -118,13 +119,13 @@ def test_sigterm_to_all_processes_of_a_job_saves_too(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_does_not_make_a_finished_run_fail(trained, run, monkeypatch):
-    show = train.print_results
+    show = loop.print_results
 
     def print_results(*given):
         os.kill(os.getpid(), signal.SIGUSR1)
         show(*given)
 
-    monkeypatch.setattr(train, "print_results", print_results)
+    monkeypatch.setattr(loop, "print_results", print_results)
     assert again(trained, run) == 0
 
 

@@ -8,7 +8,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from callbacks import Confidence
 from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
-from experiments.train import quiet_known_warnings
+from experiments.training.loop import quiet_known_warnings
 
 ACCURACIES = [0.6, 0.9, 0.75]
 AT_CHANCE = math.exp(-0.5)

@@ -21,12 +21,12 @@ from experiments.prediction.network import project_version
 MAKER, SERIES = "decision-basis", "Evidence map, RESEARCH USE ONLY"
 SERIES_NUMBER = 9901  # beside the radiographs' series, by which archives sort
 # Taken over from the radiograph: refused where not valid, since an archive would file the capture
-# elsewhere; else left out where not valid. highdicom leaves out those of OPTIONAL.
+# elsewhere; the others are left out where not valid.
 NEEDED = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
 IDS = (*NEEDED, "PatientID", "IssuerOfPatientID", "PatientName", "SpecificCharacterSet")
 PATIENT = ("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
 STUDY = ("StudyID", "StudyDate", "StudyTime", "InstanceNumber")
-OPTIONAL = ("IssuerOfPatientID", "StudyDescription", "BodyPartExamined")
+SHOWN = ("StudyDescription", "BodyPartExamined")
 REFUSED = "no Secondary Capture can be made of it: "
 # Control characters, and what stands for bytes that the character set does not have.
 GARBLED = re.compile("[\0-\x1f\x7f\ufffd]")
@@ -77,7 +77,9 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
         made.PatientOrientation = towards if re.fullmatch(ORIENTATION, str(towards)) else None
         # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
         made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
-        made.update({about[name].tag: about[name] for name in OPTIONAL if name in about})
+        for name in ("IssuerOfPatientID", *SHOWN):  # highdicom leaves these out
+            if name in about:
+                made[name] = about[name]
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")
         made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
@@ -95,7 +97,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
 def _taken_over(source: Dataset) -> Dataset:
     """The valid elements of patient and study, which highdicom would take over unchecked."""
     about, wrong = Dataset(), []
-    for name in (*IDS, *PATIENT, *STUDY, *OPTIONAL):
+    for name in (*IDS, *PATIENT, *STUDY, *SHOWN):
         value = _valid(source, name)
         if value:
             setattr(about, name, value)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def export(run: Path, file: Path, force: bool) -> None:
         stack.enter_context(whole_file(file)).write_bytes(content)
         stack.enter_context(whole_file(card)).write_text(text, encoding="utf-8")
     size, fitted = trained.recipe.image_size, trained.fitted
-    outputs = f"{', '.join(trained.map_methods)} (B, 1, {size}, {size}), float32 in [0, 1]"
+    outputs = f"{', '.join(trained.map_thresholds)} (B, 1, {size}, {size}), float32 in [0, 1]"
     print(f"decision-basis  {trained.title}, {trained.run.checkpoint}")
     print(f"  input    image, uint8 (B, 1, {size}, {size}); normalisation is in the graph")
     if fitted is None:
@@ -74,13 +75,9 @@ def check_target(file: Path, card: Path, force: bool) -> None:
 
 
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
-    """The card of a model file for people, Markdown: its use, figures and limits.
+    """The card of the model file ``name`` for people, Markdown: its use, figures and limits.
 
-    Args:
-        trained: What the file was made of.
-        name: Of the file.
-        sha256: Of its content.
-        largest: Difference from PyTorch.
+    ``largest`` is its difference from PyTorch.
     """
     summary = trained.run.summary("test") or {}
     environment = jinja2.Environment(
@@ -97,14 +94,14 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         tolerance=f"{TOLERANCE:g}",
         about=describe(trained),
         summary=summary,
-        figures=figures(summary, trained.map_methods),
+        figures=figures(summary, trained.map_thresholds),
         people=SOURCES[trained.run.config.data.name].patients_are,
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )
 
 
-def figures(summary: dict[str, Any], methods: tuple[str, ...]) -> list[tuple[str, str, str]]:
+def figures(summary: dict[str, Any], methods: Iterable[str]) -> list[tuple[str, str, str]]:
     """Name, value and 95 % interval of the figures that are shown and defined."""
     names = {key: figure_name(key).phrase for key in (*OF_IMAGES, *OF_STUDIES)}
     for method in methods:

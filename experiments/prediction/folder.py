@@ -66,14 +66,10 @@ TABLES = {INPUTS: (0, 6, 7), PARTIAL: tuple(range(6))}
 
 
 class PredictionFolder:
-    """The tables and pictures of one request.
+    """The tables and pictures of one request, and ``rows``, what is done, by path.
 
-    Args:
-        folder: New, empty, or begun by the same request; anything else is a RunError.
-        about: The content of ``about.json``: the request, and which network answers it.
-
-    Attributes:
-        rows: What is done, by path.
+    The folder must be new, empty, or begun by the same request. ``about``, the content of
+    ``about.json``, is the request, and which network answers it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:

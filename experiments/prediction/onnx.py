@@ -98,13 +98,13 @@ class _Graph(nn.Module):
             scale_map(torch.zeros(1), scale)  # raises now what tracing would bury in its own error
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        pyramid = self.network.encoder(to_model_input(image))
-        raw = self.network.raw_maps(pyramid)
+        outputs = self.network.unmasked_pass(to_model_input(image))
+        raw = self.network.raw_maps(outputs.pyramid, outputs.drawn)
         size = image.shape[-2:]
         maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
         if not self.network.classifies:
             return tuple(maps)
-        return self.network.classify(pyramid[-1]).softmax(1)[:, ABNORMAL], *maps
+        return outputs.logits.softmax(1)[:, ABNORMAL], *maps
 
 
 def check_images(recipe: Recipe) -> np.ndarray:
@@ -121,15 +121,10 @@ def check_images(recipe: Recipe) -> np.ndarray:
 
 
 def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -> dict[str, float]:
-    """The largest absolute difference of each output from the network's ``explain``.
+    """The largest absolute difference of each output of a file from the network's ``explain``.
 
-    ONNX Runtime answers for one image, and for all at once. A difference is infinite where the
-    file's output is not finite or has another shape.
-
-    Args:
-        content: Of the ONNX file.
-        network: On the CPU, in evaluation.
-        images: uint8 ``(N, 1, S, S)``.
+    ONNX Runtime answers for one of the images, uint8 ``(N, 1, S, S)``, and for all at once. A
+    difference is infinite where an output is not finite or has another shape.
     """
     providers = ["CPUExecutionProvider"]
     session = library("onnxruntime").InferenceSession(content, providers=providers)
@@ -160,7 +155,8 @@ def describe(trained: Trained) -> dict[str, Any]:
     run, recipe, fitted = trained.run, trained.recipe, trained.fitted
     size, data = recipe.image_size, run.config.data
     low, high = 100 * WINDOW_TAIL, 100 * (1 - WINDOW_TAIL)
-    outputs = [*([PROBABILITY] if fitted else []), *trained.map_methods]
+    outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
+    scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
     masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
     training_data = {
         "name": data.name,
@@ -193,8 +189,8 @@ def describe(trained: Trained) -> dict[str, Any]:
             "contrast": recipe.contrast,
             "normalisation": f"(image / 255 - {MEAN:g}) / {STD:g}, in the graph",
         },
-        "best_map": trained.best_map,
-        "map_scales": trained.map_scales,
+        "best_map": run.module.best_map,
+        "map_scales": {name: scales[name] for name in trained.map_thresholds},
         "map_thresholds": trained.map_thresholds,
         "decided_by": trained.decided_by.partition(",")[0],
         "undecided_maps": list(trained.undecided_maps),

@@ -21,36 +21,30 @@ LISTED = 5
 
 
 def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, dicom: bool) -> int:
-    """Predict on all images in ``places``; return the exit status.
+    """Predict on all images in files and folders; return the exit status.
 
-    Args:
-        run: Run directory or checkpoint.
-        places: Files and folders.
-        out: Where results go.
-        methods: Names of the maps that are written, with commas; None for all.
-        dicom: Whether DICOM inputs also get Secondary Captures.
+    ``methods`` are the maps that are written, with commas, or None for all; with ``dicom``, DICOM
+    inputs also get Secondary Captures.
     """
     find_checkpoint(run)  # raises now, not after a walk through many folders
     inputs, left_out = find_inputs(places, out)
     if all(item.error for item in inputs):
-        listed = "\n  ".join(f"{item.file}: {item.error}" for item in inputs[:LISTED])
-        raise RunError(f"nothing to look at:\n  {listed}")
+        listed = "".join(f"\n  {item.file}: {item.error}" for item in inputs[:LISTED])
+        raise RunError(f"nothing to look at:{listed}")
     if dicom and find_spec("highdicom") is None:
         raise RunError("--dicom needs highdicom. Fix: pip install 'decision-basis[dicom]'")
     trained = load_trained(run)
-    names = list(dict.fromkeys((methods or ",".join(trained.map_methods)).split(",")))
-    if unknown := [name for name in names if name not in trained.map_methods]:
-        raise RunError(
-            f"--methods {methods}: this network has no map {', '.join(map(repr, unknown))}, only "
-            f"{', '.join(trained.map_methods)}"
-        )
+    names = list(dict.fromkeys((methods or ",".join(trained.map_thresholds)).split(",")))
+    if unknown := [name for name in names if name not in trained.map_thresholds]:
+        there = ", ".join(trained.map_thresholds)
+        raise RunError(f"--methods {methods}: expected maps of {there}, got {', '.join(unknown)}")
     request = {"inputs": [readable(place) for place in places], "methods": names, "dicom": dicom}
     with contextlib.closing(PredictionFolder(out, _about(trained, request))) as folder:
         changed, gone = folder.settle(inputs)
         waiting = [item for item in inputs if item.name not in folder.rows]
         _describe(trained, len(inputs), len(inputs) - len(waiting), left_out)
         if changed:
-            print(f"changed    {changed:,} of them since: predicted again", flush=True)
+            print(f"changed    {changed:,} of these images since: predicted again", flush=True)
         start = time.monotonic()
         Predictor(trained, folder, names, dicom).run(waiting)
         folder.finish(trained.fitted.study_threshold if trained.fitted else None)
@@ -69,7 +63,7 @@ def _about(trained: Trained, request: dict[str, Any]) -> dict[str, Any]:
         "stage": run.config.stage,
         "data": run.config.data.name,
         **request,
-        "best_map": trained.best_map,
+        "best_map": run.module.best_map,
         **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
         "map_thresholds": trained.map_thresholds,
         "undecided_maps": trained.undecided_maps,
@@ -80,13 +74,10 @@ def _about(trained: Trained, request: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(trained: Trained, images: int, done: int, left_out: Counter[str]) -> None:
     """Print what a person wants to know before waiting."""
-    fitted = trained.fitted
-    decision = "none: this network was taught lesion masks alone"
+    fitted, decision = trained.fitted, "none: this network was taught lesion masks alone"
     if fitted is not None:
-        decision = (
-            f"abnormal above {fitted.threshold:.3f}, a study above {fitted.study_threshold:.3f} "
-            f"({trained.decided_by})"
-        )
+        decision = f"abnormal above {fitted.threshold:.3f}, a study above "
+        decision += f"{fitted.study_threshold:.3f} ({trained.decided_by})"
     lines = [
         f"network    {trained.title}, {trained.recipe.image_size} px, {trained.run.checkpoint}",
         f"decision   {decision}",

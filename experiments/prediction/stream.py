@@ -51,19 +51,12 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts on images and writes everything into a folder.
-
-    Attributes:
-        trained: The network.
-        folder: Where rows, maps and pictures go.
-        methods: The maps that are written, of ``trained.map_methods``.
-        dicom: Whether DICOM inputs also get Secondary Captures.
-    """
+    """Predicts on images and writes everything into a folder."""
 
     trained: Trained
     folder: PredictionFolder
-    methods: Sequence[str]
-    dicom: bool
+    methods: Sequence[str]  # the maps that are written
+    dicom: bool  # whether DICOM inputs also get Secondary Captures
 
     def run(self, inputs: Sequence[Input]) -> None:
         """Predict on images, a batch at a time: memory does not grow with their number."""
@@ -124,7 +117,7 @@ class Predictor:
 
     def _finish(self, seen: Seen, probability: float, maps: dict[str, np.ndarray]) -> Row:
         """Write the maps and pictures of an image; return its row."""
-        name, best, row = seen.item.name, self.trained.best_map, seen.row
+        name, best, row = seen.item.name, self.trained.run.module.best_map, seen.row
         try:
             with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
                 for method in (best, *(method for method in self.methods if method != best)):
@@ -150,7 +143,7 @@ class Predictor:
         if fitted is not None:
             called = int(probability > fitted.threshold)
             row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
-        shown, best = self._overlay(seen.image, row, heat), self.trained.best_map
+        shown, best = self._overlay(seen.image, row, heat), self.trained.run.module.best_map
         how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
         how, name = f"{how}; research use only, not for diagnosis", f"{seen.item.name}.{best}"
         try:
@@ -171,19 +164,19 @@ class Predictor:
 
         A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
         """
-        trained, fitted = self.trained, self.trained.fitted
-        threshold = trained.map_thresholds[trained.best_map]
+        best, fitted, words = self.trained.run.module.best_map, self.trained.fitted, []
+        threshold = self.trained.map_thresholds[best]
         reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
-        outlined = f"outlined from {threshold:.2f}, cross at the peak"
-        stage = trained.run.config.stage.replace("stage", "stage ")
-        shows = outlined if reaches else f"nothing reaches {threshold:.2f}"
-        words = [f"{trained.best_map.upper()} map, {stage}: {shows}"]
         if fitted is not None:
-            words.insert(
-                0,
-                f"abnormal {row.probability_abnormal:.2f}: called "
-                f"{CLASSES[row.predicted_abnormal or 0]} (threshold {fitted.threshold:.2f})",
+            called = CLASSES[row.predicted_abnormal or 0]
+            words.append(
+                f"abnormal {row.probability_abnormal:.2f}: called {called} "
+                f"(threshold {fitted.threshold:.2f})"
             )
+        stage = self.trained.run.config.stage.replace("stage", "stage ")
+        outlined = f"outlined from {threshold:.2f}, cross at the peak"
+        shows = outlined if reaches else f"nothing reaches {threshold:.2f}"
+        words.append(f"{best.upper()} map, {stage}: {shows}")
         cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
         return Overlay(image, heat, threshold, cross, words)
 
@@ -199,11 +192,11 @@ def _draw(shown: Overlay, sizes: tuple[int, int], beside: bool) -> np.ndarray:
     try:
         return draw(shown, *sizes, beside)
     except Exception as error:  # no names of files or patients are drawn: its text holds none
-        height, width = shown.image.shape
-        raise DataError(
-            f"{NO_OVERLAY} of its {width} x {height} pixels ({type(error).__name__}: {error}); its "
-            "probability and maps hold, please report this"
-        ) from error
+        size = "{1} x {0}".format(*shown.image.shape)
+        why = (
+            f"({type(error).__name__}: {error}); its probability and maps hold, please report this"
+        )
+        raise DataError(f"{NO_OVERLAY} of its {size} pixels {why}") from error
 
 
 def _reason(error: DataError, item: Input) -> str:
