@@ -74,14 +74,13 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     order = order.sort_values(["score", "near", "path"], ascending=[False, False, True])
     false = false.sort_values(["score", "path"], ascending=[False, True])
     last, middle = len(order) - 1, (len(order) - 1) // 2
-    wanted = {"Median": (middle, middle + 1), "Best": (0, 1), "Worst": (last, last - 1)}
-    kinds: dict[int, str] = {}
-    for kind, places in wanted.items():  # of a handful of images the median is kept: it is typical
-        kinds = {place: kind for place in places if 0 <= place <= last} | kinds
+    kinds = {last: "Worst", last - 1: "Worst", 0: "Best", 1: "Best"}
+    kinds |= {middle: "Median", middle + 1: "Median"}  # of a handful the typical ones are kept
+    places = sorted(place for place in kinds if 0 <= place <= last)
     order, false = (
         rows.assign(number=range(1, len(rows) + 1), count=len(rows)) for rows in (order, false)
     )
-    picked = order.iloc[sorted(kinds)].assign(kind=[kinds[place] for place in sorted(kinds)])
+    picked = order.iloc[places].assign(kind=[kinds[place] for place in places])
     return rule, pd.concat([picked, false[:2].assign(kind="False positive")])
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,25 @@ import pandas as pd
 
 from datamodules import SOURCES
 from datamodules.files import write_text
-from experiments.build import open_run
+from experiments.build import build_data, open_run
+from experiments.config import Config, load_config, to_plain
 from experiments.evaluation import compare, figures, names
 from experiments.evaluation.groups import Group, group
 from experiments.evaluation.run import check_different
 from experiments.evaluation.statistics import Estimate
 from experiments.evaluation.store import judged
-from experiments.reporting import plots, sources
+from experiments.reporting import plots
 from experiments.reporting.cases import Column, draw, pick
 from experiments.runs import RunError, find_checkpoint
+from experiments.schema import flatten, show
+from experiments.training.loop import resolve
 
 # In the head of every page: a file without it is somebody else's and is not overwritten.
-MARK = '<meta name="generator" content="decision-basis experiments.report">'
+MARK = '<meta name="generator" content="decision-basis experiments.report"'
+PACKAGES = (
+    *("decision-basis", "torch", "torchvision", "pytorch-lightning", "torchmetrics"),
+    *("albumentations", "opencv-python-headless", "numpy", "scipy", "pandas", "matplotlib"),
+)
 
 
 def page_of(runs: Sequence[Path], out: Path | None) -> Path:
@@ -101,8 +111,10 @@ def gather(
         "figure": defined,
         "source": SOURCES[runs[0].config.data.name],
         "now": datetime.now(timezone.utc),
+        "train_command": train_command,
+        "versions": versions(),
+        "quote": shlex.quote,
         **{"compare": compare, "figures": figures, "names": names, "plots": plots},
-        **{"sources": sources, "quote": shlex.quote},
     }
 
 
@@ -121,3 +133,37 @@ def defined(one: Group, key: str) -> Estimate | None:
     """A figure, where it is defined on these images."""
     figure = one.estimate(key)
     return None if figure is None or figure.value != figure.value else figure
+
+
+def train_command(config: Config) -> str:
+    """The command that trains a run of this configuration."""
+    name, root = f"data.name={config.data.name}", f"data.root={config.data.root or '.'}"
+    usual = load_config(config.stage, [name, root])
+    resolve(usual, build_data(usual))
+    before = flatten(to_plain(usual)) | {"data.root": None}
+    plain = flatten(to_plain(config))
+    words = [f"{key}={show(plain[key])}" for key in plain if plain[key] != before.get(key)]
+    return shlex.join(["python", "-m", "experiments.train", config.stage, name, *words])
+
+
+def versions() -> dict[str, str]:
+    """Of the project, Python, and the packages that figures and pictures depend on."""
+    installed = {package.name: package.version for package in metadata.distributions()}
+    return {
+        "decision-basis": "from source",
+        **({"commit": commit} if (commit := _commit()) else {}),
+        "Python": platform.python_version(),
+        **{name: installed[name] for name in PACKAGES if name in installed},
+    }
+
+
+def _commit() -> str:
+    """The commit of this source, with a + where it has changed since; "" where git cannot tell."""
+    house = Path(__file__).resolve().parents[2]
+    if not (house / ".git").exists():  # or it would be that of a repository around an environment
+        return ""
+    git = ["git", "-C", str(house), "describe", "--always", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run([*git, "--dirty=+"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.evaluation.figures import reliability
 from experiments.evaluation.groups import Group
-from experiments.evaluation.names import figure_name, method_name, split_key
+from experiments.evaluation.names import PANELS, figure_name, method_name, split_key
 from experiments.metrics_csv import read_metrics
 
 STYLE = Path(__file__).with_name("plots.mplstyle")
@@ -27,15 +27,10 @@ INK = "#16202a"
 # Colours of the style and the variables of page.css that stand for them.
 VARIABLES = {INK: "ink", "#d5dbe1": "line", "#0072b2": "series1", "#c24e00": "series2"}
 VARIABLES |= {"#00805c": "series3", "#9b2f8f": "series4"}
-LINES, MARKERS = ("-", "--", "-.", ":"), "os^"  # told apart without colours, too
+LINES = ("-", "--", "-.", ":")  # told apart without colours, too
 LOSSES = {f"train/l{number}": f"L{number}" for number in range(1, 5)}
 CLASSIFICATION = ("train/alpha", "val/accuracy", "val/masked_accuracy", "val/auroc")
 LAMBDA = "loss.lambda_lesion"
-SWEPT = {
-    "Pixel AP on val (0 to 1)": ("val/fcn/pixel_ap", "val/pcam/pixel_ap", "val/cam/pixel_ap"),
-    "Hit rate on val (0 to 1)": ("val/fcn/hit", "val/pcam/hit", "val/cam/hit"),
-    "Accuracy, AUROC on val (1: best)": ("val/accuracy", "val/auroc"),
-}
 
 
 class Plot(NamedTuple):
@@ -122,15 +117,14 @@ def sweep_plots(trials: pd.DataFrame) -> list[Plot]:
     # Side by side, so that lambda = 0 has its place.
     place = trials[LAMBDA].map(values.index)
     ticks, plots = [f"{value:g}" for value in values], []
-    for title, names in SWEPT.items():
+    for title, lines in PANELS.items():
         ax, series = Figure().add_subplot(xlabel="lambda, weight of the lesion term"), list[str]()
-        for name in (name for name in names if name in trials):
-            words, number = _label(name), len(series)
-            means, colour = trials[name].groupby(place).mean(), f"C{number}"
-            ax.plot(means.index, means, colour + LINES[number])
-            dots = ax.plot(place, trials[name], colour + MARKERS[number], label=words)
+        for name, line in ((name, line) for name, line in lines.items() if name in trials):
+            means, style = trials[name].groupby(place).mean(), LINES[len(series)]
+            colour = ax.plot(means.index, means, style)[0].get_color()
+            dots = ax.plot(place, trials[name], line.marker, color=colour, label=line.heading)
             dots[0].set_clip_on(False)
-            series.append(f"{words} " + ", ".join(f"{mean:.2f}" for mean in means))
+            series.append(f"{line.heading} " + ", ".join(f"{mean:.2f}" for mean in means))
         ax.set_xticks(range(len(values)), ticks)
         ax.set(xlim=(-0.3, len(values) - 0.7), ylim=(0, 1.02))
         if series:
