@@ -14,7 +14,7 @@ import torch
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from experiments import evaluate, export, predict, train
-from experiments.evaluation.figures import read_images
+from experiments.evaluation.store import read_images
 from experiments.prediction import exporting
 from experiments.prediction import onnx as model_file
 from experiments.prediction.exporting import model_card

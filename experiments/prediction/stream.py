@@ -23,7 +23,7 @@ from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from experiments.drawing import encode
-from experiments.evaluation.map_rows import one_thread
+from experiments.evaluation.judge import one_thread
 from experiments.prediction.capture import secondary_capture
 from experiments.prediction.folder import NOTE, PredictionFolder, Row
 from experiments.prediction.inputs import Input, readable
