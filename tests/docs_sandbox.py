@@ -125,7 +125,7 @@ def give_data(folder: Path, tree: Path) -> None:
     images = sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))
     drawn = {image: np.array(Image.open(image)) for image in images}
     for image, pixels in drawn.items():
-        path = folder / "my-maps" / image.relative_to(tree).with_suffix(".npy")
+        path = folder / "my-maps" / f"{image.relative_to(tree)}.mine.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, pixels.astype(np.float32) / 255)
     marked = [

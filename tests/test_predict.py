@@ -18,12 +18,12 @@ from PIL import Image
 from datamodules.phantom.drawing import draw as draw_phantom
 from experiments import evaluate
 from experiments import predict as command
-from experiments.evaluation.figures import read_images
+from experiments.evaluation.store import read_images
 from experiments.prediction import stream
 from experiments.prediction.folder import read_rows
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
-from tests.test_decode import ORIENTATION, UNDO
+from tests.test_decode import UNDO
 from tests.untrained import FITTED, judge, make_run
 
 HEADER = "path,probability_abnormal,predicted_abnormal,map_peak_x,map_peak_y,error"
@@ -106,7 +106,7 @@ def test_a_folder_gives_rows_maps_and_overlays(predict, phantoms, tmp_path):
 @pytest.mark.parametrize("turn", [1, 3, 5, 6, 8])
 def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, phantoms, tmp_path, turn):
     exif = Image.Exif()
-    exif[ORIENTATION] = turn
+    exif[0x0112] = turn
     turned = tmp_path / "in" / "turned.jpg"
     turned.parent.mkdir()
     Image.fromarray(phantoms[0]).save(turned, exif=exif, quality=95)

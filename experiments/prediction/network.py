@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import DataError, cache
+from datamodules import cache
 from datamodules.cache import Recipe
+from datamodules.index import DataError
 from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
 from experiments.config import ConfigError
-from experiments.evaluation.figures import Fitted
-from experiments.evaluation.run import EVEN, REPLACED, evaluate
+from experiments.evaluation.figures import EVEN, Fitted
+from experiments.evaluation.run import REPLACED, evaluate
 from experiments.evaluation.store import plain, summarise, write
 from experiments.runs import RunError
 
@@ -96,7 +97,7 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     try:
         data = build_data(run.config)
         if data.root.is_dir() and cache.is_whole(data.cache_folder):
-            judged = evaluate(place, "val", [], trivial=False)
+            judged = evaluate(place, "val")
             with contextlib.suppress(RunError):  # a read-only run: val is judged again next time
                 write(judged)
             return plain(summarise(judged)), f"val, judged now: {judged.target}", []
