@@ -24,6 +24,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for ne
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
 
+from tests.trained import trained as trained  # noqa: E402 (the environment first); a fixture
+
 
 @pytest.fixture
 def grey():
