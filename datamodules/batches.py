@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from datamodules import cache
 
 if TYPE_CHECKING:
-    from datamodules.augmentation import Augmentation
+    from datamodules.augmentation import Augmenter
 
 Batch = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ class BatchDataset(Dataset[Batch]):
         pixels: cache.PixelCache,
         codes: dict[str, np.ndarray],
         shows_lesion: np.ndarray,
-        augmentation: Augmentation | None,
+        augmentation: Augmenter | None,
     ) -> None:
         self.pixels = pixels
         self.codes = codes

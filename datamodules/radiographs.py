@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,18 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules import cache, index, lesions
+from datamodules import cache, index
 from datamodules.batches import Batch, BatchDataset, start_worker
 from datamodules.decode import decode
+from datamodules.files import usable_cores
 from datamodules.geometry import from_square
 from datamodules.index import DataError
+from datamodules.lesions import choose_lesions, leave_out_fold
+from datamodules.options import Augmentation, Data, Lesions
 from datamodules.sampler import EvaluationBatches, TrainBatches
+
+if TYPE_CHECKING:
+    from datamodules.augmentation import Augmenter
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +45,10 @@ class RadiographDataModule(LightningDataModule):
     """Radiographs with image-level labels and, for some, a lesion mask.
 
     Args:
-        root: the data set's folder.
-        cache_dir: where caches are kept.
-        seed: draws the splits and the lesion subset (``data.seed``).
-        image_size: side of the letterboxed square, pixels; None: the source's default.
-        crop: "none", or "content": crop to the exposed limb first; None: the source's default.
-        contrast: "none", "stretch" (percentiles) or "clahe"; None: the source's default.
-        batch_size: images a step and rank.
-        num_workers: loader processes.
-        limit: at most so many images a split.
-        split: "patient", or "image": patients leak into test, only to reproduce figures got that
-            way.
-        unreadable: "error" or "skip" for images that cannot be decoded; None: the source's default.
-        augmentation: strengths of the training augmentation; None: none.
-        order_seed: seed of batch order and augmentation (``seed``).
-        lesions_path: folder with ``lesions.csv`` and masks; None: the source's own, if any.
-        lesions_count: at most so many masks of train images are trained on.
-        lesions_per_batch: images of them in every training batch.
-        lesions_folds: cross-fitting, see ``lesions.leave_out_fold``; None: all are trained on.
-        lesions_fold: the fold that is left out, from 0.
+        data: what is learned from.
+        lesions: which lesion masks are trained on.
+        augmentation: of train images; None: none.
+        order_seed: seed of batch order and augmentation (``seed``; ``data.seed`` draws the splits).
     """
 
     name = "radiographs"
@@ -71,52 +62,35 @@ class RadiographDataModule(LightningDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
-        cache_dir: str = "runs/cache",
-        seed: int = 0,
-        image_size: int | None = None,
-        crop: str | None = None,
-        contrast: str | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        limit: int | None = None,
-        split: str = "patient",
-        unreadable: str | None = None,
-        augmentation: dict[str, float] | None = None,
+        data: Data,
+        lesions: Lesions | None = None,
+        augmentation: Augmentation | None = None,
         order_seed: int = 0,
-        lesions_path: str | None = None,
-        lesions_count: int = 100,
-        lesions_per_batch: int = 0,
-        lesions_folds: int | None = None,
-        lesions_fold: int = 0,
     ) -> None:
         super().__init__()
+        root = data.root or self.default_root(data)
         if root is None:
             raise DataError(
                 f"data.name={self.name} needs data.root=/path/to/the/data (make: ROOT=...)"
             )
         self.root = Path(root)
-        self.cache_dir = Path(cache_dir)
-        self.seed = seed
+        self.cache_dir = Path(data.cache_dir or "runs/cache")
+        self.seed, self.limit, self.split = data.seed, data.limit, data.split
         self.recipe = cache.Recipe(
-            image_size or self.default_image_size,
-            crop or self.default_crop,
-            contrast or self.default_contrast,
+            data.image_size or self.default_image_size,
+            data.crop or self.default_crop,
+            data.contrast or self.default_contrast,
         )
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.limit = limit
-        self.split = split
-        self.on_unreadable = unreadable or self.unreadable
-        self.augmentation = augmentation
+        self.batch_size = data.batch_size
+        self.num_workers = default_workers() if data.num_workers is None else data.num_workers
+        self.on_unreadable = data.unreadable or self.unreadable
+        self.lesions = lesions or Lesions()
+        self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
+        self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
-        self.lesions_path = Path(lesions_path) if lesions_path else None
-        self.lesions_count = lesions_count
-        self.lesions_per_batch = lesions_per_batch
-        self.lesions_folds = lesions_folds
-        self.lesions_fold = lesions_fold
         self.pixels: cache.PixelCache | None = None
         self.sampler: TrainBatches | None = None
+        self._table: pd.DataFrame | None = None
         self._resume_at: tuple[int, int] = (0, 0)
 
     # What a source fills in -----------------------------------------------------------------------
@@ -131,6 +105,11 @@ class RadiographDataModule(LightningDataModule):
 
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
+
+    @classmethod
+    def default_root(cls, data: Data) -> str | None:
+        """Where the data lie unless ``data.root`` says so."""
+        return None
 
     # Lightning's steps ----------------------------------------------------------------------------
 
@@ -160,22 +139,21 @@ class RadiographDataModule(LightningDataModule):
         # Hashes of what images and masks show, wherever they lie and however they are stored.
         self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
-        chosen = lesions.choose_lesions(self.table, self.lesions_count, self.seed)
-        if self.lesions_folds:
-            self.pixels.table = lesions.leave_out_fold(
-                self.table, chosen, self.lesions_folds, self.lesions_fold, self.seed
-            )
-        rows = self.table
+        rows, options = self.pixels.table, self.lesions
+        chosen = choose_lesions(rows, options.count, self.seed)
+        if options.folds:
+            rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
+        self._table = rows
         self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
         masked = (rows["lesion_mask"] != "").to_numpy()
         shown = masked & (rows["split"] != "train").to_numpy()
-        shown[self.lesion_rows] = True
-        if len(self.lesion_rows) and not (masked & (rows["split"] != "train")).any():
+        if len(self.lesion_rows) and not shown.any():
             log.warning(
                 "all %d lesion masks lie in train: no map can be judged; with lesions.folds=5 a "
                 "fifth of the lesion subset is left out to judge",
                 masked.sum(),
             )
+        shown[self.lesion_rows] = True
         self._shows_lesion = shown
         self._codes = {
             "label": rows["label"].to_numpy(np.int64),
@@ -192,16 +170,16 @@ class RadiographDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             lesion_rows=self.lesion_rows,
-            lesions_per_batch=self.lesions_per_batch,
+            lesions_per_batch=self.lesions.per_batch,
         )
         self.sampler.resume_at(*self._resume_at)
-        augmentation = None
+        augmenter = None
         if self.augmentation is not None:
             # Here and not above: who trains nothing need not wait for albumentations.
-            from datamodules.augmentation import Augmentation, AugmentationStrength
+            from datamodules.augmentation import Augmenter
 
-            augmentation = Augmentation(AugmentationStrength(**self.augmentation), self.order_seed)
-        return self._loader(self.sampler, augmentation)
+            augmenter = Augmenter(self.augmentation, self.order_seed)
+        return self._loader(self.sampler, augmenter)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The val split in order."""
@@ -276,9 +254,9 @@ class RadiographDataModule(LightningDataModule):
     @property
     def table(self) -> pd.DataFrame:
         """The checked index table (after ``setup``)."""
-        if self.pixels is None:
+        if self._table is None:
             raise RuntimeError("call prepare_data() and setup() first")
-        return self.pixels.table
+        return self._table
 
     @property
     def index_hash(self) -> str:
@@ -307,8 +285,7 @@ class RadiographDataModule(LightningDataModule):
             "image_hash": f"{self.root}: the images",
             "mask_hash": f"{masks}: the lesion masks",
         }.items():
-            # Checkpoints of before these were hashed know nothing of them.
-            if trained_on.get(name, getattr(self, name)) != getattr(self, name):
+            if trained_on[name] != getattr(self, name):
                 raise DataError(
                     f"{what} changed since this run was trained (the same names, other pixels); "
                     "bring back what it had, or start a new run (run.name=...)"
@@ -376,16 +353,16 @@ class RadiographDataModule(LightningDataModule):
         With ``lesions.per_batch`` a batch holds more abnormal images than the train split does.
         """
         labels = self.table.loc[self.table["split"] == "train", "label"]
-        added = self.lesions_per_batch / self.batch_size
+        added = self.lesions.per_batch / self.batch_size
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
     def _loader(
-        self, sampler: TrainBatches | EvaluationBatches, augmentation: Any
+        self, sampler: TrainBatches | EvaluationBatches, augmenter: Augmenter | None
     ) -> DataLoader[Batch]:
         assert self.pixels is not None, "setup() opens the cache"
         return DataLoader(
-            BatchDataset(self.pixels, self._codes, self._shows_lesion, augmentation),
+            BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter),
             sampler=sampler,
             batch_size=None,  # an item of the sampler is a whole batch
             num_workers=self.num_workers,
@@ -395,3 +372,10 @@ class RadiographDataModule(LightningDataModule):
             # Its own generator: starting a loader would otherwise move the one dropout draws from.
             generator=torch.Generator(),
         )
+
+
+def default_workers() -> int:
+    """Loader processes a rank: none on a CPU, where reading takes a few per cent of a step."""
+    if not torch.cuda.is_available():
+        return 0
+    return min(8, max(1, usable_cores() // torch.cuda.device_count()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -141,7 +141,7 @@ class Bench:
         """A stage's network as it begins, in training mode."""
         torch.manual_seed(0)
         module = build_module(load_config(stage, self.words), self.data)
-        return cast(Stage1Classifier, module.to(self.device, memory_format=layout).train())
+        return module.to(self.device, memory_format=layout).train()
 
     def step(self, stage: str = "stage1", compiled: bool = False, plain: bool = False) -> Case:
         """A step as it is trained; ``plain``: contiguous and without autocast."""

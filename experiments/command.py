@@ -13,12 +13,6 @@ from typing import NoReturn, ParamSpec
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
 P = ParamSpec("P")
-# The errors that say why a request cannot be carried out, and what to do.
-REFUSALS = (
-    ("experiments.schema", "ConfigError"),
-    ("datamodules.index", "DataError"),
-    ("experiments.runs", "RunError"),
-)
 # Exit statuses of a shell: 128 + the signal's number.
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
@@ -90,7 +84,8 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except (ValueError, FloatingPointError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, _refusals()):
+            kind = type(error)  # ConfigError, DataError, RunError, not a ValueError of a library
+            if isinstance(error, ValueError) and kind.__module__.partition(".")[0] not in OURS:
                 raise
             print(f"error: {error}", file=sys.stderr)
         except OSError as error:
@@ -99,11 +94,6 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         return 2
 
     return answer
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    # Of what is imported: where an error comes from is, and no more is wanted for telling it.
-    return tuple(getattr(sys.modules[name], kind) for name, kind in REFUSALS if name in sys.modules)
 
 
 def _end(number: int, _: object) -> NoReturn:

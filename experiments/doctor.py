@@ -251,7 +251,7 @@ def check_limits(config: Config) -> Iterator[Finding]:
 
 def loader_bytes(config: Config) -> int:
     """Bytes of the batches that wait in shared memory: two a worker, uint8 image + float32 mask."""
-    from experiments.build import default_workers
+    from datamodules.radiographs import default_workers
 
     workers = config.data.num_workers
     workers = default_workers() if workers is None else workers

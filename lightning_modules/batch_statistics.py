@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-PASSES = ("own", "image", "both")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -23,8 +22,7 @@ class SecondPass(nn.Module):
         network: whose BatchNorm layers are meant; a copy of their statistics is the start.
         statistics: "own": a second set for the masked pass. "image": the masked pass leaves the
             running statistics alone and is evaluated with those of whole images, which suit it the
-            less, the smaller the area that the mask keeps. "both": one set that both passes move;
-            the unmasked pass, which all maps come from, is then normalised wrongly, too.
+            less, the smaller the area that the mask keeps.
     """
 
     def __init__(self, network: nn.Module, statistics: str) -> None:
@@ -52,7 +50,7 @@ class SecondPass(nn.Module):
                 yield
             finally:
                 self._swap(norms)
-        elif self.statistics == "image":
+        else:
             # Only training looks at this: the batch's statistics are used but not remembered.
             for norm in norms:
                 norm.track_running_stats = False
@@ -61,8 +59,6 @@ class SecondPass(nn.Module):
             finally:
                 for norm in norms:
                     norm.track_running_stats = True
-        else:
-            yield
 
     def _swap(self, norms: list[_BatchNorm]) -> None:
         # By reference: what training moves in this pass is the other set itself.

@@ -88,7 +88,7 @@ def test_pcam_of_relu_features_is_not_negative():
     ("features", "weight"), [((1, 3, 4, 4), (2, 4)), ((3, 4, 4), (2, 4)), ((1, 3, 4, 4), (3,))]
 )
 def test_shapes_that_do_not_fit_are_refused(features, weight):
-    with pytest.raises(ValueError, match=r"must be \(B, C, h, w\) and \(K, C\)"):
+    with pytest.raises(ValueError, match="shapes do not fit"):
         attention.cam(torch.zeros(features), torch.zeros(weight))
 
 
@@ -146,7 +146,7 @@ def test_scale_map_cuts_divides_and_clips():
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_scale_must_be_finite_and_not_negative(scale):
-    with pytest.raises(ValueError, match="map scale is .* finite and not negative"):
+    with pytest.raises(ValueError, match="map scale: expected a finite number"):
         attention.scale_map(torch.zeros(2), scale)
 
 
@@ -276,7 +276,7 @@ def test_has_peak_tells_constant_maps():
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (4, 4), (1, 1, 0, 4)])
 def test_peak_refuses_other_shapes(shape):
-    with pytest.raises(ValueError, match=r"must be \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected maps \(B, 1, H, W\)"):
         attention.peak(torch.zeros(shape))
 
 

@@ -21,8 +21,8 @@ from experiments.prediction.card import model_card
 from experiments.prediction.network import load_trained
 from experiments.prediction.properties import properties
 from experiments.runs import RunError
-from lightning_modules.stage1 import Stage1Classifier
 from tests.runs import run_folder, tiny_words
+from tests.stages import network
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -275,7 +275,7 @@ def test_no_run_and_no_extra(run, tmp_path, capsys, monkeypatch):
 
 
 def test_a_network_that_diverged_has_no_scale():
-    network = Stage1Classifier(width=0.25).eval()
-    network.map_scale[0] = float("nan")
+    module = network().eval()
+    module.map_scale[0] = float("nan")
     with pytest.raises(RunError, match="the map scale is nan: .* export another checkpoint"):
-        model_file.build(network, 64, {})
+        model_file.build(module, 64, {})

@@ -28,7 +28,7 @@ from experiments.evaluation.figures import (
     youden,
 )
 from experiments.evaluation.statistics import estimates, patient_weights
-from lightning_modules.metrics import Agreement
+from lightning_modules.metrics.agreement import agreement
 
 PARTS = ["elbow", "hand"]
 
@@ -98,16 +98,15 @@ def test_figures_of_images_and_studies_equal_scikit_learns():
 
 def test_figures_agree_with_those_of_training():
     table = draw()
-    metric = Agreement(body_parts=PARTS)
-    metric.update(
+    expected = agreement(
         torch.tensor(table.probability),
         torch.tensor(table.label),
-        torch.arange(len(table)),
         torch.tensor(table.study.str[1:].astype(int)),
         torch.tensor(table.body_part.map(PARTS.index)),
+        PARTS,
     )
     found = values(table, Fitted(0.5, 0.5, 1.0))
-    for name, value in metric.compute().items():
+    for name, value in expected.items():
         if name != "balanced_accuracy":
             assert found[name] == pytest.approx(value.item(), abs=1e-6), name
 

@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules.fracatlas import FracAtlasDataModule, group_duplicates, read_fracatlas_tree
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.lesions import write_lesions
+from datamodules.options import Data, Lesions
 from tests.real import real_data
 from tests.test_duplicates import HEIGHT, WIDTH, picture
 
@@ -80,8 +81,9 @@ def filled(archive):
     return archive
 
 
-def module(root, tmp_path, **options):
-    return FracAtlasDataModule(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
+def module(root, tmp_path, lesions_path=None, **options):
+    data = Data(root=str(root), cache_dir=str(tmp_path / "cache"), **options)
+    return FracAtlasDataModule(data, Lesions(path=lesions_path))
 
 
 # The tree -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.mura import MuraDataModule, find_mura, read_mura_tree
+from datamodules.options import Data, Lesions
 
 STUDIES = {  # split, part, patient, study, label -> images
     ("train", "HAND", 1, 1, "positive"): 2,
@@ -305,8 +306,8 @@ def many(tmp_path):
     )
 
 
-def module(root, **options):
-    return MuraDataModule(root=str(root), **options)
+def module(root, lesions_path=None, **options):
+    return MuraDataModule(Data(root=str(root), **options), Lesions(path=lesions_path))
 
 
 def test_val_is_a_patient_grouped_tenth_of_train_and_test_the_official_valid(many):

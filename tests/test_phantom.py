@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules.index import DataError, check_index, check_patients_apart
+from datamodules.options import Data, Lesions
 from datamodules.phantom.drawing import BODY_PARTS, VIEWS, case, draw
 from datamodules.phantom.lesions import LESION_TYPES
 from datamodules.phantom.source import CSVS, PhantomDataModule, draw_tree, image_path
@@ -30,8 +31,9 @@ def tree(tmp_path_factory):
     return root
 
 
-def module_of(root, **options):
-    return PhantomDataModule(root=str(root), **{"count": COUNT, "seed": 0, **options})
+def module_of(root, lesions_path=None, **options):
+    data = Data(root=str(root), **{"count": COUNT, **options})
+    return PhantomDataModule(data, Lesions(path=lesions_path))
 
 
 def auc(score, label):

@@ -14,6 +14,7 @@ from datamodules.annotations import READERS, recognise
 from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
+from datamodules.options import Data
 from datamodules.phantom.source import PhantomDataModule
 from experiments import import_lesions
 from experiments.annotation.files import Picture, cvat_xml, label_studio_tasks, labelme_json
@@ -22,8 +23,7 @@ from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import COLUMNS, flat_names, write_package
 from experiments.build import Run
 from experiments.config import load_config
-from lightning_modules.stage1 import Stage1Classifier
-from tests.stages import settled
+from tests.stages import network, settled
 from tests.test_fracatlas import Archive
 from tests.test_mura import build
 
@@ -320,7 +320,7 @@ def test_a_disk_that_is_full_leaves_nothing(mura, tmp_path, monkeypatch, capsys)
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom")
     data = PhantomDataModule(
-        root=str(root / "phantom"), cache_dir=str(root / "cache"), count=80, image_size=64
+        Data(root=str(root / "phantom"), cache_dir=str(root / "cache"), count=80, image_size=64)
     )
     data.prepare_data()
     data.setup()
@@ -328,7 +328,7 @@ def phantom(tmp_path_factory):
 
 
 def test_what_a_network_sees_does_not_depend_on_its_company(phantom):
-    module = settled(Stage1Classifier(width=0.25)).eval()
+    module = settled(network()).eval()
     observer = Observer(None, phantom, module, "pcam", 0.5, False)
     rows = np.flatnonzero(phantom.table["label"] == 1)
     look = look_at(observer, rows)

@@ -17,7 +17,7 @@ from experiments import evaluate, train
 from experiments.build import check_same_fold, check_same_judges, start_from
 from experiments.config import load_config, save_config
 from experiments.runs import RunError
-from lightning_modules import STAGES
+from lightning_modules.stages import STAGES
 from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 NAMES = {"stage1": "seed0", "stage2": "seed0", "stage3": "lambda1.0-seed0"}

@@ -31,6 +31,7 @@ from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
 from datamodules.mura import read_mura_tree
+from datamodules.options import Data
 from datamodules.phantom.drawing import VERSION, Case, case, draw
 from datamodules.radiographs import RadiographDataModule
 
@@ -49,9 +50,7 @@ MANY = 4000
 class PhantomDataModule(RadiographDataModule):
     """Synthetic radiographs of seven body parts, about 45 % abnormal, with a mask for every lesion.
 
-    Args:
-        count: images drawn, train and test together.
-        **options: of ``RadiographDataModule``; ``seed`` also draws the images.
+    ``data.count`` images are drawn, train and test together, by ``data.seed``.
     """
 
     name = "phantom"
@@ -60,9 +59,14 @@ class PhantomDataModule(RadiographDataModule):
     unreadable = "error"
     licence = "MIT, as this project: drawings, no patient's images"
 
-    def __init__(self, count: int = 2000, **options: Any) -> None:
-        super().__init__(**options)
-        self.count = count
+    def __init__(self, data: Data, *more: Any, **others: Any) -> None:
+        super().__init__(data, *more, **others)
+        self.count = data.count
+
+    @classmethod
+    def default_root(cls, data: Data) -> str:
+        """A folder a drawing: another seed or count never meets the one that is there."""
+        return str(Path("data") / f"phantom-{data.count}-seed{data.seed}")
 
     @property
     def bytes_on_disk(self) -> int:

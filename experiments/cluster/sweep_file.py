@@ -172,7 +172,7 @@ def read_sweep(file: str, overrides: list[str]) -> Sweep:
         command=_command(content, fail),
         overrides=tuple(overrides),
     )
-    for key in (parse_word(word).key for word in overrides):
+    for key in (parse_word(word)[0] for word in overrides):
         if key in sweep.swept:
             fail(f"parameters.{key}", f"is swept; take {key}=... off the command line")
     _try_all(sweep, fail)
@@ -191,7 +191,7 @@ def _section(content: dict[str, Any], name: str, known: tuple[str, ...], fail: F
 
 def _parameter(name: str, key: str, given: Any, method: str, fail: Fail) -> Parameter:
     """A parameter of W&B's format; ``fail`` raises."""
-    check_key(key, "parameters")
+    check_key(key)
     if not isinstance(given, dict) or "parameters" in given:
         fail(name, "expected such as {values: [0, 1]}; nested keys are written a.b here")
     kind = given.get("distribution") or _distribution(given)
