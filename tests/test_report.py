@@ -71,7 +71,9 @@ def show(monkeypatch, tmp_path):
 def unmasked(run):
     """Make of a run one on images without lesion masks."""
     run.table["lesion_area"] = NAN
-    run.estimates |= {f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps}
+    run.estimates |= {
+        f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps
+    }
     return run
 
 
@@ -182,6 +184,8 @@ def test_the_training_command_names_what_differs_from_the_stages_own():
         "python -m experiments.train stage3 data.name=phantom seed=2 'data.root=/a b' "
         "loss.alpha=0.5 loss.lambda_lesion=3.0 'run.name=my run'"
     )
+
+
 # On real runs ---------------------------------------------------------------------------------
 
 
@@ -263,9 +267,11 @@ def test_pages_without_masks_and_of_masks_alone(words, claims, never, trained, t
 ARRANGE = {
     "": lambda run: None,
     "lost": lambda run: (run / "checkpoints" / "best.ckpt").unlink(),
-    "masks": lambda run: pd.read_csv(run / IMAGES)  # judged by masks of another size
-    .eval("lesion_area = 2 * lesion_area")
-    .to_csv(run / IMAGES, index=False),
+    "masks": lambda run: (
+        pd.read_csv(run / IMAGES)  # judged by masks of another size
+        .eval("lesion_area = 2 * lesion_area")
+        .to_csv(run / IMAGES, index=False)
+    ),
     "notes": lambda run: (run.parent / "report.html").write_text("my own notes"),
     "file": lambda run: (run.parent / "file").write_text(""),
 }
