@@ -85,9 +85,9 @@ RIVAL = "The best map that knows nothing of the image, noise, reaches 0 %: "
     [
         (
             lambda: [made("stage3"), made()],
-            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies "
+            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map "
             # The bootstrap of equal values has no width, which is no certainty.
-            "inside the lesion: 100 % (all patients alike, so that no interval can be told).",
+            "lies inside the lesion: 100 % (all patients alike, so that no interval can be told).",
         ),
         (lambda: [made("stage3"), made()], "50 % of lesions: the same for the classifier’s own"),
         (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "In 60 % of 20 test"),
