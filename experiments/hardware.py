@@ -13,7 +13,6 @@ import torch
 from datamodules.files import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(accelerator: str = "auto") -> torch.device:
@@ -52,16 +51,6 @@ def describe_device(device: torch.device) -> str:
     counts = {"core": usable_cores(), "thread": torch.get_num_threads()}
     parts = [f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items()]
     return ", ".join([f"CPU {_cpu_name()}", *parts])
-
-
-def usable_memory() -> int | None:
-    """Bytes of memory this process may use: the machine's or its container's; None: unknown."""
-    match = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
-    total = int(match[1]) * 1024 if match else None
-    limit = _read(_CGROUP / "memory.max").strip()
-    if limit.isdigit():
-        total = min(total, int(limit)) if total else int(limit)
-    return total
 
 
 def slurm_fault(trainer: dict[str, Any]) -> str:

@@ -93,6 +93,19 @@ TRIVIAL_METHODS = {
     "noise": MethodName("noise", "noise"),
 }
 
+# What a sweep's plots draw: label of the axis -> name in metrics.csv -> line.
+PANELS = {
+    f"{MAP_FIGURES[figure].heading} on val (0 to 1)": {
+        f"val/{method}/{figure}": OWN_METHODS[method] for method in ("fcn", "pcam", "cam")
+    }
+    for figure in ("pixel_ap", "hit")
+} | {
+    "accuracy, AUROC on val (1: best)": {
+        "val/accuracy": MethodName("accuracy", "accuracy"),
+        "val/auroc": MethodName("AUROC", "AUROC", "#aa4499", "s"),
+    }
+}
+
 
 def split_key(key: str) -> tuple[str, str, str]:
     """Method, figure and group of a figure's name in ``summary.json``; "" where there is none.
