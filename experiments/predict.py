@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from experiments.command import run as run_command
 
 if TYPE_CHECKING:  # packages may be missing: main says so
-    from experiments.drawing import Shown
     from experiments.prediction.folder import PredictionFolder, Row
     from experiments.prediction.inputs import Found, Input
     from experiments.prediction.network import Trained
+    from experiments.prediction.overlay import Overlay
     from experiments.prediction.stream import Writer
 
 LISTED = 5
@@ -194,11 +194,11 @@ def capture_writer(trained: Trained, folder: PredictionFolder) -> Writer:
         f"{trained.data}) over the source image; research use only, not for diagnosis"
     )
 
-    def write(item: Input, shown: Shown) -> None:
+    def write(item: Input, shown: Overlay) -> None:
         data = item.file.read_bytes()
         if not is_dicom(data):
             return
-        picture = drawn(item, shown, *CAPTURE, beside=False)
+        picture = drawn(item, shown, *CAPTURE, beside=False)[..., ::-1]
         try:
             made = secondary_capture(
                 read_dicom(data, item.file), picture, trained.hashes["checkpoint"], derivation

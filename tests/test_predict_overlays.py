@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from datamodules.phantom.drawing import draw as draw_phantom
-from experiments.drawing import draw as draw_overlay
 from experiments.prediction import stream as prediction
+from experiments.prediction.overlay import draw as draw_overlay
 from tests.predictions import rows_of, save, told
 from tests.untrained import judge, make_run
 

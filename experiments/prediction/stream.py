@@ -19,11 +19,12 @@ from datamodules import DataError
 from datamodules.decode import MOST_PIXELS, decode_noted, read_content
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
-from experiments.drawing import Shown, draw, png
+from experiments.drawing import encode
 from experiments.evaluation.map_rows import one_thread
 from experiments.prediction.folder import NOTE, PredictionFolder, Row
 from experiments.prediction.inputs import Input
 from experiments.prediction.network import Trained
+from experiments.prediction.overlay import Overlay, draw
 from experiments.prediction.sources import Source, content_hash
 from lightning_modules.attention import has_peak, peak
 
@@ -68,7 +69,7 @@ class Answer(NamedTuple):
 
 
 # Writes more of an image than its maps and overlay.
-Writer = Callable[[Input, Shown], None]
+Writer = Callable[[Input, Overlay], None]
 
 
 def predict_all(
@@ -140,7 +141,7 @@ def full_map(square: np.ndarray, place: Geometry) -> np.ndarray:
     return np.clip(full, 0, 1, out=full)  # interpolation may round a 1 up
 
 
-def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
+def shown(trained: Trained, image: np.ndarray, found: Answer) -> Overlay:
     """What an overlay draws and says of an image; no name of a file or a patient.
 
     A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
@@ -160,10 +161,10 @@ def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
             f"(threshold {trained.fitted.threshold:.2f})",
         )
     cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
-    return Shown(image, heat, threshold, cross, said)
+    return Overlay(image, heat, threshold, cross, said)
 
 
-def drawn(item: Input, what: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
+def drawn(item: Input, what: Overlay, smallest: int, largest: int, beside: bool) -> np.ndarray:
     """Draw, as :func:`experiments.drawing.draw` does, one of many: no image may end the others.
 
     Raises:
@@ -281,7 +282,7 @@ def _finish_best(
     seen_as = shown(trained, seen.image, found)
     try:
         picture = drawn(seen.item, seen_as, *OVERLAY, beside=True)
-        folder.write("overlays", f"{name}.{best}.png", png(picture))
+        folder.write("overlays", f"{name}.{best}.png", encode(picture))
         if also is not None:
             also(seen.item, seen_as)
     except DataError as error:  # the prediction stands; what was to be made of it does not
@@ -291,7 +292,7 @@ def _finish_best(
 
 def _write_map(folder: PredictionFolder, name: str, full: np.ndarray) -> None:
     grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
-    folder.write("maps", name, png(grey))
+    folder.write("maps", name, encode(grey))
 
 
 def _reason(error: DataError, item: Input) -> str:
