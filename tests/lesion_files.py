@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments import import_lesions
+from experiments import import_lesions, select_lesions
 
 HEIGHT, WIDTH = 30, 40
 PATIENTS = {"train": range(1, 31), "valid": range(101, 109)}
@@ -47,6 +47,8 @@ def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
 def run_import(root: Path, out: Path, *words: object) -> int:
     """Run the command on the tree; its exit status."""
     words = [*map(str, words), "--out", str(out), "data.name=mura", f"data.root={root}"]
+    if "--select" in words:
+        return select_lesions.main([word.replace('--select', '--count') for word in words])
     return import_lesions.main(words)
 
 

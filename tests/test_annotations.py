@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from datamodules.annotations import READERS, recognise
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.annotations.marks import Mark, draw
 from datamodules.index import DataError
 from tests import annotation_samples as samples

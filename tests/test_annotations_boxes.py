@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
-from datamodules.annotations import READERS, recognise
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.annotations.marks import draw
 from datamodules.annotations.shapes import placed, placed_runs
 from datamodules.index import DataError

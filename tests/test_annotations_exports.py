@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from datamodules.annotations import READERS, recognise
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.annotations.files import read_bytes
 from datamodules.annotations.marks import Mark, draw, encode
 from datamodules.index import DataError
-from experiments.annotation.describe_import import describe_faults
-from experiments.annotation.image import Fault
-from experiments.annotation.matching import Matcher
+from experiments.annotation.describe import describe_faults
+from experiments.annotation.joining import Fault
+from experiments.annotation.matching import ImageFinder
 from tests import annotation_samples as samples
 from tests.annotation_samples import HEIGHT, WIDTH, square
 
@@ -102,9 +102,9 @@ def test_a_yolo_folder_of_roboflow_is_read(tmp_path):
     assert {mark.labels for mark in image.marks} == {("fracture",)}
 
 
-def test_names_of_roboflow_are_those_of_the_images():
+def test_names_of_roboflow_are_those_of_the_images(tmp_path):
     known = ["a/b/image1.png", "a/c/image1.png", "a/c/image2_png.rf.01.png"]
-    matcher = Matcher(known)
+    matcher = ImageFinder(known, tmp_path)
     digits = "0123456789abcdef0123456789abcdef"
     assert matcher.find(f"a_b_image1_png.rf.{digits}.jpg") == known[:1]
     assert matcher.find(f"train/a_c_image1_png.rf.{digits}") == known[1:2]

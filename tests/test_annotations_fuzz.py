@@ -24,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.annotations import READERS, recognise
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.annotations.marks import MAX_COORDINATE, MAX_PIXELS, draw
 from datamodules.index import DataError
 from tests import annotation_samples as samples

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations import READERS, files, recognise
+from datamodules.annotations import files
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.annotations.marks import draw
 from datamodules.index import DataError
 from tests import annotation_samples as samples

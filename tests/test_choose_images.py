@@ -10,7 +10,7 @@ import torch
 from datamodules.annotations.marks import Mark, draw
 from experiments.annotation.checks import check_mark
 from experiments.annotation.choosing import Look, choose_images
-from experiments.annotation.outlines import outline
+from experiments.annotation.package import outline
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_nothing_is_left_where_writing_fails(run, out, tmp_path, monkeypatch, ca
     def fail(*_):
         raise OSError(28, "No space left on device", "sheet.png")
 
-    monkeypatch.setattr("experiments.annotation.sheet.write_sheets", fail)
+    monkeypatch.setattr("experiments.annotation.importing.write_sheets", fail)
     assert run(write_coco(tmp_path / "a.json", (image(2), [BOX]))) == 2
     assert "cannot be written (No space left on device)" in capsys.readouterr().err
     assert [*out.parent.iterdir()] == []

@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from experiments.annotation.matching import ImageFinder, Matcher
+from experiments.annotation.matching import ImageFinder
 from tests.lesion_files import BOX, build, image, run_import, write_coco
 
 # pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
@@ -26,9 +26,9 @@ def run(tmp_path, out):
     return partial(run_import, build(tmp_path), out)
 
 
-def test_another_patients_path_never_matches():
+def test_another_patients_path_never_matches(tmp_path):
     known = [(1, 1), (2, 1), (2, 14)]
-    matcher = Matcher([f"train/patient{n}/study1/image{view}.png" for n, view in known])
+    matcher = ImageFinder([f"train/patient{n}/study1/image{view}.png" for n, view in known], tmp_path)
     for name in ("train/patient3/study1/image14.png", "patient3_study1_image14.png"):
         assert matcher.find(name) == []
     assert matcher.find("image14.png") == ["train/patient2/study1/image14.png"]
@@ -40,15 +40,15 @@ def test_file_names_that_tell_images_apart_are_enough(tmp_path):
     assert finder.find("scan_IMG08.png") == []
 
 
-def test_a_path_that_is_there_wins_over_one_that_ends_like_it():
-    matcher = Matcher(["a/x.png", "b/a/x.png", "b/a/x.jpg"])
+def test_a_path_that_is_there_wins_over_one_that_ends_like_it(tmp_path):
+    matcher = ImageFinder(["a/x.png", "b/a/x.png", "b/a/x.jpg"], tmp_path)
     assert matcher.find("a/x.png") == ["a/x.png"]
     assert matcher.find("other/b/a/x.png") == ["b/a/x.png"]
     assert matcher.find("b/a/x") == ["b/a/x.png", "b/a/x.jpg"]
 
 
-def test_flattened_names_that_two_paths_share_are_not_certain():
-    matcher = Matcher(["a/b_c.png", "a_b/c.png"])
+def test_flattened_names_that_two_paths_share_are_not_certain(tmp_path):
+    matcher = ImageFinder(["a/b_c.png", "a_b/c.png"], tmp_path)
     assert matcher.find("a_b_c.png") == ["a/b_c.png", "a_b/c.png"]
 
 

@@ -180,7 +180,7 @@ def test_sigterm_leaves_nothing_half_written(run, out, tmp_path, monkeypatch, ca
         assert (draft / "lesions.csv").is_file()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("experiments.annotation.sheet.write_sheets", killed)
+    monkeypatch.setattr("experiments.annotation.importing.write_sheets", killed)
     source = write_coco(tmp_path / "a.json", (image(2), [BOX]))
     before, usual = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
     try:

@@ -10,16 +10,17 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
-from datamodules.annotations import READERS, recognise
+from datamodules.annotations.recognition import READERS, recognise
 from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.phantom.source import PhantomDataModule
-from experiments import import_lesions
-from experiments.annotation.files import Picture, cvat_xml, label_studio_tasks, labelme_json
-from experiments.annotation.look import Observer, look_at, maps_of
+from experiments import import_lesions, select_lesions
+from experiments.annotation.choosing import look_at, maps_of
 from experiments.annotation.matching import ImageFinder, read_mapping
-from experiments.annotation.package import COLUMNS, flat_names, write_package
+from experiments.annotation.package import (
+    COLUMNS, Picture, _filled, flat_names, label_studio_tasks, labelme_content, write_package
+)
 from experiments.build import Run
 from experiments.config import load_config
 from lightning_modules.stage1 import Stage1Classifier
@@ -40,7 +41,7 @@ PICTURES = [Picture("b.png", 80, 100, [TRIANGLE], 0.75), Picture("a.png", 50, 60
 
 
 def test_cvat_numbers_images_by_name_as_its_tasks_do():
-    root = ElementTree.fromstring(cvat_xml(PICTURES).encode())
+    root = ElementTree.fromstring(_filled("cvat.xml", PICTURES).encode())
     assert root.findtext("version") == "1.1"
     images = root.findall("image")
     assert [(image.get("id"), image.get("name")) for image in images] == [
@@ -56,7 +57,7 @@ def test_cvat_numbers_images_by_name_as_its_tasks_do():
 
 
 def test_label_studio_has_predictions_in_percent():
-    one, other = json.loads(label_studio_tasks(PICTURES, "stage1 pcam"))
+    one, other = label_studio_tasks(PICTURES, "stage1 pcam")
     assert one["data"] == {"image": "/data/local-files/?d=images/b.png"}
     assert other == {"data": {"image": "/data/local-files/?d=images/a.png"}}
     (prediction,) = one["predictions"]
@@ -68,7 +69,7 @@ def test_label_studio_has_predictions_in_percent():
 
 
 def test_labelme_names_the_image_and_holds_no_copy():
-    found = json.loads(labelme_json(PICTURES[0], "stage1 pcam"))
+    found = labelme_content(PICTURES[0], "stage1 pcam")
     assert (found["imagePath"], found["imageData"]) == ("b.png", None)
     assert (found["imageHeight"], found["imageWidth"]) == (80, 100)
     (shape,) = found["shapes"]
@@ -144,7 +145,10 @@ def mura(tmp_path):
 
 
 def run(root, out, *words, name="mura"):
-    return import_lesions.main(
+    if "--select" in words:
+        words = [word.replace("--select", "--count") for word in words]
+    command = select_lesions if "--count" in words else import_lesions
+    return command.main(
         [f"data.name={name}", f"data.root={root}", "--out", str(out), *words]
     )
 
@@ -196,7 +200,7 @@ def test_what_is_drawn_on_a_package_is_imported(mura, tmp_path):
     mapping = pd.read_csv(out / "mapping.csv")
     for name in mapping["name"][:4]:
         drawn = Picture(name, 10, 12, [[(2.5, 3.5), (6.5, 3.5), (6.5, 7.5), (2.5, 7.5)]])
-        (out / "images" / name).with_suffix(".json").write_text(labelme_json(drawn, "anna"))
+        (out / "images" / name).with_suffix(".json").write_text(json.dumps(labelme_content(drawn, "anna")))
     # Images that are black look like masks, too.
     words = ("--format", "labelme", str(out / "images"), "--mapping", str(out / "mapping.csv"))
     assert run(mura, tmp_path / "lesions", *words) == 0
@@ -329,15 +333,14 @@ def phantom(tmp_path_factory):
 
 def test_what_a_network_sees_does_not_depend_on_its_company(phantom):
     module = settled(Stage1Classifier(width=0.25)).eval()
-    observer = Observer(None, phantom, module, "pcam", 0.5, False)
     rows = np.flatnonzero(phantom.table["label"] == 1)
-    look = look_at(observer, rows)
+    look = look_at(module, phantom, rows)
     assert look.features.shape == (len(rows), 128)
-    alone = look_at(observer, rows[3:4])
+    alone = look_at(module, phantom, rows[3:4])
     np.testing.assert_allclose(alone.features[0], look.features[3], rtol=1e-4, atol=1e-5)
     odds = np.log(look.probability / (1 - look.probability))
     np.testing.assert_allclose(np.abs(odds), look.margin, rtol=1e-3, atol=1e-5)
-    for row, shown in zip(rows[:3], maps_of(observer, rows[:3]), strict=True):
+    for row, shown in zip(rows[:3], maps_of(module, phantom, "pcam", rows[:3]), strict=True):
         assert shown.shape == phantom.original_size(row)
         assert 0 <= shown.min() <= shown.max() <= 1
 

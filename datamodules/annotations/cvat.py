@@ -70,5 +70,5 @@ def _area(shape: Element, size: tuple[int, int]) -> dict[str, Any]:
     if shape.tag == "ellipse":
         cx, cy, rx, ry = fields.numbers(shape.attrib, "cx", "cy", "rx", "ry")
         return {"outline": shapes.ellipse(cx, cy, rx, ry, angle)}
-    left, top, right, bottom = fields.numbers(shape.attrib, "xtl", "ytl", "xbr", "ybr")
-    return {"outline": shapes.box(left, top, right - left, bottom - top, angle), "is_box": True}
+    x, y, right, bottom = fields.numbers(shape.attrib, "xtl", "ytl", "xbr", "ybr")
+    return {"outline": shapes.box(x, y, right - x, bottom - y, angle), "is_box": True}

@@ -130,7 +130,7 @@ def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
             and ("original_width" in entry or _kind(entry) in (*DRAWN, *NO_AREA))
         ]
         given = [{"completed_by": task.get("annotator"), "result": results}]
-    kept = [
+    kept: list[dict[str, Any]] = [
         entry
         for entry in items(given)
         if isinstance(entry, dict) and not entry.get("was_cancelled", entry.get("skipped"))

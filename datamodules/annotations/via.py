@@ -105,7 +105,8 @@ def _read_region(region: Any, entry: str, path: Path, image: MarkedImage, markin
 def _outline(shape: dict[str, Any]) -> tuple[Point, ...]:
     kind = shape["name"]
     if kind == "rect":
-        return shapes.box(*fields.numbers(shape, "x", "y", "width", "height"))
+        x, y, width, height = fields.numbers(shape, "x", "y", "width", "height")
+        return shapes.box(x, y, width, height)
     if kind == "circle":
         cx, cy, r = fields.numbers(shape, "cx", "cy", "r")
         return shapes.ellipse(cx, cy, r, r)

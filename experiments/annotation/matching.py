@@ -8,10 +8,12 @@ has thousands of ``image1.png``, and a lesion on the wrong radiograph is worse t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from datamodules.annotations.marks import MarkedImage
 from datamodules.index import DataError
 from datamodules.lesions import read_csv
 
@@ -31,10 +33,23 @@ _STORAGE = re.compile(
 )
 
 
-class Matcher:
-    """Finds the path that a name means among many.
+def _bare(path: str) -> str:
+    return _SUFFIX.sub("", path)
 
-    From strict to loose, and the first that fits decides, be it for one path or for several:
+
+def _flat(path: str) -> str:
+    return _SEPARATORS.sub("_", _bare(path)).casefold()
+
+
+# From strict to loose: how names are written to be compared, and what separates their parts then.
+_LEVELS: tuple[tuple[Callable[[str], str], str], ...] = ((str, "/"), (_bare, "/"), (_flat, "_"))
+
+
+class ImageFinder:
+    """Finds the images of the data set that a name may mean.
+
+    A name that the mapping holds as it stands is settled. Else, from strict to loose, the first
+    that fits decides, be it for one path or for several:
 
     1. the path itself, with anything in front (``MURA-v1.1/``, ``/home/anna/data/``, ``../``), or
        its end from some folder on (``study1_positive/image1.png``);
@@ -45,136 +60,122 @@ class Matcher:
 
     A name is taken as given, then with ``%20`` and the like decoded, then without the eight digits
     of an upload. Paths that only end alike (another patient's ``study1_positive/image1.png``) never
-    match.
-
-    Args:
-        paths: POSIX paths, no two the same.
-        root_name: Name of the folder that they count from.
-    """
-
-    def __init__(self, paths: Iterable[str], root_name: str = "") -> None:
-        self._whole: list[dict[str, list[str]]] = [{} for _ in _LEVELS]
-        self._ends: list[dict[str, list[str]]] = [{} for _ in _LEVELS]
-        self._squeezed: dict[str, list[str]] = {}
-        self._names: dict[str, list[str]] = {}
-        for path in paths:
-            parts = path.split("/")
-            for level, (written, _) in enumerate(_LEVELS):
-                if len(parts) > 1 or written is not _flat:  # "1.png" would fit any "scan_1.png"
-                    self._whole[level].setdefault(written(path), []).append(path)
-                for first in range(len(parts)):
-                    end = written("/".join(parts[first:]))
-                    self._ends[level].setdefault(end, []).append(path)
-            for whole in {_squeezed(path), _squeezed(root_name + path)}:
-                self._squeezed.setdefault(whole, []).append(path)
-            self._names.setdefault(_bare(parts[-1]), []).append(path)
-        self._names_tell = all(len(found) == 1 for found in self._names.values())
-
-    def find(self, name: str) -> list[str]:
-        """The paths that ``name`` may mean: one where it is certain, none where it is unknown."""
-        for variant in _variants(name):
-            for level, (written, separator) in enumerate(_LEVELS):
-                text = written(variant)
-                for start in [0, *(place.end() for place in re.finditer(separator, text))]:
-                    if found := self._whole[level].get(text[start:]):
-                        return found
-                if found := self._ends[level].get(text):
-                    return found
-            if found := self._squeezed.get(_squeezed(variant)):
-                return found
-            if self._names_tell and (found := self._names.get(_bare(variant.split("/")[-1]))):
-                return found
-        return []
-
-
-def read_mapping(csv: Path) -> dict[str, str]:
-    """Read a mapping file: what the tool calls an image, and its path below ``data.root``.
-
-    Raises:
-        DataError: It cannot be read, a column or a field is missing, or a name stands for two
-            images.
-    """
-    if not csv.is_file():
-        raise DataError(f"--mapping {csv}: there is no such file")
-    rows = read_csv(csv, MAPPING_COLUMNS)
-    found: dict[str, str] = {}
-    for row, name, image in zip(rows.index, *(rows[key] for key in MAPPING_COLUMNS), strict=True):
-        if not name or not image:
-            raise DataError(f"{csv}, row {row}: no {'image' if name else 'name'} is given")
-        known = found.setdefault(tidy(name), image)
-        if known != image:
-            raise DataError(
-                f"{csv}, row {row}: {name} is {known} in another row; keep the one that is right"
-            )
-    return found
-
-
-def tidy(name: str) -> str:
-    """``name`` with slashes, without what leads nowhere: ``./``, ``../``, ``//``, ``C:/``."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    return "/".join(part for part in parts if part not in ("/", "//", "..", "."))
-
-
-class ImageFinder:
-    """Finds the image of the data set that a name means.
-
-    A name that the mapping holds as it stands is settled. Else the data set is asked, and where it
-    knows no image or several, the mapping once more, for the same name with another suffix,
-    flattened, or in a tool's folder (``images/``). More in front it does not take: a mapping of
-    ``image1.png`` says nothing of another patient's.
+    match. The mapping, too, is asked for the name with another suffix, flattened, or in a tool's
+    folder (``images/``), but with nothing else in front.
 
     Args:
         images: Paths of all images of the index table.
         root: Folder that they count from.
         mapping: From :func:`read_mapping`.
-
-    Raises:
-        DataError: The mapping names images that the data set does not have.
     """
 
     def __init__(
-        self, images: list[str], root: Path, mapping: dict[str, str] | None = None
+        self, images: Iterable[str], root: Path, mapping: Mapping[str, str] | None = None
     ) -> None:
-        self._matcher = Matcher(images, root.resolve().name)
+        self._images: dict[tuple[str, int], dict[str, list[str]]] = defaultdict(dict)
+        root_name = root.resolve().name
+        for path in images:
+            for level, key in self._keys_of(path, root_name):
+                self._images[level].setdefault(key, []).append(path)
+        by_name = self._images["name", 0].values()
+        self._names_tell = all(len(paths) == 1 for paths in by_name)
         self._mapping: dict[str, str] = {}
+        self._loose: list[dict[str, set[str]]] = [defaultdict(set) for _ in _LEVELS]
         unknown = []
         for name, image in (mapping or {}).items():
-            found = self._matcher.find(image)
-            if len(found) == 1:
-                self._mapping[name] = found[0]
-            else:
+            paths = self._find_own(image)
+            if len(paths) != 1:
                 unknown.append(image)
+                continue
+            self._mapping[name] = paths[0]
+            for (written, _), names in zip(_LEVELS, self._loose, strict=True):
+                names[written(_STORAGE.sub("", name))].add(paths[0])
         if unknown:
             raise DataError(
                 f"the mapping names {len(unknown)} images that {root} does not have, or has several"
                 f" of: {', '.join(unknown[:3])}; give paths relative to data.root, and the data.* "
                 "words that the images were chosen with"
             )
-        self._loose: list[dict[str, set[str]]] = [{} for _ in _LEVELS]
-        for name, image in self._mapping.items():
-            for level, (written, _) in enumerate(_LEVELS):
-                self._loose[level].setdefault(written(_stored(name)), set()).add(image)
+
+    def find_marked(self, marked: MarkedImage) -> list[str]:
+        """The images that a marked one's name may mean, and all that its other names mean for sure.
+
+        Of several the one that its other names mean, where these agree.
+        """
+        paths = self.find(marked.name)
+        others = {found[0] for name in marked.also if len(found := self.find(name)) == 1}
+        if len(paths) > 1 and len(others) == 1 and others.intersection(paths):
+            return [*others]
+        return sorted({*paths, *others}) if paths else []
 
     def find(self, name: str) -> list[str]:
         """The images that ``name`` may mean: one where it is certain, none where it is unknown."""
         name = tidy(name)
         if name in self._mapping:
             return [self._mapping[name]]
-        own, mapped = self._matcher.find(name), self._find_mapped(name)
+        own, mapped = self._find_own(name), self._find_mapped(name)
         if len(own) == 1 and mapped:  # where they disagree, neither is certain
             return sorted(mapped | set(own))
         return sorted(mapped) or own
 
+    def _find_own(self, name: str) -> list[str]:
+        for variant in _variants(name):
+            for level, (written, separator) in enumerate(_LEVELS):
+                text = written(variant)
+                starts = [0, *(place.end() for place in re.finditer(separator, text))]
+                keys = [(("whole", level), text[start:]) for start in starts]
+                for kind, key in (*keys, (("end", level), text)):
+                    if paths := self._images[kind].get(key):
+                        return list(paths)
+            file = _bare(variant.split("/")[-1]) if self._names_tell else ""
+            squeezed = _flat(variant).replace("_", "")
+            for kind, key in ((("squeezed", 0), squeezed), (("name", 0), file)):
+                if paths := self._images[kind].get(key):
+                    return list(paths)
+        return []
+
     def _find_mapped(self, name: str) -> set[str]:
         for variant in _variants(name):
-            for level, (written, _) in enumerate(_LEVELS):
-                if found := self._loose[level].get(written(_stored(variant))):
-                    return found
+            for (written, _), names in zip(_LEVELS, self._loose, strict=True):
+                if images := names.get(written(_STORAGE.sub("", variant))):
+                    return images
         return set()
 
+    @staticmethod
+    def _keys_of(path: str, root_name: str) -> Iterator[tuple[tuple[str, int], str]]:
+        """All that a path is found by, with the level at which it counts."""
+        parts = path.split("/")
+        for level, (written, _) in enumerate(_LEVELS):
+            if len(parts) > 1 or written is not _flat:  # "1.png" would fit any "scan_1.png"
+                yield ("whole", level), written(path)
+            for first in range(len(parts)):
+                yield ("end", level), written("/".join(parts[first:]))
+        for whole in {path, root_name + path}:
+            yield ("squeezed", 0), _flat(whole).replace("_", "")
+        yield ("name", 0), _bare(parts[-1])
 
-def _stored(name: str) -> str:
-    return _STORAGE.sub("", name)
+
+def read_mapping(csv: Path) -> dict[str, str]:
+    """Read a mapping file: what the tool calls an image, and its path below ``data.root``."""
+    if not csv.is_file():
+        raise DataError(f"--mapping {csv}: there is no such file")
+    rows = read_csv(csv, MAPPING_COLUMNS)
+    mapping: dict[str, str] = {}
+    for row, name, image in zip(rows.index, *(rows[key] for key in MAPPING_COLUMNS), strict=True):
+        if not name or not image:
+            raise DataError(f"{csv}, row {row}: no {'image' if name else 'name'} is given")
+        other = mapping.setdefault(tidy(name), image)
+        if other != image:
+            raise DataError(
+                f"{csv}, row {row}: {name} is {other} in another row; keep the one that is right"
+            )
+    return mapping
+
+
+def tidy(name: str) -> str:
+    """``name`` with slashes, without what leads nowhere: ``./``, ``../``, ``//``, ``C:/``."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return "/".join(part for part in parts if part not in ("/", "//", "..", "."))
 
 
 def _variants(name: str) -> Iterator[str]:
@@ -186,19 +187,3 @@ def _variants(name: str) -> Iterator[str]:
             if variant and variant not in tried:
                 tried.append(variant)
                 yield variant
-
-
-def _bare(path: str) -> str:
-    return _SUFFIX.sub("", path)
-
-
-def _flat(path: str) -> str:
-    return _SEPARATORS.sub("_", _bare(path)).casefold()
-
-
-def _squeezed(path: str) -> str:
-    return _SEPARATORS.sub("", _bare(path)).casefold()
-
-
-# From strict to loose: how names are written to be compared, and what separates their parts then.
-_LEVELS: tuple[tuple[Callable[[str], str], str], ...] = ((str, "/"), (_bare, "/"), (_flat, "_"))
