@@ -119,7 +119,7 @@ def _check_one_image(names: list[str], regions: list[Region]) -> None:
 
 def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
     """What a task's annotations hold, but for answers; raters become "rater 1" and so on."""
-    given = task.get("annotations", task.get("completions"))  # the latter before version 1
+    given: Any = task.get("annotations", task.get("completions"))  # the latter before version 1
     if given is None:  # JSON-MIN: the results of each control, under its name
         listed = [entry for value in task.values() for entry in items(value)]
         # Lists of a task's own data may hold objects, too.

@@ -27,7 +27,8 @@ from experiments.annotation.describe import (
     printable,
 )
 from experiments.annotation.example import write_example
-from experiments.annotation.joining import Import, Imported, import_marks
+from experiments.annotation.gathering import Import, import_marks
+from experiments.annotation.joining import JoinedImage
 from experiments.annotation.matching import read_mapping
 from experiments.annotation.sheet import Cell, write_sheets
 from experiments.build import build_data
@@ -192,43 +193,43 @@ def _write(out: Path, result: Import, table: pd.DataFrame, root: Path) -> list[s
             write_sheets(draft, [_cell(one, table, root, draft) for one in result.images])
         )
 
-    lesions = (
-        Lesion(one.image, one.mask(), in_cell("+".join(one.labels))) for one in result.images
-    )
+    lesions = (Lesion(one.image, one.mask, in_cell(one.labels)) for one in result.images)
     write_lesions(out, lesions, finish)
     pages = sheets if len(sheets) == 1 else [f"{sheets[0]} to {sheets[-1]}"]
     return [CSV, "masks/", "import.csv", *pages]
 
 
-def _import_table(images: list[Imported], table: pd.DataFrame) -> pd.DataFrame:
+def _import_table(images: list[JoinedImage], table: pd.DataFrame) -> pd.DataFrame:
     """``import.csv``: what each mask came from; IoU and Dice are means over pairs of raters."""
     rows = []
     for one in images:
-        pairs = one.agreement
+        pairs = [(pair.iou, pair.dice) for pair in one.agreement]
+        iou, dice = np.mean(pairs, axis=0).round(4) if pairs else ("", "")
+        marked = [entry.marked for entry in one.entries]
         rows.append(
             {
                 "image": one.image,
-                "name": in_cell("; ".join(one.names)),
-                "source": in_cell("; ".join(one.sources)),
+                "name": in_cell("; ".join(dict.fromkeys(image.name for image in marked))),
+                "source": in_cell("; ".join(dict.fromkeys(image.where for image in marked))),
                 "split": table["split"].iat[one.row],
                 "body_part": table["body_part"].iat[one.row],
-                "labels": in_cell("+".join(one.labels)),
-                "marks": one.marks,
+                "labels": in_cell(one.labels),
+                "marks": len(one.marks),
                 "share": round(one.share, 6),
                 "weak": int(one.is_weak),
                 "raters": one.raters,
-                "rater_iou": round(np.mean([pair.iou for pair in pairs]), 4) if pairs else "",
-                "rater_dice": round(np.mean([pair.dice for pair in pairs]), 4) if pairs else "",
-                "notes": in_cell("; ".join(one.notes)),
+                "rater_iou": iou,
+                "rater_dice": dice,
+                "notes": in_cell("; ".join(dict.fromkeys(one.notes))),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _cell(one: Imported, table: pd.DataFrame, root: Path, folder: Path) -> Cell:
+def _cell(one: JoinedImage, table: pd.DataFrame, root: Path, folder: Path) -> Cell:
     words = [
         str(table["split"].iat[one.row]),
-        printable("+".join(one.labels)),
+        printable(one.labels),
         f"{percent(one.share)} %",
         "box" if one.is_weak else "",
         "see notes" if one.notes else "",

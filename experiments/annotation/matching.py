@@ -72,25 +72,26 @@ class ImageFinder:
     def __init__(
         self, images: Iterable[str], root: Path, mapping: Mapping[str, str] | None = None
     ) -> None:
-        self._images: dict[tuple[str, int], dict[str, list[str]]] = defaultdict(dict)
+        self._near: dict[str, list[str]] = defaultdict(list)  # by their flat end, from any folder
+        self._squeezed: dict[str, list[str]] = defaultdict(list)
+        self._names: dict[str, list[str]] = defaultdict(list)
         root_name = root.resolve().name
         for path in images:
-            for level, key in self._keys_of(path, root_name):
-                self._images[level].setdefault(key, []).append(path)
-        by_name = self._images["name", 0].values()
-        self._names_tell = all(len(paths) == 1 for paths in by_name)
-        self._mapping: dict[str, str] = {}
-        self._loose: list[dict[str, set[str]]] = [defaultdict(set) for _ in _LEVELS]
-        unknown = []
-        for name, image in (mapping or {}).items():
-            paths = self._find_own(image)
-            if len(paths) != 1:
-                unknown.append(image)
-                continue
-            self._mapping[name] = paths[0]
-            for (written, _), names in zip(_LEVELS, self._loose, strict=True):
-                names[written(_STORAGE.sub("", name))].add(paths[0])
-        if unknown:
+            folders = [0, *(place.end() for place in re.finditer("/", path))]
+            for key in {_flat(path[start:]).strip("_") for start in folders}:
+                self._near[key].append(path)
+            for key in {_squeezed(path), _squeezed(root_name + path)}:
+                self._squeezed[key].append(path)
+            self._names[_bare(path[folders[-1] :])].append(path)
+        if any(len(paths) > 1 for paths in self._names.values()):
+            self._names.clear()  # they tell no images apart
+        own = {name: self._find_own(image) for name, image in (mapping or {}).items()}
+        self._mapping = {name: paths[0] for name, paths in own.items() if len(paths) == 1}
+        self._stored: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for name, image in self._mapping.items():
+            stored = _STORAGE.sub("", name)
+            self._stored[_flat(stored)].append((stored, image))
+        if unknown := [image for name, image in (mapping or {}).items() if len(own[name]) != 1]:
             raise DataError(
                 f"the mapping names {len(unknown)} images that {root} does not have, or has several"
                 f" of: {', '.join(unknown[:3])}; give paths relative to data.root, and the data.* "
@@ -115,44 +116,42 @@ class ImageFinder:
             return [self._mapping[name]]
         own, mapped = self._find_own(name), self._find_mapped(name)
         if len(own) == 1 and mapped:  # where they disagree, neither is certain
-            return sorted(mapped | set(own))
+            return sorted({*mapped, *own})
         return sorted(mapped) or own
 
     def _find_own(self, name: str) -> list[str]:
         for variant in _variants(name):
-            for level, (written, separator) in enumerate(_LEVELS):
-                text = written(variant)
-                starts = [0, *(place.end() for place in re.finditer(separator, text))]
-                keys = [(("whole", level), text[start:]) for start in starts]
-                for kind, key in (*keys, (("end", level), text)):
-                    if paths := self._images[kind].get(key):
-                        return list(paths)
-            file = _bare(variant.split("/")[-1]) if self._names_tell else ""
-            squeezed = _flat(variant).replace("_", "")
-            for kind, key in ((("squeezed", 0), squeezed), (("name", 0), file)):
-                if paths := self._images[kind].get(key):
-                    return list(paths)
+            key = _flat(variant).strip("_")
+            starts = [0, *(place.end() for place in re.finditer("_", key))]
+            near = [path for start in starts for path in self._near.get(key[start:], ())]
+            ranks = {path: rank for path in near if (rank := _rank(path, variant))}
+            certain = [path for path in ranks if ranks[path] == min(ranks.values())]
+            squeezed = self._squeezed.get(_squeezed(variant), [])
+            named = self._names.get(_bare(variant.rpartition("/")[2]), [])
+            if paths := certain or squeezed or named:
+                return [*paths]
         return []
 
     def _find_mapped(self, name: str) -> set[str]:
         for variant in _variants(name):
-            for (written, _), names in zip(_LEVELS, self._loose, strict=True):
-                if images := names.get(written(_STORAGE.sub("", variant))):
+            given = _STORAGE.sub("", variant)
+            near = self._stored.get(_flat(given), ())
+            for written, _ in _LEVELS:
+                if images := {image for own, image in near if written(own) == written(given)}:
                     return images
         return set()
 
-    @staticmethod
-    def _keys_of(path: str, root_name: str) -> Iterator[tuple[tuple[str, int], str]]:
-        """All that a path is found by, with the level at which it counts."""
-        parts = path.split("/")
-        for level, (written, _) in enumerate(_LEVELS):
-            if len(parts) > 1 or written is not _flat:  # "1.png" would fit any "scan_1.png"
-                yield ("whole", level), written(path)
-            for first in range(len(parts)):
-                yield ("end", level), written("/".join(parts[first:]))
-        for whole in {path, root_name + path}:
-            yield ("squeezed", 0), _flat(whole).replace("_", "")
-        yield ("name", 0), _bare(parts[-1])
+
+def _rank(path: str, name: str) -> tuple[int, int] | None:
+    """How strictly a name means a path, the less the stricter; None: it does not."""
+    for level, (written, sign) in enumerate(_LEVELS):
+        own, given = (sign + written(text).strip(sign) for text in (path, name))
+        # Flattened, a path of one part would fit any name: "1.png" any "scan_1.png".
+        if given.endswith(own) and (level < 2 or "/" in path):
+            return 2 * level, -len(own)
+        if own.endswith(given):
+            return 2 * level + 1, 0
+    return None
 
 
 def read_mapping(csv: Path) -> dict[str, str]:
@@ -187,3 +186,7 @@ def _variants(name: str) -> Iterator[str]:
             if variant and variant not in tried:
                 tried.append(variant)
                 yield variant
+
+
+def _squeezed(path: str) -> str:
+    return _flat(path).replace("_", "")

@@ -15,10 +15,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import cv2
-import jinja2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -27,25 +25,22 @@ from datamodules.decode import decode
 from datamodules.files import whole_folder
 from datamodules.index import DataError
 from experiments.annotation.checks import crossing
+from experiments.annotation.describe import fill
 from experiments.runs import file_hash
 
 LABEL, COLOUR = "lesion", "#e41a1c"
 # File names of 255 bytes are the limit of most disks; tools put something in front or behind.
 LONGEST = 180
+FILES = (
+    *("README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"),
+    "label_studio_config.xml",
+)
 COLUMNS = ["image", "body_part", "study", "patient", "split", "reason", "probability_abnormal"]
 # Corners of outlines are moved by a pixel at most, a thousandth of the longer side on large films:
 # few points to drag.
 TOLERANCE = 1e-3
 # Specks of fewer pixels than this share of the image are no outline that anybody would correct.
 SPECK = 5e-4
-TEXTS = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=jinja2.select_autoescape(("xml.j2",)),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 Polygon = list[tuple[float, float]]
 
 
@@ -98,21 +93,12 @@ def write_package(
             file = draft / "images" / name
             file.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
             if outlines is not None:
-                text = _json(labelme_content(picture, maker))
+                text = package_text("labelme.json", picture=picture, maker=maker)
                 file.with_suffix(".json").write_text(text, encoding="utf-8")
             pictures.append(picture)
-        labels = [{"name": LABEL, "color": COLOUR, "type": "any", "attributes": []}]
-        texts = {
-            "README.txt": _filled("readme.txt", pictures, maker, words),
-            "labels.txt": f"{LABEL}\n",
-            "cvat_labels.json": _json(labels),
-            "label_studio.json": _json(label_studio_tasks(pictures, maker)),
-            "label_studio_config.xml": _filled("label_studio.xml", pictures),
-        }
-        if outlines is not None:
-            texts["cvat.xml"] = _filled("cvat.xml", pictures)
-        for name, text in texts.items():
-            (draft / name).write_text(text, encoding="utf-8")
+        for name in FILES if outlines is None else (*FILES, "cvat.xml"):
+            about = {"pictures": pictures, "maker": maker, "words": shlex.join(words)}
+            (draft / name).write_text(package_text(name, **about), encoding="utf-8")
         listed[["name", "image"]].to_csv(draft / "mapping.csv", index=False)
         listed["sha256"] = [file_hash(root / image) for image in chosen["image"]]
         listed.to_csv(draft / "selected.csv", index=False, float_format="%.4f")
@@ -124,79 +110,10 @@ def check_new(folder: Path) -> None:
         raise DataError(f"--out {folder} already exists; remove it first, or choose another folder")
 
 
-def _filled(
-    name: str, pictures: Sequence[Picture], maker: str = "", words: Sequence[str] = ()
-) -> str:
-    """The text of a template of the package."""
-    return TEXTS.get_template(f"package_{name}.j2").render(
-        label=LABEL,
-        colour=COLOUR,
-        pictures=pictures,
-        count=len(pictures),
-        maker=maker,
-        words=shlex.join(words),
-    )
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
-def label_studio_tasks(pictures: Iterable[Picture], maker: str) -> list[dict[str, Any]]:
-    """Label Studio's tasks, in the order of ``pictures``; outlines as predictions, in percent."""
-    tasks = []
-    for picture in pictures:
-        # Served from the package itself, wherever it lies: LOCAL_FILES_DOCUMENT_ROOT is its folder.
-        address = f"/data/local-files/?d={quote(f'images/{picture.name}')}"
-        task: dict[str, Any] = {"data": {"image": address}}
-        result = [
-            {
-                "id": f"outline{number}",
-                "type": "polygonlabels",
-                "from_name": "label",  # names of tags in package_label_studio.xml.j2
-                "to_name": "image",
-                "original_width": picture.width,
-                "original_height": picture.height,
-                "image_rotation": 0,
-                "value": {
-                    "points": [
-                        [100 * x / picture.width, 100 * y / picture.height] for x, y in polygon
-                    ],
-                    "closed": True,
-                    "polygonlabels": [LABEL],
-                },
-            }
-            for number, polygon in enumerate(picture.outlines, start=1)
-        ]
-        if result:
-            prediction = {"model_version": maker, "score": picture.score, "result": result}
-            task["predictions"] = [prediction]
-        tasks.append(task)
-    return tasks
-
-
-def labelme_content(picture: Picture, maker: str) -> dict[str, Any]:
-    """LabelMe's file beside an image, which it names and does not hold."""
-    shapes: list[dict[str, Any]] = [
-        {
-            "label": LABEL,
-            "points": [list(point) for point in polygon],
-            "group_id": None,
-            "description": f"drawn by {maker}, not by a person",
-            "shape_type": "polygon",
-            "flags": {},
-        }
-        for polygon in picture.outlines
-    ]
-    return {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": picture.name,
-        "imageData": None,
-        "imageHeight": picture.height,
-        "imageWidth": picture.width,
-    }
+def package_text(name: str, **values: Any) -> str:
+    """The text of a file of the package, from its template."""
+    text = fill(name, label=LABEL, colour=COLOUR, **values) + "\n"
+    return json.dumps(json.loads(text), indent=2) + "\n" if name.endswith(".json") else text
 
 
 def flat_names(images: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from datamodules.index import SPLITS, DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.annotation.choosing import choose_images, look_at, maps_of
-from experiments.annotation.describe import index_words
+from experiments.annotation.describe import fill, index_words
 from experiments.annotation.package import check_new, outline, write_package
 from experiments.build import Run, build_data, open_run
 from experiments.config import load_config
@@ -65,18 +65,27 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
         raise DataError("none of the abnormal images could be read; check data.root")
     chosen = pool.iloc[places].rename(columns={"path": "image"})
     chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
-    outlines, maker, about = None, "", []
+    outlines, maker = None, ""
+    method, threshold, is_tuned = _shown_map(opened) if opened else ("", HALF, False)
     if options.outlines and opened:
-        method, threshold, tuned = _shown_map(opened)
         maker = f"{opened.module.stage} {method}"
         maps = maps_of(opened.module, data, method, chosen.index.to_numpy())
         outlines = [outline(shown, threshold) for shown in maps]
-        about = _about_outlines([len(own) for own in outlines], method, threshold, tuned, chosen)
     words = [f"data.name={data.name}", *index_words(config)]
     write_package(options.out, data.root, chosen, outlines, maker, words)
-    words.insert(1, f"data.root={data.root}")
-    lines = [*_about_choice(pool, chosen, options, data), *about, *_next(options, chosen, words)]
-    print("\n".join(lines))
+    back = ["--mapping", str(options.out / "mapping.csv"), words[0], f"data.root={data.root}"]
+    text = fill(
+        "selection.txt",
+        options=options,
+        data=data,
+        chosen=chosen,
+        free=(~pool["masked"]).sum(),
+        where=_named(options.split),
+        outlines=[len(own) for own in outlines or []],
+        map={"method": method, "threshold": threshold, "is_tuned": is_tuned},
+        back=shlex.join([*back, *words[1:]]),
+    )
+    print(text)
     return 0
 
 
@@ -147,76 +156,3 @@ def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.
 
 def _named(split: str) -> str:
     return "train, val and test" if split == "all" else split
-
-
-def _about_choice(
-    pool: pd.DataFrame,
-    chosen: pd.DataFrame,
-    options: argparse.Namespace,
-    data: RadiographDataModule,
-) -> list[str]:
-    """What was chosen, and where it lies."""
-    kind = "" if options.masked else " without a lesion mask"
-    how = f"at random (data.seed={data.seed})"
-    if options.run:
-        unsure = (chosen["reason"] == "uncertain").sum()
-        how = f"by {options.run}: {unsure} of the half that it is less sure of"
-    lines = [
-        f"chosen   {len(chosen):,} of {(~pool['masked']).sum():,} abnormal images{kind} in "
-        f"{_named(options.split)}, {how}",
-        f"         of {chosen['patient'].nunique():,} {data.patients_are} and "
-        f"{chosen['study'].nunique():,} studies; {_counts(chosen['body_part'])}",
-    ]
-    if options.split == "all":
-        lines.append(f"         {_counts(chosen['split'])}")
-    if len(chosen) < options.count:
-        lines.append(f"         there are no {options.count:,}: these are all")
-    return [*lines, f"written  {options.out}: open README.txt there, it says how in each tool"]
-
-
-def _counts(names: pd.Series) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in names.value_counts().items())
-
-
-def _about_outlines(
-    counts: list[int], method: str, threshold: float, tuned: bool, chosen: pd.DataFrame
-) -> list[str]:
-    """What the outlines are, and what they do to a rater."""
-    origin = "tuned on val" if tuned else "no val masks have tuned one"
-    lines = [
-        f"outlines {sum(counts):,} on {sum(count > 0 for count in counts):,} images, where "
-        f"{method} reaches {threshold:.2f} ({origin})",
-        "",
-        "CAUTION  The outlines are the network's and bias whoever draws: masks that begin with "
-        "them agree",
-        "         with its maps more than they should. One that is left as it is becomes a mask.",
-    ]
-    if judges := chosen["split"].isin(["val", "test"]).sum():
-        lines += [
-            f"         {judges} of these images are of val or test: masks drawn so must not judge "
-            "this run;",
-            "         choose them again without --outlines",
-        ]
-    return [*lines, ""]
-
-
-def _next(options: argparse.Namespace, chosen: pd.DataFrame, words: list[str]) -> list[str]:
-    """What the masks will be good for, and the command after drawing."""
-    lines = []
-    if set(chosen["split"]) == {"train"}:
-        lines += [
-            "note     Masks follow their image's split: these will train stage 3 (at most "
-            "lesions.count) and judge",
-            "         no map. --split all chooses from val and test, too; or cross-fit with "
-            "lesions.folds=5.",
-        ]
-    elif options.run:
-        lines += [
-            "note     Masks of val and test judge: chosen by a run they are no fair sample, and "
-            "figures on them hold",
-            "         for images that it is unsure of. Choose those at random, without --run.",
-        ]
-    mapping = shlex.quote(str(options.out / "mapping.csv"))
-    command = f"python -m experiments.import_lesions EXPORT --out LESIONS --mapping {mapping}"
-    lines.append("next     draw, export, and bring the masks back:")
-    return [*lines, "", f"{command} {shlex.join(words)}"]
