@@ -130,27 +130,24 @@ def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
             and ("original_width" in entry or _kind(entry) in (*DRAWN, *NO_AREA))
         ]
         given = [{"completed_by": task.get("annotator"), "result": results}]
-    kept: list[dict[str, Any]] = [
-        entry
-        for entry in items(given)
-        if isinstance(entry, dict) and not entry.get("was_cancelled", entry.get("skipped"))
-    ]
+    entries = [entry for entry in items(given) if isinstance(entry, dict)]
+    kept = [one for one in entries if not one.get("was_cancelled", one.get("skipped"))]
     regions = []
     for number, entry in enumerate(kept):
-        who, results = entry.get("completed_by"), entry.get("result")
-        if not isinstance(results, list):
+        who, drawn = entry.get("completed_by"), entry.get("result")
+        if not isinstance(drawn, list):
             raise EntryError("has annotations without a 'result': of another tool? export as JSON")
         if isinstance(who, dict):
             who = who.get("id", who.get("email"))
         if who is None and len(kept) > 1:  # not named, but not one person's either
             who = f"annotation {number}"
         rater = "" if who is None else raters.setdefault(text(who), f"rater {len(raters) + 1}")
-        about = [result if isinstance(result, dict) else {} for result in results]
+        about = [result if isinstance(result, dict) else {} for result in drawn]
         # Beside Rectangle, Labels are a result of their own, of the same id.
         apart = {
             text(one.get("id")): _labels("", one) for one in about if one.get("type") == "labels"
         }
-        for place, (one, result) in enumerate(zip(about, results, strict=True)):
+        for place, (one, result) in enumerate(zip(about, drawn, strict=True)):
             kind, identity = _kind(one), one.get("id", place)
             if kind not in ANSWERS:
                 labels = _labels(kind, one) or apart.get(text(identity), ())
@@ -178,7 +175,8 @@ def _read_region(region: Region, size: tuple[int, int] | None) -> tuple[Mark, tu
     check(own == (size or own), f"{what}; export it again")
     is_upright = not result.get("image_rotation")
     check(is_upright, "the image was turned in Label Studio; annotate it upright")
-    return Mark(region.entry, labels=region.labels, rater=region.rater, **_area(kind, value, own)), own
+    area = _area(kind, value, own)
+    return Mark(region.entry, labels=region.labels, rater=region.rater, **area), own
 
 
 def _kind(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from datamodules.annotations import fields, shapes
 from datamodules.annotations.fields import EntryError, catch, check, field, items
 from datamodules.annotations.files import catch_file, list_files, name_beside, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Point
+from datamodules.decode import check_png
 from datamodules.index import DataError
 
 # X-AnyLabeling writes the first with four corners, and the last, as other tools the second, turned.
@@ -82,6 +83,7 @@ def _decode(encoded: object, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a base64 PNG of ``size``, which is checked before they take memory."""
     try:
         data = base64.b64decode(encoded if isinstance(encoded, str) else "", validate=True)
+        check_png(data, Path("mask"))
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             stated = image.size[::-1]
             if stated == size:
