@@ -61,8 +61,8 @@ TEXTS.globals["images_of"] = images_of
 
 
 def fill(name: str, **values: Any) -> str:
-    """The text of the template ``name``."""
-    return TEXTS.get_template(f"{name}.j2").render(values)
+    """The text of the template ``name``, without a line break at its end."""
+    return TEXTS.get_template(f"{name}.j2").render(values).rstrip("\n")
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:
