@@ -1,13 +1,22 @@
-"""What is learned from: one data module a source."""
+"""What is learned from: index table -> cache -> sampler -> augmentation -> batch.
 
-from datamodules.fracatlas import FracAtlasDataModule
-from datamodules.index import DataError
-from datamodules.mura import MuraDataModule
-from datamodules.phantom.source import PhantomDataModule
-from datamodules.radiographs import RadiographDataModule
+Read ``index`` (the one thing that differs between sources), ``radiographs`` (the base of all),
+``sampler``, ``batches`` and ``cache``, then ``lesions`` and a source such as ``mura``.
+"""
 
-SOURCES: dict[str, type[RadiographDataModule]] = {
-    source.name: source for source in (PhantomDataModule, MuraDataModule, FracAtlasDataModule)
-}
+from typing import TYPE_CHECKING
 
-__all__ = ["SOURCES", "DataError", "RadiographDataModule"]
+if TYPE_CHECKING:
+    from datamodules.sources import SOURCES as SOURCES
+    from datamodules.sources import DataError as DataError
+    from datamodules.sources import PhantomDataModule as PhantomDataModule
+    from datamodules.sources import RadiographDataModule as RadiographDataModule
+
+
+def __getattr__(name: str) -> object:
+    """Import the sources when first asked for: the options are read before PyTorch is there."""
+    if name in ("SOURCES", "DataError", "PhantomDataModule", "RadiographDataModule"):
+        from datamodules import sources
+
+        return getattr(sources, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,34 +17,13 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-
-@dataclass(frozen=True)
-class AugmentationStrength:
-    """How far an image may be changed; 0 switches a change off.
-
-    Attributes:
-        rotate: largest rotation, degrees.
-        scale: largest change of scale, share (0.1: 0.9 to 1.1).
-        shift: largest shift, share of the side.
-        flip: probability of a left-right flip.
-        brightness: largest change of brightness, share of the range.
-        contrast: largest change of contrast, share.
-        noise: largest standard deviation of added noise, share of the range.
-    """
-
-    rotate: float = 10.0
-    scale: float = 0.1
-    shift: float = 0.05
-    flip: float = 0.5
-    brightness: float = 0.1
-    contrast: float = 0.1
-    noise: float = 0.0
+from datamodules.options import Augmentation
 
 
-class Augmentation:
-    """Augment an image and its lesion mask together."""
+class Augmenter:
+    """Augment an image and its lesion mask together; an option of 0 switches its change off."""
 
-    def __init__(self, strength: AugmentationStrength, seed: int) -> None:
+    def __init__(self, strength: Augmentation, seed: int) -> None:
         self.seed = seed
         steps: list[A.BasicTransform] = []
         if strength.flip:

@@ -1,28 +1,32 @@
 """The base of every data set of radiographs: index -> cache -> sampler -> augmentation -> batch.
 
-A new source is one subclass that says how to build its index table (see ``datamodules.index``);
-everything else is here.
+A new source is one subclass that says how to build its index table (see ``datamodules.index``).
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from datamodules import cache, index, lesions
-from datamodules.batches import Batch, BatchDataset, start_worker
+from datamodules import cache, index
+from datamodules.batches import Batch, BatchDataset, default_workers, load_batches
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
+from datamodules.lesions import choose_lesions, leave_out_fold
+from datamodules.options import Augmentation, Data, Lesions
 from datamodules.sampler import EvaluationBatches, TrainBatches
+
+if TYPE_CHECKING:
+    from datamodules.augmentation import Augmenter
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +42,8 @@ def to_model_input(image: Tensor) -> Tensor:
 class RadiographDataModule(LightningDataModule):
     """Radiographs with image-level labels and, for some, a lesion mask.
 
-    Args:
-        root: the data set's folder.
-        cache_dir: where caches are kept.
-        seed: draws the splits and the lesion subset (``data.seed``).
-        image_size: side of the letterboxed square, pixels; None: the source's default.
-        crop: "none", or "content": crop to the exposed limb first; None: the source's default.
-        contrast: "none", "stretch" (percentiles) or "clahe"; None: the source's default.
-        batch_size: images a step and rank.
-        num_workers: loader processes.
-        limit: at most so many images a split.
-        split: "patient", or "image": patients leak into test, only to reproduce figures got that
-            way.
-        unreadable: "error" or "skip" for images that cannot be decoded; None: the source's default.
-        augmentation: strengths of the training augmentation; None: none.
-        order_seed: seed of batch order and augmentation (``seed``).
-        lesions_path: folder with ``lesions.csv`` and masks; None: the source's own, if any.
-        lesions_count: at most so many masks of train images are trained on.
-        lesions_per_batch: images of them in every training batch.
-        lesions_folds: cross-fitting, see ``lesions.leave_out_fold``; None: all are trained on.
-        lesions_fold: the fold that is left out, from 0.
+    ``order_seed`` (the configuration's ``seed``) is that of batch order and augmentation;
+    ``data.seed`` draws the splits. Without ``augmentation`` train images stay as they are.
     """
 
     name = "radiographs"
@@ -66,57 +52,41 @@ class RadiographDataModule(LightningDataModule):
     default_contrast = "none"
     unreadable = "error"
     licence = "not known here: see the data set's own terms"  # of the images, as model cards say
+    shows_people = True  # pictures of them leave the machine only when asked
     patients_are = "patients"  # what the index's column patient stands for, as people are told
+    published: ClassVar[dict[str, dict[str, float]]] = {}  # others' study kappa on test, by part
+    published_by = ""  # where from, as people are told
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
 
     def __init__(
         self,
-        root: str | None = None,
-        cache_dir: str = "runs/cache",
-        seed: int = 0,
-        image_size: int | None = None,
-        crop: str | None = None,
-        contrast: str | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        limit: int | None = None,
-        split: str = "patient",
-        unreadable: str | None = None,
-        augmentation: dict[str, float] | None = None,
+        data: Data,
+        lesions: Lesions | None = None,
+        augmentation: Augmentation | None = None,
         order_seed: int = 0,
-        lesions_path: str | None = None,
-        lesions_count: int = 100,
-        lesions_per_batch: int = 0,
-        lesions_folds: int | None = None,
-        lesions_fold: int = 0,
     ) -> None:
         super().__init__()
+        root = data.root or self.default_root(data)
         if root is None:
-            raise DataError(
-                f"data.name={self.name} needs data.root=/path/to/the/data (make: ROOT=...)"
-            )
+            raise DataError(f"data.name={self.name} needs data.root=/path/to/data (make: ROOT=...)")
         self.root = Path(root)
-        self.cache_dir = Path(cache_dir)
-        self.seed = seed
+        self.cache_dir = Path(data.cache_dir or "runs/cache")
+        self.seed, self.limit, self.split = data.seed, data.limit, data.split
         self.recipe = cache.Recipe(
-            image_size or self.default_image_size,
-            crop or self.default_crop,
-            contrast or self.default_contrast,
+            data.image_size or self.default_image_size,
+            data.crop or self.default_crop,
+            data.contrast or self.default_contrast,
         )
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.limit = limit
-        self.split = split
-        self.on_unreadable = unreadable or self.unreadable
-        self.augmentation = augmentation
+        self.batch_size = data.batch_size
+        self.num_workers = default_workers() if data.num_workers is None else data.num_workers
+        self.on_unreadable = data.unreadable or self.unreadable
+        self.lesions = lesions or Lesions()
+        self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
+        self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
-        self.lesions_path = Path(lesions_path) if lesions_path else None
-        self.lesions_count = lesions_count
-        self.lesions_per_batch = lesions_per_batch
-        self.lesions_folds = lesions_folds
-        self.lesions_fold = lesions_fold
         self.pixels: cache.PixelCache | None = None
         self.sampler: TrainBatches | None = None
+        self._table: pd.DataFrame | None = None
         self._resume_at: tuple[int, int] = (0, 0)
 
     # What a source fills in -----------------------------------------------------------------------
@@ -132,6 +102,11 @@ class RadiographDataModule(LightningDataModule):
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
 
+    @classmethod
+    def default_root(cls, data: Data) -> str | None:
+        """Where the data lie unless ``data.root`` says so."""
+        return None
+
     # Lightning's steps ----------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -140,15 +115,9 @@ class RadiographDataModule(LightningDataModule):
             return
         self.prepare_source()
         if not self.root.is_dir():
-            raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
-        cache.build(
-            self.cache_folder,
-            self.checked_index,
-            self.root,
-            self.recipe,
-            self.on_unreadable,
-            check=lambda table: index.check_index(table, self.name),
-        )
+            raise DataError(f"data.root={self.root} is no folder. Fix: the data set's own folder.")
+        place = (self.cache_folder, self.checked_index, self.root, self.recipe, self.on_unreadable)
+        cache.build(*place, check=lambda table: index.check_index(table, self.name))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
@@ -160,22 +129,22 @@ class RadiographDataModule(LightningDataModule):
         # Hashes of what images and masks show, wherever they lie and however they are stored.
         self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
-        chosen = lesions.choose_lesions(self.table, self.lesions_count, self.seed)
-        if self.lesions_folds:
-            self.pixels.table = lesions.leave_out_fold(
-                self.table, chosen, self.lesions_folds, self.lesions_fold, self.seed
-            )
-        rows = self.table
+        rows, options = self.pixels.table, self.lesions
+        chosen = choose_lesions(rows, options.count, self.seed)
+        if options.folds:
+            rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
+        self._table = rows
+        # Of images, labels, splits and which are masked; and of which images are val or test.
+        self.index_hash, self.judges_hash = index.hash_table(rows), index.hash_judges(rows)
         self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
         masked = (rows["lesion_mask"] != "").to_numpy()
         shown = masked & (rows["split"] != "train").to_numpy()
-        shown[self.lesion_rows] = True
-        if len(self.lesion_rows) and not (masked & (rows["split"] != "train")).any():
-            log.warning(
-                "all %d lesion masks lie in train: no map can be judged; with lesions.folds=5 a "
-                "fifth of the lesion subset is left out to judge",
-                masked.sum(),
+        if len(self.lesion_rows) and not shown.any():
+            problem = (
+                "all %d lesion masks lie in train: no map can be judged. Fix: lesions.folds=5."
             )
+            log.warning(problem, masked.sum())
+        shown[self.lesion_rows] = True
         self._shows_lesion = shown
         self._codes = {
             "label": rows["label"].to_numpy(np.int64),
@@ -188,38 +157,31 @@ class RadiographDataModule(LightningDataModule):
         self.sampler = TrainBatches(
             self.rows_of("train"),
             self.batch_size,
-            seed=self.order_seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            lesion_rows=self.lesion_rows,
-            lesions_per_batch=self.lesions_per_batch,
+            self.order_seed,
+            *self._ranks,
+            self.lesion_rows,
+            self.lesions.per_batch,
         )
         self.sampler.resume_at(*self._resume_at)
-        augmentation = None
-        if self.augmentation is not None:
-            # Here and not above: who trains nothing need not wait for albumentations.
-            from datamodules.augmentation import Augmentation, AugmentationStrength
+        if self.augmentation is None:
+            return self._loader(self.sampler)
+        # Here and not above: who trains nothing need not wait for albumentations.
+        from datamodules.augmentation import Augmenter
 
-            augmentation = Augmentation(AugmentationStrength(**self.augmentation), self.order_seed)
-        return self._loader(self.sampler, augmentation)
+        return self._loader(self.sampler, Augmenter(self.augmentation, self.order_seed))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The val split in order."""
         return self.evaluation_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order."""
-        return self.evaluation_dataloader("test")
-
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        sampler = EvaluationBatches(
-            self.rows_of(split),
-            self.batch_size,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-        )
-        return self._loader(sampler, None)
+        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, *self._ranks))
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device, make the uint8 images float32 (see ``to_model_input``)."""
@@ -235,30 +197,23 @@ class RadiographDataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.current.processed
         # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
         whole = batches >= self.trainer.num_training_batches
+        hashes = ("index_hash", "judges_hash", "image_hash", "mask_hash")
         return {
             "epoch": loop.epoch_progress.current.processed,
             "batch": 0 if whole else batches,
             "images_a_step": self.batch_size * self.trainer.world_size,
-            "index_hash": self.index_hash,
-            "judges_hash": self.judges_hash,
-            "image_hash": self.image_hash,
-            "mask_hash": self.mask_hash,
+            **{name: getattr(self, name) for name in hashes},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position of ``state_dict``.
-
-        Raises:
-            DataError: the run was trained on other data, or with another number of images a step:
-                its epochs would be cut otherwise, and its learning rate counts its steps.
-        """
+        """Take up the position of ``state_dict``, if it is of a run on these data."""
         self.check_same_data(state_dict)
-        wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        wanted = self.batch_size * self._ranks[1]
+        # Else its epochs would be cut otherwise, and its learning rate counts its steps.
         if state_dict["images_a_step"] != wanted:
             raise DataError(
                 f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
-                f"takes {wanted}; resume with the devices and nodes it began with, or start a new "
-                "run (run.name=...)"
+                f"takes {wanted}. Fix: the devices and nodes it began with, or another run.name."
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
@@ -274,51 +229,38 @@ class RadiographDataModule(LightningDataModule):
         return index.check_index(index.limit_split(table, self.limit), self.name)
 
     @property
-    def table(self) -> pd.DataFrame:
-        """The checked index table (after ``setup``)."""
+    def cached(self) -> cache.PixelCache:
+        """The opened cache (after ``setup``)."""
         if self.pixels is None:
             raise RuntimeError("call prepare_data() and setup() first")
-        return self.pixels.table
+        return self.pixels
 
     @property
-    def index_hash(self) -> str:
-        """Hash of what is learned and judged: images, labels, splits, which of them are masked."""
-        return index.hash_table(self.table)
-
-    @property
-    def judges_hash(self) -> str:
-        """Hash of which images are val and which test, whatever is known of them."""
-        return index.hash_judges(self.table)
+    def table(self) -> pd.DataFrame:
+        """The checked index table, lesion masks and left out folds settled (after ``setup``)."""
+        return self.cached.table if self._table is None else self._table
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
-        """Raise a DataError unless this is the data that a run was trained on.
-
-        Args:
-            trained_on: The state of the run's data module, see ``state_dict``.
-        """
+        """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
         if trained_on["index_hash"] != self.index_hash:
             raise DataError(
                 f"{self.root} is not the data that this run was trained on (other images, labels, "
-                "splits, or other images with lesion masks): its train images may be judged here; "
-                "name the data.root and the lesions.path it had, or start a new run (run.name=...)"
+                "splits, or other images with lesion masks): its train images may be judged here. "
+                "Fix: the data.root and the lesions.path it had, or another run.name."
             )
         masks = self.lesions_path or self.root
-        for name, what in {
-            "image_hash": f"{self.root}: the images",
-            "mask_hash": f"{masks}: the lesion masks",
-        }.items():
-            # Checkpoints of before these were hashed know nothing of them.
-            if trained_on.get(name, getattr(self, name)) != getattr(self, name):
+        for same, what in (
+            (trained_on["image_hash"] == self.image_hash, f"{self.root}: the images"),
+            (trained_on["mask_hash"] == self.mask_hash, f"{masks}: the lesion masks"),
+        ):
+            if not same:
                 raise DataError(
-                    f"{what} changed since this run was trained (the same names, other pixels); "
-                    "bring back what it had, or start a new run (run.name=...)"
+                    f"{what} changed since this run was trained (the same names, other pixels). "
+                    "Fix: bring back what it had, or choose another run.name."
                 )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:
-        """Whether val and test are the images that they were in a run's training.
-
-        Then none of its train images is judged, whatever became of labels and lesion masks since.
-        """
+        """Whether val and test are those of a run's training: then none of its train is judged."""
         return trained_on.get("judges_hash") == self.judges_hash
 
     @property
@@ -361,37 +303,23 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        assert self.pixels is not None, "setup() opens the cache"
-        geometry = self.pixels.geometry_of(row)
+        geometry = self.cached.geometry_of(row)
         return geometry.height, geometry.width
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
-        assert self.pixels is not None, "setup() opens the cache"
-        return from_square(square, self.pixels.geometry_of(row))
+        return from_square(square, self.cached.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
-        """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1.
-
-        With ``lesions.per_batch`` a batch holds more abnormal images than the train split does.
-        """
+        """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""
         labels = self.table.loc[self.table["split"] == "train", "label"]
-        added = self.lesions_per_batch / self.batch_size
+        # With lesions.per_batch a batch holds more abnormal images than the train split does.
+        added = self.lesions.per_batch / self.batch_size
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
     def _loader(
-        self, sampler: TrainBatches | EvaluationBatches, augmentation: Any
+        self, sampler: Sampler[tuple[int, np.ndarray]], augmenter: Augmenter | None = None
     ) -> DataLoader[Batch]:
-        assert self.pixels is not None, "setup() opens the cache"
-        return DataLoader(
-            BatchDataset(self.pixels, self._codes, self._shows_lesion, augmentation),
-            sampler=sampler,
-            batch_size=None,  # an item of the sampler is a whole batch
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=start_worker,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: starting a loader would otherwise move the one dropout draws from.
-            generator=torch.Generator(),
-        )
+        dataset = BatchDataset(self.cached, self._codes, self._shows_lesion, augmenter)
+        return load_batches(dataset, sampler, self.num_workers)

@@ -13,12 +13,6 @@ from typing import NoReturn, ParamSpec
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
 P = ParamSpec("P")
-# The errors that say why a request cannot be carried out, and what to do.
-REFUSALS = (
-    ("experiments.schema", "ConfigError"),
-    ("datamodules.index", "DataError"),
-    ("experiments.runs", "RunError"),
-)
 # Exit statuses of a shell: 128 + the signal's number.
 BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
@@ -53,16 +47,10 @@ def run(
     undone_by_sigterm: bool = False,
     by_ctrl_c: str = "stopped; nothing is lost, the same command goes on",
 ) -> int:
-    """Run a command and return its exit status.
+    """Run a command and return its exit status; Ctrl-C and missing packages end it with a line.
 
-    Ctrl-C, at any moment, ends it with a line and not with a traceback; so does an environment
-    without the packages, which ``main`` must import itself.
-
-    Args:
-        main: The command.
-        undone_by_sigterm: SIGTERM ends it with its own status and removes what is half written,
-            as Ctrl-C does. Not for training, which hears SIGTERM itself.
-        by_ctrl_c: What is said then.
+    With ``undone_by_sigterm`` so does SIGTERM, and what is half written is removed. Not for
+    training, which hears SIGTERM itself.
     """
     if undone_by_sigterm:
         signal.signal(signal.SIGTERM, _end)
@@ -81,8 +69,8 @@ def run(
 def answered(main: Callable[P, int]) -> Callable[P, int]:
     """Let a command that cannot be carried out say why, in a line, and return status 2.
 
-    That are the project's own errors, a loss that is no number any more, and what the system
-    refuses, such as a folder that cannot be written; all else is a fault and keeps its traceback.
+    All but the project's own errors, a loss that is no number any more and what the system refuses
+    is a fault and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -90,7 +78,8 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except (ValueError, FloatingPointError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, _refusals()):
+            kind = type(error)  # ConfigError, DataError, RunError, not a ValueError of a library
+            if isinstance(error, ValueError) and kind.__module__.partition(".")[0] not in OURS:
                 raise
             print(f"error: {error}", file=sys.stderr)
         except OSError as error:
@@ -99,11 +88,6 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         return 2
 
     return answer
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    # Of what is imported: where an error comes from is, and no more is wanted for telling it.
-    return tuple(getattr(sys.modules[name], kind) for name, kind in REFUSALS if name in sys.modules)
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-log = logging.getLogger(__name__)
+from callbacks.options import DECIMALS
 
-DECIMALS = 3  # of the score that makes a checkpoint best; a test holds callbacks.checkpoints to it
+log = logging.getLogger(__name__)
 
 
 def best_row(folder: Path, monitor: str) -> dict[str, float]:
@@ -27,8 +27,10 @@ def by_epoch(folder: Path, name: str = "epoch") -> dict[int, float]:
     table = read_metrics(folder)
     if name not in table:
         return {}
-    known = table.dropna(subset=[name])
-    return {int(epoch): float(v) for epoch, v in zip(known["epoch"], known[name], strict=True)}
+    rows = table.dropna(subset=[name])
+    return {
+        int(epoch): float(value) for epoch, value in zip(rows["epoch"], rows[name], strict=True)
+    }
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
@@ -36,14 +38,14 @@ def read_metrics(folder: Path) -> pd.DataFrame:
 
     A power cut may leave it empty. Training knows the last epoch's figures from its checkpoint.
     """
-    path = folder / "metrics.csv"
+    path, empty = folder / "metrics.csv", pd.DataFrame(columns=["epoch"])
+    if not path.is_file():
+        return empty
     try:
         table = pd.read_csv(path)
-    except FileNotFoundError:
-        return pd.DataFrame(columns=["epoch"])
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeError):
         table = pd.DataFrame()
-    if "epoch" not in table:
-        log.warning("%s is damaged: the figures of epochs before are lost", path)
-        return pd.DataFrame(columns=["epoch"])
-    return table
+    if "epoch" in table:
+        return table
+    log.warning("%s is damaged: the figures of earlier epochs are lost", path)
+    return empty

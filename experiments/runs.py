@@ -11,15 +11,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
-from datamodules.files import take
+from datamodules.files import take, whole_file
 from experiments.config import Config, differences, read_plain, to_plain
 from experiments.metrics_csv import read_metrics
-from lightning_modules import STAGES
+from experiments.schema import flatten, show
+from lightning_modules.stages import STAGES, Stage1Classifier
 
 # What a checkpoint must hold to be judged, or to be started from.
 PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
@@ -36,43 +36,33 @@ class RunError(ValueError):
 
 
 def check_config(folder: Path, config: Config) -> None:
-    """Make sure that the run begun in ``folder``, if there is one, is of this configuration.
-
-    Raises:
-        RunError: another configuration lives here (the difference is listed).
-    """
+    """Make sure that the run begun in ``folder``, if there is one, is of this configuration."""
     saved = folder / "config.yaml"
-    trained = any((folder / "checkpoints").glob("*.ckpt"))
-    if trained and not saved.is_file():
+    # Before the first save nothing has been trained: a mistake can be mended in place.
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        return
+    if not saved.is_file():
         raise RunError(
             f"{folder} holds checkpoints but no config.yaml: what they were trained with is not "
-            "known; put it back, or choose another run.name"
+            "known. Fix: put it back, or choose another run.name."
         )
-    # Before the first save nothing has been trained: a mistake can be mended in place.
-    if trained:
-        changed = differences(read_plain(saved), to_plain(config))
-        if changed:
-            listed = "\n  ".join(changed)
-            raise RunError(
-                f"{folder} holds a run of another configuration:\n  {listed}\n"
-                "Give this one a name of its own (run.name=..., make: RUN=...), or delete the "
-                "folder"
-            )
+    if changed := differences(read_plain(saved), to_plain(config)):
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"{folder} holds a run of another configuration:\n  {listed}\n"
+            "Fix: give this one its own name (run.name=..., make: RUN=...), or delete the folder."
+        )
 
 
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keep every other process out of ``folder``; the kernel frees the lock when its owner dies.
-
-    Raises:
-        RunError: another process trains in this folder, or it cannot be written.
-    """
+    """Keep every other process out of ``folder``; the kernel frees the lock when its owner dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
         raise RunError(
-            f"cannot write the run directory {folder} ({error.strerror}); choose another run.root"
+            f"cannot write the run directory {folder} ({error.strerror}). Fix: another run.root."
         ) from error
     with lock as handle:
         try:
@@ -80,13 +70,13 @@ def lock_run(folder: Path) -> Iterator[None]:
         except OSError as error:
             free = True
             print(
-                f"{folder}: its file system knows no locks ({error.strerror}); never train there "
+                f"{folder}: its file system has no locks ({error.strerror}); never train there "
                 "twice at a time",
                 file=sys.stderr,
             )
         if not free:
             raise RunError(
-                f"another process trains in {folder}; wait for it, or choose another run.name"
+                f"another process trains in {folder}. Fix: wait for it, or choose another run.name."
             )
         yield
 
@@ -110,50 +100,36 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         # A kill between the first epoch's two saves may leave this one alone.
         if best.is_file() and read_checkpoint(best)["epoch"] > 0:
             raise RunError(
-                f"{last} is lost, and training would start over and overwrite best.ckpt; put it "
-                "back, choose another run.name, or delete the folder to start over"
+                f"{last} is lost, and training would start over and overwrite best.ckpt. Fix: put "
+                "it back, choose another run.name, or delete the folder to start over."
             )
         return None, {}
-    return last, read_checkpoint(
-        last,
-        f"; what it was trained to is lost (best.ckpt can still be evaluated): delete {folder} to "
-        "start over, or choose another run.name",
-        (*PARTS, *STATES),
+    remedy = (
+        f". Its training is lost (best.ckpt can still be evaluated). Fix: delete {folder} to start "
+        "over, or choose another run.name."
     )
+    return last, read_checkpoint(last, remedy, (*PARTS, *STATES))
 
 
 def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) -> None:
-    """Raise a RunError unless the checkpoint knows the state of all that a run goes on with.
+    """Raise a RunError unless the checkpoint has the state of all that a run goes on with.
 
     Lightning starts anew what it finds no state of: "best" at minus infinity, alpha at chance.
-
-    Args:
-        checkpoint: its content.
-        path: where it lies, for the message.
-        wanted: names of callbacks, of the data module, and of parts.
+    ``wanted`` names callbacks, the data module, and parts.
     """
-    known = checkpoint.keys() | checkpoint["callbacks"].keys()
-    if absent := [name for name in wanted if name not in known]:
+    present = checkpoint.keys() | checkpoint["callbacks"].keys()
+    if absent := [name for name in wanted if name not in present]:
         raise RunError(
             f"{path} is no whole checkpoint of this run (it lacks the state of "
-            f"{', '.join(absent)}); put this run's own back, choose another run.name, or delete "
-            f"{path.parents[1]} to start over"
+            f"{', '.join(absent)}). Fix: put this run's own back, choose another run.name, or "
+            f"delete {path.parents[1]} to start over."
         )
 
 
 def read_checkpoint(
     checkpoint: Path, remedy: str = "", parts: Iterable[str] = PARTS
 ) -> dict[str, Any]:
-    """A checkpoint's content, which holds all that a run needs to go on or to be judged.
-
-    Args:
-        checkpoint: the file.
-        remedy: what to do when it cannot be used, "; ..." for the message.
-        parts: what it must hold.
-
-    Raises:
-        RunError: the file is damaged, or no whole checkpoint of this project.
-    """
+    """A checkpoint's content, with all ``parts``; ``remedy`` ends the message where it is not."""
     try:
         content = load_checkpoint(checkpoint)
     except ValueError as error:
@@ -169,35 +145,29 @@ def read_checkpoint(
     return content
 
 
-def check_network(module: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a RunError unless the checkpoint is of ``module``: its weights and its arguments.
+def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a RunError unless the checkpoint is of ``module``: its weights and its options.
 
     A checkpoint that came here otherwise than by this run, such as one of another lambda, must not
-    be trained on. (Arguments that only one of the two has are another version's.)
+    be trained on.
     """
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
         raise RunError(
-            f"{path} was written by another version of this project, with another network; finish "
-            "the run with that version, or choose another run.name"
+            f"{path} was written by another version of this project, with another network. Fix: "
+            "finish the run with that version, or choose another run.name."
         )
-
-    trained = checkpoint["hyper_parameters"]
+    before, now = flatten(checkpoint["hyper_parameters"]), flatten(dict(module.hparams))
     changed = [
-        f"{name}={_listed(trained[name])}, here {_listed(value)}"
-        for name, value in module.hparams.items()
-        if name in trained and name not in OF_THE_DATA and _listed(trained[name]) != _listed(value)
+        f"{name}={show(before.get(name))}, here {show(now.get(name))}"
+        for name in dict.fromkeys([*before, *now])
+        if name not in OF_THE_DATA and before.get(name) != now.get(name)
     ]
     if changed:
         raise RunError(
-            f"{path} is of another run: it was trained with {'; '.join(changed)}; put this run's "
-            f"own back, choose another run.name, or delete {path.parents[1]} to start over"
+            f"{path} is of another run: it was trained with {'; '.join(changed)}. Fix: put this "
+            f"run's own back, choose another run.name, or delete {path.parents[1]} to start over."
         )
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists: a checkpoint may have either."""
-    return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
@@ -208,11 +178,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
-    """The run directory and the checkpoint that ``run`` (a directory or a .ckpt) means.
-
-    Raises:
-        RunError: there is none.
-    """
+    """The run directory and the checkpoint that ``run`` (a directory or a .ckpt) means."""
     if run.suffix == ".ckpt":
         folder, checkpoint = run.parent.parent, run
     else:
@@ -224,17 +190,15 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
         )
     if not checkpoint.is_file():
         last = checkpoint.with_name("last.ckpt")
-        raise RunError(
-            f"{checkpoint} does not exist; "
-            + (f"name {last}" if last.is_file() else "train the run to its first epoch's end first")
-        )
+        remedy = f"name {last}" if last.is_file() else "train the run for an epoch first"
+        raise RunError(f"{checkpoint} does not exist; {remedy}")
     return folder, checkpoint
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        digest = hashlib.sha256()
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -243,12 +207,8 @@ def file_hash(path: Path) -> str:
 class MetricsCsv(Logger):
     """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
 
-    Args:
-        folder: the run directory.
-        epochs_kept: whole epochs that the checkpoint has behind it; 0: a fresh start.
-        last: figures of the last of them, as the checkpoint knows them.
-
-    Lightning's CSVLogger deletes the file of the run that it resumes.
+    (Lightning's CSVLogger deletes the file of the run that it resumes.) ``epochs_kept`` epochs are
+    in the checkpoint that is resumed, with the figures ``last`` of the last of them.
     """
 
     def __init__(self, folder: Path, epochs_kept: int, last: dict[str, float]) -> None:
@@ -262,15 +222,8 @@ class MetricsCsv(Logger):
             # A kill between an epoch's save and its last row: the checkpoint knows the figures.
             self.rows.setdefault(epochs_kept - 1, {"epoch": epochs_kept - 1}).update(last)
 
-    @property
-    def name(self) -> str:
-        """Lightning asks for a name."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for a version."""
-        return ""
+    name = "metrics"  # Lightning asks for both
+    version = ""
 
     @property
     @rank_zero_experiment
@@ -289,17 +242,14 @@ class MetricsCsv(Logger):
         epoch = int(values.pop("epoch", -1))
         if epoch < 0:
             return
-        row = self.rows.setdefault(epoch, {"epoch": epoch, "step": step or 0})
-        row.update(values)
+        self.rows.setdefault(epoch, {"epoch": epoch, "step": step or 0}).update(values)
         table = pd.DataFrame([self.rows[key] for key in sorted(self.rows)])
         first = ["epoch", "step"]
-        table = table[first + sorted(set(table.columns) - set(first))]
-        unfinished = self.path.with_suffix(".csv.partial")
-        table.to_csv(unfinished, index=False)
-        unfinished.replace(self.path)
+        with whole_file(self.path) as partial:
+            table[first + sorted(set(table.columns) - set(first))].to_csv(partial, index=False)
 
 
-def network_of(content: dict[str, Any], checkpoint: Path) -> LightningModule:
+def network_of(content: dict[str, Any], checkpoint: Path) -> Stage1Classifier:
     """The network of a checkpoint's content, as ``read_checkpoint`` returns it.
 
     In channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.

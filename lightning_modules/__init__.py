@@ -1,12 +1,22 @@
-"""What learns: one LightningModule a stage, on a common encoder."""
+"""What learns: a LightningModule a stage, each adding to the one before what the paper adds.
 
-from lightning_modules.stage1 import Stage1Classifier
-from lightning_modules.stage2 import Stage2GuidedAttention
-from lightning_modules.stage3 import Stage3WeaklySupervised
+Read ``losses`` and ``attention`` (the paper's equations), ``encoder``, then ``stage1``, ``stage2``
+and ``stage3``; ``options`` says what can be set, ``stages`` which stages there are.
+"""
 
-STAGES: dict[str, type[Stage1Classifier]] = {
-    module.stage: module
-    for module in (Stage1Classifier, Stage2GuidedAttention, Stage3WeaklySupervised)
-}
+from typing import TYPE_CHECKING
 
-__all__ = ["STAGES", "Stage1Classifier", "Stage2GuidedAttention", "Stage3WeaklySupervised"]
+if TYPE_CHECKING:
+    from lightning_modules.stages import STAGES as STAGES
+    from lightning_modules.stages import Stage1Classifier as Stage1Classifier
+    from lightning_modules.stages import Stage2GuidedAttention as Stage2GuidedAttention
+    from lightning_modules.stages import Stage3WeaklySupervised as Stage3WeaklySupervised
+
+
+def __getattr__(name: str) -> object:
+    """Import the stages when first asked for: the options are read before PyTorch is there."""
+    if name == "STAGES" or name.startswith("Stage"):
+        from lightning_modules import stages
+
+        return getattr(stages, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

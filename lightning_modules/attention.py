@@ -1,7 +1,7 @@
 """Maps of what a classifier looks at: pure functions on tensors, no hooks, no second backward pass.
 
-All of them are differentiable, work inside in at least float32 (bf16 keeps 8 bits of a map, too few
-for a peak or a quantile) and return that type. The named steps from features to a mask are
+All but ``peak`` are differentiable, work inside in at least float32 (bf16 keeps 8 bits of a map,
+too few for a peak or a quantile) and return that type. The named steps from features to a mask are
 
     cam / pcam  ->  non_negative  ->  normalise  ->  upsample  ->  soft_mask
 
@@ -12,40 +12,26 @@ images: a normal image may stay dark).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_modules.encoder import enlarge
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
-    """Class activation map, equation (1): ``CAM_c = sum_i w_{c,i} h_i``.
+    """Class activation map, equation (1): ``CAM_c = sum_i w_{c,i} h_i``, any sign.
 
-    The FC bias is left out, as in the paper: it says nothing about where.
-
-    Args:
-        features: Feature maps before global average pooling, ``(B, C, h, w)``.
-        weight: Weights of the FC layer, ``(K, C)``.
-
-    Returns:
-        Raw maps ``(B, K, h, w)``, any sign.
-
-    Raises:
-        ValueError: If the shapes do not fit each other.
-
-    Example:
-        >>> import torch
-        >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-        >>> cam(features, torch.tensor([[1.0, -1.0]]))
-        tensor([[[[-2., -2.]]]])
-        >>> pcam(features, torch.tensor([[1.0, -1.0]]))
-        tensor([[[[1., 2.]]]])
+    From features ``(B, C, h, w)`` and FC weights ``(K, C)`` to ``(B, K, h, w)``. The FC bias is
+    left out, as in the paper: it says nothing about where.
     """
     if features.ndim != 4 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} and FC weights of shape "
-            f"{tuple(weight.shape)} do not fit: they must be (B, C, h, w) and (K, C)"
+            f"shapes do not fit: expected features (B, C, h, w) and FC weights (K, C), got "
+            f"{tuple(features.shape)} and {tuple(weight.shape)}"
         )
     # Under autocast a matrix product falls back to bf16 whatever its inputs: switched off here.
     with torch.autocast(features.device.type, enabled=False):
@@ -55,216 +41,122 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
 def pcam(features: Tensor, weight: Tensor) -> Tensor:
     """Positive class activation map, equation (2): ``PCAM_c = sum_i max(w_{c,i}, 0) h_i``.
 
-    Only feature maps that speak for the class take part. Features after a ReLU make it >= 0.
-
-    Args:
-        features: Feature maps before global average pooling, ``(B, C, h, w)``.
-        weight: Weights of the FC layer, ``(K, C)``.
-
-    Returns:
-        Raw maps ``(B, K, h, w)``.
-
-    Raises:
-        ValueError: If the shapes do not fit each other.
+    Only feature maps that speak for the class take part; features after a ReLU make it >= 0.
     """
     return cam(features, weight.clamp(min=0))
 
 
-def non_negative(map: Tensor) -> Tensor:
-    """Cut negative values of a raw map of any shape: evidence against the class is no evidence."""
-    return _precise(map).relu()
+def non_negative(maps: Tensor) -> Tensor:
+    """Cut negative values: evidence against the class is no evidence for it."""
+    return _precise(maps).relu()
 
 
-def normalise(map: Tensor) -> Tensor:
-    """Stretch each map to [0, 1] by its own minimum and maximum over the last two dimensions.
+def normalise(maps: Tensor) -> Tensor:
+    """Stretch each map ``(..., h, w)`` to [0, 1] by its own minimum and maximum.
 
-    Args:
-        map: ``(..., h, w)``, any range.
-
-    Returns:
-        The same shape in [0, 1]. A constant map becomes all zeros with zero gradient.
-
-    Example:
-        >>> import torch
-        >>> normalise(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-        tensor([[0.0000, 0.2500],
-                [0.5000, 1.0000]])
-        >>> normalise(torch.full((1, 2), 7.0))
-        tensor([[0., 0.]])
+    A constant map becomes all zeros with zero gradient.
     """
-    map = _precise(map)
-    if not map.numel():
-        return map
-    low = map.amin(dim=(-2, -1), keepdim=True)
-    span = map.amax(dim=(-2, -1), keepdim=True) - low
+    maps = _precise(maps)
+    if not maps.numel():
+        return maps
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
     # A replaced divisor rather than an added epsilon: weak maps keep their exact range, and neither
     # branch of the `where` can divide by zero, so that gradients stay finite as well.
     flat = span <= 0
-    stretched = (map - low) / torch.where(flat, torch.ones_like(span), span)
-    return torch.where(flat, torch.zeros_like(map), stretched)
+    stretched = (maps - low) / torch.where(flat, torch.ones_like(span), span)
+    return torch.where(flat, torch.zeros_like(maps), stretched)
 
 
-def scale_map(map: Tensor, scale: float | Tensor) -> Tensor:
-    """Cut negative values, divide by one scale for all images and clip to [0, 1].
+def scale_map(maps: Tensor, scale: float | Tensor) -> Tensor:
+    """Cut negative values, divide by one ``scale`` for all images and clip to [0, 1].
 
-    Args:
-        map: Raw map of any shape.
-        scale: Value that becomes 1, the same for every image of a run; a number or a 0-d tensor.
-
-    Returns:
-        The same shape in [0, 1]; all zeros where the scale is 0 (a model without evidence).
-
-    Raises:
-        ValueError: If the scale is negative or not finite.
+    All zeros where the scale is 0: a model without evidence.
     """
     value = float(scale)
     if not 0 <= value < float("inf"):
-        raise ValueError(f"the map scale is {value}: it must be finite and not negative")
+        raise ValueError(f"map scale: expected a finite number, at least 0, got {value}")
     if value == 0:
-        return torch.zeros_like(_precise(map))
-    return (non_negative(map) / value).clamp(max=1)
+        return torch.zeros_like(_precise(maps))
+    return (non_negative(maps) / value).clamp(max=1)
 
 
-def upsample(map: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize a map of the encoder bilinearly to the image, see :func:`encoder.enlarge`.
-
-    Args:
-        map: ``(B, C, h, w)``.
-        size: Target ``(H, W)`` in pixels.
-
-    Returns:
-        ``(B, C, H, W)``, never outside the range of the map.
-    """
-    map = _precise(map)
-    if not map.shape[0]:
-        return map.new_zeros((0, map.shape[1], *size))  # interpolate refuses an empty batch
-    return enlarge(map, size)
+def upsample(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize maps ``(B, C, h, w)`` of the encoder to the image's ``(H, W)``, see ``enlarge``."""
+    maps = _precise(maps)
+    if not maps.shape[0]:
+        return maps.new_zeros((0, maps.shape[1], *size))  # interpolate refuses an empty batch
+    return enlarge(maps, size)
 
 
-def soft_mask(map: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:
-    """Soft threshold of a normalised map: ``T(A) = sigmoid(omega * (A - sigma))``.
+def soft_mask(maps: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:
+    """Soft threshold ``T(A) = sigmoid(omega (A - sigma))`` of a normalised map, in (0, 1).
 
     From GAIN (Li et al. 2018, section 3.1). The image times this mask keeps the activated area.
-
-    Args:
-        map: Values in [0, 1], see :func:`normalise`; any shape.
-        omega: Steepness; the larger, the closer to a hard threshold.
-        sigma: Threshold, where the mask is 0.5.
-
-    Returns:
-        The same shape, in (0, 1).
     """
-    return torch.sigmoid(omega * (_precise(map) - sigma))
+    return torch.sigmoid(omega * (_precise(maps) - sigma))
 
 
-def has_peak(map: Tensor) -> Tensor:
-    """Tell maps that point somewhere from those of one value, which point nowhere.
-
-    Args:
-        map: ``(B, 1, H, W)``.
-
-    Returns:
-        bool ``(B,)``.
-    """
-    if not map.numel():
-        return torch.zeros(map.shape[0], dtype=torch.bool, device=map.device)
-    values = _precise(map.detach()).flatten(1)
+def has_peak(maps: Tensor) -> Tensor:
+    """Whether each map ``(B, 1, H, W)`` has a peak, that is, is not constant: bool ``(B,)``."""
+    if not maps.numel():
+        return torch.zeros(maps.shape[0], dtype=torch.bool, device=maps.device)
+    values = _precise(maps.detach()).flatten(1)
     return values.amin(dim=1) < _plateau_floor(values.amax(dim=1))
 
 
-def peak(map: Tensor) -> Tensor:
+def peak(maps: Tensor) -> Tensor:
     """Locate the maximum of each map, in the middle of its plateau.
 
     A clipped or upsampled map often reaches its maximum on several pixels, and the first of them
-    would be a biased answer. The rule: of the pixels at the maximum, take the one nearest to their
-    centre of mass; then repeat with those that form one plateau with it (8-connected). So of two
-    separate plateaus one is chosen and its own middle returned, never the gap between them. The
-    answer is always a pixel at the maximum; ties go to the upper, then to the left one. A map of
-    one value (see :func:`has_peak`) peaks in the middle of the image.
-
-    "At the maximum" allows for 1e-6 of its size: interpolation rounds inside a flat area.
-
-    Args:
-        map: ``(B, 1, H, W)``, H and W at least 1, any range.
+    would be a biased answer. The rule: of the pixels at the maximum (within 1e-6 of it, since
+    interpolation rounds inside a flat area), take the one nearest to their centre of mass; then
+    repeat with those that form one plateau with it (8-connected). So of two separate plateaus one
+    is chosen and its own middle returned, never the gap between them; ties go to the upper, then to
+    the left one. A constant map peaks in the middle of the image.
 
     Returns:
         float32 ``(B, 2)``: x (column) and y (row) of the pixel, counted from 0, without gradient.
-
-    Raises:
-        ValueError: If the map has another shape, no pixels or values that are not finite.
 
     Example:
         >>> import torch
         >>> peak(torch.tensor([[[[0.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[2., 0.]])
     """
-    if map.ndim != 4 or map.shape[1] != 1 or not map.shape[2] * map.shape[3]:
-        raise ValueError(f"a map of shape {tuple(map.shape)} has no peak: it must be (B, 1, H, W)")
-    values = _precise(map.detach())[:, 0]
+    if maps.ndim != 4 or maps.shape[1] != 1 or not maps.shape[2] * maps.shape[3]:
+        raise ValueError(f"no peak: expected maps (B, 1, H, W), got {tuple(maps.shape)}")
+    if not len(maps):
+        return torch.zeros(0, 2, device=maps.device)
+    values = _precise(maps.detach())[:, 0]
     if not bool(values.isfinite().all()):
-        raise ValueError("a map with NaN or infinite values has no peak: the model has diverged")
-    if not len(map):
-        return torch.zeros(0, 2, device=map.device)
-    # Of all maps at once, and only their few pixels from here on: a GPU is waited for three times a
-    # batch, and once more for each round below, and not for each map.
-    pixels = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero()
-    joined = _connected(pixels, _nearest_to_centroid(pixels, len(map)))
-    pixels = pixels[joined.nonzero()[:, 0]]
-    return pixels[_nearest_to_centroid(pixels, len(map))].flip(1)[:, :2].float()
+        raise ValueError("no peak: a map has NaN or infinite values, the model has diverged")
+    # Of all maps at once: a GPU is waited for a few times a batch, and not for each map.
+    top = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero().cpu().numpy()
+    ends = np.searchsorted(top[:, 0], np.arange(len(maps) + 1))
+    middles = np.stack([_middle(top[start:end, :0:-1]) for start, end in pairwise(ends)])
+    return torch.from_numpy(middles).to(maps.device, torch.float32)
 
 
 def _plateau_floor(maximum: Tensor) -> Tensor:
     return maximum - 1e-6 * maximum.abs()
 
 
-def _nearest_to_centroid(pixels: Tensor, maps: int) -> Tensor:
-    """Row in ``pixels`` of each map's chosen one, ``(maps,)``; ``pixels`` are rows (map, y, x)."""
-    map, place = pixels[:, 0], pixels[:, 1:]
-    count = place.new_zeros(maps, 1).index_add(0, map, torch.ones_like(place[:, :1]))
-    total = place.new_zeros(maps, 2).index_add(0, map, place)
+def _middle(pixels: np.ndarray) -> np.ndarray:
+    """The pixel (x, y) of ``pixels`` (n, 2), all at the maximum, that :func:`peak` chooses."""
+    corner = pixels.min(axis=0)
+    place = tuple((pixels - corner).T)
+    sheet = np.zeros(pixels.max(axis=0) - corner + 1, dtype=bool)
+    sheet[place] = True
+    plateau = ndimage.label(sheet, np.ones((3, 3)))[0][place]
+    own = pixels[plateau == plateau[_nearest_to_centroid(pixels)]]
+    return np.asarray(own[_nearest_to_centroid(own)])
+
+
+def _nearest_to_centroid(pixels: np.ndarray) -> int:
     # Integers, so that symmetric plateaus tie exactly and the first, upper left pixel wins. Only
     # the order counts: |n p - sum|^2 less its constant part is n (n p^2 - 2 p sum), over n.
-    distance = (count[map] * place**2 - 2 * place * total[map]).sum(dim=1)
-    least = _least(distance, map, maps)
-    row = torch.arange(len(pixels), device=pixels.device)
-    return _least(row.where(distance == least[map], torch.full_like(row, len(row))), map, maps)
-
-
-def _least(values: Tensor, map: Tensor, maps: int) -> Tensor:
-    return values.new_zeros(maps).scatter_reduce(0, map, values, "amin", include_self=False)
-
-
-def _connected(pixels: Tensor, chosen: Tensor) -> Tensor:
-    """Which rows (map, y, x) of ``pixels`` are 8-connected to their map's ``chosen`` row.
-
-    Each round fills whole runs along rows and columns, so that the number of rounds follows the
-    turns of the plateau's outline and not its size in pixels: at full resolution that is a handful.
-    """
-    map, y, x = pixels.unbind(1)
-    # Each plateau in the upper left corner of a sheet that is just large enough for all.
-    y, x = (axis - _least(axis, map, len(chosen))[map] for axis in (y, x))
-    height, width = (torch.stack([y.amax(), x.amax()]) + 1).tolist()
-    top = torch.zeros(len(chosen), height, width, dtype=torch.bool, device=pixels.device)
-    grown = torch.zeros_like(top)
-    top[map, y, x] = torch.ones_like(map, dtype=torch.bool)
-    grown[map[chosen], y[chosen], x[chosen]] = torch.ones_like(chosen, dtype=torch.bool)
-    before = torch.zeros_like(top)
-    while not torch.equal(grown, before):
-        before = grown
-        near = functional.max_pool2d(grown[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
-        grown = _fill_runs(near & top, top)
-        grown = _fill_runs(grown.mT, top.mT).mT
-    return grown[map, y, x]
-
-
-def _fill_runs(seed: Tensor, top: Tensor) -> Tensor:
-    """Extend ``seed`` to the whole horizontal runs of ``top`` that it touches."""
-    # Runs are numbered by the gaps before them; a gap column between rows keeps rows apart.
-    gaps = functional.pad(~top, (0, 1), value=True)
-    run = gaps.flatten().cumsum(0).view_as(gaps)[..., :-1]
-    seeds = torch.zeros(gaps.numel() + 1, dtype=torch.int32, device=top.device)
-    seeds.index_add_(0, run.flatten(), seed.flatten().int())
-    return top & (seeds > 0)[run]
+    distance = (len(pixels) * pixels**2 - 2 * pixels * pixels.sum(axis=0)).sum(axis=1)
+    return int(distance.argmin())
 
 
 def _precise(tensor: Tensor) -> Tensor:

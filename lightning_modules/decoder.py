@@ -21,29 +21,13 @@ class Decoder(nn.Module):
 
     Each step doubles the resolution of what comes from above, adds a 1x1 projection of the
     encoder's features and joins the two by a 3x3 convolution.
-
-    Args:
-        channels: Channels of the encoder's features at strides 4, 8 and 16
-            (:attr:`Encoder.channels`).
-
-    Raises:
-        ValueError: If there are not three of them.
-
-    Example:
-        >>> import torch
-        >>> decoder = Decoder((64, 128, 128)).eval()
-        >>> pyramid = [torch.rand(1, c, s, s) for c, s in ((64, 16), (128, 8), (128, 4))]
-        >>> decoder(pyramid).shape
-        torch.Size([1, 1, 64, 64])
+    ``channels`` are those of the encoder's features at strides 4, 8 and 16.
     """
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
         if len(channels) != 3:
-            raise ValueError(
-                f"the decoder got {len(channels)} channel counts {tuple(channels)}: it needs those "
-                "of the three features at strides 4, 8 and 16"
-            )
+            raise ValueError(f"the decoder expects 3 features, strides 4, 8 and 16, got {channels}")
         coarse_to_fine = channels[::-1]
         self.top = _block(coarse_to_fine[0], _WIDTHS[0], kernel_size=1)
         self.reduce = nn.ModuleList()
@@ -69,14 +53,7 @@ class Decoder(nn.Module):
         nn.init.constant_(self.output.bias, _OUTPUT_BIAS)  # type: ignore[arg-type]  # has a bias
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """Draw the lesion map.
-
-        Args:
-            pyramid: Features ``(B, C_i, H / s, W / s)`` at strides s = 4, 8 and 16.
-
-        Returns:
-            float32 ``(B, 1, H, W)`` in [0, 1], at the size of the image.
-        """
+        """The lesion map of a pyramid: float32 ``(B, 1, H, W)`` in [0, 1], at the image's size."""
         fine, middle, coarse = pyramid
         x = self.top(coarse)
         steps = zip(self.reduce, self.lateral, self.join, (middle, fine), strict=True)

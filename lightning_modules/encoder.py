@@ -16,48 +16,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.stem import StemConvolution
-
-STRIDE = 16
-"""Pixels of the image per position of the last feature maps, in x and y."""
-
-OUT_CHANNELS = 128
-"""Filters of the last convolution (paper, section "Experiments")."""
-
-_STEM_WIDTH = 32
-# (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
-_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, OUT_CHANNELS, 2))
-
 
 class Encoder(nn.Module):
-    """ResNet-23 without its FC layer, for one-channel images.
+    """What the stages need of an encoder of one-channel images; ``ENCODERS`` lists those there are.
 
-    Args:
-        width: Factor on all channel counts but the final 128; each is rounded to a multiple of 8,
-            at least 8.
-
-    Attributes:
-        channels: Channels of the three features that :meth:`forward` returns, in its order.
-
-    Raises:
-        ValueError: If ``width`` is not positive.
-
-    Example:
-        >>> import torch
-        >>> encoder = Encoder().eval()
-        >>> [tuple(feature.shape) for feature in encoder(torch.zeros(1, 1, 64, 64))]
-        [(1, 64, 16, 16), (1, 128, 8, 8), (1, 128, 4, 4)]
+    Called with ``(B, 1, H, W)``, it returns a pyramid: features ``(B, C, H / s, W / s)``, from fine
+    to coarse. CAM reads the last one, which must be >= 0.
     """
+
+    channels: tuple[int, ...]  # C of each level
+    strides: tuple[int, ...]  # s of each level, pixels of the image per position
+
+    def blocks(self) -> list[str]:
+        """Names of the parts that hold all weights, from the last one down to the stem."""
+        raise NotImplementedError
+
+
+# Pixels of the image per position of ResNet-23's last feature maps, in x and y.
+STRIDE = 16
+# Filters of the last convolution (paper, section "Experiments").
+_OUT_CHANNELS = 128
+_STEM_WIDTH = 32
+# (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
+_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, _OUT_CHANNELS, 2))
+
+
+class ResNet23(Encoder):
+    """ResNet-23 without its FC layer; ``width`` scales all channel counts but the final 128."""
+
+    strides = (4, 8, STRIDE)
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        if not width > 0:
-            raise ValueError(f"model.width is {width}: it must be greater than 0 (default 1.0)")
         stem_width = _scaled(_STEM_WIDTH, width)
         # The maximum is taken before BatchNorm and ReLU, unlike in the usual ResNet: memory-bound
         # both, they then work on a quarter of the positions.
         self.stem = nn.Sequential(
-            StemConvolution(stem_width),
+            nn.Conv2d(1, stem_width, kernel_size=7, stride=2, padding=3, bias=False),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
             nn.BatchNorm2d(stem_width),
             nn.ReLU(inplace=True),
@@ -66,25 +61,20 @@ class Encoder(nn.Module):
         channels = [stem_width]
         for number, (blocks, inner, out, stride) in enumerate(_STAGES, start=1):
             # CAM's FC weights, the decoder and exported models rely on 128 maps: never scaled.
-            out = OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
-            self.stages.append(_stage(blocks, channels[-1], _scaled(inner, width), out, stride))
+            out = _OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
+            inner = _scaled(inner, width)
+            first = Bottleneck(channels[-1], inner, out, stride)
+            self.stages.append(
+                nn.Sequential(first, *(Bottleneck(out, inner, out) for _ in range(blocks - 1)))
+            )
             channels.append(out)
-        self.channels: tuple[int, ...] = tuple(channels[1:])
-        self._initialise()
+        self.channels = tuple(channels[1:])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Compute the pyramid of features.
-
-        Args:
-            image: ``(B, 1, H, W)``, H and W divisible by 16.
-
-        Returns:
-            Features at strides 4, 8 and 16, each after a ReLU (>= 0); the last one is
-            ``(B, 128, H / 16, W / 16)``.
-
-        Raises:
-            ValueError: If the image has not one channel or sides not divisible by 16.
-        """
+        """The pyramid of images ``(B, 1, H, W)``, H and W divisible by 16; all features >= 0."""
         _check_image(image)
         features = []
         x = self.stem(image)
@@ -93,22 +83,19 @@ class Encoder(nn.Module):
             features.append(x)
         return features
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    def blocks(self) -> list[str]:
+        """``stages.2.3`` to ``stages.0.0``, then ``stem``."""
+        numbers = [(s, b) for s, (blocks, *_) in enumerate(_STAGES) for b in range(blocks)]
+        return [*(f"stages.{stage}.{block}" for stage, block in reversed(numbers)), "stem"]
+
+
+ENCODERS: dict[str, type[Encoder]] = {"resnet23": ResNet23}
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut.
 
     The 3x3 convolution strides, not the first 1x1: no position of the input is skipped.
-
-    Args:
-        channels_in: Channels of the input.
-        inner: Channels of the 3x3 convolution.
-        channels_out: Channels of the output.
-        stride: Stride of the block.
     """
 
     def __init__(self, channels_in: int, inner: int, channels_out: int, stride: int = 1) -> None:
@@ -142,12 +129,8 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     around pixel s * i, and not around the middle of pixels s * i to s * i + s - 1 as plain resizing
     assumes: that would move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16.
 
-    Args:
-        features: ``(B, C, h, w)``.
-        size: Target ``(H, W)`` in pixels.
-
-    Returns:
-        ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the last cell its value.
+    From ``(B, C, h, w)`` to ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the
+    last cell its value.
     """
     height, width = size
     padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
@@ -157,15 +140,6 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return grown[..., :height, :width]
 
 
-def _stage(
-    blocks: int, channels_in: int, inner: int, channels_out: int, stride: int
-) -> nn.Sequential:
-    first = Bottleneck(channels_in, inner, channels_out, stride)
-    return nn.Sequential(
-        first, *(Bottleneck(channels_out, inner, channels_out) for _ in range(blocks - 1))
-    )
-
-
 def _scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
@@ -173,13 +147,10 @@ def _scaled(channels: int, width: float) -> int:
 def _check_image(image: Tensor) -> None:
     shape = tuple(image.shape)
     if len(shape) != 4 or shape[1] != 1:
-        raise ValueError(
-            f"the encoder got an image of shape {shape}: it needs (B, 1, H, W), one grey channel"
-        )
+        raise ValueError(f"the encoder expects grey images (B, 1, H, W), got {shape}")
     height, width = shape[2:]
     if height % STRIDE or width % STRIDE or not height or not width:
         raise ValueError(
-            f"the encoder got images of {height} x {width} pixels (H x W): both sides must be "
-            f"divisible by its stride of {STRIDE}; choose data.image_size accordingly, such as "
-            "160 or 320"
+            f"the encoder expects sides divisible by {STRIDE}, got {height} x {width} pixels "
+            "(H x W). Fix: another data.image_size, such as 160 or 320."
         )

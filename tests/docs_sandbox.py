@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.archives import Archive
 from tests.dicoms import content, radiograph
 from tests.docs_python import write_client
-from tests.test_fracatlas import Archive
 
 HOUSE = Path(__file__).parents[1]
 COUNT = 80  # images of the phantom
@@ -33,7 +33,7 @@ TINY = {
     r"-m experiments\.import_lesions": DATA,  # the same phantom
     r"-m experiments\.evaluate --maps": DATA,
     r"-m experiments\.evaluate .*--audit": "--audit-images 4",
-    r"-m experiments\.bench": "--quick --rounds=1 --rows=maps,start",
+    r"-m experiments\.bench": "--quick --rounds=1 --rows=maps",
     "-m pytest": "--numprocesses=0 tests/test_boxes.py",  # the suite would run itself
 }
 # What is put in the place of words that no machine has, or that take long.
@@ -125,7 +125,7 @@ def give_data(folder: Path, tree: Path) -> None:
     images = sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))
     drawn = {image: np.array(Image.open(image)) for image in images}
     for image, pixels in drawn.items():
-        path = folder / "my-maps" / image.relative_to(tree).with_suffix(".npy")
+        path = folder / "my-maps" / f"{image.relative_to(tree)}.mine.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, pixels.astype(np.float32) / 255)
     marked = [

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from experiments.config import load_config
+from lightning_modules.stages import STAGES, Stage1Classifier
+
 SIZE = 64  # 4 x 4 positions at the last features
+
+
+def network(
+    stage: str = "stage1", *words: str, kind: type[Stage1Classifier] | None = None, **data: object
+) -> Stage1Classifier:
+    """A narrow network with the options of ``key=value`` words; ``data``: facts of the data."""
+    config = load_config(stage, ["model.width=0.25", *words])
+    sections = config.model, config.loss, config.attention, config.optimizer
+    return (kind or STAGES[stage])(*sections, **data)
 
 
 def small_batch(lesions: bool = True, images: int = 4, seed: int = 0) -> dict[str, Tensor]:

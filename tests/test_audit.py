@@ -23,8 +23,7 @@ from experiments.audit.words import (
 from experiments.evaluation.baselines import Edges
 from experiments.evaluation.statistics import Difference, Estimate
 from experiments.evaluation.store import plain
-from lightning_modules import STAGES
-from tests.stages import SIZE, settled
+from tests.stages import SIZE, network, settled
 
 IMAGES = 12
 
@@ -71,7 +70,7 @@ def sample():
 @pytest.fixture(scope="module", params=["stage1", "stage3"])
 def module(request):
     torch.manual_seed(0)
-    return settled(STAGES[request.param](width=0.25)).eval()
+    return settled(network(request.param)).eval()
 
 
 def table_of(masked, swapped, label):
@@ -151,7 +150,7 @@ def test_the_cascade_of_a_network(module, sample):
 
 def test_what_a_map_does_not_read_does_not_change_it(sample):
     torch.manual_seed(0)
-    module = settled(STAGES["stage3"](width=0.25)).eval()
+    module = settled(network("stage3")).eval()
     with torch.no_grad():
         module.decoder.output.weight.add_(1.0)
     maps = audit_sample.draw_maps(module, [], sample.batch)
@@ -367,7 +366,7 @@ def test_a_whole_audit_is_written_and_told(module, sample):
 
 def test_a_network_of_the_masks_alone_is_asked_for_its_fcn_alone(sample):
     torch.manual_seed(0)
-    module = settled(STAGES["stage3"](width=0.25, classification=False)).eval()
+    module = settled(network("stage3", "loss.classification=false")).eval()
     found, maps = audit.audit_run(module, [], sample, pd.DataFrame())
     assert list(maps) == ["fcn"]
     assert list(found) == ["cascade"]

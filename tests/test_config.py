@@ -17,7 +17,7 @@ from experiments.config import (
     save_config,
     to_plain,
 )
-from experiments.schema import CHOICES, HINTS, INTERVALS, Config
+from experiments.schema import OPTIONS, Config, options_table
 
 
 @pytest.fixture
@@ -106,63 +106,56 @@ def test_home_in_a_path(monkeypatch):
         ("batch_size=4", "data.batch_size"),
         ("learning_rate=1", "optimizer.learning_rate"),
         ("loss.lambda=1", "loss.lambda_lesion"),
-        ("data.augment=1", "data.root"),
         ("trainer.max_epoch=3", "trainer.max_epochs"),
         ("trainer.gradient_clip=3", "optimizer.gradient_clip"),
     ],
 )
 def test_unknown_key_names_the_nearest(word, nearest):
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match=f"unknown key {word.partition('=')[0]}") as raised:
         load_config("stage1", [word])
-    assert str(raised.value).startswith(f"unknown key {word.partition('=')[0]} (command line)")
-    if word != "data.augment=1":  # nothing is near; any valid key will do
-        assert str(raised.value).endswith(f"did you mean {nearest}?")
+    assert str(raised.value).endswith(f"did you mean {nearest}?")
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("data.batch_size=abc", "data.batch_size = 'abc' (command line): expected a whole number"),
-        ("data.batch_size=1.5", "data.batch_size = 1.5 (command line): expected a whole number"),
-        ("data.batch_size=true", "data.batch_size = True (command line): expected a whole number"),
-        ("data.batch_size=null", "expected a whole number"),
+        ("data.batch_size=abc", "data.batch_size: expected a whole number, got abc"),
+        ("data.batch_size=1.5", "expected a whole number, got 1.5"),
+        ("data.batch_size=true", "expected a whole number, got true"),
+        ("data.batch_size=null", "expected a whole number, got null"),
         ("data.limit=[1,2]", "expected a whole number or null"),
-        ("data.batch_size=0", "data.batch_size = 0 (command line): must lie in [1, inf)"),
-        ("model.dropout=1", "must lie in [0, 1)"),
-        ("optimizer.learning_rate=0", "must lie in (0, inf)"),
-        ("optimizer.learning_rate=.nan", "must lie in (0, inf)"),
-        ("augmentation.flip=1.2", "must lie in [0, 1]"),
+        ("data.batch_size=0", "data.batch_size: expected [1, inf), got 0"),
+        ("model.dropout=1", "expected [0, 1)"),
+        ("model.encoder=resnet32", "expected resnet23, got resnet32; did you mean resnet23?"),
+        ("optimizer.learning_rate=0", "expected (0, inf)"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: expected"),
+        ("optimizer.learning_rate=inf", "expected (0, inf)"),
         ("augmentation.enabled=perhaps", "expected true or false"),
-        ("data.image_size=100", "must be a multiple of 16, such as 96 or 112"),
-        ("attention.shrink=3", "must lie in [1, 2]"),
-        ("loss.alpha=best", "expected accuracy | balanced_accuracy | a number from 0 to 1"),
-        ("loss.alpha=1.01", "expected accuracy | balanced_accuracy | a number from 0 to 1"),
-        ("loss.alpha=true", "expected accuracy | balanced_accuracy | a number from 0 to 1"),
-        ("optimizer.schedule=cosin", "expected cosine | constant; did you mean cosine?"),
-        ("data=mura", "data (command line): this is a section; set one of data.name, data.root"),
-        ("data.root=", "write data.root=null to unset it"),
-        ("data.root=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
-        ("seed", "'seed' (command line): expected key=value"),
+        ("data.image_size=100", "expected a multiple of 16, such as 96 or 112"),
+        ("loss.alpha=best", "expected accuracy | balanced_accuracy | [0, 1], got best"),
+        ("loss.alpha=1.01", "expected accuracy | balanced_accuracy | [0, 1], got 1.01"),
+        ("loss.alpha=true", "expected accuracy | balanced_accuracy | [0, 1], got true"),
+        ("optimizer.schedule=cosin", "expected cosine | constant, got cosin; did you mean cosine?"),
+        ("data=mura", "data: this is a section. Fix: set one of data.name, data.root"),
+        ("data.root=", "data.root=null to unset it"),
+        ("data.root=${oc.env:NOT_SET_ANYWHERE}", "data.root: KeyError raised while"),
+        ("seed", "'seed': expected key=value"),
         ("=1", "expected key=value"),
-        ("--seed=1", "'--seed=1' (command line): keys have no dashes; write key=value"),
+        ("--seed=1", "'--seed=1': keys have no dashes"),
         ("stage=stage2", "the command's first word chooses the stage"),
         ("trainer.logger=false", "the run sets this; use logger.wandb"),
-        ("trainer.val_check_interval=0.5", "are decided once an epoch"),
         ("trainer.precision=64-true", "images are float32"),
-        ("lesions.fold=1", "needs lesions.folds"),
-        ("trainer.default_root_dir=x", "the run sets this; use run.root"),
-        (
-            "trainer.max_epochs=-1",
-            "trainer.max_epochs = -1 (command line): expected a whole number",
-        ),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: expected a whole number, at least 1"),
         ("trainer.devices=[1", "cannot be read as a value"),
-        ("lesions.per_batch=64", "must be less than data.batch_size = 16"),
-        ("loss.classification=false", "only stage3 can train on lesion masks alone"),
-        ("attention.source=fcn", "only stage3 has an FCN"),
-        ("run.name=../x", "is a folder's name"),
-        ("run.name=a/b", "is a folder's name"),
-        ("run.name=..", "is a folder's name"),
-        ("data.name=a/b", "is a folder's name"),
+        ("lesions.fold=1", "needs lesions.folds"),
+        ("lesions.per_batch=64", "expected < data.batch_size"),
+        ("loss.classification=false", "only stage3 trains on masks alone"),
+        ("loss.normal_masks=true", "only stage3 learns from masks"),
+        ("loss.lambda_attention=1", "only stage3 with loss.classification has L4"),
+        ("attention.source=fcn", "stage3 has the FCN"),
+        ("run.name=../x", "expected a folder's name"),
+        ("run.name=a/b", "expected a folder's name"),
+        ("data.name=..", "expected a folder's name"),
     ],
 )
 def test_wrong_value_says_what_is_right(word, message):
@@ -171,36 +164,39 @@ def test_wrong_value_says_what_is_right(word, message):
     assert message in str(raised.value)
 
 
+def test_values_that_make_no_sense_together():
+    for words, message in (
+        (["lesions.folds=5", "lesions.fold=5"], "lesions.fold=5: expected less than lesions.folds"),
+        (["loss.classification=false", "loss.lambda_lesion=0"], "leaves nothing to learn"),
+        (["loss.classification=false", "loss.lambda_attention=1"], "has L4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config("stage3", words)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stage: stage1\ndata:\n\tname: x", "mine.yaml, line 3: not valid YAML"),
-        ("stage: stage1\ndata:\n\tname: x", "indent with spaces, YAML allows no tabs"),
-        ("stage: stage1\ndata: [", "mine.yaml, line 2: not valid YAML"),
-        ("seed: 1", "has no stage: key; add a line such as 'stage: stage1'"),
-        ("stage: stage9", "has stage: stage9"),
+        ("stage: stage1\ndata:\n\tname: x", "not valid YAML"),
+        ("stage: stage1\ndata: [", "not valid YAML"),
+        ("seed: 1", "expected stage1 | stage2 | stage3, got None"),
+        ("stage: stage9", "expected stage1 | stage2 | stage3, got stage9"),
         ("- a", "expected lines of 'key: value'"),
-        ("stage: stage1\nseed: 1\nseed: 2", "seed (FILE, line 3): set twice in this file"),
-        (
-            "stage: stage1\ndata:\n  batch_size: many",
-            "data.batch_size = 'many' (FILE, line 3): expected a whole number",
-        ),
-        (
-            "stage: stage1\ndata:\n  batchsize: 3",
-            "unknown key data.batchsize (FILE, line 3); did you mean data.batch_size?",
-        ),
-        ("stage: stage1\ndata: mura", "data (FILE, line 2): this is a section"),
+        ("stage: stage1\nseed: 1\nseed: 2", "found duplicate key seed"),
+        ("stage: stage1\ndata:\n  batch_size: many", "batch_size: expected a whole number"),
+        ("stage: stage1\ndata:\n  batchsize: 3", "did you mean data.batch_size?"),
+        ("stage: stage1\ndata: mura", "data: this is a section"),
         ("stage: stage1\nmodel: {init_from: [1]}", "expected text or null"),
         ("stage: stage1\n---\nstage: stage2", "another document"),
-        (b"\xff\xfe\x00", "not a YAML text file"),
-        ("stage: stage1\nseed: \x01", "not a YAML text file"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        ("stage: stage1\nseed: \x01", "not valid YAML"),
     ],
 )
 def test_wrong_file_says_where(write, text, message):
     file = write(text)
     with pytest.raises(ConfigError) as raised:
         load_config(file, [])
-    assert message.replace("FILE", file) in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_a_file_never_runs_code(write, tmp_path):
@@ -212,15 +208,14 @@ def test_a_file_never_runs_code(write, tmp_path):
 
 
 def test_unknown_stage():
-    with pytest.raises(ConfigError, match=r"use stage1, stage2, stage3 or a YAML file"):
-        load_config("stage4", [])
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
-        load_config("nowhere.yaml", [])
+    for word in ("stage4", "nowhere.yaml"):
+        with pytest.raises(ConfigError, match="expected stage1 .* or an existing YAML file"):
+            load_config(word, [])
 
 
 def test_saved_configuration_reads_back_equal(tmp_path):
     words = ["run.name=null-and-off", "logger.wandb=off", "optimizer.learning_rate=1e-05"]
-    words += ["loss.alpha=0.25", "data.root=/Ä ö: #x", "trainer.max_time=00:01:00:00"]
+    words += ["loss.alpha=0.25", "data.root=/Ä ö: #x: y", "trainer.max_time=1:00:00:00"]
     config = load_config("stage3", words)
     path = tmp_path / "run" / "config.yaml"
     save_config(config, path)
@@ -228,21 +223,6 @@ def test_saved_configuration_reads_back_equal(tmp_path):
     assert read_plain(path) == to_plain(config)
     assert yaml.safe_load(path.read_text()) == to_plain(config)  # any other program reads it too
     assert [child.name for child in path.parent.iterdir()] == ["config.yaml"]
-
-
-def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "config.yaml"
-    save_config(load_config("stage1", []), path)
-    before = path.read_text()
-
-    def full_disk(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(yaml, "safe_dump", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_config(load_config("stage2", []), path)
-    assert path.read_text() == before
-    assert [child.name for child in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_plain_values_are_builtins():
@@ -264,11 +244,6 @@ def test_run_directory():
     assert run_directory(named) == Path("runs/phantom/stage3/try")
     fold = load_config("stage3", ["lesions.folds=5", "lesions.fold=2"])
     assert run_directory(fold) == Path("runs/phantom/stage3/lambda1.0-seed0-fold2")
-
-
-def test_a_fold_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match=r"lesions\.fold = 5 .*at most lesions\.folds - 1 = 4"):
-        load_config("stage3", ["lesions.folds=5", "lesions.fold=5"])
 
 
 def test_differences_name_what_changes_a_result():
@@ -302,25 +277,14 @@ def test_differences_with_another_version():
     ]
 
 
-def test_a_run_from_before_a_key_did_what_was_done_then():
-    def without_keys(config):
-        del config["attention"]["gradient"], config["attention"]["shrink"]
-        return config
-
-    for stage in ("stage1", "stage2"):
-        old = without_keys(to_plain(load_config(stage, [])))
-        assert differences(old, to_plain(load_config(stage, []))) == []
-    other = to_plain(load_config("stage2", ["attention.gradient=convolution"]))
-    assert differences(old, other) == ["attention.gradient: pytorch -> convolution"]
-
-
-def test_tables_of_the_schema_name_real_keys():
-    assert set(CHOICES) <= set(HINTS)
-    assert set(INTERVALS) <= set(HINTS)
-    numbers = {
-        key for key, hint in HINTS.items() if {int, float} & {hint, *getattr(hint, "__args__", ())}
-    }
-    assert numbers - set(INTERVALS) == {"loss.alpha"}  # checked by its own rule
+def test_every_number_has_an_interval_and_every_option_a_row():
+    for key, option in OPTIONS.items():
+        kinds = {option.kind, *getattr(option.kind, "__args__", ())}
+        assert option.allowed or not {int, float} & kinds, key
+    table = options_table().splitlines()
+    assert len(table) == 2 + len(OPTIONS)
+    assert "| `attention.omega` | `10.0` | (0, inf) | steepness |" in table
+    assert "| `run.root` | `runs` | text |  |" in table
 
 
 def test_import_is_light():

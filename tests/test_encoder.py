@@ -2,17 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.encoder import OUT_CHANNELS, STRIDE, Bottleneck, Encoder, enlarge
+from lightning_modules.encoder import ENCODERS, STRIDE, Bottleneck, ResNet23, enlarge
+from lightning_modules.options import STRIDES
 from lightning_modules.stage1 import Stage1Classifier
-
-
-def test_paper_size_gives_128_maps_of_20_by_20():
-    encoder = Encoder().eval()
-    with torch.no_grad():
-        pyramid = encoder(torch.rand(1, 1, 320, 320))
-    assert [feature.shape[-1] for feature in pyramid] == [80, 40, 20]
-    assert tuple(pyramid[-1].shape) == (1, 128, 20, 20)
-    assert [feature.shape[1] for feature in pyramid] == list(encoder.channels)
+from tests.stages import names_without_gradient
 
 
 def test_classifier_has_23_weighted_layers():
@@ -24,22 +17,9 @@ def test_classifier_has_23_weighted_layers():
     assert len(weighted) == 23
 
 
-def test_rectangles_keep_their_aspect():
-    with torch.no_grad():
-        shapes = [tuple(f.shape[2:]) for f in Encoder().eval()(torch.rand(2, 1, 48, 32))]
-    assert shapes == [(12, 8), (6, 4), (3, 2)]
-
-
-def test_features_are_not_negative_and_not_all_zero():
-    with torch.no_grad():
-        for feature in Encoder()(torch.randn(2, 1, 64, 64)):
-            assert feature.min() >= 0
-            assert feature.max() > 0
-
-
 def test_moving_the_image_by_one_stride_moves_the_features_by_one_position():
     torch.manual_seed(0)
-    encoder = Encoder(width=0.25).eval()
+    encoder = ResNet23(width=0.25).eval()
     for block in encoder.modules():
         if isinstance(block, Bottleneck):
             nn.init.ones_(block.normalise3.weight)  # so that the 3x3 convolutions take part
@@ -53,26 +33,18 @@ def test_moving_the_image_by_one_stride_moves_the_features_by_one_position():
     torch.testing.assert_close(moved[:, :, 5:-5, 6:-5], inside, atol=1e-5, rtol=1e-4)
 
 
-def test_every_parameter_takes_part():
-    encoder = Encoder(width=0.25)
-    encoder(torch.rand(2, 1, 32, 32))[-1].sum().backward()
-    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
-
-
-@pytest.mark.parametrize("width", [0.1, 0.3, 0.5, 1.5])
-def test_width_scales_all_but_the_last_maps(width):
-    encoder = Encoder(width=width)
-    assert encoder.channels[-1] == OUT_CHANNELS
-    assert all(channels % 8 == 0 and channels >= 8 for channels in encoder.channels)
-    if width != 1:
-        assert encoder.channels[0] == max(8, round(64 * width / 8) * 8) != 64
+@pytest.mark.parametrize(("width", "first"), [(0.1, 8), (0.3, 16), (1.0, 64), (1.5, 96)])
+def test_width_scales_all_but_the_last_128_maps_of_the_paper(width, first):
+    encoder = ResNet23(width=width).eval()
+    assert (encoder.channels[0], encoder.channels[-1]) == (first, 128)
     with torch.no_grad():
-        assert encoder(torch.rand(2, 1, 32, 32))[-1].shape == (2, 128, 2, 2)
+        pyramid = encoder(torch.rand(1, 1, 320, 320))
+    assert [feature.shape[-1] for feature in pyramid] == [80, 40, 20]
 
 
 def test_channels_last_and_bf16_give_the_same_features():
     torch.manual_seed(0)
-    encoder, image = Encoder(width=0.5).eval(), torch.rand(2, 1, 64, 64)
+    encoder, image = ResNet23(width=0.5).eval(), torch.rand(2, 1, 64, 64)
     with torch.no_grad():
         expected = encoder(image)[-1]
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -83,29 +55,43 @@ def test_channels_last_and_bf16_give_the_same_features():
     assert (low - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-@pytest.mark.parametrize("size", [(160, 150), (8, 16), (0, 16)])
-def test_sides_not_divisible_by_the_stride_are_refused(size):
-    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels.*divisible by.*16"):
-        Encoder(width=0.25)(torch.zeros(1, 1, *size))
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 160, 150), "divisible by 16, got 160 x 150 pixels"),
+        ((1, 1, 8, 16), "divisible by 16, got 8 x 16 pixels"),
+        ((1, 1, 0, 16), "divisible by 16, got 0 x 16 pixels"),
+        ((1, 3, 32, 32), "expects grey images"),
+        ((1, 32, 32), "expects grey images"),
+    ],
+)
+def test_other_images_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet23(width=0.25)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 32)])
-def test_images_that_are_not_grey_are_refused(shape):
-    with pytest.raises(ValueError, match=r"one grey channel"):
-        Encoder(width=0.25)(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
-def test_width_must_be_positive(width):
-    with pytest.raises(ValueError, match=r"model\.width is .* greater than 0"):
-        Encoder(width=width)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_is_what_the_stages_need(name):
+    assert ENCODERS.keys() == STRIDES.keys()
+    encoder = ENCODERS[name](width=0.25)
+    pyramid = encoder(torch.randn(2, 1, 96, 64))
+    pyramid[-1].sum().backward()
+    assert names_without_gradient(encoder) == []
+    assert encoder.strides[-1] == STRIDES[name]
+    for feature, channels, stride in zip(pyramid, encoder.channels, encoder.strides, strict=True):
+        assert feature.shape == (2, channels, 96 // stride, 64 // stride)
+        assert feature.min() >= 0
+        assert feature.max() > 0
+    blocks = [f"{block}." for block in encoder.blocks()]
+    below = [next(b for b in blocks if name.startswith(b)) for name in encoder.state_dict()]
+    assert list(dict.fromkeys(below)) == blocks[::-1]  # all weights, the last ones first
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_cell_looks_where_enlarge_puts_it(level):
     # Where a cell looks is measured: the centre of mass of its gradient with respect to the image.
     torch.manual_seed(0)
-    encoder = Encoder().eval().double()
+    encoder = ResNet23().eval().double()
     stride = 2 ** (level + 2)
     image = torch.rand(8, 1, 320, 320, dtype=torch.float64).requires_grad_()
     row, column = 160 // stride, 128 // stride

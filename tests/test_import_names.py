@@ -141,7 +141,7 @@ def test_a_mapping_settles_names(importing, tmp_path, mapping, names, images):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,path\na,b\n", "lacks the column 'image'; the header is name,image"),
+        ("name,path\na,b\n", "lacks the column 'image': expected the header name,image"),
         ("name,image\na.png,\n", "row 2: no image is given"),
         (f"name,image\na.png,{ONE}\na.png,{FOUR}\n", "row 3: a.png is .* in another row"),
         ("name,image\na.png,b.png\n", "names 1 images that .* does not have"),

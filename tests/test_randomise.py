@@ -5,7 +5,7 @@ import torch
 
 from experiments.audit.cascade import cascade, steps
 from lightning_modules import STAGES
-from tests.stages import SIZE, settled
+from tests.stages import SIZE, network, settled
 
 BLOCKS = ["stages.2.3", "stages.2.2", "stages.2.1", "stages.2.0", "stages.1.1", "stages.1.0"]
 
@@ -13,7 +13,7 @@ BLOCKS = ["stages.2.3", "stages.2.2", "stages.2.1", "stages.2.0", "stages.1.1", 
 @pytest.fixture(scope="module", params=sorted(STAGES))
 def module(request):
     torch.manual_seed(0)
-    trained = settled(STAGES[request.param](width=0.25)).eval()
+    trained = settled(network(request.param)).eval()
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def test_the_trained_network_stays_as_it_is(module, images):
 def test_random_weights_are_those_that_training_would_begin_with(module, images):
     *_, (_, random) = cascade(module, images, seed=5)
     torch.manual_seed(5)
-    begun = STAGES[module.stage](width=0.25)
+    begun = network(module.stage)
     for key, value in begun.named_parameters():
         assert torch.equal(random.get_parameter(key), value), key
 

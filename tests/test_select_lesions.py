@@ -14,6 +14,7 @@ from datamodules.annotations.recognition import READERS, recognise
 from datamodules.decode import decode
 from datamodules.index import DataError
 from datamodules.lesions import Lesion, write_lesions
+from datamodules.options import Data
 from datamodules.phantom.source import PhantomDataModule
 from experiments import import_lesions, select_lesions
 from experiments.annotation.choosing import look_at, maps_of
@@ -21,9 +22,8 @@ from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import COLUMNS, Picture, flat_names, package_text, write_package
 from experiments.build import Run
 from experiments.config import load_config
-from lightning_modules.stage1 import Stage1Classifier
-from tests.stages import settled
-from tests.test_fracatlas import Archive
+from tests.archives import Archive
+from tests.stages import network, settled
 from tests.test_mura import build
 
 PARTS = ("HAND", "WRIST", "ELBOW", "SHOULDER")
@@ -299,7 +299,7 @@ def test_a_disk_that_is_full_leaves_nothing(mura, run, tmp_path, monkeypatch, ca
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom")
     data = PhantomDataModule(
-        root=str(root / "phantom"), cache_dir=str(root / "cache"), count=80, image_size=64
+        Data(root=str(root / "phantom"), cache_dir=str(root / "cache"), count=80, image_size=64)
     )
     data.prepare_data()
     data.setup()
@@ -307,7 +307,7 @@ def phantom(tmp_path_factory):
 
 
 def test_what_a_network_sees_does_not_depend_on_its_company(phantom):
-    module = settled(Stage1Classifier(width=0.25)).eval()
+    module = settled(network()).eval()
     rows = np.flatnonzero(phantom.table["label"] == 1)
     look = look_at(module, phantom, rows)
     assert look.features.shape == (len(rows), 128)

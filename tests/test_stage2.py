@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import SyncBatchNorm
 
-from lightning_modules import STAGES, Stage1Classifier, Stage2GuidedAttention
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
 from lightning_modules.batch_statistics import SecondPass
-from tests.stages import SIZE, names_without_gradient, settled, small_batch
+from lightning_modules.stage1 import Outputs
+from lightning_modules.stage2 import Stage2GuidedAttention
+from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
 
-WIDTH = 0.25
+IMAGE = "attention.statistics=image"
 
 
 class Precise(Stage2GuidedAttention):
@@ -24,20 +25,22 @@ class Precise(Stage2GuidedAttention):
 def module():
     # One set of running statistics: in evaluation both passes are then the same function.
     torch.manual_seed(0)
-    return settled(Stage2GuidedAttention(width=WIDTH, mask_statistics="image"))
+    return settled(network("stage2", IMAGE))
 
 
-def test_it_is_registered_and_keeps_its_arguments():
-    assert STAGES["stage2"] is Stage2GuidedAttention
-    module = Stage2GuidedAttention(width=WIDTH, omega=5.0, mask_source="predicted", mask_fill=-1.0)
-    again = STAGES["stage2"](**module.hparams)
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("stage2", ["attention.omega=5", "attention.source=predicted", "attention.fill=-1"]),
+        ("stage3", ["loss.lambda_lesion=0.3", "attention.source=fcn", "loss.normal_masks=true"]),
+    ],
+)
+def test_a_network_is_rebuilt_from_plain_values(stage, words):
+    module = network(stage, *words, body_parts=["hand"], class_weights=(0.8, 1.2))
+    again = type(module)(**module.hparams)
     assert dict(again.hparams) == dict(module.hparams)
-    assert (again.hparams["omega"], again.hparams["sigma"]) == (5.0, 0.5)
-
-
-def test_an_unknown_mask_source_is_refused():
-    with pytest.raises(ValueError, match=r"attention\.source=fcn is none of abnormal, predicted"):
-        Stage2GuidedAttention(width=WIDTH, mask_source="fcn")
+    assert (again.loss, again.attention) == (module.loss, module.attention)
+    assert (again.body_parts, again.class_weights.tolist()) == (["hand"], pytest.approx([0.8, 1.2]))
 
 
 def test_alpha_begins_at_chance(module):
@@ -46,9 +49,9 @@ def test_alpha_begins_at_chance(module):
 
 def test_it_starts_as_stage_1_does():
     states = []
-    for stage in (Stage1Classifier, Stage2GuidedAttention):
+    for stage in ("stage1", "stage2"):
         torch.manual_seed(3)
-        states.append(stage(width=WIDTH).state_dict())
+        states.append(network(stage).state_dict())
     own = {name for name in states[1] if name.startswith("second_pass.")}
     assert states[0].keys() == states[1].keys() - own
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -66,34 +69,17 @@ def test_losses_are_those_of_two_passes_written_out(module):
     l1 = cross_entropy(module.fc(features.mean((2, 3))), batch["label"])
     masked = module.fc(module.encoder(batch["image"] * mask)[-1].mean((2, 3)))
     l2 = cross_entropy(masked, batch["label"])
-    named, logits, _ = module.losses(batch)
+    named, outputs = module.losses(batch)
     torch.testing.assert_close(named["l1"], l1)
     torch.testing.assert_close(named["l2"], l2)
     torch.testing.assert_close(named["loss"], 0.3 * l1 + 0.7 * l2)
     assert named["alpha"].item() == pytest.approx(0.7)
-    torch.testing.assert_close(logits, module(batch["image"]))
-
-
-def test_the_masked_pass_may_see_a_smaller_image():
-    torch.manual_seed(0)
-    module = settled(Stage2GuidedAttention(width=WIDTH, mask_statistics="image", mask_shrink=2))
-    module.eval()
-    batch = small_batch()
-    logits = module(batch["image"])
-    attention = module.mask_map(module.encoder(batch["image"]), logits, None)
-    whole = module.mask_image(batch["image"], attention)
-    small = whole.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
-    torch.testing.assert_close(module.masked_logits(batch["image"]), module(small))
-    assert not torch.allclose(module(small), module(whole))
-    module.train()
-    module.losses(batch)[0]["l2"].backward()
-    assert names_without_gradient(module.encoder) == []
-    with pytest.raises(ValueError, match=r"attention\.shrink=0: 1 or more"):
-        Stage2GuidedAttention(width=WIDTH, mask_shrink=0)
+    torch.testing.assert_close(outputs.logits, module(batch["image"]))
+    torch.testing.assert_close(outputs.masked, masked)
 
 
 def test_masked_out_pixels_become_the_fill():
-    module = Stage2GuidedAttention(width=WIDTH, omega=1000.0, mask_fill=-1.0)
+    module = network("stage2", "attention.omega=1000", "attention.fill=-1")
     image = torch.full((1, 1, SIZE, SIZE), 3.0)
     attention = torch.zeros(1, 1, 4, 4)
     attention[..., :2] = 7.0
@@ -105,22 +91,20 @@ def test_masked_out_pixels_become_the_fill():
 @pytest.mark.parametrize("source", ["abnormal", "predicted", "true"])
 def test_whose_map_makes_the_mask(source):
     torch.manual_seed(0)
-    arguments = {"width": WIDTH, "mask_source": source, "mask_statistics": "image"}
-    module = settled(Stage2GuidedAttention(**arguments)).eval()
+    module = settled(network("stage2", f"attention.source={source}", IMAGE)).eval()
     batch = small_batch()
     pyramid = module.encoder(batch["image"])
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     classes = {"abnormal": [1, 1, 1, 1], "predicted": [1, 0, 1, 0], "true": [0, 0, 1, 1]}[source]
     maps = pcam(pyramid[-1], module.fc.weight)
     expected = torch.stack([maps[row, c : c + 1] for row, c in enumerate(classes)])
-    assert torch.equal(module.mask_map(pyramid, logits, batch["label"]), expected)
+    assert torch.equal(module.mask_map(Outputs(pyramid, logits), batch["label"]), expected)
 
 
 @pytest.mark.parametrize("source", ["abnormal", "predicted", "true"])
 def test_the_leak_test_swaps_the_class_of_the_map(source):
     torch.manual_seed(0)
-    arguments = {"width": WIDTH, "mask_source": source, "mask_statistics": "image"}
-    module = settled(Stage2GuidedAttention(**arguments)).eval()
+    module = settled(network("stage2", f"attention.source={source}", IMAGE)).eval()
     batch = small_batch()
     image, label = batch["image"], batch["label"]
     pyramid = module.encoder(image)
@@ -143,17 +127,17 @@ def test_the_leak_test_swaps_the_class_of_the_map(source):
 
 
 def test_the_true_class_needs_the_label():
-    module = Stage2GuidedAttention(width=WIDTH, mask_source="true").eval()
+    module = network("stage2", "attention.source=true").eval()
     with pytest.raises(ValueError, match=r"attention\.source=true makes the mask from the label"):
         module.swapped_masked_logits(torch.zeros(1, 1, SIZE, SIZE))
 
 
 def test_the_masked_pass_leaves_the_running_statistics_alone(module):
-    other = Stage1Classifier(width=WIDTH)
+    other = network("stage1")
     other.load_state_dict(module.state_dict())
     batch = small_batch()
-    for network in (module, other):
-        network.train().losses(batch)
+    for one in (module, other):
+        one.train().losses(batch)
     buffers = dict(other.named_buffers())
     counted = [name for name, _ in module.named_buffers() if "num_batches" in name]
     assert counted
@@ -166,17 +150,11 @@ def test_the_masked_pass_leaves_the_running_statistics_alone(module):
     )
 
 
-def test_the_masked_pass_may_move_the_running_statistics():
-    module = Stage2GuidedAttention(width=WIDTH, mask_statistics="both").train()
-    module.losses(small_batch())
-    assert module.encoder.stem[2].num_batches_tracked == 2
-
-
 def test_the_masked_pass_may_have_running_statistics_of_its_own():
     networks = {}
     for statistics in ("image", "own"):
         torch.manual_seed(0)
-        networks[statistics] = Stage2GuidedAttention(width=WIDTH, mask_statistics=statistics)
+        networks[statistics] = network("stage2", f"attention.statistics={statistics}")
     image, own = (module.train() for module in networks.values())
     for module in (image, own):
         module.losses(small_batch())[0]["loss"].backward()
@@ -198,13 +176,13 @@ def test_the_masked_pass_may_have_running_statistics_of_its_own():
         assert (mean - batch).norm() < 0.5 * (other - batch).norm()
 
 
-@pytest.mark.parametrize("statistics", ["own", "image", "both"])
+@pytest.mark.parametrize("statistics", ["own", "image"])
 def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own(statistics):
     """What trainer.sync_batchnorm=true makes of the network; several GPUs are not at hand."""
     networks = []
     for convert in (lambda module: module, SyncBatchNorm.convert_sync_batchnorm):
         torch.manual_seed(0)
-        module = Stage2GuidedAttention(width=WIDTH, mask_statistics=statistics)
+        module = network("stage2", f"attention.statistics={statistics}")
         networks.append(convert(module).train())
         networks[-1].losses(small_batch())[0]["loss"].backward()
     plain, converted = networks
@@ -217,7 +195,7 @@ def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own(statisti
 
 
 def test_own_statistics_survive_a_checkpoint():
-    trained = Stage2GuidedAttention(width=WIDTH, mask_statistics="own").train()
+    trained = network("stage2").train()
     trained.losses(small_batch())
     again = Stage2GuidedAttention(**trained.hparams)
     again.load_state_dict(trained.state_dict())
@@ -226,22 +204,16 @@ def test_own_statistics_survive_a_checkpoint():
     torch.testing.assert_close(logits, trained.eval().masked_logits(image))
 
 
-@pytest.mark.parametrize("statistics", ["own", "image", "both"])
+@pytest.mark.parametrize("statistics", ["own", "image"])
 def test_the_unmasked_pass_has_its_statistics_back_after_an_error(statistics):
     norm = torch.nn.BatchNorm2d(2)
-    network = torch.nn.Sequential(norm, torch.nn.Linear(3, 3))
-    second = SecondPass(network, statistics)
+    layers = torch.nn.Sequential(norm, torch.nn.Linear(3, 3))
+    second = SecondPass(layers, statistics)
     mean = norm.running_mean
-    with pytest.raises(RuntimeError, match="shapes"), second.of(network):
-        network(torch.ones(2, 2, 4, 4))
-    assert norm.track_running_stats
+    with pytest.raises(RuntimeError, match="shapes"):
+        second(layers, torch.ones(2, 2, 4, 4))
     assert norm.running_mean is mean
-    assert norm.num_batches_tracked == (statistics == "both")
-
-
-def test_unknown_statistics_are_refused():
-    with pytest.raises(ValueError, match=r"attention\.statistics=False is none of own, image"):
-        Stage2GuidedAttention(width=WIDTH, mask_statistics=False)
+    assert norm.num_batches_tracked == 0
 
 
 def test_in_evaluation_the_masked_pass_uses_the_running_statistics(module):
@@ -261,7 +233,7 @@ def test_every_parameter_gets_a_gradient(module):
 
 def test_gradient_of_l2_reaches_the_encoder_through_the_mask():
     torch.manual_seed(0)
-    module = settled(Precise(width=0.125)).double().eval()
+    module = settled(network("stage2", "model.width=0.125", kind=Precise)).double().eval()
     batch = small_batch(images=2)
     image, label = batch["image"].double(), batch["label"]
     second = copy.deepcopy(module).requires_grad_(False)  # the masked pass, held still
@@ -269,7 +241,7 @@ def test_gradient_of_l2_reaches_the_encoder_through_the_mask():
     def l2():
         pyramid = module.encoder(image)
         masked = module.mask_image(
-            image, module.mask_map(pyramid, module.classify(pyramid[-1]), label)
+            image, module.mask_map(Outputs(pyramid, module.classify(pyramid[-1])), label)
         )
         return module.classification_loss(second(masked), label)
 
@@ -289,7 +261,7 @@ def test_gradient_of_l2_reaches_the_encoder_through_the_mask():
 
 def test_gradient_of_l2_as_a_whole_is_that_of_finite_differences():
     torch.manual_seed(0)
-    module = settled(Precise(width=0.125)).double().eval()
+    module = settled(network("stage2", "model.width=0.125", kind=Precise)).double().eval()
     batch = small_batch(images=2)
     batch["image"] = batch["image"].double()
     module.losses(batch)[0]["l2"].backward()
@@ -312,11 +284,11 @@ def test_the_losses_take_no_gradient_on_their_way(module, monkeypatch):
 def test_validation_counts_the_masked_pass(module):
     module.eval()
     batch = small_batch()
-    module.losses(batch)
+    module.validation_step(batch, 0)
     right = (module.masked_logits(batch["image"]).argmax(1) == batch["label"]).sum()
     assert module.val_means.sums["masked_accuracy"].tolist() == [right, 4]
-    module.train().losses(batch)
-    assert module.val_means.sums["masked_accuracy"][1] == 4
+    module.train().training_step(batch, 0)
+    assert set(module.train_means.sums) == {"loss", "l1", "l2", "alpha", "accuracy"}
 
 
 def test_an_image_without_any_attention_gives_finite_gradients(module):

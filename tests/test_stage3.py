@@ -1,16 +1,14 @@
 import pytest
 import torch
 
-from lightning_modules import STAGES, Stage2GuidedAttention, Stage3WeaklySupervised
 from lightning_modules.attention import normalise, upsample
-from tests.stages import SIZE, names_without_gradient, settled, small_batch
+from lightning_modules.stage2 import Stage2GuidedAttention
+from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
 
-WIDTH = 0.25
 
-
-def stage3(**arguments):
+def stage3(*words):
     torch.manual_seed(0)
-    return Stage3WeaklySupervised(width=WIDTH, **arguments)
+    return network("stage3", *words)
 
 
 def count_decoder_passes(module):
@@ -19,34 +17,18 @@ def count_decoder_passes(module):
     return passes
 
 
-def test_it_is_registered_and_keeps_its_arguments():
-    assert STAGES["stage3"] is Stage3WeaklySupervised
-    module = stage3(lambda_lesion=0.3, mask_source="fcn", normal_masks=True, mask_fill=-1.0)
-    again = STAGES["stage3"](**module.hparams)
-    assert dict(again.hparams) == dict(module.hparams)
-    assert again.hparams["lambda_lesion"] == 0.3
-
-
-def test_an_unknown_mask_source_is_refused():
-    with pytest.raises(ValueError, match=r"attention\.source=cam is none of .*true, fcn"):
-        stage3(mask_source="cam")
-
-
 def test_lambda_zero_without_masks_equals_stage_2_step_for_step():
     """Also with dropout: the decoder's initialisation leaves the random state where it was."""
     networks = []
-    for stage, extra in (
-        (Stage2GuidedAttention, {}),
-        (Stage3WeaklySupervised, {"lambda_lesion": 0.0}),
-    ):
+    for stage in ("stage2", "stage3"):
         torch.manual_seed(7)
-        network = stage(width=WIDTH, dropout=0.3, **extra).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        module = network(stage, "model.dropout=0.3", "loss.lambda_lesion=0").train()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
         for step in range(3):
             optimizer.zero_grad()
-            network.losses(small_batch(lesions=False, seed=step))[0]["loss"].backward()
+            module.losses(small_batch(lesions=False, seed=step))[0]["loss"].backward()
             optimizer.step()
-        networks.append(network.state_dict())
+        networks.append(module.state_dict())
     shared = [name for name in networks[0] if name != "map_scale"]
     assert any(name.startswith("encoder.") for name in shared)
     for name in shared:
@@ -54,32 +36,32 @@ def test_lambda_zero_without_masks_equals_stage_2_step_for_step():
 
 
 def test_losses_are_stage_2s_and_the_error_on_the_marked_image():
-    module = settled(stage3(lambda_lesion=3.0)).eval()
+    module = settled(stage3("loss.lambda_lesion=3")).eval()
     module.alpha = 0.7
     batch = small_batch()
-    named, _, pyramid = module.losses(batch)
-    error = (module.decoder(list(pyramid)) - batch["lesion_mask"]).square()
+    named, outputs = module.losses(batch)
+    error = (module.decoder(outputs.pyramid) - batch["lesion_mask"]).square()
     torch.testing.assert_close(named["l3"], error[-1].mean())
     total = 0.3 * named["l1"] + 0.7 * named["l2"] + 3.0 * named["l3"]
     torch.testing.assert_close(named["loss"], total)
     assert set(named) == {"loss", "l1", "l2", "l3", "alpha"}
-    before, _, _ = Stage2GuidedAttention.losses(module, batch)
+    before, _ = Stage2GuidedAttention.losses(module, batch)
     torch.testing.assert_close([named["l1"], named["l2"]], [before["l1"], before["l2"]])
 
 
 def test_normal_images_may_join_with_an_empty_mask():
-    module = settled(stage3(normal_masks=True)).eval()
+    module = settled(stage3("loss.normal_masks=true")).eval()
     batch = small_batch()
-    named, _, pyramid = module.losses(batch)
-    error = (module.decoder(list(pyramid)) - batch["lesion_mask"]).square().mean((1, 2, 3))
+    named, outputs = module.losses(batch)
+    error = (module.decoder(outputs.pyramid) - batch["lesion_mask"]).square().mean((1, 2, 3))
     torch.testing.assert_close(named["l3"], error[[0, 1, 3]].mean())  # image 2: abnormal, no mask
 
 
 @pytest.mark.parametrize("lesions", [True, False])
-@pytest.mark.parametrize("classification", [True, False])
+@pytest.mark.parametrize("classification", ["true", "false"])
 @pytest.mark.parametrize("source", ["abnormal", "fcn"])
 def test_every_parameter_gets_a_gradient(lesions, classification, source):
-    module = stage3(classification=classification, mask_source=source).train()
+    module = stage3(f"loss.classification={classification}", f"attention.source={source}").train()
     losses = module.losses(small_batch(lesions=lesions))[0]
     losses["loss"].backward()
     assert names_without_gradient(module) == []
@@ -88,8 +70,8 @@ def test_every_parameter_gets_a_gradient(lesions, classification, source):
 
 
 def test_without_classification_the_masks_alone_train():
-    module = stage3(classification=False, lambda_lesion=2.0).train()
-    named, _, _ = module.losses(small_batch())
+    module = stage3("loss.classification=false", "loss.lambda_lesion=2").train()
+    named, _ = module.losses(small_batch())
     torch.testing.assert_close(named["loss"], 2.0 * named["l3"])
     assert set(named) == {"loss", "l3"}
     named["loss"].backward()
@@ -99,23 +81,23 @@ def test_without_classification_the_masks_alone_train():
 
 @pytest.mark.parametrize("source", ["abnormal", "fcn"])
 def test_a_step_draws_once(source):
-    module = settled(stage3(mask_source=source)).eval()
+    module = settled(stage3(f"attention.source={source}")).eval()
     passes = count_decoder_passes(module)
-    _, _, pyramid = module.losses(small_batch())
-    maps = module.raw_maps(pyramid)
+    _, outputs = module.losses(small_batch())
+    maps = module.raw_maps(outputs.pyramid, outputs.drawn)
     assert len(passes) == 1
-    assert torch.equal(maps["fcn"], pyramid.drawn)
+    assert torch.equal(maps["fcn"], module.decoder(outputs.pyramid))
 
 
 def test_the_fcns_mask_carries_no_gradient_to_the_decoder():
-    module = stage3(mask_source="fcn").train()
+    module = stage3("attention.source=fcn").train()
     module.losses(small_batch())[0]["l2"].backward()
     assert all(p.grad is None for p in module.decoder.parameters())
     assert module.encoder.stem[0].weight.grad.abs().sum() > 0
 
 
 def test_the_leak_test_of_an_fcn_mask_uses_the_normal_classs_map():
-    module = settled(stage3(mask_source="fcn")).eval()
+    module = settled(stage3("attention.source=fcn")).eval()
     image = small_batch()["image"]
     features = module.encoder(image)
     own = module.classify_masked(image, module.decoder(features))
@@ -133,38 +115,35 @@ def test_maps_hold_the_fcns_output_as_it_is():
     torch.testing.assert_close(maps["fcn"], module.decoder(module.encoder(image)))
 
 
-def stretched_pcam(module, pyramid):
+def pcam_error(module, pyramid, target):
+    """Of each image's stretched PCAM, ``(B,)``."""
     features, weight = pyramid[-1], module.fc.weight[1:2].clamp(min=0)
-    return upsample(normalise(torch.einsum("bchw,kc->bkhw", features, weight)), (SIZE, SIZE))
+    raw = torch.einsum("bchw,kc->bkhw", features, weight)
+    return (upsample(normalise(raw), (SIZE, SIZE)) - target).square().mean((1, 2, 3))
 
 
 def test_pcam_may_be_drawn_towards_the_masks():
-    module = settled(stage3(lambda_attention=2.0, attention_target="masks")).eval()
+    module = settled(stage3("loss.lambda_attention=2", "attention.target=masks")).eval()
     batch = small_batch()
-    named, _, pyramid = module.losses(batch)
-    error = (stretched_pcam(module, pyramid) - batch["lesion_mask"]).square()
-    torch.testing.assert_close(named["l4"], error[-1].mean())
-    plain, _, _ = settled(stage3()).eval().losses(batch)
+    named, outputs = module.losses(batch)
+    error = pcam_error(module, outputs.pyramid, batch["lesion_mask"])
+    torch.testing.assert_close(named["l4"], error[-1])
+    plain, _ = settled(stage3()).eval().losses(batch)
     torch.testing.assert_close(named["loss"], plain["loss"] + 2.0 * named["l4"])
 
 
 def test_pcam_may_follow_what_the_fcn_sees():
     """Masks where there are any, the FCN's drawing on abnormal images, nothing where it is dark."""
-    module = settled(stage3(lambda_attention=1.0, attention_target="fcn")).eval()
+    module = settled(stage3("loss.lambda_attention=1", "attention.target=fcn")).eval()
     batch = small_batch()
     torch.nn.init.constant_(module.decoder.output.bias, -9.0)
-    named, _, pyramid = module.losses(batch)
-    error = (stretched_pcam(module, pyramid) - batch["lesion_mask"]).square().mean((1, 2, 3))
+    named, outputs = module.losses(batch)
+    error = pcam_error(module, outputs.pyramid, batch["lesion_mask"])
     torch.testing.assert_close(named["l4"], error[3])  # only the mask: the FCN sees nothing
     torch.nn.init.constant_(module.decoder.output.bias, 3.0)
-    named, _, pyramid = module.losses(batch)
-    drawn = (stretched_pcam(module, pyramid) - pyramid.drawn).square().mean((1, 2, 3))
+    named, outputs = module.losses(batch)
+    drawn = pcam_error(module, outputs.pyramid, outputs.drawn["fcn"])
     torch.testing.assert_close(named["l4"], (drawn[2] + error[3]) / 2)
     named["l4"].backward()
     assert all(p.grad is None for p in module.decoder.parameters())
     assert module.encoder.stem[0].weight.grad.abs().sum() > 0
-
-
-def test_an_unknown_attention_target_is_refused():
-    with pytest.raises(ValueError, match=r"attention\.target=cam is none of fcn, masks"):
-        stage3(attention_target="cam")

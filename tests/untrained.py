@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules import SOURCES
+from datamodules.sources import SOURCES
 from experiments.config import load_config, save_config
-from lightning_modules import STAGES
-from tests.stages import settled
+from experiments.runs import file_hash
+from tests.stages import network, settled
 
 EPOCH = 4
 FITTED = {
@@ -31,9 +31,8 @@ def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=(
     )
     config.data.image_size = 64
     save_config(config, folder / "config.yaml")
-    only = {"classification": config.loss.classification} if stage == "stage3" else {}
     torch.manual_seed(0)
-    module = settled(STAGES[stage](width=0.25, **only)).eval()
+    module = settled(network(stage, *words)).eval()
     with torch.no_grad():
         top = module.raw_maps(module.encoder(torch.randn(8, 1, 64, 64)))["pcam"].max()
     module.map_scale.fill_(float(top))
@@ -45,7 +44,11 @@ def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=(
         "loops": {"fit_loop": {}},
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
-        SOURCES[source].__qualname__: {"index_hash": "index", "mask_hash": "masks"},
+        SOURCES[source].__qualname__: {
+            "index_hash": "index",
+            "image_hash": "images",
+            "mask_hash": "masks",
+        },
     }
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     return folder
@@ -57,5 +60,6 @@ def judge(folder: Path, **changes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.parent.name
     known = {"stage": stage, "data": folder.parents[1].name, "seed": 0, "checkpoint": "best.ckpt"}
+    known["checkpoint_hash"] = file_hash(folder / "checkpoints" / "best.ckpt")
     path.write_text(json.dumps({**known, "epoch": EPOCH, "fitted": FITTED, **changes}))
     return folder

@@ -29,7 +29,6 @@ from experiments.audit.cascade import cascade
 from experiments.audit.sample import AT_ONCE, Maps, Sample, draw_maps
 from experiments.audit.similarity import MEASURES, similarity
 from experiments.evaluation.baselines import FINE, smooth
-from experiments.evaluation.judge import classifies
 from experiments.evaluation.methods import MapMethod
 from experiments.evaluation.statistics import Difference, difference, estimate, patient_weights
 from experiments.evaluation.weighted import mean
@@ -255,7 +254,7 @@ def audit_run(
     """
     maps = draw_maps(module, methods, sample.batch)
     found: dict[str, Any] = {"cascade": audit_cascade(module, methods, sample, maps)}
-    if classifies(module):
+    if module.classifies:
         found["perturbation"] = audit_perturbation(module, sample, maps)
         if "swapped_masked_probability" in table:
             found["leak"] = audit_leak(table)

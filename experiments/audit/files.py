@@ -13,8 +13,7 @@ from experiments.audit.similarity import TOP
 from experiments.audit.words import describe_audit
 from experiments.build import open_run
 from experiments.evaluation.baselines import Edges
-from experiments.evaluation.comparison import group
-from experiments.evaluation.judge import classifies
+from experiments.evaluation.groups import group
 from experiments.evaluation.methods import MapMethod
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.store import plain
@@ -63,7 +62,7 @@ def _audit(
     opened.config = run.config  # with today's paths
     data, module = opened.data, opened.module
     # Edges know nothing of the network: what a test says of them, it says of any picture.
-    methods = [*(peers if classifies(module) else ()), Edges()]
+    methods = [*(peers if module.classifies else ()), Edges()]
     try:
         sample = draw_sample(data, str(run.about["split"]), images, SEED)
         module = module.to(sample.batch["image"].device)

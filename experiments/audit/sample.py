@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.evaluation.judge import own_methods
 from experiments.evaluation.methods import Batch, MapMethod, raw_map
 from experiments.evaluation.statistics import patient_weights
 from lightning_modules.attention import non_negative, upsample
@@ -76,7 +75,7 @@ def draw_maps(module: Any, methods: Sequence[MapMethod], batch: Batch) -> Maps:
         Each float32 ``(N, 1, S, S)``, raw, negative values cut, enlarged to the image: no scale is
         needed where only the shape counts.
     """
-    own = own_methods(module)
+    own = module.judged_maps
     found: dict[str, list[Tensor]] = {name: [] for name in (*own, *(m.name for m in methods))}
     for start in range(0, len(batch["image"]), AT_ONCE):
         part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}

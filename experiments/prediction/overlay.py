@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from experiments.drawing import Pen, contours, draw_outline, draw_peak, overlay, resize
+from experiments.drawing import contours, draw_outline, draw_peak, overlay, resize
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -21,45 +21,31 @@ LEAST = 0.35  # font scale below which words cannot be read
 
 
 class Overlay(NamedTuple):
-    """What is drawn of an image.
+    """What is drawn of an image."""
 
-    Attributes:
-        image: The upright radiograph, uint8 ``(H, W)``.
-        heat: Its map in [0, 1], float32 ``(H, W)``.
-        threshold: Pixels of the map at or above it are outlined.
-        peak: x and y of the map's peak, pixels of the image; None: no cross.
-        words: Lines below the picture, ASCII.
-    """
-
-    image: np.ndarray
-    heat: np.ndarray
-    threshold: float
-    peak: tuple[int, int] | None
-    words: Sequence[str]
+    image: np.ndarray  # the upright radiograph, uint8 (H, W)
+    heat: np.ndarray  # its map in [0, 1], float32 (H, W)
+    threshold: float  # what reaches it in the map is outlined
+    peak: tuple[int, int] | None  # x and y of the map's peak in the image; None: no cross
+    words: Sequence[str]  # lines below the picture, ASCII
 
 
 def draw(shown: Overlay, smallest: int, largest: int, beside: bool) -> np.ndarray:
-    """Draw a radiograph under its map, with the words and the meaning of the colours below.
+    """Draw a radiograph under its map, with words and the meaning of the colours below; BGR.
 
-    Args:
-        shown: What is drawn.
-        smallest: The image's longer side is enlarged to it, pixels.
-        largest: The longer side is shrunk to it.
-        beside: Whether the bare radiograph stands to the left: colours hide what they mark.
-
-    Returns:
-        uint8 ``(h, w, 3)``, BGR.
+    The image's longer side is brought to between ``smallest`` and ``largest`` pixels. With
+    ``beside`` the bare radiograph stands to the left: colours hide what they mark.
     """
     bare = cv2.cvtColor(resize(shown.image, smallest, largest), cv2.COLOR_GRAY2BGR)
     heat = cv2.resize(shown.heat, bare.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     side = max(heat.shape)
     unit = max(1, round(side / 500))  # thickness of lines, pixels
-    pen, marked = Pen(WHITE, unit, 3 * unit), overlay(bare, heat)
-    draw_outline(marked, contours(heat >= shown.threshold), pen)
+    strokes, marked = ((BLACK, 3 * unit), (WHITE, unit)), overlay(bare, heat)
+    draw_outline(marked, contours(heat >= shown.threshold), strokes)
     if shown.peak is not None:
         scale = side / max(shown.image.shape)
         x, y = (round((value + 0.5) * scale - 0.5) for value in shown.peak)
-        draw_peak(marked, x, y, (4 * unit, 12 * unit), pen)
+        draw_peak(marked, x, y, (4 * unit, 12 * unit), strokes)
     parts = [bare, np.full((len(bare), GAP, 3), 255, np.uint8), marked] if beside else [marked]
     picture, lines = np.hstack(parts), [*shown.words, WARNING]
     # A narrow picture is widened: it has no room for words.

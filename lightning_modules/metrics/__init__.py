@@ -1,17 +1,5 @@
-"""Figures over a whole split: each image counted once on any number of ranks."""
+"""How well one classifies (``agreement``) and how well a map finds the lesion, an image or a split.
 
-from lightning_modules.metrics.agreement import Agreement
-from lightning_modules.metrics.boxes import MaxBoxAccuracy
-from lightning_modules.metrics.localisation import HitRate, PixelAveragePrecision
-from lightning_modules.metrics.regions import EnergyInMask, MeanDice, MeanIoU, UpperBoundIoU
-
-__all__ = [
-    "Agreement",
-    "EnergyInMask",
-    "HitRate",
-    "MaxBoxAccuracy",
-    "MeanDice",
-    "MeanIoU",
-    "PixelAveragePrecision",
-    "UpperBoundIoU",
-]
+``localisation`` (hit rate, pixel average precision) is logged in training; ``overlap`` and
+``boxes`` serve the evaluation.
+"""

@@ -1,9 +1,12 @@
-"""MaxBoxAccV2: boxes around what a map claims against boxes around the lesions."""
+"""MaxBoxAccV2: boxes around what a map claims against boxes around the lesions.
+
+Choe et al. 2022, "Evaluation for weakly supervised object localization: protocol, metrics, and
+datasets", arXiv 2007.04178, and its code (clovaai/wsolevaluation, evaluation.py). Two details
+differ from the published code: boxes end where the area ends (theirs are a pixel wider and higher),
+and a hole in an area is no area of its own.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,112 +14,39 @@ import torch
 from torch import Tensor
 
 from lightning_modules.attention import normalise
-from lightning_modules.metrics.over_lesions import CurveOverLesions, check_finite
+from lightning_modules.metrics.overlap import check_finite
 
 # Levels of a map; it is cut above each but the last, above which there is nothing.
 LEVELS = 256
-OVERLAPS = (0.3, 0.5, 0.7)
 
 
-class MaxBoxAccuracy(CurveOverLesions):
-    """MaxBoxAccV2 of the WSOL benchmark: how often a box around a claimed area fits the lesion.
-
-    Choe et al. 2022, "Evaluation for weakly supervised object localization: protocol, metrics, and
-    datasets", arXiv 2007.04178, and its code (clovaai/wsolevaluation, evaluation.py). Each map is
-    stretched to [0, 1] by its own minimum and maximum and cut down to 256 levels. Above each of the
-    levels 0 to 254, every 8-connected area of the map has a box. At an overlap d, an image is right
-    at a level if one of these boxes has an IoU of at least d with the box of one 8-connected area
-    of the lesion mask. The accuracy is the share of right images at the best level for all images,
-    and the figure its mean over the overlaps d = 0.3, 0.5 and 0.7. The level is the best for these
-    very masks: an upper bound.
-
-    Two details differ from the published code: boxes end where the area ends (theirs are a pixel
-    wider and higher), and a hole in an area is no area of its own. Which images count: see
-    :class:`MeanOverLesions`; a map of one value is never right.
-
-    Args:
-        overlaps: The overlaps d.
-        kwargs: Further arguments of :class:`torchmetrics.Metric`.
-
-    Example:
-        >>> import torch
-        >>> map, mask = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
-        >>> map[..., 2:6, 2:5], mask[..., 2:6, 2:6] = 1, 1
-        >>> metric = MaxBoxAccuracy()
-        >>> metric.update(map, mask, torch.tensor([4]), torch.tensor([True]))
-        >>> metric.compute()  # IoU 12 / 16: right at all three overlaps
-        tensor(1.)
-    """
-
-    points = LEVELS - 1
-
-    def __init__(self, overlaps: Sequence[float] = OVERLAPS, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.overlaps = tuple(overlaps)
-
-    def curves(self, map: Tensor, lesion: Tensor) -> Tensor:
-        """Largest IoU of boxes above each level, ``(B, 255)``."""
-        return box_iou_curve(map, lesion)
-
-    def figure(self, curves: Tensor) -> Tensor:
-        """Mean over the overlaps of the share of right images at the best level."""
-        return max_box_accuracy(curves, self.overlaps)
-
-
-def box_iou_curve(map: Tensor, lesion: Tensor) -> Tensor:
+def box_iou_curve(maps: Tensor, lesion: Tensor) -> Tensor:
     """Largest IoU between a box around an area above a level and a box around a lesion.
 
+    Each map is stretched to [0, 1] by its own minimum and maximum and cut down to 256 levels;
+    areas are 8-connected.
+
     Args:
-        map: ``(B, 1, H, W)``, any range; stretched by its own minimum and maximum.
+        maps: ``(B, 1, H, W)``, any range.
         lesion: ``(B, 1, H, W)``, bool, or a mask in [0, 1] that counts from 0.5 on.
 
     Returns:
-        float32 ``(B, 255)`` in [0, 1]: above the levels 0 to 254 of 255; zeros for a map of one
-        value or without a lesion.
-
-    Raises:
-        ValueError: If a map is not finite.
+        float32 ``(B, 255)`` in [0, 1]: above the levels 0 to 254 of 255; zeros for a constant map
+        or without a lesion.
     """
-    check_finite(map)
-    levels = (normalise(map) * (LEVELS - 1)).byte().cpu().numpy()  # byte() cuts down
+    check_finite(maps)
+    levels = (normalise(maps) * (LEVELS - 1)).byte().cpu().numpy()  # byte() cuts down
     masks = (lesion if lesion.dtype == torch.bool else lesion >= 0.5).cpu().numpy()
     curves = [_curve(level[0], mask[0]) for level, mask in zip(levels, masks, strict=True)]
-    return torch.stack(curves).to(map.device) if curves else map.new_zeros(0, LEVELS - 1)
-
-
-def max_box_accuracy(curves: Tensor, overlaps: Sequence[float] = OVERLAPS) -> Tensor:
-    """MaxBoxAccV2 of the curves of all images, see :class:`MaxBoxAccuracy`.
-
-    Args:
-        curves: Of :func:`box_iou_curve`, ``(N, 255)``, N at least 1.
-        overlaps: The overlaps d.
-
-    Returns:
-        A float32 scalar in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> max_box_accuracy(torch.tensor([[0.4, 0.6], [0.4, 0.2]]))  # (1 + 1/2 + 0) / 3
-        tensor(0.5000)
-    """
-    best = [(curves >= overlap).float().mean(dim=0).amax() for overlap in overlaps]
-    return torch.stack(best).mean()
+    return torch.stack(curves).to(maps.device) if curves else maps.new_zeros(0, LEVELS - 1)
 
 
 def areas(region: np.ndarray) -> np.ndarray:
-    """Boxes around the 8-connected areas of a region.
-
-    Args:
-        region: bool ``(H, W)``.
+    """Boxes around the 8-connected areas of a region, bool ``(H, W)``.
 
     Returns:
         float32 ``(K, 4)``: left, top, right and bottom edge in pixels; right and bottom are the
         first column and row outside.
-
-    Example:
-        >>> import numpy as np
-        >>> areas(np.array([[1, 0, 0, 0], [0, 1, 0, 1]], dtype=bool)).tolist()
-        [[0.0, 0.0, 2.0, 2.0], [3.0, 1.0, 4.0, 2.0]]
     """
     # CCOMP: outer outlines have no parent, also of an area inside another one's hole.
     outlines, nesting = cv2.findContours(

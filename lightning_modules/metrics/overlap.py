@@ -1,7 +1,6 @@
 """How much of the lesion a map claims: pure functions, a value an image.
 
-A region is what a map claims at a threshold; a lesion is a mask of at least 0.5. What a metric or a
-table makes of the values is theirs: :mod:`lightning_modules.metrics.regions`.
+A region is what a map claims at a threshold; a lesion is a mask of at least 0.5.
 """
 
 from __future__ import annotations
@@ -9,126 +8,64 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_modules.metrics.over_lesions import check_finite, check_unit
-
 # Bins of Otsu's histogram: as many as an 8-bit image has values.
 OTSU_BINS = 256
 
 
-def claimed(map: Tensor, threshold: float | Tensor) -> Tensor:
-    """What a map claims: all pixels that reach the threshold.
+def claimed(maps: Tensor, threshold: float | Tensor) -> Tensor:
+    """What maps ``(B, 1, H, W)`` claim, bool: all pixels that reach the threshold.
 
-    Args:
-        map: ``(B, 1, H, W)``.
-        threshold: One for all maps, or ``(B,)``, one for each.
-
-    Returns:
-        bool ``(B, 1, H, W)``.
+    ``threshold`` is one for all maps, or ``(B,)``, one for each.
     """
     if isinstance(threshold, Tensor) and threshold.ndim:
         threshold = threshold.view(-1, 1, 1, 1)
-    return _precise(map) >= threshold
-
-
-def area(region: Tensor) -> Tensor:
-    """Share of the image, float32 ``(B,)`` in [0, 1], of regions or lesions ``(B, 1, H, W)``.
-
-    Args:
-        region: bool, or a mask in [0, 1] that counts from 0.5 on.
-    """
-    return _bool(region).flatten(1).float().mean(dim=1)
+    return _precise(maps) >= threshold
 
 
 def iou(region: Tensor, lesion: Tensor) -> Tensor:
     """Intersection over union: ``|R and L| / |R or L|`` (Jaccard 1901).
 
-    Args:
-        region: bool ``(B, 1, H, W)``, or a mask in [0, 1] that counts from 0.5 on.
-        lesion: The same.
-
-    Returns:
-        float32 ``(B,)`` in [0, 1]; NaN where both are empty, as in CheXlocalize (Saporta et al.
-        2022).
-
-    Example:
-        >>> import torch
-        >>> region = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).view(2, 1, 1, 4)
-        >>> lesion = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0]]).view(2, 1, 1, 4)
-        >>> iou(region, lesion), dice(region, lesion)
-        (tensor([0.3333,    nan]), tensor([0.5000,    nan]))
+    Of regions and lesions ``(B, 1, H, W)``, bool or masks, float32 ``(B,)``; NaN where both are
+    empty, as in CheXlocalize (Saporta et al. 2022).
     """
-    both, one, other = _sizes(region, lesion)
-    return (both / (one + other - both)).float()
+    one, other = _bool(region).flatten(1), _bool(lesion).flatten(1)
+    return ((one & other).sum(dim=1).double() / (one | other).sum(dim=1)).float()
 
 
-def dice(region: Tensor, lesion: Tensor) -> Tensor:
-    """Dice coefficient: ``2 |R and L| / (|R| + |L|)`` (Dice 1945), which is 2 IoU / (1 + IoU).
-
-    Arguments and result as of :func:`iou`.
-    """
-    both, one, other = _sizes(region, lesion)
-    return (2 * both / (one + other)).float()
-
-
-def energy_in_mask(map: Tensor, lesion: Tensor) -> Tensor:
+def energy_in_mask(maps: Tensor, lesion: Tensor) -> Tensor:
     """Share of the map's sum that lies in the lesion, without any threshold.
 
     The proportion of the energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv
     1910.01279), with the lesion's outline where they have a box. A map that knows nothing, the same
-    everywhere, gets the lesion's share of the image (:func:`area`).
-
-    Args:
-        map: ``(B, 1, H, W)``; negative values count as 0: they are no evidence for the class.
-        lesion: ``(B, 1, H, W)``, bool, or a mask in [0, 1] that counts from 0.5 on.
+    everywhere, gets the lesion's share of the image. Negative values count as 0: they are no
+    evidence for the class.
 
     Returns:
         float32 ``(B,)`` in [0, 1]; 0 for a map without positive values, which claims nothing; NaN
         without a lesion.
-
-    Raises:
-        ValueError: If a map is not finite.
-
-    Example:
-        >>> import torch
-        >>> map = torch.tensor([0.0, 0.2, 0.6, 0.2]).view(1, 1, 1, 4)
-        >>> energy_in_mask(map, torch.tensor([0, 0, 1, 1]).view(1, 1, 1, 4))
-        tensor([0.8000])
     """
-    check_finite(map)
-    energy = map.double().relu().flatten(1)
+    check_finite(maps)
+    energy = maps.double().relu().flatten(1)
     inside = _bool(lesion).flatten(1)
     total = energy.sum(dim=1)
     share = (energy * inside).sum(dim=1) / torch.where(total > 0, total, 1.0)
     return torch.where(inside.any(dim=1), share, float("nan")).float()
 
 
-def otsu_threshold(map: Tensor) -> Tensor:
+def otsu_threshold(maps: Tensor) -> Tensor:
     """Otsu's threshold of each map: the split of its values that explains most of their variance.
 
     Otsu 1979, "A threshold selection method from gray-level histograms", on a histogram of
     :data:`OTSU_BINS` equal bins between the map's own minimum and maximum: the split maximises ``w0
     w1 (m0 - m1)^2``; of equal ones the lowest. It knows the map alone, no mask.
 
-    Args:
-        map: ``(B, 1, H, W)``, any range.
-
     Returns:
         ``(B,)`` of the map's type: the smallest value above the split, so that
-        ``map >= threshold`` is exactly the upper class. Infinite for a map of one value: it claims
+        ``maps >= threshold`` is exactly the upper class. Infinite for a constant map: it claims
         nothing.
-
-    Raises:
-        ValueError: If a map is not finite or has no pixels.
-
-    Example:
-        >>> import torch
-        >>> otsu_threshold(torch.tensor([0.0, 0.1, 0.1, 0.7, 0.9, 0.8]).view(1, 1, 2, 3))
-        tensor([0.7000])
     """
-    if not map[0:1].numel() and len(map):
-        raise ValueError(f"maps of shape {tuple(map.shape)} have no pixels")
-    check_finite(map)
-    values = map.flatten(1)
+    check_finite(maps)
+    values = maps.flatten(1)
     if not len(values):
         return values.new_zeros(0)
     low = values.amin(dim=1, keepdim=True)
@@ -137,7 +74,7 @@ def otsu_threshold(map: Tensor) -> Tensor:
     bins = (unit * OTSU_BINS).long().clamp(max=OTSU_BINS - 1)
     pixels = _histogram(bins, OTSU_BINS).double()
     # Positions of bins stand for values: an affine change of the map changes nothing.
-    centre = torch.arange(OTSU_BINS, dtype=torch.float64, device=map.device)
+    centre = torch.arange(OTSU_BINS, dtype=torch.float64, device=maps.device)
     below, moment = pixels.cumsum(dim=1), (pixels * centre).cumsum(dim=1)
     total, mean = below[:, -1:], moment[:, -1:] / below[:, -1:]
     between = (mean * below - moment).square() / (below * (total - below)).clamp(min=1)
@@ -151,76 +88,44 @@ def threshold_grid(levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.arange(levels, dtype=dtype) / (levels - 1)
 
 
-def level_counts(map: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tensor, Tensor]:
+def level_counts(maps: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tensor, Tensor]:
     """Histograms of maps: from them follow IoU at any threshold and pixel average precision.
 
     A pixel has level l if it reaches the threshold l of :func:`threshold_grid` and not the next:
     the levels from l on hold exactly the pixels that :func:`claimed` claims at that threshold.
 
-    Args:
-        map: ``(B, 1, H, W)`` in [0, 1].
-        lesion: ``(B, 1, H, W)``, bool, or a mask in [0, 1] that counts from 0.5 on.
-        levels: Number of thresholds, at least 2.
-
     Returns:
         Pixels of the lesion and all pixels of each level, two int64 ``(B, levels)``.
 
-    Raises:
-        ValueError: If a map is not finite or outside [0, 1], or ``levels`` less than 2.
-
     Example:
         >>> import torch
-        >>> map = torch.tensor([0.0, 0.4, 0.5, 1.0]).view(1, 1, 1, 4)
-        >>> lesion_pixels, pixels = level_counts(map, map > 0.45, levels=3)
-        >>> lesion_pixels, pixels
+        >>> maps = torch.tensor([0.0, 0.4, 0.5, 1.0]).view(1, 1, 1, 4)
+        >>> level_counts(maps, maps > 0.45, levels=3)
         (tensor([[0, 1, 1]]), tensor([[2, 1, 1]]))
-        >>> iou_curve(lesion_pixels, pixels)  # at the thresholds 0, 0.5 and 1
-        tensor([[0.5000, 1.0000, 0.5000]])
     """
-    if levels < 2:
-        raise ValueError(f"levels is {levels}: it must be at least 2")
-    check_unit(map, "it must lie in [0, 1]; scale it (attention.scale_map)")
-    values = _precise(map).flatten(1)
-    grid = threshold_grid(levels, values.dtype).to(map.device)
+    check_finite(maps)
+    if maps.numel() and not bool(((maps >= 0) & (maps <= 1)).all()):
+        raise ValueError(
+            f"maps: expected values in [0, 1], got {maps.min():.3g} to {maps.max():.3g}. Fix: "
+            "attention.scale_map."
+        )
+    values = _precise(maps).flatten(1)
+    grid = threshold_grid(levels, values.dtype).to(maps.device)
     level = torch.bucketize(values, grid, right=True) - 1
-    inside = _bool(lesion).flatten(1)
     # Pixels outside the lesion are sent to a level of their own, which is dropped.
-    found = _histogram(torch.where(inside, level, levels), levels + 1)[:, :levels]
-    return found, _histogram(level, levels)
-
-
-def iou_curve(lesion_pixels: Tensor, pixels: Tensor) -> Tensor:
-    """IoU at every threshold of :func:`threshold_grid`, from the histograms of the maps.
-
-    Args:
-        lesion_pixels: Pixels of the lesion at each level, ``(B, levels)``.
-        pixels: All pixels at each level, ``(B, levels)``.
-
-    Returns:
-        float32 ``(B, levels)``; NaN where region and lesion are empty.
-    """
-    both = lesion_pixels.double().flip(1).cumsum(dim=1).flip(1)
-    region = pixels.double().flip(1).cumsum(dim=1).flip(1)
-    return (both / (region + both[:, :1] - both)).float()
+    inside = torch.where(_bool(lesion).flatten(1), level, levels)
+    return _histogram(inside, levels + 1)[:, :levels], _histogram(level, levels)
 
 
 def best_threshold(curves: Tensor) -> tuple[float, float]:
     """The one threshold at which the mean IoU over images is largest, and that mean.
 
     Tuned on val it is a setting; found on the masks that judge, the mean is an upper bound. The
-    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark.
+    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
+    equal ones the lowest; both NaN without an image.
 
     Args:
         curves: IoU at each threshold of :func:`threshold_grid`, ``(N, levels)``; NaN is left out.
-
-    Returns:
-        The threshold (of equal ones the lowest) and the mean IoU; both NaN without an image.
-
-    Example:
-        >>> import torch
-        >>> threshold, mean = best_threshold(torch.tensor([[0.1, 0.6, 0.5], [0.2, 0.0, 0.4]]))
-        >>> threshold, round(mean, 2)
-        (1.0, 0.45)
     """
     mean = curves.double().nanmean(dim=0).nan_to_num(-1.0)
     place = 1 + int(mean[1:].argmax())
@@ -229,20 +134,19 @@ def best_threshold(curves: Tensor) -> tuple[float, float]:
     return float(threshold_grid(len(mean), torch.float64)[place]), float(mean[place])
 
 
+def check_finite(maps: Tensor) -> None:
+    """Raise a ValueError if a map has NaN or infinite values."""
+    if not bool(maps.isfinite().all()):
+        raise ValueError("a map has NaN or infinite values: the model has diverged")
+
+
 def _bool(region: Tensor) -> Tensor:
     return region if region.dtype == torch.bool else region >= 0.5
 
 
-def _precise(map: Tensor) -> Tensor:
+def _precise(maps: Tensor) -> Tensor:
     """Half precision to float32: a threshold must not be rounded to it."""
-    return map if map.dtype in (torch.float32, torch.float64) else map.float()
-
-
-def _sizes(region: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels of both, of the region and of the lesion."""
-    one, other = _bool(region).flatten(1), _bool(lesion).flatten(1)
-    both = one & other
-    return both.sum(dim=1).double(), one.sum(dim=1).double(), other.sum(dim=1).double()
+    return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
 
 
 def _histogram(place: Tensor, bins: int) -> Tensor:
