@@ -2,46 +2,18 @@
 #   make stage1 stage2 stage3                             the whole paper on the embedded phantom
 #   make stage1 DATA=mura ROOT=/data/MURA-v1.1            on real radiographs
 #   make stage1 ARGS="seed=1 trainer.max_epochs=60"       with other settings (experiments/schema.py)
-#   make stage1 PYTHON=python                             in an environment of your own, no .venv made
 #   make submit STAGE=stage1 GPUS=4 PARTITION=gpu         on a SLURM cluster (docs/cluster.md)
-
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages build on one another; two trainings at once would share the cores
 
 DATA ?= phantom
-ROOT ?=
-RUN ?=
-STAGE ?=
-ARGS ?=
-PYTHON ?=
-DRY ?=
-
-# Of make submit, see docs/cluster.md.
-PARTITION ?=
-GPUS ?=
-NODES ?=
-RANKS ?=
-CPUS ?=
-TIME ?=
-ACCOUNT ?=
-SEEDS ?=
-LAMBDAS ?=
-SBATCH_ARGS ?=
-
-# Comments on lines of their own: after a value, the blanks before them would be part of it.
+PY := $(or $(PYTHON),.venv/bin/python)
+READY := $(if $(PYTHON),,.venv/.ready)
 # Albumentations, without this, asks PyPI for news when it is imported.
 export NO_ALBUMENTATIONS_UPDATE := 1
 # Tests on real radiographs, where there are some beside the checkout; empty: they are skipped.
 export DECISION_BASIS_TEST_DATA ?= $(wildcard ../shared/data)
-
-ifeq ($(strip $(PYTHON)),)
-PY := .venv/bin/python
-READY := .venv/.ready
-else
-PY := $(PYTHON)
-READY :=
-endif
 
 # A value as one word of the shell: ROOT may hold spaces and quotes.
 # Through $(value), or make would look for variables of its own in ROOT=/data/$set.
@@ -60,80 +32,59 @@ CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call opti
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo
-	@echo '  DATA=phantom|mura|fracatlas   the source, phantom unless told'
-	@echo '  ROOT=/path/to/data            its folder; the phantom needs none'
-	@echo '  RUN=name                      name of the run, seed0 and the like unless told'
-	@echo '  STAGE=stageN                  for evaluate, report and submit: this stage only'
-	@echo '  ARGS="key=value ..."          any setting (experiments/schema.py); for test: pytest options,'
-	@echo '                                for evaluate: --compare, --peers quick, --audit;'
-	@echo '                                for report: --out DIR, --no-images'
-	@echo '  PYTHON=python                 an interpreter of your own instead of .venv'
-	@echo '  DRY=1                         for submit and sync: print the commands, run none'
-	@echo '  PARTITION= GPUS= NODES= RANKS= CPUS= TIME= ACCOUNT= SBATCH_ARGS= SEEDS="0 1" LAMBDAS="0 1"'
-	@echo '                                for submit: the cluster, and a job each (docs/cluster.md)'
+	@sed -n 's/^#://p' Makefile
+#:
+#:  DATA=phantom|mura|fracatlas   the source, the phantom unless given
+#:  ROOT=/path/to/data            its folder; the phantom needs none
+#:  RUN=name                      name of the run; seed0 and the like unless given
+#:  STAGE=stageN                  for evaluate, report and submit: this stage only
+#:  ARGS="key=value ..."          any setting (experiments/schema.py), and options of the command,
+#:                                such as --compare, --peers quick, --audit for evaluate
+#:  PYTHON=python                 an interpreter of your own instead of .venv
+#:  DRY=1                         for submit and sync: print the commands, run none
+#:  PARTITION= GPUS= NODES= RANKS= CPUS= TIME= ACCOUNT= SBATCH_ARGS= SEEDS="0 1" LAMBDAS="0 1"
+#:                                for submit: the cluster, and a job each (docs/cluster.md)
 
 setup: $(READY)  ## install into .venv (with PYTHON=: into that environment)
-ifneq ($(strip $(PYTHON)),)
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
-endif
-
+	$(if $(PYTHON),$(PY) -m pip install -c constraints.txt -e '.[dev]')
 test: $(READY)  ## run all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 $(ARGS)
-
 lint: $(READY)  ## check style, docstrings, annotations and types
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-
 data: $(READY)  ## draw or check the data and decode it into the cache
 	$(PY) -m experiments.train --data-only stage1 $(SOURCE)$(call more,ARGS)
-
 stage1: $(READY)  ## train the classifier
 stage2: $(READY)  ## train with guided attention
 stage3: $(READY)  ## train with guided attention and lesion masks
 stage1 stage2 stage3:
 	$(PY) -m experiments.train $@ $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-
 evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
-	@runs=(); root=runs; name=$(if $(value RUN),$(call quote,$(value RUN)),*); \
-	for stage in $(STAGE); do case "$$stage" in stage[123]) ;; *) \
-	  echo "STAGE=$$stage is none of stage1, stage2, stage3" >&2; exit 2;; esac; done; \
-	for word in $(ARGS); do case "$$word" in run.root=*) root="$${word#*=}";; esac; done; \
-	root="$${root/#\~/$$HOME}"; \
-	for stage in $(or $(STAGE),stage1 stage2 stage3); do \
-	  best=$$(ls -t "$$root"/$(DATA)/$$stage/$(if $(value RUN),"$$name",*)/checkpoints/best.ckpt 2>/dev/null | head -n 1); \
-	  [ -z "$$best" ] || runs+=("$${best%/checkpoints/best.ckpt}"); \
-	done; \
-	if [ $${#runs[@]} = 0 ]; then \
-	  echo "no trained run $$root/$(DATA)/$(or $(STAGE),*)/$$name; there are:" $$(ls -d "$$root"/$(DATA)/stage*/*/ 2>/dev/null || echo none) >&2; \
-	  echo "to train one: make stage1 DATA=$(DATA)" >&2; exit 2; \
-	fi; \
-	set -x; $(PY) -m experiments.$@ "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
-
+	@runs=$$($(PY) -m experiments.latest --stages='$(STAGE)' $(SOURCE)$(RUN_NAME) $(ARGS)) || exit 2; \
+	eval "runs=($$runs)"; set -x; \
+	$(PY) -m experiments.$@ "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-
 bench: $(READY)  ## time the code beside what people would use instead
 	$(PY) -m experiments.bench $(SOURCE)$(call more,ARGS)
-
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
 	$(PY) -m experiments.submit$(if $(DRY), --dry-run)$(call more,STAGE)$(CLUSTER) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-
-sync: $(READY)  ## send the W&B runs that were kept offline
-	$(PY) -m experiments.sync$(if $(DRY), --dry-run)$(call more,ARGS)
-
-doctor: $(READY)  ## tell what a run here would use, and what is wrong
+# Files of 7 bytes were killed before W&B wrote to them; WANDB_MODE=offline would keep sync at home.
+sync: $(READY)  ## send the W&B runs that were kept offline, once they have ended
+	find $(or $(ARGS),runs) -path '*/wandb/offline-run-*' -name '*.wandb' -size +7c \
+	  -exec env -u WANDB_MODE $(PY) -m wandb sync$(if $(DRY), --dry-run) {} +
+doctor: $(READY)  ## show what a run here would use, and what is wrong
 	$(PY) -m experiments.doctor $(SOURCE)$(call more,ARGS)
 
 .venv/.ready: pyproject.toml constraints.txt
-	@for found in python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do \
-	  "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; \
+	@for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; \
 	done; \
-	if [ "$$found" = none ]; then \
+	if [ "$$python" = none ]; then \
 	  echo "Python 3.10 or later is needed, none was found: install one, or name it: make PYTHON=/path/to/python" >&2; \
 	  exit 2; \
 	fi; \
-	set -ex; "$$found" -m venv .venv
+	set -ex; "$$python" -m venv .venv
 	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -19,18 +19,11 @@ class AveragedWeights(WeightAveraging):
     epoch, and the best checkpoint and the paper's alpha jump with them. Training goes on with the
     latest weights; validation, maps, panels and the weights in a checkpoint are of the average.
 
-    Must stand behind all callbacks that look at the network when validation ends.
-
-    Args:
-        epochs: time constant of the average in epochs; at first a ninth of the steps so far.
-
-    Raises:
-        ValueError: ``epochs`` is not positive.
+    Must stand behind all callbacks that look at the network when validation ends. ``epochs`` is the
+    time constant; at first the average is shorter, a ninth of the steps so far.
     """
 
     def __init__(self, epochs: float = 1.0) -> None:
-        if not epochs > 0:
-            raise ValueError(f"weights are averaged over {epochs} epochs: give more than 0")
         super().__init__()
         self.epochs = epochs
         self._horizon = 1.0

@@ -13,16 +13,13 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-# Scores are compared as they are printed, since a val split of some hundred images knows no fourth
-# decimal. Of equal ones the latest is best: it had the most training, at the lowest learning rate.
-DECIMALS = 3
+from callbacks.options import DECIMALS
 
 
 class StopSource(Protocol):
     """Knows whether this process was asked to stop."""
 
-    number: int
-    """Number of the signal received; 0: none."""
+    number: int  # of the signal received; 0: none
 
     def defer(self) -> None:
         """Called when a signal need no longer end the process at once."""
@@ -107,11 +104,7 @@ class RunCheckpoints(Checkpoint):
             self.stop.defer()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the minutes; go on with the random numbers.
-
-        Raises:
-            RuntimeError: the ranks did not all start from the same save.
-        """
+        """Begin to count the minutes; go on with the random numbers."""
         if self.stop is not None:
             self.stop.defer()
         if self._random_state is not None:
@@ -122,8 +115,8 @@ class RunCheckpoints(Checkpoint):
         if first != trainer.global_step:
             raise RuntimeError(
                 f"rank {trainer.global_rank} starts at step {trainer.global_step}, the first rank "
-                f"at {first}: {self.folder} is not the same file system on all nodes, or one of "
-                "them shows an old state of it; start again"
+                f"at {first}: {self.folder} is another file system, or an old state of it, on some "
+                "nodes. Fix: start again."
             )
         self._saved_at = time.monotonic()
 
@@ -191,14 +184,10 @@ class RunCheckpoints(Checkpoint):
                 partial.replace(place)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            before = (
-                "the one before it is whole: make room, and the same command goes on from there"
-                if place.is_file()
-                else "it is the first: make room, and the same command starts anew"
-            )
-            raise OSError(
-                error.errno, f"{place} could not be saved ({error.strerror}); {before}"
-            ) from error
+            before = "the one before it is whole" if place.is_file() else "it is the first"
+            reason = f"{place} could not be saved ({error.strerror}); {before}"
+            remedy = "Fix: make room; the same command goes on."
+            raise OSError(error.errno, f"{reason}. {remedy}") from error
         trainer.strategy.barrier("checkpoint saved")
         self._saved_at = time.monotonic()
 
@@ -206,8 +195,7 @@ class RunCheckpoints(Checkpoint):
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; no code in it is ever run.
 
-    Raises:
-        ValueError: the file is damaged, or holds more than tensors and plain values.
+    ValueError: the file is damaged, or holds more than tensors and plain values.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
@@ -221,6 +209,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, ValueError) else type(error).__name__
-        reason = "the file is empty" if not path.stat().st_size else told
+        problem = str(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = "the file is empty" if not path.stat().st_size else problem
         raise ValueError(f"{path} is no whole checkpoint of this project ({reason})") from error

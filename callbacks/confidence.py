@@ -12,30 +12,16 @@ CHANCE = 0.5
 
 
 class Confidence(Callback):
-    """Recompute alpha = e^P / e each epoch (paper, stage 2).
+    """Recompute alpha = e^P / e each epoch (paper, stage 2); it weighs L1 and L2.
 
-    P is the unmasked pass's accuracy on val. Sets ``pl_module.alpha``, which weighs L1 and L2. P
-    and alpha are this callback's state: a resumed run goes on with the same alpha. The sanity check
-    never moves it. P is a metric gathered over all ranks, so alpha is the same everywhere.
+    P is the unmasked pass's accuracy on val, gathered over all ranks. P and alpha are this
+    callback's state: a resumed run goes on with the same alpha. The sanity check never moves it.
 
     Args:
-        source: "accuracy" or "balanced_accuracy" (``val/<source>`` is P), or a number in [0, 1]:
-            alpha, fixed.
-
-    Raises:
-        ValueError: ``source`` is neither.
+        source: "accuracy" or "balanced_accuracy" (``val/<source>`` is P), or alpha itself, fixed.
     """
 
     def __init__(self, source: str | float = "accuracy") -> None:
-        known = (
-            source in ("accuracy", "balanced_accuracy")
-            if isinstance(source, str)
-            else 0 <= source <= 1
-        )
-        if not known:
-            raise ValueError(
-                f"loss.alpha={source} is neither accuracy, balanced_accuracy nor a number in [0, 1]"
-            )
         self.source = source
         self.accuracy = CHANCE
         self.alpha = confidence(CHANCE) if isinstance(source, str) else float(source)
@@ -54,36 +40,18 @@ class Confidence(Callback):
         cast(Any, pl_module).alpha = self.alpha
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Recompute alpha for the next epoch from the validation just done.
-
-        Raises:
-            RuntimeError: nothing logged the accuracy.
-            ValueError: the accuracy is NaN.
-        """
+        """Recompute alpha for the next epoch from the validation just done."""
         if trainer.sanity_checking or not isinstance(self.source, str):
             return
-        name = f"val/{self.source}"
-        if name not in trainer.callback_metrics:
-            raise RuntimeError(
-                f"{type(pl_module).__name__} logs no {name}, which loss.alpha={self.source} needs; "
-                "log it in validation, or fix alpha with loss.alpha=0.6"
-            )
-        self.accuracy = float(trainer.callback_metrics[name])
+        self.accuracy = float(trainer.callback_metrics[f"val/{self.source}"])
         self.alpha = confidence(self.accuracy)
         cast(Any, pl_module).alpha = self.alpha
 
 
 def confidence(accuracy: float) -> float:
-    """Confidence in the attention, ``alpha = e^P / e``.
+    """Confidence in the attention, ``alpha = e^P / e`` of the accuracy P, cut to [0, 1].
 
-    Args:
-        accuracy: P, the accuracy of classification; values outside [0, 1] are cut.
-
-    Returns:
-        alpha in [1/e, 1]: 0.61 at chance level (P = 0.5), 1 at P = 1, where L1 vanishes.
-
-    Raises:
-        ValueError: the accuracy is NaN.
+    In [1/e, 1]: 0.61 at chance level (P = 0.5), 1 at P = 1, where L1 vanishes.
 
     Example:
         >>> confidence(1.0)
@@ -93,7 +61,7 @@ def confidence(accuracy: float) -> float:
     """
     if math.isnan(accuracy):
         raise ValueError(
-            "the accuracy that sets alpha is NaN: the validation set is empty or the model has "
-            "diverged; check the splits, or fix alpha with loss.alpha=0.6"
+            "the accuracy that sets alpha is NaN: val is empty or the model has diverged. Fix: "
+            "check the splits, or fix alpha with loss.alpha=0.6."
         )
     return math.exp(min(max(accuracy, 0.0), 1.0) - 1.0)

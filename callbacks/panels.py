@@ -26,20 +26,12 @@ class MapPanels(Callback):
     Args:
         folder: where the panels go.
         count: rows of a panel.
-        every_epochs: epochs between panels.
         to_loggers: also hand them to W&B. Radiographs leave the machine only when asked.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        count: int = 8,
-        every_epochs: int = 1,
-        to_loggers: bool = False,
-    ) -> None:
+    def __init__(self, folder: str | Path, count: int = 8, to_loggers: bool = False) -> None:
         self.folder = Path(folder)
         self.count = count
-        self.every_epochs = every_epochs
         self.to_loggers = to_loggers
         self._chosen: dict[str, Tensor] = {}
         self._complete = False
@@ -57,20 +49,17 @@ class MapPanels(Callback):
         if self._complete or trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = ("image", "label", "lesion_mask", "has_lesion", "body_part")
-        found = {name: batch[name].cpu() for name in names if name in batch}
+        images = {name: batch[name].cpu() for name in names if name in batch}
         if self._chosen:
-            found = {name: torch.cat([self._chosen[name], found[name]]) for name in found}
-        keep = _spread(found, self.count)
-        self._chosen = {name: values[keep] for name, values in found.items()}
+            images = {name: torch.cat([self._chosen[name], images[name]]) for name in images}
+        keep = _spread(images, self.count)
+        self._chosen = {name: values[keep] for name, values in images.items()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the panel of this epoch."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._complete = True
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.current_epoch % self.every_epochs and not last:
-            return
         network = cast(Any, pl_module)
         with torch.no_grad():
             maps = network.maps(self._chosen["image"].to(network.device))
@@ -93,13 +82,9 @@ def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
     """Places of up to ``count`` images: three quarters abnormal, masked ones first, then normal."""
     abnormal = batch["label"] == 1
     part = batch.get("body_part", torch.zeros_like(batch["label"])).tolist()
+    kinds = abnormal & batch["has_lesion"], abnormal & ~batch["has_lesion"], ~abnormal
     masked, unmasked, normal = (
-        _by_turns(torch.nonzero(chosen).flatten().tolist(), part)
-        for chosen in (
-            abnormal & batch["has_lesion"],
-            abnormal & ~batch["has_lesion"],
-            ~abnormal,
-        )
+        _by_turns(torch.nonzero(kind).flatten().tolist(), part) for kind in kinds
     )
     lesion = (masked + unmasked)[: count - count // 4]
     return torch.tensor(lesion + normal[: count - len(lesion)], dtype=torch.int64)
@@ -120,15 +105,8 @@ def draw_panel(
 ) -> np.ndarray:
     """Draw rows of image | each map over the image | lesion outline.
 
-    Args:
-        image: (B, 1, H, W), any range; shown stretched to its own minimum and maximum.
-        maps: each (B, 1, H, W) in [0, 1].
-        mask: (B, 1, H, W) in [0, 1].
-        label: (B,), 1 = abnormal.
-        cell: side of a cell, pixels.
-
-    Returns:
-        (rows, columns, 3) uint8, BGR as OpenCV writes it.
+    Images (B, 1, H, W) of any range are stretched to their own minimum and maximum; maps and masks
+    lie in [0, 1]. ``cell`` is the side of a cell in pixels; BGR, as OpenCV writes it.
     """
     names = ["radiograph", *[name.upper() for name in maps], "lesion mask"]
     step = cell + CELL_GAP
@@ -139,13 +117,13 @@ def draw_panel(
         grey = _grey(image[row, 0].numpy(), cell)
         outlined = _outline(grey, mask[row, 0].numpy())
         cells = [grey, *[overlay(grey, m[row, 0].numpy()) for m in maps.values()], outlined]
-        for column, drawn in enumerate(cells):
+        for column, picture in enumerate(cells):
             top, left = HEADER + row * step, column * step
-            canvas[top : top + cell, left : left + cell] = drawn
+            canvas[top : top + cell, left : left + cell] = picture
         place = (4, HEADER + row * step + cell - 6)
-        said = "abnormal" if label[row] else "normal"
-        _write(canvas, said, place, (0, 0, 0), 3)  # an edge, to be read on white film
-        _write(canvas, said, place, (255, 255, 255))
+        name = "abnormal" if label[row] else "normal"
+        _write(canvas, name, place, (0, 0, 0), 3)  # an edge, to be read on white film
+        _write(canvas, name, place, (255, 255, 255))
     return canvas
 
 

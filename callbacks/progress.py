@@ -17,10 +17,8 @@ class EpochProgress(Callback):
     """A bar for the epoch under way, and a line that stays for each that is done.
 
     Where the output is no terminal (a log file), only the lines that stay are written. Logs
-    ``images_per_second`` over all ranks, training steps only.
-
-    Args:
-        show: names of logged values and their short names in the line.
+    ``images_per_second`` over all ranks, training steps only. ``show`` maps the names of logged
+    values to their short names in the line.
     """
 
     def __init__(self, show: dict[str, str] | None = None) -> None:
@@ -31,13 +29,8 @@ class EpochProgress(Callback):
             "val/pcam/hit": "pcam hit",
         }
         self._bar: tqdm | None = None
-        self._images = 0
-        self._training_seconds = 0.0
-        self._started = 0.0
-        self._began = 0.0
-        self._first_epoch = 0.0
-        self._finished = 0
-        self._speed = 0.0
+        self._images = self._finished = 0
+        self._training_seconds = self._started = self._began = self._first_epoch = self._speed = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time that is left."""
@@ -147,8 +140,5 @@ class EpochProgress(Callback):
         pace = (time.monotonic() - self._began) / max(epochs - self._first_epoch, 1e-9)
         seconds = max(0, round(pace * ((trainer.max_epochs or 0) - epochs)))
         hours, rest = divmod(seconds, 3600)
-        return (
-            f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
-            if hours
-            else f"{rest // 60}:{rest % 60:02d}"
-        )
+        minutes = f"{rest // 60:02d}:{rest % 60:02d}"
+        return f"{hours}:{minutes}" if hours else minutes.removeprefix("0")

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules import cache
+from datamodules.files import usable_cores
 
 if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
@@ -64,12 +65,35 @@ class BatchDataset(Dataset[Batch]):
         }
 
 
+def load_batches(
+    dataset: BatchDataset, sampler: Sampler[tuple[int, np.ndarray]], workers: int
+) -> DataLoader[Batch]:
+    """A loader of whole batches, by ``workers`` processes or, with 0, by this one."""
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # an item of the sampler is a whole batch
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: starting a loader would otherwise move the one dropout draws from.
+        generator=torch.Generator(),
+    )
+
+
+def default_workers() -> int:
+    """Loader processes a rank: none on a CPU, where reading takes a few per cent of a step."""
+    if not torch.cuda.is_available():
+        return 0
+    return min(8, max(1, usable_cores() // torch.cuda.device_count()))
+
+
 def start_worker(_: int) -> None:
     """Prepare a loader process."""
     cv2.setNumThreads(0)
     # Preemption is the main process's business, which still needs batches to come to a save: a
-    # worker outlives a signal to all of the job's processes. It ends when its loader does, or, as
-    # PyTorch sees to it, some seconds after its parent.
+    # worker outlives a signal to all of the job's processes, and ends with its loader or parent.
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
 import shutil
+from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,8 +28,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules.decode import decode, decode_noted, read_content
-from datamodules.files import locked, usable_cores
-from datamodules.geometry import Geometry, content_box, letterbox, to_square
+from datamodules.files import locked, usable_cores, whole_folder
+from datamodules.geometry import Geometry, content_box, letterbox, to_square, wrong_size
 from datamodules.index import COLUMNS, DataError, hash_pixels
 
 log = logging.getLogger(__name__)
@@ -49,15 +50,11 @@ class Recipe:
     crop: str = "none"
     contrast: str = "none"
 
-    def geometry(self, image: np.ndarray) -> Geometry:
-        """Choose the box of an upright image (H, W) that is kept and where it goes."""
-        height, width = image.shape
-        box = content_box(image) if self.crop == "content" else None
-        return letterbox(height, width, self.image_size, box)
-
     def apply(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
         """Return the cached square (size, size) uint8 of an upright image and its geometry."""
-        geometry = self.geometry(image)
+        box = content_box(image) if self.crop == "content" else None
+        height, width = image.shape
+        geometry = letterbox(height, width, self.image_size, box)
         square = to_square(image, geometry, self.image_size)
         return _contrast(square, geometry, self.contrast), geometry
 
@@ -81,27 +78,24 @@ def _contrast(square: np.ndarray, geometry: Geometry, method: str) -> np.ndarray
 
 
 class PixelCache:
-    """An opened cache: the index table and the squares that belong to its rows.
-
-    Attributes:
-        table: the checked index, one row an image.
-        images: (slots, S, S) uint8 memory map; row i of the table lies in slot ``slot[i]``.
-        masks: (M, S, S) uint8 memory map, 255 = lesion; row i's mask is ``mask_slot[i]``, -1 =
-        none. geometry: (N, 10) int32, see ``Geometry``.
-        image_hash: hash of what each image shows, as decoded, at original size.
-        mask_hash: the same of the lesion masks.
-    """
+    """An opened cache: the index table, and the squares and hashes that belong to its rows."""
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
-        size = meta["image_size"]
-        self.image_hash, self.mask_hash = meta["image_hash"], meta["mask_hash"]
+        self.image_hash: str = meta["image_hash"]  # of what the images show, at original size
+        self.mask_hash: str = meta["mask_hash"]
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
+        self.geometry = arrays["geometry"]  # (N, 10) int32, see Geometry
+        # Row i's image lies in slot[i], its mask in mask_slot[i] (-1: none).
         self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
-        self.geometry = arrays["geometry"]
-        self.images = _open_squares(folder / "images.u8", meta["images"], size)
-        self.masks = _open_squares(folder / "masks.u8", meta["masks"], size)
+        side = meta["image_size"]
+        self.images, self.masks = (  # (slots, S, S) uint8; in masks 255 = lesion
+            np.memmap(folder / f"{kind}.u8", np.uint8, "r", shape=(meta[kind], side, side))
+            if meta[kind]
+            else np.zeros((0, side, side), np.uint8)
+            for kind in ("images", "masks")
+        )
 
     def image(self, row: int) -> np.ndarray:
         """The cached square (S, S) uint8 of an index row."""
@@ -117,19 +111,11 @@ class PixelCache:
         return Geometry(*(int(value) for value in self.geometry[row]))
 
 
-def _open_squares(path: Path, count: int, size: int) -> np.ndarray:
-    if count == 0:
-        return np.zeros((0, size, size), dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, size, size))
-
-
 def is_whole(folder: Path) -> bool:
     """Whether ``folder`` holds a finished cache whose files have the sizes that were written."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        return bool(meta["image_hash"] and meta["mask_hash"]) and all(
-            (folder / name).stat().st_size == size for name, size in meta["files"].items()
-        )
+        files = json.loads((folder / "meta.json").read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -150,10 +136,8 @@ def build(
 ) -> None:
     """Build the cache in ``folder``, unless it is of today's files; processes wait for each other.
 
-    ``check`` sees the rows whose images could be read, before they are kept.
-
-    Raises:
-        DataError: images cannot be decoded and ``on_unreadable`` is "error", or the disk is full.
+    ``build_index`` answers with paths below ``root``. Images that cannot be read are a DataError
+    where ``on_unreadable`` is "error", else left out; ``check`` sees the rows that are left.
     """
     fault = _fault(folder, root)
     if not fault:
@@ -166,30 +150,13 @@ def build(
             if not _fault(folder, root):
                 return
             table = build_index()  # where that fails, nothing is lost
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial = folder.with_name(folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
+            shutil.rmtree(folder, ignore_errors=True)
+            with whole_folder(folder, alone=True) as partial:
                 _fill(partial, table, root, recipe, on_unreadable, check)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"the disk of {folder.parent} is full; free space, or set data.cache_dir to a "
-                "folder on another disk"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise DataError(
-                f"cannot write the cache to {folder.parent} ({error.strerror}); set "
-                "data.cache_dir to a folder that you may write to"
-            ) from error
         raise DataError(
-            f"cannot keep a cache in {folder.parent} ({error}); set data.cache_dir to another "
-            "folder"
+            f"cannot write the cache to {folder.parent} ({error.strerror or error}). Fix: make "
+            "room and write access there, or set data.cache_dir to another folder"
         ) from error
 
 
@@ -201,12 +168,12 @@ def _fault(folder: Path, root: Path) -> str:
     now = _stamps(root, list(noted))
     away = not any(now[name] for name in noted if not os.path.isabs(name))
     changed = [name for name in noted if now[name] != noted[name] and (now[name] or not away)]
-    if not changed:
-        if away:
-            log.warning("%s: no image is there; they are taken from %s, as they were", root, folder)
-        return ""
-    count = f"{len(changed):,} of {len(noted):,}"
-    return f"is out of date ({count} images and masks changed, such as {changed[0]})"
+    if changed:
+        count = f"{len(changed):,} of {len(noted):,}"
+        return f"is out of date ({count} images and masks changed, such as {changed[0]})"
+    if away:
+        log.warning("%s: no image is there; using the cache %s as it is", root, folder)
+    return ""
 
 
 def _stamps(root: Path, files: list[str]) -> dict[str, str]:
@@ -222,8 +189,7 @@ def _stamps(root: Path, files: list[str]) -> dict[str, str]:
     # Network file systems answer slowly but in parallel; a job a file would cost more than it asks.
     parts = [files[start::32] for start in range(32)]
     with ThreadPoolExecutor(32) as pool:
-        found = pool.map(lambda part: [(name, stamp(name)) for name in part], parts)
-        return dict(itertools.chain.from_iterable(found))
+        return dict(ChainMap(*pool.map(lambda part: {name: stamp(name) for name in part}, parts)))
 
 
 def _fill(
@@ -234,115 +200,96 @@ def _fill(
     on_unreadable: str,
     check: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> None:
-    square = recipe.image_size**2
-    mask_slot = np.full(len(table), -1, dtype=np.int64)
-    with_mask = np.flatnonzero(table["lesion_mask"] != "")
-    mask_slot[with_mask] = np.arange(len(with_mask))
-    _check_space(folder, (len(table) + len(with_mask)) * square)
-    paths, masks = table["path"].tolist(), table["lesion_mask"].tolist()
-    stamps = _stamps(root, [*paths, *filter(None, masks)])
-    geometry = np.zeros((len(table), len(Geometry._fields)), dtype=np.int32)
-    errors: dict[int, str] = {}
-    seen, drawn, notes = ([""] * len(table) for _ in range(3))
-
-    def convert(row: int, images: int, mask_file: int) -> None:
-        try:
-            image, note = decode_noted(read_content(root / paths[row]), root / paths[row])
-        except DataError as error:
-            errors[row] = str(error)
-            return
-        notes[row] = f"{paths[row]}: {note}" if note else ""
-        seen[row] = f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}"
-        pixels, place = recipe.apply(image)
-        geometry[row] = place
-        # Plain writes instead of a memory map: a full disk is an error here, there a SIGBUS.
-        _write_at(images, pixels, row * square)
-        if masks[row]:
-            mask = decode(Path(masks[row]))
-            if mask.shape != image.shape:
-                raise DataError(
-                    f"{masks[row]} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                    f"{paths[row]} {image.shape[1]} x {image.shape[0]}; draw it on the "
-                    "upright original image"
-                )
-            solid = np.where(mask > 127, 255, 0).astype(np.uint8)
-            drawn[row] = hashlib.sha256(solid.tobytes()).hexdigest()
-            pixels = to_square(solid, place, recipe.image_size)
-            _write_at(mask_file, pixels, int(mask_slot[row]) * square)
-
-    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
-    with (
-        (folder / "images.u8").open("wb") as images,
-        (folder / "masks.u8").open("wb") as mask_file,
-        ThreadPoolExecutor(usable_cores()) as pool,
-    ):
-        jobs = pool.map(
-            lambda row: convert(row, images.fileno(), mask_file.fileno()), range(len(table))
-        )
-        progress = tqdm(
-            jobs, total=len(table), desc="caching images", unit=" images", leave=False, disable=None
-        )
-        for _ in progress:
-            pass
-        images.truncate(len(table) * square)
-        mask_file.truncate(len(with_mask) * square)
-        os.fsync(images.fileno())
-        os.fsync(mask_file.fileno())
-    if noted := [note for note in notes if note]:
-        log.warning("%d images have a note:\n  %s", len(noted), "\n  ".join(noted[:5]))
-    kept = _report_unreadable(table, errors, on_unreadable, folder)
+    masked = (table["lesion_mask"] != "").to_numpy()
+    mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
+    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
+    rows = _write_squares(folder, table, mask_slot, root, recipe)
+    if notes := [f"{row.path}: {row.note}" for row in rows if row.note]:
+        log.warning("%d images have a note:\n  %s", len(notes), "\n  ".join(notes[:5]))
+    if errors := [row for row in rows if row.error]:
+        examples = "\n  ".join(row.error for row in errors[:5])
+        what = f"{len(errors)} of {len(rows)} images cannot be read"
+        if on_unreadable == "error":
+            raise DataError(
+                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
+            )
+        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
+        reasons = [(row.path, row.error) for row in errors]
+        pd.DataFrame(reasons, columns=["path", "reason"]).to_csv(folder / UNREADABLE, index=False)
+    kept = np.flatnonzero([not row.error for row in rows])
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
-    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry[kept])
+    geometry = np.array([row.geometry for row in rows if not row.error], dtype=np.int32)
+    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
     (folder / STAMPS).write_text(json.dumps(stamps))
-    for name in ("index.csv", "geometry.npz", STAMPS):
-        with (folder / name).open("rb") as written:
-            os.fsync(written.fileno())
     meta = {
         "image_size": recipe.image_size,
         "images": len(table),
-        "masks": len(with_mask),
-        "image_hash": hash_pixels(table.assign(drawn=seen).iloc[kept]),
-        "mask_hash": hash_pixels(table.assign(drawn=drawn).iloc[kept]),
-        "files": {
-            path.name: path.stat().st_size for path in folder.iterdir() if path.name != "meta.json"
-        },
+        "masks": int(masked.sum()),
+        "image_hash": hash_pixels(table.assign(drawn=[row.image for row in rows]).iloc[kept]),
+        "mask_hash": hash_pixels(table.assign(drawn=[row.mask for row in rows]).iloc[kept]),
+        "files": {path.name: path.stat().st_size for path in folder.iterdir()},
     }
-    with (folder / "meta.json").open("w") as handle:
-        json.dump(meta, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for path in folder.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
-def _write_at(file: int, pixels: np.ndarray, offset: int) -> None:
-    """Write at a place; the last write before a disk is full may be short without an error."""
-    if os.pwrite(file, pixels.tobytes(), offset) != pixels.nbytes:
-        raise OSError(errno.ENOSPC, "No space left on device")
+class _Row(NamedTuple):
+    """An image in the cache: its place, what it and its mask show (hashes), or what is wrong."""
+
+    path: str
+    geometry: Geometry | None = None
+    image: str = ""
+    mask: str = ""
+    note: str = ""
+    error: str = ""
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _write_squares(
+    folder: Path, table: pd.DataFrame, mask_slot: np.ndarray, root: Path, recipe: Recipe
+) -> list[_Row]:
+    """Write ``images.u8`` and ``masks.u8``, a square a row and a mask."""
+    square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
+    free, needed = shutil.disk_usage(folder).free, (count + masks) * square
     if free < needed * 1.05:
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
+    def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
+        # Not a memory map: a full disk is an error here, there a SIGBUS. The last write before it
+        # may be short without an error.
+        if os.pwrite(file.fileno(), pixels.tobytes(), slot * square) != square:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-def _report_unreadable(
-    table: pd.DataFrame, errors: dict[int, str], on_unreadable: str, folder: Path
-) -> np.ndarray:
-    """Row numbers of the images that could be read; errors are raised or listed."""
-    if errors:
-        shown = "\n  ".join(errors[row] for row in sorted(errors)[:5])
-        if on_unreadable == "error":
-            raise DataError(
-                f"{len(errors)} of {len(table)} images cannot be read:\n  {shown}\n"
-                "Replace them, or leave them out with data.unreadable=skip"
-            )
-        bad = sorted(errors)
-        left_out = table.iloc[bad][["path"]].assign(reason=[errors[row] for row in bad])
-        left_out.to_csv(folder / UNREADABLE, index=False)
-        log.warning(
-            "%d of %d images cannot be read and are left out (unreadable.csv in the cache):\n  %s",
-            len(errors),
-            len(table),
-            shown,
-        )
-    return np.setdiff1d(np.arange(len(table)), list(errors))
+    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> _Row:
+        try:
+            image, note = decode_noted(read_content(root / path), root / path)
+        except DataError as error:
+            return _Row(path, error=str(error))
+        pixels, geometry = recipe.apply(image)
+        write(image_file, slot, pixels)
+        image_hash, mask_hash = f"{image.shape} {_hash(image)}", ""
+        if mask_path:
+            mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
+            if mask.shape != image.shape:
+                raise DataError(f"{mask_path} {wrong_size(mask.shape, image.shape)}")
+            mask_hash = _hash(mask)
+            write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
+        return _Row(path, geometry, image_hash, mask_hash, note)
+
+    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
+    columns = range(count), table["path"], table["lesion_mask"], mask_slot.tolist()
+    with (
+        (folder / "images.u8").open("wb") as image_file,
+        (folder / "masks.u8").open("wb") as mask_file,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
+        made = pool.map(convert, *columns)
+        rows = list(tqdm(made, "caching images", count, leave=False, unit=" images", disable=None))
+        image_file.truncate(count * square)  # unreadable ones at the end were not written
+        mask_file.truncate(masks * square)
+    return rows
+
+
+def _hash(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

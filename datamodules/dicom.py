@@ -1,7 +1,7 @@
-"""Decode one DICOM radiograph to the upright 8-bit grey that a reading station would show.
+"""Read one DICOM radiograph: refuse what is none, decode its pixels as they were stored.
 
-DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1 (pixels). No message here repeats a
-value of the file but codes of the standard: a patient's name may stand anywhere in one.
+DICOM PS3.3 C.7.6.3.1. No message here repeats a value of the file but codes of the standard: a
+patient's name may stand anywhere in one.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
-from datamodules.decode import JPEG, MARKERS, WINDOW_TAIL, check_size, ramp_16bit, strict_jpeg
-from datamodules.geometry import BLACK
+from datamodules.greys import first_number, grey_of, right_sign
 from datamodules.index import DataError
+from datamodules.pixels import JPEG, MARKERS, check_size, damaged, strict_jpeg
 
 # Packages that warn with values of the file, or log them, to stderr.
-QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.dicom)(\.|$)"
+QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.(dicom|greys))(\.|$)"
 
-# Projection radiographs, scanned film (OT, SC, HC), or not told.
+# Projection radiographs, scanned film (OT, SC, HC), or unstated.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XA", "PX", "IO", "MG", "OT", "SC", "HC", "")
 NUMBERS = ("Columns", "Rows", "BitsStored", "BitsAllocated", "PixelRepresentation")
 NEEDED = (*NUMBERS, "SamplesPerPixel", "PhotometricInterpretation")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 SQUARE = 0.01  # sides of a pixel that differ by less are those of a rounded square
 GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-INVERTED = {"MONOCHROME1", "INVERSE"}
 DEFLATED = "1.2.840.10008.1.2.1.99"
 # By whether implicit and little endian, where a data set does not name its transfer syntax.
 PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
 PLAIN[True, True] = uid.ImplicitVRLittleEndian
-CONTRADICTED = "its header contradicts its pixel data (syntax, size, bits, colour); export it again"
+CONTRADICTED = (
+    "its header contradicts its pixel data (syntax, size, bits, colour). Fix: export it again"
+)
 CONVERT = "convert the file to Explicit VR Little Endian where it comes from"
 # JPEG 2000: start of codestream, then the SIZ marker, whose bytes 8 to 23 tell the size.
 J2K = b"\xff\x4f\xff\x51"
@@ -52,12 +51,6 @@ J2K = b"\xff\x4f\xff\x51"
 START_OF_FRAME = rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]\0.(.)"
 # Lossy codecs overshoot: values beyond the stored bits are clipped, not masked.
 LOSSY = (uid.JPEG2000, uid.JPEGLSNearLossless, uid.HTJ2K)
-# A picture shows nothing in fewer neighbouring grey levels, in the darkest or brightest quarter of
-# them, or with a smaller share between black and white (of that between the quantiles).
-# Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
-FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
-UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
-DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
 # Run as a process: it decodes a frame of JPEG of what NEEDED tells.
 GDCM = str(Path(__file__).with_name("gdcm_frame.py"))
 
@@ -65,25 +58,20 @@ GDCM = str(Path(__file__).with_name("gdcm_frame.py"))
 def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     """Decode the content of a DICOM file with one frame.
 
-    Grey: stored value, rescale (or modality LUT), the first VOI LUT or window; without either the
-    window of :func:`datamodules.decode.window_16bit`, or, of 8 stored bits, the values as
-    they are. What would show nothing is left out, with a note. MONOCHROME1, or the presentation
-    LUT shape INVERSE, is inverted, padding is black. Colour is reduced to grey.
-
     Returns:
-        uint8 ``(H, W)``, 0 to 255, and a note for people, mostly empty. A DataError says what is
-        damaged or missing, or why it is no radiograph that can be shown.
+        uint8 ``(H, W)``, 0 to 255, and a note for people, mostly empty; see :mod:`.greys`. A
+        DataError says what is damaged or lacks, or why it is no radiograph that can be shown.
     """
     header = read_dicom(data, path)
     reason = "its pixel data is cut short or cannot be decoded"
     try:
         stored, padding = _pixels(header, path)
         reason = "its rescale or lookup table cannot be applied"
-        return _shown(stored, padding, header)
+        return grey_of(stored, padding, header)
     except DataError:
         raise
     except Exception:  # a stranger's values, wrong in many ways; their text is not repeated
-        raise _damaged(path, reason) from None
+        raise damaged(path, reason, "DICOM file") from None
 
 
 def hush() -> None:
@@ -116,23 +104,21 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         needed = (*NEEDED, "PlanarConfiguration") if header.get("SamplesPerPixel") == 3 else NEEDED
         missing = ", ".join(name for name in needed if header.get(name) in (None, ""))
         oblong = ", ".join(name for name in SPACINGS if not _is_square(header, name))
-        columns, rows, bits, cell, *_ = (
-            int(header.get(name) or 0) for name in (*NUMBERS, "HighBit")
-        )
+        columns, rows, bits, cell, _ = (int(header.get(name) or 0) for name in NUMBERS)
     except Exception:
-        raise _damaged(path, "its header cannot be read") from None
+        raise damaged(path, "its header cannot be read", "DICOM file") from None
     empty, odd = "PixelData" not in header, not 8 <= bits <= 16 or cell % 8
     # Only a code is repeated.
     named = modality if re.fullmatch("[A-Z]{2,16}", modality) else "unknown"
     refusals = {
-        "is a deflated DICOM file; inflate it (dcmconv, of DCMTK)": syntax == DEFLATED,
-        "is a DICOM file without pixel data (report, directory or header); take it out": empty,
-        f"its modality is {named}, which is no radiograph; take it out": modality not in MODALITIES,
-        "is FOR PROCESSING, not what a station shows; export it FOR PRESENTATION": raw,
-        f"lacks {missing}; export it again from its archive": missing,
-        f"holds {frames} frames, and a radiograph is one; save each as its own file": frames != 1,
-        f"its pixels are not square ({oblong}); resample them (dcmscale, of DCMTK)": oblong,
-        f"stores {bits} bits a pixel in {cell}; 8 to 16 in whole bytes can be read": odd,
+        "is a deflated DICOM file. Fix: inflate it (dcmconv, of DCMTK)": syntax == DEFLATED,
+        "is DICOM without pixel data (report, directory or header). Fix: take it out": empty,
+        f"its modality {named} is no radiograph's. Fix: take it out": modality not in MODALITIES,
+        "is FOR PROCESSING, not what a station shows. Fix: export it FOR PRESENTATION": raw,
+        f"lacks {missing}. Fix: export it again from its archive": missing,
+        f"holds {frames} frames, and a radiograph is one. Fix: save each as a file": frames != 1,
+        f"its pixels are not square ({oblong}). Fix: resample them (dcmscale, of DCMTK)": oblong,
+        f"stores {bits} bits a pixel in {cell}: expected 8 to 16 in whole bytes": odd,
     }
     for reason in (reason for reason, holds in refusals.items() if holds):
         raise DataError(f"{path}: {reason}")
@@ -141,7 +127,7 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
 
 
 def _is_square(header: Dataset, name: str) -> bool:
-    """Whether two sides of a pixel are equal, or not told: missing, malformed or zero."""
+    """Whether two sides of a pixel are equal, or unstated: missing, malformed or zero."""
     try:
         raw: Any = header.get_item(name)  # pydicom's numbers know no decimal comma
         down, across = (float(side.replace(b",", b".")) for side in raw.value.split(b"\\"))
@@ -152,9 +138,26 @@ def _is_square(header: Dataset, name: str) -> bool:
 
 def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``; padding."""
-    syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
-    bits = int(header.BitsStored)
+    syntax, bits = header.file_meta.TransferSyntaxUID, int(header.BitsStored)
     top = max(bits, int(header.get("HighBit") or 0) + 1)
+    cells, precision = _cells(header, top, path)
+    header.BitsStored = bits
+    # Cells of more bits: drop those above the image's, then those below.
+    spare = 0 if precision <= bits or syntax in LOSSY else max(0, 8 * cells.dtype.itemsize - top)
+    whole = cells << spare >> spare
+    stored = whole >> (top - bits) * (precision > bits)
+    padding = _padding(cells, stored, header)
+    above = (cells != whole) * (cells.astype(np.uint16) >> top)  # but for the sign
+    held = np.bincount(above[~padding], minlength=1)
+    graphics = any(0x6000 <= tag >> 16 < 0x6100 for tag in header.keys())  # noqa: SIM118
+    if held.max() < (1 - MARKERS) * held.sum() and not graphics:
+        raise DataError(f"{path}: {CONTRADICTED}")
+    return stored, padding
+
+
+def _cells(header: Dataset, top: int, path: Path) -> tuple[np.ndarray, int]:
+    """Decoded cells of ``top`` used bits, ``(H, W)`` or ``(H, W, 3)``, and the frame's bits."""
+    syntax, grey = header.file_meta.TransferSyntaxUID, header.PhotometricInterpretation in GREY
     encoded = bool(header["PixelData"].is_undefined_length)
     frame = next(generate_frames(header.PixelData, number_of_frames=1)) if encoded else b""
     precision = _precision(frame, header)
@@ -164,7 +167,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
         decoder: Any = get_decoder(uid.JPEGLossless if twelve else syntax)
     except NotImplementedError:
         named = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
-        raise DataError(f"{path}: its pixels are in {named}, unreadable here; {CONVERT}") from None
+        raise DataError(f"{path}: its pixels are in {named}, unreadable. Fix: {CONVERT}") from None
     # Nor may a codec allocate what its own header claims, nor a column too few shear the picture.
     samples, cell = header.SamplesPerPixel, header.BitsAllocated
     rest = header.PixelData[header.Rows * header.Columns * samples * cell // 8 :]
@@ -175,7 +178,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not decoder.is_available:
         raise DataError(
             f"{path}: its pixels are compressed ({syntax.name}), and the package that reads them "
-            f"is missing: pip install 'decision-basis[dicom]' brings it; or {CONVERT}"
+            f"is missing. Fix: pip install 'decision-basis[dicom]'; or {CONVERT}"
         )
     # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
     plugin = max(decoder.available_plugins, default="")
@@ -192,19 +195,8 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if plugin == "pillow" and frame.startswith(JPEG):
         strict_jpeg(frame)
     if not (grey or made["photometric_interpretation"] == "RGB"):
-        raise DataError(f"{path}: its PhotometricInterpretation cannot be read; convert it to RGB")
-    header.BitsStored = bits
-    # Cells of more bits: drop those above the image's, then those below.
-    spare = 0 if precision <= bits or syntax in LOSSY else max(0, 8 * cells.dtype.itemsize - top)
-    whole = cells << spare >> spare
-    stored = whole >> (top - bits) * (precision > bits)
-    padding = _padding(cells, stored, header)
-    above = (cells != whole) * (cells.astype(np.uint16) >> top)  # but for the sign
-    held = np.bincount(above[~padding], minlength=1)
-    graphics = any(0x6000 <= tag >> 16 < 0x6100 for tag in header.keys())  # noqa: SIM118
-    if held.max() < (1 - MARKERS) * held.sum() and not graphics:
-        raise DataError(f"{path}: {CONTRADICTED}")
-    return stored, padding
+        raise DataError(f"{path}: its PhotometricInterpretation is unknown. Fix: convert it to RGB")
+    return cells, precision
 
 
 def _precision(frame: bytes, header: Dataset) -> int:
@@ -216,163 +208,15 @@ def _precision(frame: bytes, header: Dataset) -> int:
         fits = (x - left, y - top, held) == (columns, rows, samples)
         return (frame[place + 42] & 0x7F) + 1 if fits else 0
     size = re.escape(struct.pack(">2HB", rows, columns, samples))
-    found = re.search(START_OF_FRAME + size, frame, re.DOTALL)
-    return found[1][0] if found else 0 if frame.startswith(JPEG) else 16
-
-
-def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
-    """RGB of so many bits as grey, uint8; of fewer where it reaches no 16th of their range."""
-    used = max(8, int(colour.max()).bit_length())
-    most = 2 ** (used if used <= bits - 4 else bits) - 1
-    eight = _grey(np.arange(most + 1) / most)[np.minimum(colour, most)]
-    return np.asarray(cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY))
-
-
-def _shown(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
-    """Grey as a reading station shows it, uint8 ``(H, W)``, and a note.
-
-    All is worked out once for each value that can be stored, and looked up for the pixels.
-    """
-    if stored.ndim == 3:
-        return _luminance(stored, int(header.BitsStored)), ""
-    lowest = -(2 ** (int(header.BitsStored) - 1)) if header.PixelRepresentation else 0
-    levels = np.arange(2 ** int(header.BitsStored), dtype=np.int64) + lowest
-    place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
-    if header.PhotometricInterpretation == "PALETTE COLOR":
-        return _luminance(*_palette(levels, header))[:, 0][place], ""
-    note = UNUSED if padding.all() and np.ptp(place) else ""
-    counts = np.bincount(place[~padding | padding.all()], minlength=len(levels))
-    padding = padding & (not note)
-    values, order, bits = _rescaled(levels, header)
-    inverted = {header.PhotometricInterpretation, header.get("PresentationLUTShape")} & INVERTED
-    turn = np.uint8(255 if inverted else 0)
-    # What the others are measured by: the stored values between their quantiles.
-    plain = ramp_16bit(np.pad(counts, (0, 2**16 - len(counts))))[0][: len(counts)]
-    plain = 255 - plain if values[0] > values[-1] else plain
-    for name in ("VOILUTSequence", "WindowCenter"):
-        if getattr(header.get_item(name), "value", None) in (None, "", b""):
-            continue
-        try:
-            grey = _rendered(values, header, name)
-        except Exception:  # a stranger's numbers
-            grey = np.zeros_like(plain)
-        if _shows(grey ^ turn, plain ^ turn, counts):
-            break
-        note = UNUSED
-    else:
-        grey = order.astype(np.uint8)  # 8 bits, as those of a PNG
-        if bits > 8:
-            ramp, aside = ramp_16bit(np.bincount(order, counts, minlength=2**16))
-            grey, note = ramp[order], "; ".join(filter(None, (note, aside)))
-        if not _shows(grey ^ turn, plain ^ turn, counts):
-            grey, note = plain, UNUSED
-    grey = grey ^ turn
-    seen = grey[counts > 0]
-    raw = header.get("PixelIntensityRelationshipSign") == (1 if seen[-1] > seen[0] else -1)
-    if raw and not header.get("PresentationIntentType"):
-        note = "; ".join(filter(None, (note, DARK_BONE)))
-    return np.where(padding, np.uint8(BLACK), grey[place]), note
-
-
-def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether the greys of the stored values show what ``counts`` pixels of each hold.
-
-    A window may blacken air and whiten metal, but not most of the limb, of many greys.
-    """
-    held, most = (np.bincount(each, counts, minlength=256) for each in (grey, plain))
-    share = np.cumsum(held) / held.sum()
-    low, high = np.searchsorted(share, (WINDOW_TAIL, 1 - WINDOW_TAIL))
-    fewer = 2 * np.count_nonzero(held) <= np.count_nonzero(most)
-    narrow = min(np.count_nonzero(held), high - low) < FEWEST_LEVELS or high < 64 or low > 191
-    between = held[1:-1].sum() >= FEWEST_BETWEEN * most[1:-1].sum()
-    burnt = np.bincount(plain, counts * (grey == 255), minlength=256)[64:255]
-    burns = burnt.sum() > max(BURNT * most[64:255].sum(), MARKERS * most.sum())
-    spread = np.sort(burnt)[:-FEWEST_LEVELS].sum() > burnt.sum() / 4
-    return bool(between and not (fewer and narrow) and not (burns and spread))
-
-
-def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
-    """Greys of the first VOI LUT, over the range of its own entries, or of the first window."""
-    if name == "VOILUTSequence":
-        shown, bits = _looked_up(values, header.VOILUTSequence[0])
-        return _grey(shown / (2**bits - 1))
-    window = Dataset()
-    window.WindowCenter, window.WindowWidth = header.WindowCenter, header.WindowWidth
-    window.VOILUTFunction = header.get("VOILUTFunction") or "LINEAR"
-    # Of one bit: pydicom then answers from 0 to 1.
-    window.BitsStored, window.PixelRepresentation = 1, 0
-    window.PhotometricInterpretation = "MONOCHROME2"
-    with np.errstate(over="ignore", invalid="raise"):  # the ends of a sigmoid are no fault
-        return _grey(apply_windowing(values, window))
-
-
-def _first(header: Dataset, name: str) -> float | None:
-    """The first number of an element; None where there is none."""
-    value = np.ravel(header.get(name))[0]
-    return None if value in (None, "") else float(value)
-
-
-def _rescaled(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values in units of the modality, whole numbers from 0 in the same order, and their bits."""
-    if header.get("ModalityLUTSequence"):
-        item = header.ModalityLUTSequence[0]
-        values, bits = _looked_up(levels, item)
-        return values, values, max(bits, int(item.LUTDescriptor[2]))
-    slope, intercept = (_first(header, f"Rescale{name}") for name in ("Slope", "Intercept"))
-    values = levels * (1.0 if slope is None else slope) + (intercept or 0.0)
-    if not np.isfinite(values).all() or values[0] == values[-1]:
-        raise ValueError("no slope")
-    order = levels - levels[0]
-    return values, order if values[-1] > values[0] else order[::-1], int(header.BitsStored)
-
-
-def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[np.ndarray, int]:
-    """What a lookup table makes of values, and the bits, 8 or more, that its entries need.
-
-    pydicom's own read no packed table, round values down and believe what a descriptor claims.
-    """
-    count, first, bits = (int(number) for number in source[f"{name}Descriptor"].value)
-    count, data = count or 2**16, source[f"{name}Data"].value
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, "<u2" if source.original_encoding[1] else ">u2")
-    words = np.atleast_1d(np.asarray(data)).astype("<u2")
-    packed = bits <= 8 and len(words) == (count + 1) // 2 < count  # two a word
-    table = (words.view(np.uint8) if packed else words)[:count]
-    if len(table) != count:
-        raise ValueError("no whole table")
-    start = _signed(first, values.min() - count + 1, values.max())
-    index = np.clip(np.rint(values) - start, 0, count - 1).astype(np.int64)
-    return table[index].astype(np.int64), max(8, int(table.max()).bit_length())
-
-
-def _signed(value: float, low: float, high: float) -> float:
-    """A 16-bit number with the sign that puts it into a range: its VR, US or SS, may be wrong."""
-    return next((v for v in (value, value - 2**16, value + 2**16) if low <= v <= high), value)
-
-
-def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
-    """RGB of each stored value, ``(N, 1, 3)``, and its bits."""
-    if "RedPaletteColorLookupTableData" not in header:  # in segments
-        made = apply_color_lut(levels[:, None], header)[..., :3]
-        return made, 8 * made.dtype.itemsize
-    names = (f"{each}PaletteColorLookupTable" for each in ("Red", "Green", "Blue"))
-    colours, bits = zip(*(_looked_up(levels, header, name) for name in names), strict=True)
-    return np.stack(colours, axis=-1)[:, None], max(bits)
+    match = re.search(START_OF_FRAME + size, frame, re.DOTALL)
+    return match[1][0] if match else 0 if frame.startswith(JPEG) else 16
 
 
 def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Which pixels say that no detector was there: it may need more bits than are stored."""
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    given = [end for name in names if (end := _first(header, name)) is not None]
+    values = [end for name in names if (end := first_number(header, name)) is not None]
     held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
-    ends = [_signed(end, held.min, held.max) for end in given] or [np.nan]
-    values = stored if all(-most <= end < most for end in ends) else cells
-    return np.asarray((values >= min(ends)) & (values <= max(ends)))
-
-
-def _grey(share: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(share * 255), 0, 255).astype(np.uint8)
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: damaged DICOM file ({reason}); fetch it again")
+    ends = [right_sign(end, held.min, held.max) for end in values] or [np.nan]
+    cells = stored if all(-most <= end < most for end in ends) else cells
+    return np.asarray((cells >= min(ends)) & (cells <= max(ends)))

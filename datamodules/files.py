@@ -8,6 +8,7 @@ import fcntl
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -36,14 +37,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it gets its name when the block ends without error.
 
-    ``path`` must not exist, or be an empty folder: nothing is overwritten.
+    ``path`` must not exist, or be an empty folder: nothing is overwritten. ``alone``: the caller
+    holds a lock on ``path``, so that what killed processes left beside it is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in path.parent.glob(f".{path.name}.*.partial") if alone else ():
+        shutil.rmtree(left, ignore_errors=True)
+    # A name that no other process has, on any node that shares the disk.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
         yield partial

@@ -41,22 +41,17 @@ def letterbox(
     height: int, width: int, size: int, box: tuple[int, int, int, int] | None = None
 ) -> Geometry:
     """Fit an image (or its ``box``: left, top, width, height) into a square of ``size`` pixels."""
-    left, top, box_width, box_height = box or (0, 0, width, height)
-    scale = size / max(box_width, box_height)
-    inner_width = max(1, round(box_width * scale))
-    inner_height = max(1, round(box_height * scale))
-    return Geometry(
-        height=height,
-        width=width,
-        crop_left=left,
-        crop_top=top,
-        crop_width=box_width,
-        crop_height=box_height,
-        left=(size - inner_width) // 2,
-        top=(size - inner_height) // 2,
-        inner_width=inner_width,
-        inner_height=inner_height,
-    )
+    crop = box or (0, 0, width, height)
+    scale = size / max(crop[2:])
+    inner_width, inner_height = (max(1, round(side * scale)) for side in crop[2:])
+    left, top = (size - inner_width) // 2, (size - inner_height) // 2
+    return Geometry(height, width, *crop, left, top, inner_width, inner_height)
+
+
+def wrong_size(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What is wrong with a mask of another ``(H, W)`` than its upright original."""
+    actual, wanted = (f"{width}x{height} px" for height, width in (shape, expected))
+    return f"is {actual}: expected {wanted}, as its image is upright. Fix: draw it on the original"
 
 
 def to_square(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
@@ -91,20 +86,14 @@ def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int,
     blurred copy, the commonest level of the darker half, if enough pixels share it. What rises
     above it is exposed; bright bars along an edge (the table, a film holder) do not count. The box
     holds every region of at least a twentieth of the largest, so that two views on one film both
-    stay and a lone side marker goes. An image without film, filled by the body, keeps all of
-    itself: cutting too little costs resolution, cutting too much costs the lesion.
-
-    Args:
-        image: (H, W) uint8.
-        margin: added on each side, as a share of the longer side.
+    stay and a lone side marker goes, and ``margin`` of the longer side around them. An image
+    without film, filled by the body, keeps all of itself: cutting too little costs resolution,
+    cutting too much costs the lesion.
     """
     height, width = image.shape
     scale = 128 / max(height, width)
-    small = cv2.resize(
-        image,
-        (max(1, round(width * scale)), max(1, round(height * scale))),
-        interpolation=cv2.INTER_AREA,
-    )
+    sides = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (5, 5), 0)
     counts = np.bincount(small.ravel(), minlength=256)
     near = np.convolve(counts, np.ones(2 * FILM_SPREAD + 1), mode="same")

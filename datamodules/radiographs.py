@@ -1,26 +1,24 @@
 """The base of every data set of radiographs: index -> cache -> sampler -> augmentation -> batch.
 
-A new source is one subclass that says how to build its index table (see ``datamodules.index``);
-everything else is here.
+A new source is one subclass that says how to build its index table (see ``datamodules.index``).
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from datamodules import cache, index
-from datamodules.batches import Batch, BatchDataset, start_worker
+from datamodules.batches import Batch, BatchDataset, default_workers, load_batches
 from datamodules.decode import decode
-from datamodules.files import usable_cores
 from datamodules.geometry import from_square
 from datamodules.index import DataError
 from datamodules.lesions import choose_lesions, leave_out_fold
@@ -44,11 +42,8 @@ def to_model_input(image: Tensor) -> Tensor:
 class RadiographDataModule(LightningDataModule):
     """Radiographs with image-level labels and, for some, a lesion mask.
 
-    Args:
-        data: what is learned from.
-        lesions: which lesion masks are trained on.
-        augmentation: of train images; None: none.
-        order_seed: seed of batch order and augmentation (``seed``; ``data.seed`` draws the splits).
+    ``order_seed`` (the configuration's ``seed``) is that of batch order and augmentation;
+    ``data.seed`` draws the splits. Without ``augmentation`` train images stay as they are.
     """
 
     name = "radiographs"
@@ -57,7 +52,10 @@ class RadiographDataModule(LightningDataModule):
     default_contrast = "none"
     unreadable = "error"
     licence = "not known here: see the data set's own terms"  # of the images, as model cards say
+    shows_people = True  # pictures of them leave the machine only when asked
     patients_are = "patients"  # what the index's column patient stands for, as people are told
+    published: ClassVar[dict[str, dict[str, float]]] = {}  # others' study kappa on test, by part
+    published_by = ""  # where from, as people are told
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
 
     def __init__(
@@ -70,9 +68,7 @@ class RadiographDataModule(LightningDataModule):
         super().__init__()
         root = data.root or self.default_root(data)
         if root is None:
-            raise DataError(
-                f"data.name={self.name} needs data.root=/path/to/the/data (make: ROOT=...)"
-            )
+            raise DataError(f"data.name={self.name} needs data.root=/path/to/data (make: ROOT=...)")
         self.root = Path(root)
         self.cache_dir = Path(data.cache_dir or "runs/cache")
         self.seed, self.limit, self.split = data.seed, data.limit, data.split
@@ -119,15 +115,9 @@ class RadiographDataModule(LightningDataModule):
             return
         self.prepare_source()
         if not self.root.is_dir():
-            raise DataError(f"data.root={self.root} is no folder; give the data set's own folder")
-        cache.build(
-            self.cache_folder,
-            self.checked_index,
-            self.root,
-            self.recipe,
-            self.on_unreadable,
-            check=lambda table: index.check_index(table, self.name),
-        )
+            raise DataError(f"data.root={self.root} is no folder. Fix: the data set's own folder.")
+        place = (self.cache_folder, self.checked_index, self.root, self.recipe, self.on_unreadable)
+        cache.build(*place, check=lambda table: index.check_index(table, self.name))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
@@ -144,15 +134,16 @@ class RadiographDataModule(LightningDataModule):
         if options.folds:
             rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
         self._table = rows
+        # Of images, labels, splits and which are masked; and of which images are val or test.
+        self.index_hash, self.judges_hash = index.hash_table(rows), index.hash_judges(rows)
         self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
         masked = (rows["lesion_mask"] != "").to_numpy()
         shown = masked & (rows["split"] != "train").to_numpy()
         if len(self.lesion_rows) and not shown.any():
-            log.warning(
-                "all %d lesion masks lie in train: no map can be judged; with lesions.folds=5 a "
-                "fifth of the lesion subset is left out to judge",
-                masked.sum(),
+            problem = (
+                "all %d lesion masks lie in train: no map can be judged. Fix: lesions.folds=5."
             )
+            log.warning(problem, masked.sum())
         shown[self.lesion_rows] = True
         self._shows_lesion = shown
         self._codes = {
@@ -166,38 +157,31 @@ class RadiographDataModule(LightningDataModule):
         self.sampler = TrainBatches(
             self.rows_of("train"),
             self.batch_size,
-            seed=self.order_seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            lesion_rows=self.lesion_rows,
-            lesions_per_batch=self.lesions.per_batch,
+            self.order_seed,
+            *self._ranks,
+            self.lesion_rows,
+            self.lesions.per_batch,
         )
         self.sampler.resume_at(*self._resume_at)
-        augmenter = None
-        if self.augmentation is not None:
-            # Here and not above: who trains nothing need not wait for albumentations.
-            from datamodules.augmentation import Augmenter
+        if self.augmentation is None:
+            return self._loader(self.sampler)
+        # Here and not above: who trains nothing need not wait for albumentations.
+        from datamodules.augmentation import Augmenter
 
-            augmenter = Augmenter(self.augmentation, self.order_seed)
-        return self._loader(self.sampler, augmenter)
+        return self._loader(self.sampler, Augmenter(self.augmentation, self.order_seed))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The val split in order."""
         return self.evaluation_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order."""
-        return self.evaluation_dataloader("test")
-
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        sampler = EvaluationBatches(
-            self.rows_of(split),
-            self.batch_size,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-        )
-        return self._loader(sampler, None)
+        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, *self._ranks))
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device, make the uint8 images float32 (see ``to_model_input``)."""
@@ -213,30 +197,23 @@ class RadiographDataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.current.processed
         # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
         whole = batches >= self.trainer.num_training_batches
+        hashes = ("index_hash", "judges_hash", "image_hash", "mask_hash")
         return {
             "epoch": loop.epoch_progress.current.processed,
             "batch": 0 if whole else batches,
             "images_a_step": self.batch_size * self.trainer.world_size,
-            "index_hash": self.index_hash,
-            "judges_hash": self.judges_hash,
-            "image_hash": self.image_hash,
-            "mask_hash": self.mask_hash,
+            **{name: getattr(self, name) for name in hashes},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position of ``state_dict``.
-
-        Raises:
-            DataError: the run was trained on other data, or with another number of images a step:
-                its epochs would be cut otherwise, and its learning rate counts its steps.
-        """
+        """Take up the position of ``state_dict``, if it is of a run on these data."""
         self.check_same_data(state_dict)
-        wanted = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        wanted = self.batch_size * self._ranks[1]
+        # Else its epochs would be cut otherwise, and its learning rate counts its steps.
         if state_dict["images_a_step"] != wanted:
             raise DataError(
                 f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
-                f"takes {wanted}; resume with the devices and nodes it began with, or start a new "
-                "run (run.name=...)"
+                f"takes {wanted}. Fix: the devices and nodes it began with, or another run.name."
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
@@ -252,50 +229,38 @@ class RadiographDataModule(LightningDataModule):
         return index.check_index(index.limit_split(table, self.limit), self.name)
 
     @property
-    def table(self) -> pd.DataFrame:
-        """The checked index table (after ``setup``)."""
-        if self._table is None:
+    def cached(self) -> cache.PixelCache:
+        """The opened cache (after ``setup``)."""
+        if self.pixels is None:
             raise RuntimeError("call prepare_data() and setup() first")
-        return self._table
+        return self.pixels
 
     @property
-    def index_hash(self) -> str:
-        """Hash of what is learned and judged: images, labels, splits, which of them are masked."""
-        return index.hash_table(self.table)
-
-    @property
-    def judges_hash(self) -> str:
-        """Hash of which images are val and which test, whatever is known of them."""
-        return index.hash_judges(self.table)
+    def table(self) -> pd.DataFrame:
+        """The checked index table, lesion masks and left out folds settled (after ``setup``)."""
+        return self.cached.table if self._table is None else self._table
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
-        """Raise a DataError unless this is the data that a run was trained on.
-
-        Args:
-            trained_on: The state of the run's data module, see ``state_dict``.
-        """
+        """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
         if trained_on["index_hash"] != self.index_hash:
             raise DataError(
                 f"{self.root} is not the data that this run was trained on (other images, labels, "
-                "splits, or other images with lesion masks): its train images may be judged here; "
-                "name the data.root and the lesions.path it had, or start a new run (run.name=...)"
+                "splits, or other images with lesion masks): its train images may be judged here. "
+                "Fix: the data.root and the lesions.path it had, or another run.name."
             )
         masks = self.lesions_path or self.root
-        for name, what in {
-            "image_hash": f"{self.root}: the images",
-            "mask_hash": f"{masks}: the lesion masks",
-        }.items():
-            if trained_on[name] != getattr(self, name):
+        for same, what in (
+            (trained_on["image_hash"] == self.image_hash, f"{self.root}: the images"),
+            (trained_on["mask_hash"] == self.mask_hash, f"{masks}: the lesion masks"),
+        ):
+            if not same:
                 raise DataError(
-                    f"{what} changed since this run was trained (the same names, other pixels); "
-                    "bring back what it had, or start a new run (run.name=...)"
+                    f"{what} changed since this run was trained (the same names, other pixels). "
+                    "Fix: bring back what it had, or choose another run.name."
                 )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:
-        """Whether val and test are the images that they were in a run's training.
-
-        Then none of its train images is judged, whatever became of labels and lesion masks since.
-        """
+        """Whether val and test are those of a run's training: then none of its train is judged."""
         return trained_on.get("judges_hash") == self.judges_hash
 
     @property
@@ -338,44 +303,23 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        assert self.pixels is not None, "setup() opens the cache"
-        geometry = self.pixels.geometry_of(row)
+        geometry = self.cached.geometry_of(row)
         return geometry.height, geometry.width
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
-        assert self.pixels is not None, "setup() opens the cache"
-        return from_square(square, self.pixels.geometry_of(row))
+        return from_square(square, self.cached.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
-        """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1.
-
-        With ``lesions.per_batch`` a batch holds more abnormal images than the train split does.
-        """
+        """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""
         labels = self.table.loc[self.table["split"] == "train", "label"]
+        # With lesions.per_batch a batch holds more abnormal images than the train split does.
         added = self.lesions.per_batch / self.batch_size
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
     def _loader(
-        self, sampler: TrainBatches | EvaluationBatches, augmenter: Augmenter | None
+        self, sampler: Sampler[tuple[int, np.ndarray]], augmenter: Augmenter | None = None
     ) -> DataLoader[Batch]:
-        assert self.pixels is not None, "setup() opens the cache"
-        return DataLoader(
-            BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter),
-            sampler=sampler,
-            batch_size=None,  # an item of the sampler is a whole batch
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=start_worker,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: starting a loader would otherwise move the one dropout draws from.
-            generator=torch.Generator(),
-        )
-
-
-def default_workers() -> int:
-    """Loader processes a rank: none on a CPU, where reading takes a few per cent of a step."""
-    if not torch.cuda.is_available():
-        return 0
-    return min(8, max(1, usable_cores() // torch.cuda.device_count()))
+        dataset = BatchDataset(self.cached, self._codes, self._shows_lesion, augmenter)
+        return load_batches(dataset, sampler, self.num_workers)

@@ -20,23 +20,10 @@ Batch = tuple[int, np.ndarray]
 class TrainBatches(Sampler[Batch]):
     """Shuffled training batches, optionally with some images of known lesions in each.
 
-    Every image is drawn once an epoch, the last incomplete batch is left out. With
+    Every image of ``rows`` (N,) is drawn once an epoch, the last incomplete batch is left out. With
     ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless shuffle of
     their own) besides ``batch_size - k`` from the epoch's order. Since those are abnormal, they
     shift the share of abnormal images from a to (a (B - k) + k) / B.
-
-    Args:
-        rows: (N,) index rows of the training split.
-        batch_size: images a step and rank.
-        seed: of the order.
-        rank: this process.
-        world_size: number of processes.
-        lesion_rows: (M,) rows whose lesion mask may be trained on.
-        lesions_per_batch: how many of them each batch holds.
-
-    Raises:
-        DataError: the split does not fill one batch, or lesion rows are asked for and there are
-            none.
     """
 
     def __init__(
@@ -60,8 +47,8 @@ class TrainBatches(Sampler[Batch]):
         self.start = 0
         if lesions_per_batch and len(self.lesion_rows) == 0:
             raise DataError(
-                f"lesions.per_batch={lesions_per_batch}, but no training image has a lesion mask; "
-                "give lesions.path (and lesions.count above 0), or set lesions.per_batch=0"
+                f"lesions.per_batch={lesions_per_batch}, but no training image has a lesion mask. "
+                "Fix: lesions.path (and lesions.count above 0), or lesions.per_batch=0."
             )
         if lesions_per_batch >= batch_size:
             raise DataError(
@@ -71,7 +58,7 @@ class TrainBatches(Sampler[Batch]):
         if len(self) == 0:
             raise DataError(
                 f"the train split holds {len(self.rows)} images, fewer than one step needs "
-                f"({batch_size} a rank x {world_size} ranks); set a smaller data.batch_size"
+                f"({batch_size} a rank x {world_size} ranks). Fix: a smaller data.batch_size."
             )
 
     def __len__(self) -> int:

@@ -24,19 +24,12 @@ from lightning_modules.stages import STAGES, Stage1Classifier
 
 @dataclass
 class Run:
-    """A run directory, opened; its data and its network are built when they are first asked for.
-
-    Attributes:
-        folder: the run directory.
-        checkpoint: the file of the weights, ``best.ckpt`` unless another one was named.
-        config: as it was trained, with today's paths.
-        content: of the checkpoint.
-    """
+    """A run directory, opened; its data and its network are built when they are first asked for."""
 
     folder: Path
-    checkpoint: Path
-    config: Config
-    content: dict[str, Any]
+    checkpoint: Path  # best.ckpt unless another one was named
+    config: Config  # as it was trained, with today's paths
+    content: dict[str, Any]  # of the checkpoint
 
     @cached_property
     def module(self) -> Stage1Classifier:
@@ -95,12 +88,10 @@ class Run:
 def open_run(
     run: Path, overrides: Sequence[str] = (), free: tuple[str, ...] = ("data.batch_size",)
 ) -> Run:
-    """Open a run as it was trained: the one door for all that use a run.
+    """Open a run (a directory, or a checkpoint in one) as it was trained: the door for all users.
 
-    Args:
-        run: run directory, or a checkpoint in one.
-        overrides: ``key=value`` words that change no result: paths, workers, keys in ``free``.
-        free: beginnings of keys that may differ from the training, too.
+    ``overrides`` are words that change no result: paths, workers, and keys that begin as in
+    ``free``.
     """
     folder, checkpoint = find_checkpoint(run)
     saved = str(folder / "config.yaml")
@@ -148,16 +139,9 @@ def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier
             "loss.classification=false learns from the lesion masks of train alone, and there are "
             "none. Fix: give some by lesions.path, and lesions.count above 0."
         )
-    return STAGES[config.stage](
-        config.model,
-        config.loss,
-        config.attention,
-        config.optimizer,
-        body_parts=data.body_parts,
-        class_weights=(
-            data.class_weights() if config.loss.class_weights == "balanced" else (1.0, 1.0)
-        ),
-    )
+    weights = data.class_weights() if config.loss.class_weights == "balanced" else (1.0, 1.0)
+    sections = config.model, config.loss, config.attention, config.optimizer
+    return STAGES[config.stage](*sections, body_parts=data.body_parts, class_weights=weights)
 
 
 def start_from(module: Stage1Classifier, config: Config, data: RadiographDataModule) -> None:
@@ -199,16 +183,12 @@ def check_same_judges(
     if same and config.lesions.folds:
         same = trained_on["index_hash"] == data.index_hash
     if not same:
-        theirs, ours = read_plain(folder / "config.yaml"), to_plain(config)
-        changed = [
-            line
-            for line in differences(theirs, ours)
-            if line.startswith(("data.name", "data.seed", "data.split", "data.count", "data.limit"))
-        ]
+        changed = differences(read_plain(folder / "config.yaml"), to_plain(config))
+        of_data = "; ".join(line for line in changed if line.startswith("data."))
         raise RunError(
-            f"{folder} was trained on other images ({'; '.join(changed) or 'the same options'}): "
-            "its train images may be val or test images here. Fix: start from a run on the same "
-            "data, with the same data.limit and, with lesions.folds, the same lesions.*."
+            f"{folder} was trained on other images ({of_data or 'the same options'}): its train "
+            "images may be val or test images here. Fix: start from a run on the same data, with "
+            "the same data.limit and, with lesions.folds, the same lesions.*."
         )
 
 

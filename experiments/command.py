@@ -47,16 +47,10 @@ def run(
     undone_by_sigterm: bool = False,
     by_ctrl_c: str = "stopped; nothing is lost, the same command goes on",
 ) -> int:
-    """Run a command and return its exit status.
+    """Run a command and return its exit status; Ctrl-C and missing packages end it with a line.
 
-    Ctrl-C, at any moment, ends it with a line and not with a traceback; so does an environment
-    without the packages, which ``main`` must import itself.
-
-    Args:
-        main: The command.
-        undone_by_sigterm: SIGTERM ends it with its own status and removes what is half written,
-            as Ctrl-C does. Not for training, which hears SIGTERM itself.
-        by_ctrl_c: What is said then.
+    With ``undone_by_sigterm`` so does SIGTERM, and what is half written is removed. Not for
+    training, which hears SIGTERM itself.
     """
     if undone_by_sigterm:
         signal.signal(signal.SIGTERM, _end)
@@ -75,8 +69,8 @@ def run(
 def answered(main: Callable[P, int]) -> Callable[P, int]:
     """Let a command that cannot be carried out say why, in a line, and return status 2.
 
-    That are the project's own errors, a loss that is no number any more, and what the system
-    refuses, such as a folder that cannot be written; all else is a fault and keeps its traceback.
+    All but the project's own errors, a loss that is no number any more and what the system refuses
+    is a fault and keeps its traceback.
     """
 
     @functools.wraps(main)

@@ -13,16 +13,13 @@ import torch
 from datamodules.files import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(accelerator: str = "auto") -> torch.device:
-    """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU.
-
-    Apple's GPU only when asked for: it knows no float64, in which figures are added up here.
-    """
+    """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
+    # Only when asked for: it knows no float64, in which figures are added up here.
     if accelerator in ("gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps", 0)
     return torch.device("cpu")
@@ -47,24 +44,13 @@ def native_bf16(device: torch.device) -> bool:
 def describe_device(device: torch.device) -> str:
     """Name and size of ``device`` for people, such as ``Intel Xeon, 2 cores``."""
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return f"{found.name} (cuda:{device.index or 0}), {found.total_memory / 2**30:.0f} GiB"
+        card = torch.cuda.get_device_properties(device)
+        return f"{card.name} (cuda:{device.index or 0}), {card.total_memory / 2**30:.0f} GiB"
     if device.type != "cpu":
         return f"{device.type.upper()} ({platform.machine()})"
-    cores, threads = usable_cores(), torch.get_num_threads()
-    return (
-        f"CPU {_cpu_name()}, {cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
-    )
-
-
-def usable_memory() -> int | None:
-    """Bytes of memory this process may use: the machine's or its container's; None: unknown."""
-    match = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
-    total = int(match[1]) * 1024 if match else None
-    limit = _read(_CGROUP / "memory.max").strip()
-    if limit.isdigit():
-        total = min(total, int(limit)) if total else int(limit)
-    return total
+    counts = {"core": usable_cores(), "thread": torch.get_num_threads()}
+    parts = [f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items()]
+    return ", ".join([f"CPU {_cpu_name()}", *parts])
 
 
 def slurm_fault(trainer: dict[str, Any]) -> str:
@@ -83,9 +69,9 @@ def slurm_fault(trainer: dict[str, Any]) -> str:
     except (RuntimeError, ValueError, KeyError):
         return (
             f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but this is no task that srun started for "
-            f"trainer.devices={devices} and trainer.num_nodes={nodes}; start it by srun --nodes="
-            f"{nodes} --ntasks-per-node={devices}, or, as one process (shell, notebook), with "
-            "SLURM_JOB_NAME=interactive or without SLURM_NTASKS"
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}. Fix: start it by srun "
+            f"--nodes={nodes} --ntasks-per-node={devices}, or, as one process (shell, notebook), "
+            "with SLURM_JOB_NAME=interactive or without SLURM_NTASKS."
         )
     return ""
 

@@ -115,11 +115,7 @@ def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) 
     """Raise a RunError unless the checkpoint has the state of all that a run goes on with.
 
     Lightning starts anew what it finds no state of: "best" at minus infinity, alpha at chance.
-
-    Args:
-        checkpoint: its content.
-        path: where it lies, for the message.
-        wanted: names of callbacks, of the data module, and of parts.
+    ``wanted`` names callbacks, the data module, and parts.
     """
     present = checkpoint.keys() | checkpoint["callbacks"].keys()
     if absent := [name for name in wanted if name not in present]:
@@ -211,12 +207,8 @@ def file_hash(path: Path) -> str:
 class MetricsCsv(Logger):
     """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
 
-    (Lightning's CSVLogger deletes the file of the run that it resumes.)
-
-    Args:
-        folder: the run directory.
-        epochs_kept: whole epochs that the checkpoint has behind it; 0: a fresh start.
-        last: figures of the last of them, as the checkpoint knows them.
+    (Lightning's CSVLogger deletes the file of the run that it resumes.) ``epochs_kept`` epochs are
+    in the checkpoint that is resumed, with the figures ``last`` of the last of them.
     """
 
     def __init__(self, folder: Path, epochs_kept: int, last: dict[str, float]) -> None:
@@ -230,15 +222,8 @@ class MetricsCsv(Logger):
             # A kill between an epoch's save and its last row: the checkpoint knows the figures.
             self.rows.setdefault(epochs_kept - 1, {"epoch": epochs_kept - 1}).update(last)
 
-    @property
-    def name(self) -> str:
-        """Lightning asks for a name."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for a version."""
-        return ""
+    name = "metrics"  # Lightning asks for both
+    version = ""
 
     @property
     @rank_zero_experiment

@@ -23,24 +23,10 @@ from lightning_modules.encoder import enlarge
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
-    """Class activation map, equation (1): ``CAM_c = sum_i w_{c,i} h_i``.
+    """Class activation map, equation (1): ``CAM_c = sum_i w_{c,i} h_i``, any sign.
 
-    The FC bias is left out, as in the paper: it says nothing about where.
-
-    Args:
-        features: Feature maps before global average pooling, ``(B, C, h, w)``.
-        weight: Weights of the FC layer, ``(K, C)``.
-
-    Returns:
-        Raw maps ``(B, K, h, w)``, any sign.
-
-    Example:
-        >>> import torch
-        >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-        >>> cam(features, torch.tensor([[1.0, -1.0]]))
-        tensor([[[[-2., -2.]]]])
-        >>> pcam(features, torch.tensor([[1.0, -1.0]]))
-        tensor([[[[1., 2.]]]])
+    From features ``(B, C, h, w)`` and FC weights ``(K, C)`` to ``(B, K, h, w)``. The FC bias is
+    left out, as in the paper: it says nothing about where.
     """
     if features.ndim != 4 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -55,8 +41,7 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
 def pcam(features: Tensor, weight: Tensor) -> Tensor:
     """Positive class activation map, equation (2): ``PCAM_c = sum_i max(w_{c,i}, 0) h_i``.
 
-    Only feature maps that speak for the class take part; features after a ReLU make it >= 0. Shapes
-    as of :func:`cam`.
+    Only feature maps that speak for the class take part; features after a ReLU make it >= 0.
     """
     return cam(features, weight.clamp(min=0))
 
@@ -70,12 +55,6 @@ def normalise(maps: Tensor) -> Tensor:
     """Stretch each map ``(..., h, w)`` to [0, 1] by its own minimum and maximum.
 
     A constant map becomes all zeros with zero gradient.
-
-    Example:
-        >>> import torch
-        >>> normalise(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-        tensor([[0.0000, 0.2500],
-                [0.5000, 1.0000]])
     """
     maps = _precise(maps)
     if not maps.numel():
@@ -134,10 +113,7 @@ def peak(maps: Tensor) -> Tensor:
     interpolation rounds inside a flat area), take the one nearest to their centre of mass; then
     repeat with those that form one plateau with it (8-connected). So of two separate plateaus one
     is chosen and its own middle returned, never the gap between them; ties go to the upper, then to
-    the left one. A constant map (see :func:`has_peak`) peaks in the middle of the image.
-
-    Args:
-        maps: ``(B, 1, H, W)``, H and W at least 1, any range.
+    the left one. A constant map peaks in the middle of the image.
 
     Returns:
         float32 ``(B, 2)``: x (column) and y (row) of the pixel, counted from 0, without gradient.

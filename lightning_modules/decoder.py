@@ -21,16 +21,7 @@ class Decoder(nn.Module):
 
     Each step doubles the resolution of what comes from above, adds a 1x1 projection of the
     encoder's features and joins the two by a 3x3 convolution.
-
-    Args:
-        channels: Channels of the encoder's features at strides 4, 8 and 16.
-
-    Example:
-        >>> import torch
-        >>> decoder = Decoder((64, 128, 128)).eval()
-        >>> pyramid = [torch.rand(1, c, s, s) for c, s in ((64, 16), (128, 8), (128, 4))]
-        >>> decoder(pyramid).shape
-        torch.Size([1, 1, 64, 64])
+    ``channels`` are those of the encoder's features at strides 4, 8 and 16.
     """
 
     def __init__(self, channels: tuple[int, ...]) -> None:

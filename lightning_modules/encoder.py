@@ -22,23 +22,18 @@ class Encoder(nn.Module):
 
     Called with ``(B, 1, H, W)``, it returns a pyramid: features ``(B, C, H / s, W / s)``, from fine
     to coarse. CAM reads the last one, which must be >= 0.
-
-    Attributes:
-        channels: C of each level.
-        strides: s of each level, pixels of the image per position.
     """
 
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
+    channels: tuple[int, ...]  # C of each level
+    strides: tuple[int, ...]  # s of each level, pixels of the image per position
 
     def blocks(self) -> list[str]:
         """Names of the parts that hold all weights, from the last one down to the stem."""
         raise NotImplementedError
 
 
+# Pixels of the image per position of ResNet-23's last feature maps, in x and y.
 STRIDE = 16
-"""Pixels of the image per position of ResNet-23's last feature maps, in x and y."""
-
 # Filters of the last convolution (paper, section "Experiments").
 _OUT_CHANNELS = 128
 _STEM_WIDTH = 32
@@ -47,18 +42,7 @@ _STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, _OUT_CHANNELS, 2))
 
 
 class ResNet23(Encoder):
-    """ResNet-23 without its FC layer.
-
-    Args:
-        width: Factor on all channel counts but the final 128; each is rounded to a multiple of 8,
-            at least 8.
-
-    Example:
-        >>> import torch
-        >>> encoder = ResNet23().eval()
-        >>> [tuple(feature.shape) for feature in encoder(torch.zeros(1, 1, 64, 64))]
-        [(1, 64, 16, 16), (1, 128, 8, 8), (1, 128, 4, 4)]
-    """
+    """ResNet-23 without its FC layer; ``width`` scales all channel counts but the final 128."""
 
     strides = (4, 8, STRIDE)
 
@@ -145,12 +129,8 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     around pixel s * i, and not around the middle of pixels s * i to s * i + s - 1 as plain resizing
     assumes: that would move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16.
 
-    Args:
-        features: ``(B, C, h, w)``.
-        size: ``(H, W)`` in pixels.
-
-    Returns:
-        ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the last cell its value.
+    From ``(B, C, h, w)`` to ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the
+    last cell its value.
     """
     height, width = size
     padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")

@@ -11,13 +11,7 @@ from torch import Tensor
 
 
 def guided_loss(l1: Tensor, l2: Tensor, alpha: float | Tensor) -> Tensor:
-    """Equation (3), ``L = (1 - alpha) L1 + alpha L2``, of scalars.
-
-    Example:
-        >>> import torch
-        >>> guided_loss(torch.tensor(1.0), torch.tensor(3.0), alpha=0.75)
-        tensor(2.5000)
-    """
+    """Equation (3), ``L = (1 - alpha) L1 + alpha L2``, of scalars."""
     return (1 - alpha) * l1 + alpha * l2
 
 
@@ -37,15 +31,14 @@ def lesion_loss(
 ) -> Tensor:
     """L3: mean squared error over an image's pixels, then over the images that have a mask.
 
+    A float32 scalar; without any mask 0 and still part of the graph, with zero gradients.
+
     Args:
         output: The FCN's map, ``(B, 1, H, W)`` in [0, 1].
-        mask: Lesion masks, ``(B, 1, H, W)`` in [0, 1]; ignored where ``has_lesion`` is false.
+        mask: Lesion masks, ``(B, 1, H, W)`` in [0, 1].
         has_lesion: bool ``(B,)``, which images have a mask.
         images: Number of images to divide by; None: those with a mask. On several devices, their
             mean number: the mean of the devices' losses is then the mean over all their images.
-
-    Returns:
-        A float32 scalar. Without any mask it is 0 and still part of the graph, with zero gradients.
 
     Example:
         >>> import torch

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
@@ -47,11 +47,11 @@ class Outputs:
 class Stage1Classifier(LightningModule):
     """Normal / abnormal classifier whose class activation maps need neither hooks nor gradients.
 
-    All stages are constructed here; a later stage extends ``configure_network``.
+    All stages are constructed here, from options or from their plain values, as ``hparams`` and
+    checkpoints hold them; a later stage extends ``configure_network``.
 
     Args:
-        model: options, as are ``loss``, ``attention`` and ``optimizer``; or their plain values, as
-            ``hparams`` and checkpoints hold them.
+        model: the network.
         loss: what is minimised.
         attention: the soft mask, from stage 2 on.
         optimizer: how the weights move.
@@ -256,14 +256,12 @@ class Stage1Classifier(LightningModule):
         """AdamW; a schedule by step: linear warm-up, then cosine to zero (or constant)."""
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]  # biases and BatchNorm
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": self.optimizer.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=self.optimizer.learning_rate,
-            betas=(0.9, BETA2),
-        )
+        groups = [
+            {"params": decayed, "weight_decay": self.optimizer.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        rate = self.optimizer.learning_rate
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))
         warmup = min(total - 1, round(self.optimizer.warmup_epochs * steps_per_epoch))
@@ -277,10 +275,8 @@ class Stage1Classifier(LightningModule):
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        schedule: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running means, so that a resumed epoch logs the whole epoch's."""

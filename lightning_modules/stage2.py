@@ -67,8 +67,7 @@ class Stage2GuidedAttention(Stage1Classifier):
     def classify_masked(self, image: Tensor, attention: Tensor) -> Tensor:
         """Class scores (B, 2) of the masked image; the mask carries gradient to the encoder."""
         masked = self.mask_image(image, attention)
-        with self.second_pass.of(self.encoder):
-            return self.classify(self.encoder(masked)[-1])
+        return self.classify(self.second_pass(self.encoder, masked)[-1])
 
     def masked_logits(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) under the mask of the training.

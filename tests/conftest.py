@@ -11,9 +11,10 @@ import pytest
 
 # Of a make, SLURM job, torchrun or W&B agent around the tests: what they start would obey it.
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+HELP = "".join(re.findall(r"^#:.*$", MAKEFILE, re.MULTILINE))  # names all its variables
 INHERITED = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "GNUMAKEFLAGS", "MAKEFILES"}
 INHERITED |= {"RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
-INHERITED |= {"MASTER_ADDR", "MASTER_PORT", *re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE)}
+INHERITED |= {"MASTER_ADDR", "MASTER_PORT", *re.findall(r"([A-Z_]+)=", HELP)}
 for name in list(os.environ):
     if name in INHERITED or name.startswith(
         ("SLURM_", "SBATCH_", "SRUN_", "WANDB_", "TORCHELASTIC_")
@@ -49,3 +50,10 @@ def shown(tmp_path):
         return decode(path)
 
     return show
+
+
+@pytest.fixture
+def importing(tmp_path, capsys):
+    from tests.lesion_files import Importing
+
+    return Importing(tmp_path, capsys)

@@ -38,7 +38,7 @@ IMPORTED = (
         "scipy.stats",
     ),
     *("torchmetrics", "matplotlib.pyplot", "PIL.Image", "torch.onnx"),
-    *("pydicom", "optuna", "onnxscript", "sklearn.metrics"),
+    *("pydicom", "onnxscript", "sklearn.metrics"),
 )
 CLIENT = """#!{python} -IS
 import json, os, socket, struct, sys

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.archives import Archive
 from tests.dicoms import content, radiograph
 from tests.docs_python import write_client
-from tests.test_fracatlas import Archive
 
 HOUSE = Path(__file__).parents[1]
 COUNT = 80  # images of the phantom
@@ -117,7 +117,7 @@ def give_data(folder: Path, tree: Path) -> None:
     images = sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))
     drawn = {image: np.array(Image.open(image)) for image in images}
     for image, pixels in drawn.items():
-        path = folder / "my-maps" / f"{image.relative_to(tree)}.ours.npy"
+        path = folder / "my-maps" / f"{image.relative_to(tree)}.mine.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, pixels.astype(np.float32) / 255)
     marked = [

@@ -13,6 +13,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from experiments import train
+from experiments.training import loop
 
 
 class Recorder(Callback):
@@ -48,9 +49,9 @@ def steps(folder: Path) -> list[list[dict]]:
 
 
 if __name__ == "__main__":
-    theirs = train.build_callbacks
+    theirs = loop.build_callbacks
     folder = Path(os.environ["RECORD"])
     folder.mkdir(parents=True, exist_ok=True)
     # Before RunCheckpoints, the last: a step that is saved is recorded.
-    train.build_callbacks = lambda *given: [Recorder(folder), *theirs(*given)]
+    loop.build_callbacks = lambda *given: [Recorder(folder), *theirs(*given)]
     sys.exit(train.main(sys.argv[1:]))

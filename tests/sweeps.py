@@ -1,44 +1,68 @@
-"""Helpers of the sweep tests: a sweep file and a stand-in for the training that takes no time."""
+"""Helpers of the sweep tests: a sweep file, and a stand-in for the training that takes no time."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+
+from experiments.build import build_data
+from experiments.config import load_config, run_directory, save_config
+from experiments.training.loop import resolve
 
 HOUSE = Path(__file__).parents[1]
 SHIPPED = HOUSE / "experiments" / "sweep_lambda.yaml"
-# Called as an interpreter would be: -m experiments.train STAGE key=value ...
-# Reads the configuration as the training does and writes the metrics.csv of a finished run.
-STANDIN = """#!{python}
-import json, os, pathlib, sys, time
-sys.path.insert(0, {house!r})
-from experiments.config import load_config, run_directory
-assert sys.argv[1:3] == ["-m", "experiments.train"]
-config = load_config(sys.argv[3], sys.argv[4:])
-folder = run_directory(config)
-with open({log!r}, "a") as file:
-    file.write(json.dumps(sys.argv[3:]) + "\\n")
-folder.mkdir(parents=True, exist_ok=True)
-value, columns = config.loss.lambda_lesion, "epoch,val/auroc,val/accuracy,val/fcn/pixel_ap"
+WORDS = ["trainer.max_epochs=3", "logger.wandb=off"]
+# Called as an interpreter would be: -m experiments.train STAGE key=value ... It puts the run that
+# lies ready in its place, without the seconds that imports of ours would take.
+STANDIN = """#!{python} -IS
+import json, pathlib, shutil, signal, sys, time
+assert sys.argv[1:4] == ["-m", "experiments.train", "stage3"], sys.argv
+words = dict(word.split("=", 1) for word in sys.argv[4:])
+here, value, seed = pathlib.Path({here!r}), words["loss.lambda_lesion"], words.get("seed", "0")
+with (here / "trained").open("a") as file:
+    file.write(json.dumps(float(value)) + "\\n")
 {behaviour}
-epochs = range(config.trainer["max_epochs"])
-rows = [f"{{epoch}},0.9,0.8,{{min(1, value / 10 + epoch / 100)}}" for epoch in epochs]
-(folder / "metrics.csv").write_text("\\n".join([columns, *rows]) + "\\n")
+run = pathlib.Path("phantom", "stage3", f"lambda{{float(value)}}-seed{{seed}}")
+shutil.copytree(here / "ready" / run, words["run.root"] / run, dirs_exist_ok=True)
 """
 
 
 def standin(folder: Path, behaviour: str = "") -> Path:
-    """An executable in place of the interpreter; ``behaviour``: Python before it writes."""
+    """An executable in place of the interpreter; ``behaviour``: Python before it trains."""
     path = folder / "standin"
-    log = str(folder / "trained.jsonl")
-    path.write_text(
-        STANDIN.format(python=sys.executable, house=str(HOUSE), log=log, behaviour=behaviour)
-    )
+    path.write_text(STANDIN.format(python=sys.executable, here=str(folder), behaviour=behaviour))
     path.chmod(0o755)
     return path
+
+
+def make_ready(folder: Path, value: float, seed: int = 0, epochs: int = 3) -> Path:
+    """What a finished training over ``value`` leaves, for the stand-in; pixel AP value / 10."""
+    words = [*WORDS, f"loss.lambda_lesion={value}", f"seed={seed}", f"run.root={folder / 'ready'}"]
+    config = load_config("stage3", words)
+    resolve(config, build_data(config))
+    run = run_directory(config)
+    (run / "checkpoints").mkdir(parents=True)
+    save_config(config, run / "config.yaml")
+    rows = [f"{epoch},0.9,0.8,{(value + seed) / 10}" for epoch in range(epochs)]
+    (run / "metrics.csv").write_text(
+        "\n".join(["epoch,val/auroc,val/accuracy,val/fcn/pixel_ap", *rows]) + "\n"
+    )
+    progress = {"epoch_progress": {"current": {"processed": epochs}}}
+    parts = ("epoch", "global_step", "max_epochs", "state_dict", "hyper_parameters")
+    content = {**dict.fromkeys(parts, 0), "stage": "stage3", "loops": {"fit_loop": progress}}
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    return run
+
+
+def trained(folder: Path) -> list[float]:
+    """The lambda of each training that was started, in order."""
+    log = folder / "trained"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def sweep_file(folder: Path, interpreter: Path | str = "${interpreter}", **changed: Any) -> Path:

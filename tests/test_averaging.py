@@ -76,8 +76,3 @@ def test_a_checkpoint_holds_the_average_and_training_goes_on_with_the_latest():
     assert again.weight.item() == 7
     other.on_validation_start(trainer, again)
     assert again.weight.item() == checkpoint["state_dict"]["weight"].item()
-
-
-def test_an_average_over_nothing_is_refused():
-    with pytest.raises(ValueError, match="averaged over 0 epochs"):
-        AveragedWeights(0)

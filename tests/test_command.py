@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,34 +12,22 @@ import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
-from datamodules import DataError
+from datamodules.index import DataError
 from experiments import command, evaluate, train
+from experiments.config import ConfigError
 from experiments.runs import RunError
-from experiments.schema import ConfigError
-from tests.runs import run_folder, same_results, tiny_words
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_words(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
-    return run_folder(root)
+from experiments.training import loop
+from tests.runs import run_folder, same_results
 
 
 @pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the finished run, to damage."""
-    shutil.copytree(finished, run_folder(tmp_path))
-    return run_folder(tmp_path)
+def run(trained, tmp_path):
+    """A copy of a finished stage 1, to damage."""
+    return trained.copy("stage1", tmp_path)
 
 
-def again(tiny, run, *words):
-    return train.main(["stage1", f"run.root={run.parents[2]}", *tiny, *words])
+def again(trained, run, *words):
+    return train.main(["stage1", f"run.root={run.parents[2]}", *trained.words, *words])
 
 
 def start(*words, **options):
@@ -88,8 +75,11 @@ def test_a_fault_keeps_its_traceback(error):
         main()
 
 
-def test_what_is_refused_are_the_projects_own_errors():
-    assert command._refusals() == (ConfigError, DataError, RunError)
+def wait_for_save(process, run):
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -102,13 +92,10 @@ def test_what_is_refused_are_the_projects_own_errors():
     ],
 )
 def test_a_signal_ends_training_with_a_line_and_its_own_status(
-    tiny, tmp_path, number, status, said
+    trained, tmp_path, number, status, said
 ):
-    process = start("stage1", f"run.root={tmp_path}", *tiny, "trainer.max_epochs=500")
-    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start("stage1", f"run.root={tmp_path}", *trained.words, "trainer.max_epochs=500")
+    wait_for_save(process, run_folder(tmp_path))
     process.send_signal(number)
     told, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
@@ -117,14 +104,11 @@ def test_a_signal_ends_training_with_a_line_and_its_own_status(
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_of_a_job_saves_too(tiny, tmp_path):
+def test_sigterm_to_all_processes_of_a_job_saves_too(trained, tmp_path):
     """As SLURM sends it; loader processes must live on, or no batch comes to its end."""
-    words = ["stage1", f"run.root={tmp_path}", *tiny, "trainer.max_epochs=500"]
+    words = ["stage1", f"run.root={tmp_path}", *trained.words, "trainer.max_epochs=500"]
     process = start(*words, "data.num_workers=2", start_new_session=True)
-    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_save(process, run_folder(tmp_path))
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
@@ -134,15 +118,15 @@ def test_sigterm_to_all_processes_of_a_job_saves_too(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_does_not_make_a_finished_run_fail(tiny, run, monkeypatch):
-    show = train.print_results
+def test_a_signal_does_not_make_a_finished_run_fail(trained, run, monkeypatch):
+    show = loop.print_results
 
     def print_results(*given):
         os.kill(os.getpid(), signal.SIGUSR1)
         show(*given)
 
-    monkeypatch.setattr(train, "print_results", print_results)
-    assert again(tiny, run) == 0
+    monkeypatch.setattr(loop, "print_results", print_results)
+    assert again(trained, run) == 0
 
 
 def test_ctrl_c_while_starting_leaves_no_traceback(capsys):
@@ -171,87 +155,6 @@ def test_a_fault_of_ours_is_no_missing_package():
         command.run(main)
 
 
-@pytest.mark.slow
-def test_an_empty_last_checkpoint_is_said(tiny, run, capsys):
-    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
-    assert again(tiny, run) == 2
-    told = capsys.readouterr().err
-    assert "last.ckpt is no whole checkpoint of this project (the file is empty)" in told
-    assert f"delete {run} to start over" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_lost_last_checkpoint_does_not_start_over(tiny, run, capsys, epoch):
-    """Unless the best is the first epoch's: a kill between its two saves."""
-    best = run / "checkpoints" / "best.ckpt"
-    torch.save({**load_checkpoint(best), "epoch": epoch}, best)
-    before = best.read_bytes()
-    best.with_name("last.ckpt").unlink()
-    assert again(tiny, run, "optimizer.learning_rate=0.5") == 2
-    assert "holds a run of another configuration" in capsys.readouterr().err
-    assert again(tiny, run) == (0 if epoch == 0 else 2)
-    if epoch:
-        assert "last.ckpt is lost, and training would start over" in capsys.readouterr().err
-        assert best.read_bytes() == before
-
-
-@pytest.mark.slow
-def test_a_lost_best_checkpoint_leads_to_the_last(tiny, run, capsys):
-    (run / "checkpoints" / "best.ckpt").unlink()
-    assert again(tiny, run) == 0
-    told = capsys.readouterr().out
-    assert "last.ckpt (best.ckpt is lost)" in told
-    assert told.strip().endswith("last.ckpt")
-    assert evaluate.main([str(run)]) == 2
-    assert f"name {run / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_lost_configuration_is_not_made_up(tiny, run, capsys):
-    (run / "config.yaml").unlink()
-    assert again(tiny, run, "optimizer.learning_rate=0.5") == 2
-    assert "holds checkpoints but no config.yaml" in capsys.readouterr().err
-    assert not (run / "config.yaml").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("part", "inner"),
-    [
-        ("callbacks", "RunCheckpoints"),
-        ("PhantomDataModule", None),
-        ("current_model_state", None),
-        ("random_state", None),
-    ],
-)
-def test_a_state_that_is_lost_does_not_start_anew(tiny, run, capsys, part, inner):
-    last = run / "checkpoints" / "last.ckpt"
-    content = load_checkpoint(last)
-    del (content[part] if inner else content)[inner or part]
-    torch.save(content, last)
-    before = last.read_bytes()
-    assert again(tiny, run, "trainer.max_epochs=4") == 2
-    told = capsys.readouterr().err
-    assert "last.ckpt is no whole checkpoint of this" in told
-    assert (inner or part) in told
-    assert last.read_bytes() == before
-
-
-@pytest.mark.slow
-def test_damaged_figures_stop_nothing(tiny, run, caplog):
-    (run / "metrics.csv").write_bytes(b"")
-    assert again(tiny, run) == 0
-    assert again(tiny, run, "trainer.max_epochs=4") == 0
-    assert "metrics.csv is damaged" in caplog.text
-
-
-@pytest.mark.slow
-def test_a_longer_run_is_said_to_be_extended(tiny, run, capsys):
-    assert again(tiny, run, "trainer.max_epochs=4") == 0
-    assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
-
-
 class Trap:
     """A pickle that leaves a file behind when it is run."""
 
@@ -262,63 +165,107 @@ class Trap:
         return open, (str(self.trace), "w")
 
 
-def truncated(last, trace):
-    last.write_bytes(last.read_bytes()[:-1000])
-
-
-def flipped(last, trace):
-    content = bytearray(last.read_bytes())
+def flip(content):
     content[len(content) // 2] ^= 4
-    last.write_bytes(content)
+    return bytes(content)
 
 
-def pickled(last, trace):
-    last.write_bytes(pickle.dumps(Trap(trace)))
+def lose(*keys):
+    """Save ``last`` again without one part."""
+
+    def damage(last, trace):
+        content = load_checkpoint(last)
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        torch.save(content, last)
+
+    return damage
 
 
-def trapped(last, trace):
-    torch.save({**load_checkpoint(last), "extra": Trap(trace)}, last)
-
-
-def of_another_schema(last, trace):
-    torch.save({"state_dict": {}, "epoch": 3}, last)
-
-
-def of_no_schema(last, trace):
-    torch.save(7, last)
-
-
-def without_loops(last, trace):
-    torch.save({**load_checkpoint(last), "loops": {}}, last)
+NO_WHOLE = "last.ckpt is no whole checkpoint of this project"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "damage",
-    [truncated, flipped, pickled, trapped, of_another_schema, of_no_schema, without_loops],
-    ids=lambda f: f.__name__,
+    ("damage", "message"),
+    [
+        (lambda last, trace: last.write_bytes(last.read_bytes()[:-1000]), NO_WHOLE),
+        (lambda last, trace: last.write_bytes(b""), f"{NO_WHOLE} (the file is empty)"),
+        (lambda last, trace: last.write_bytes(flip(bytearray(last.read_bytes()))), NO_WHOLE),
+        (lambda last, trace: last.write_bytes(pickle.dumps(Trap(trace))), NO_WHOLE),
+        (lambda last, t: torch.save({**load_checkpoint(last), "x": Trap(t)}, last), NO_WHOLE),
+        (lambda last, trace: torch.save({"state_dict": {}, "epoch": 3}, last), NO_WHOLE),
+        (lambda last, trace: torch.save(7, last), NO_WHOLE),
+        (lose("loops", "fit_loop"), NO_WHOLE),
+        (lose("random_state"), NO_WHOLE),
+        # a state that is lost does not start anew
+        (lose("callbacks", "RunCheckpoints"), "it lacks the state of RunCheckpoints"),
+        (lose("PhantomDataModule"), "it lacks the state of PhantomDataModule"),
+        (lose("current_model_state"), "it lacks the state of current_model_state"),
+        # nor does a run whose last save is gone, or whose configuration is
+        (lambda last, trace: last.unlink(), "last.ckpt is lost, and training would start over"),
+        (
+            lambda last, trace: (last.parents[1] / "config.yaml").unlink(),
+            "holds checkpoints but no config.yaml",
+        ),
+    ],
 )
-def test_a_damaged_checkpoint_is_said_and_never_run(tiny, run, tmp_path, capsys, damage):
+def test_a_damaged_run_is_said_left_alone_and_never_executed(
+    trained, run, tmp_path, capsys, damage, message
+):
     last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"
+    best = last.with_name("best.ckpt")
+    torch.save({**load_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
     damage(last, trace)
-    before = last.read_bytes()
-    assert again(tiny, run) == 2
+    before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
+    assert again(trained, run, "trainer.max_epochs=4") == 2
     told = capsys.readouterr().err
-    assert "last.ckpt is no whole checkpoint of this project" in told
-    assert f"delete {run} to start over" in told
-    assert last.read_bytes() == before
-    assert evaluate.main([str(last)]) == 2
-    assert "last.ckpt is no whole checkpoint of this project" in capsys.readouterr().err
+    assert message in told
+    assert str(run) in told
+    assert {path: path.read_bytes() for path in run.rglob("*.ckpt")} == before
+    if message.startswith(NO_WHOLE) and "random_state" not in told:
+        assert evaluate.main([str(last)]) == 2
+        assert NO_WHOLE in capsys.readouterr().err
     assert not trace.exists()
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_save_before(tiny, run):
+def test_a_kill_between_the_first_epochs_two_saves_starts_over(trained, run):
+    best = run / "checkpoints" / "best.ckpt"
+    torch.save({**load_checkpoint(best), "epoch": 0}, best)
+    best.with_name("last.ckpt").unlink()
+    assert again(trained, run) == 0
+    same_results(trained.stage1, run)
+
+
+@pytest.mark.slow
+def test_a_lost_best_checkpoint_leads_to_the_last(trained, run, capsys):
+    (run / "checkpoints" / "best.ckpt").unlink()
+    assert again(trained, run) == 0
+    told = capsys.readouterr().out
+    assert "last.ckpt (best.ckpt is lost)" in told
+    assert told.strip().endswith("last.ckpt")
+    assert evaluate.main([str(run)]) == 2
+    assert f"name {run / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_damaged_figures_stop_nothing(trained, run, caplog):
+    (run / "metrics.csv").write_bytes(b"")
+    assert again(trained, run) == 0
+    assert again(trained, run, "trainer.max_epochs=4") == 0
+    assert "metrics.csv is damaged" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_save_before(trained, run):
     """The limit on a file's size stands for the disk's: writing fails in its middle."""
     last = run / "checkpoints" / "last.ckpt"
     before = load_checkpoint(last)["global_step"]
     limit = last.stat().st_size // 2
-    longer = ["stage1", f"run.root={run.parents[2]}", *tiny, "trainer.max_epochs=5"]
+    longer = ["stage1", f"run.root={run.parents[2]}", *trained.words, "trainer.max_epochs=5"]
     code = f"""
 import resource, sys
 from experiments import train
@@ -333,14 +280,9 @@ sys.exit(train.main({longer}))
     assert train.main(longer) == 0
 
 
-def test_a_run_directory_that_cannot_be_written_is_said(tiny, capsys):
-    assert train.main(["stage1", "run.root=/sys/runs", *tiny]) == 2
-    assert "cannot write the run directory /sys/runs" in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_a_clock_that_jumps_back_changes_nothing(tiny, finished, tmp_path, monkeypatch):
-    clock = iter(range(10**9, 0, -3600))
+def test_a_clock_that_jumps_back_changes_nothing(trained, tmp_path, monkeypatch):
+    finished, clock = trained.stage1, iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    assert train.main(["stage1", f"run.root={tmp_path}", *tiny]) == 0
+    assert train.main(["stage1", f"run.root={tmp_path}", *trained.words]) == 0
     same_results(finished, run_folder(tmp_path))

@@ -138,7 +138,7 @@ def test_unknown_key_names_the_nearest(word, nearest):
         ("optimizer.schedule=cosin", "expected cosine | constant, got cosin; did you mean cosine?"),
         ("data=mura", "data: this is a section. Fix: set one of data.name, data.root"),
         ("data.root=", "data.root=null to unset it"),
-        ("data.root=${oc.env:NOT_SET_ANYWHERE}", "data.root: Environment variable 'NOT_SET"),
+        ("data.root=${oc.env:NOT_SET_ANYWHERE}", "data.root: KeyError raised while"),
         ("seed", "'seed': expected key=value"),
         ("=1", "expected key=value"),
         ("--seed=1", "'--seed=1': keys have no dashes"),
@@ -208,10 +208,9 @@ def test_a_file_never_runs_code(write, tmp_path):
 
 
 def test_unknown_stage():
-    with pytest.raises(ConfigError, match=r"use stage1, stage2, stage3 or a YAML file"):
-        load_config("stage4", [])
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
-        load_config("nowhere.yaml", [])
+    for word in ("stage4", "nowhere.yaml"):
+        with pytest.raises(ConfigError, match="expected stage1 .* or an existing YAML file"):
+            load_config(word, [])
 
 
 def test_saved_configuration_reads_back_equal(tmp_path):
@@ -278,11 +277,10 @@ def test_differences_with_another_version():
     ]
 
 
-def test_every_number_has_an_interval_and_every_default_is_allowed():
-    kinds = {
-        key: {option.kind, *getattr(option.kind, "__args__", ())} for key, option in OPTIONS.items()
-    }
-    assert [key for key in OPTIONS if {int, float} & kinds[key] and not OPTIONS[key].allowed] == []
+def test_every_number_has_an_interval_and_every_option_a_row():
+    for key, option in OPTIONS.items():
+        kinds = {option.kind, *getattr(option.kind, "__args__", ())}
+        assert option.allowed or not {int, float} & kinds, key
     table = options_table().splitlines()
     assert len(table) == 2 + len(OPTIONS)
     assert "| `attention.omega` | `10.0` | (0, inf) | steepness |" in table

@@ -16,9 +16,11 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from datamodules.decode import decode, window_16bit
-from datamodules.dicom import DARK_BONE, UNUSED, decode_dicom
+from datamodules.decode import decode
+from datamodules.dicom import decode_dicom
+from datamodules.greys import DARK_BONE, UNUSED
 from datamodules.index import DataError
+from datamodules.pixels import window_16bit
 from tests.dicoms import content, radiograph, words
 from tests.real import real_data
 
@@ -31,24 +33,19 @@ def table(values, first, bits, count=None):
     return Sequence([item])
 
 
-def test_eight_bits_are_shown_as_they_are(shown, grey):
+def lut(values, first, bits):
+    return {"VOILUTSequence": table(values, first, bits)}
+
+
+def window(centre, width, **more):
+    return {"WindowCenter": centre, "WindowWidth": width, **more}
+
+
+def test_stored_values_without_a_window_are_shown_as_those_of_a_png(shown, grey, deep, tmp_path):
     np.testing.assert_array_equal(shown(radiograph(grey)), grey)
-
-
-def test_more_bits_without_a_window_are_those_of_a_png(shown, deep, tmp_path):
     cv2.imwrite(str(tmp_path / "same.png"), deep + 500)
-    np.testing.assert_array_equal(
-        shown(radiograph(deep + np.uint16(500), BitsStored=13)), decode(tmp_path / "same.png")
-    )
-
-
-@pytest.mark.parametrize("elements", [{}, {"WindowCenter": 2000, "WindowWidth": 900}])
-def test_monochrome1_is_inverted(shown, deep, elements):
-    usual = shown(radiograph(deep, BitsStored=12, **elements))
-    turned = shown(
-        radiograph(deep, BitsStored=12, PhotometricInterpretation="MONOCHROME1", **elements)
-    )
-    np.testing.assert_array_equal(turned, 255 - usual)
+    pixels = shown(radiograph(deep + np.uint16(500), BitsStored=13))
+    np.testing.assert_array_equal(pixels, decode(tmp_path / "same.png"))
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -70,14 +67,6 @@ def test_rescale_and_window_as_pydicom_has_them(shown, deep, function, signed):
     np.testing.assert_allclose(shown(dataset), expected, atol=0.51)
 
 
-def test_a_negative_slope_turns_the_greys(shown, deep):
-    usual, turned = (
-        shown(radiograph(deep, BitsStored=12, RescaleSlope=slope, RescaleIntercept="0"))
-        for slope in ("1", "-1")
-    )
-    np.testing.assert_allclose(turned, 255.0 - usual, atol=1)
-
-
 def test_a_lookup_table_comes_before_a_window(shown, deep):
     values = (np.arange(4096) // 16) ** 2  # 8 bits squared: 16
     dataset = radiograph(
@@ -91,14 +80,6 @@ def test_lookup_tables_hold_their_ends(shown, deep):
     dataset = radiograph(deep, BitsStored=12, ModalityLUTSequence=table(entries, 1000, 8))
     expected = entries[np.clip(deep.astype(int) - 1000, 0, 99)]
     np.testing.assert_array_equal(shown(dataset), expected)
-
-
-def lut(values, first, bits):
-    return {"VOILUTSequence": table(values, first, bits)}
-
-
-def window(centre, width, **more):
-    return {"WindowCenter": centre, "WindowWidth": width, **more}
 
 
 @pytest.mark.parametrize(
@@ -153,42 +134,35 @@ def test_a_window_stands_in_for_a_table_that_shows_nothing(tmp_path, shown, deep
     assert note == UNUSED
 
 
+STORED = np.arange(4096)
+
+
 @pytest.mark.parametrize(
     ("pixels", "elements", "expected"),
     [
         # A limb of 1 % on a plate whose noise the window blackens: little, but what is to be seen.
-        (np.where(np.arange(4096) < 4055, np.arange(4096) % 90, np.arange(4096)), (4060, 80), None),
-        (np.arange(4096) // 512, (4, 8), None),  # few values stored
-        (np.full(4096, 7), (4000, 10), 0),  # nothing stored
-        (np.arange(4096), (2048, 20000), None),  # flat, but 52 grey levels
-        (np.arange(4096), (2048, 12000), None),
-        (np.arange(4096), (2800, 1600), None),  # bone: half is black, an eighth is white
+        (np.where(STORED < 4055, STORED % 90, STORED), (4060, 80), None),
+        (STORED // 512, (4, 8), None),  # few values stored
+        (STORED * 0 + 7, (4000, 10), 0),  # nothing stored
+        (STORED, (2048, 20000), None),  # flat, but 52 grey levels
+        (STORED, (2048, 12000), None),
+        (STORED, (2800, 1600), None),  # bone: half is black, an eighth is white
         # Air, shown bright, is most of the film: white. Metal is: little, that values lead up to.
-        (
-            np.where(np.arange(4096) < 800, np.arange(4096) * 4, 3800 + np.arange(4096) % 200),
-            (1600, 3200),
-            None,
-        ),
-        (
-            np.where(np.arange(4096) < 3900, np.arange(4096) % 900, np.arange(4096)),
-            (450, 900),
-            None,
-        ),
+        (np.where(STORED < 800, STORED * 4, 3800 + STORED % 200), (1600, 3200), None),
+        (np.where(STORED < 3900, STORED % 900, STORED), (450, 900), None),
     ],
 )
 def test_what_shows_what_is_there_is_used(tmp_path, pixels, elements, expected):
-    dataset = radiograph(pixels.astype(np.uint16).reshape(64, 64), BitsStored=12)
-    dataset.WindowCenter, dataset.WindowWidth = elements
+    dataset = radiograph(
+        pixels.astype(np.uint16).reshape(64, 64), BitsStored=12, **window(*elements)
+    )
     windowed = apply_windowing(pixels, dataset) / 4095 * 255 if expected is None else expected
     found, note = decode_dicom(content(dataset), tmp_path)
     np.testing.assert_allclose(found.reshape(-1), windowed + 0 * pixels, atol=0.51)
     assert note == ""
 
 
-RISING = (np.arange(4096) // 16) ** 2 // 16  # of 12 bits
-
-
-EIGHT = np.arange(4096) // 16
+RISING, EIGHT = (STORED // 16) ** 2 // 16, STORED // 16  # of 12 bits, of 8
 
 
 def item(descriptor, data, vr):
@@ -233,20 +207,27 @@ def test_a_big_endian_file_is_read(shown, deep, entries, values, bits):
     np.testing.assert_allclose(shown(dataset), values[deep] * 255, atol=0.51)
 
 
+@pytest.mark.parametrize("window", [{}, window(2000, 900)])
 @pytest.mark.parametrize(
-    ("kind", "shape", "inverted"),
+    ("elements", "inverted"),
     [
-        ("MONOCHROME2", "IDENTITY", False),
-        ("MONOCHROME2", "INVERSE", True),
-        ("MONOCHROME1", "IDENTITY", True),
-        ("MONOCHROME1", "INVERSE", True),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, True),
+        ({"PresentationLUTShape": "IDENTITY"}, False),
+        ({"PresentationLUTShape": "INVERSE"}, True),
+        ({"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"}, True),
+        ({"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}, True),
     ],
 )
-def test_greys_are_inverted_once(shown, deep, kind, shape, inverted):
-    usual = shown(radiograph(deep, BitsStored=12))
-    elements = {"PhotometricInterpretation": kind, "PresentationLUTShape": shape}
-    found = shown(radiograph(deep, BitsStored=12, **elements))
-    np.testing.assert_array_equal(found, 255 - usual if inverted else usual)
+def test_greys_are_inverted_once(shown, deep, window, elements, inverted):
+    usual = shown(radiograph(deep, BitsStored=12, **window))
+    turned = shown(radiograph(deep, BitsStored=12, **window, **elements))
+    np.testing.assert_array_equal(turned, 255 - usual if inverted else usual)
+
+
+def test_a_negative_slope_turns_the_greys(shown, deep):
+    about = {"BitsStored": 12, "RescaleIntercept": "0"}
+    usual, turned = (shown(radiograph(deep, RescaleSlope=sign, **about)) for sign in ("1", "-1"))
+    np.testing.assert_allclose(turned, 255.0 - usual, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -265,22 +246,13 @@ def test_bone_that_is_shown_dark_is_noted(tmp_path, deep, sign, elements, dark):
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
-@pytest.mark.parametrize("limit", [None, 4095])
+@pytest.mark.parametrize("limit", [{}, {"PixelPaddingRangeLimit": 4095}])
 def test_padding_is_black_and_counts_for_nothing(shown, deep, kind, limit):
     inner = (deep // 4 + 1000).astype(np.uint16)
     padded = np.pad(inner, 8, constant_values=4000)
-    elements = {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": limit}
-    dataset = radiograph(
-        padded,
-        BitsStored=12,
-        PhotometricInterpretation=kind,
-        **{name: value for name, value in elements.items() if value is not None},
-    )
-    found = shown(dataset)
-    alone = window_16bit(inner)[0]
-    expected = 255 - alone if kind == "MONOCHROME1" else alone
-    np.testing.assert_array_equal(found[8:-8, 8:-8], expected)
-    assert not found[:8].any()
+    about = {"BitsStored": 12, "PhotometricInterpretation": kind, "PixelPaddingValue": 4000}
+    alone = window_16bit(inner)[0] ^ np.uint8(255 if kind == "MONOCHROME1" else 0)
+    np.testing.assert_array_equal(shown(radiograph(padded, **about, **limit)), np.pad(alone, 8))
 
 
 def test_padding_has_the_sign_of_the_pixels(shown, deep):
@@ -310,24 +282,17 @@ def test_padding_may_need_more_bits_than_are_stored(shown, deep, dtype, value, s
     np.testing.assert_array_equal(shown(padded), expected)
 
 
-def test_an_image_of_padding_alone_is_black(shown, deep):
-    assert not shown(radiograph(deep * 0, BitsStored=12, PixelPaddingValue=0)).any()
-
-
-def test_bits_that_are_not_stored_count_for_nothing(shown, deep):
+def test_bits_above_the_image_count_for_nothing(shown, deep):
+    plain = shown(radiograph(deep, BitsStored=12))
     # Old archives keep graphics in the bits above the image's.
-    np.testing.assert_array_equal(
-        shown(radiograph(deep | 0x8000, BitsStored=12)), shown(radiograph(deep, BitsStored=12))
-    )
-
-
-def test_overlays_above_the_image_count_for_nothing(shown, deep):
-    drawn = deep | np.where(np.arange(64) < 20, 0x8000, 0).astype(np.uint16)
-    dataset = radiograph(drawn, BitsStored=12)
+    np.testing.assert_array_equal(shown(radiograph(deep | 0x8000, BitsStored=12)), plain)
+    overlay = np.where(np.arange(64) < 20, 0x8000, 0).astype(np.uint16)
+    dataset = radiograph(deep | overlay, BitsStored=12)
     with pytest.raises(DataError, match="header contradicts its pixel"):
         shown(dataset)
     dataset.add_new((0x6000, 0x0102), "US", 15)
-    np.testing.assert_array_equal(shown(dataset), shown(radiograph(deep, BitsStored=12)))
+    np.testing.assert_array_equal(shown(dataset), plain)
+    assert not shown(radiograph(deep * 0, BitsStored=12, PixelPaddingValue=0)).any()
 
 
 def test_a_real_radiograph_is_upright_and_bone_is_bright(tmp_path):

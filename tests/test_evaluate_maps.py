@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import cv2
@@ -11,11 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import evaluate, train
+from experiments import evaluate
 from experiments.build import build_data, open_run
 from experiments.config import load_config
-from experiments.evaluation.folder import masked_rows
-from tests.runs import run_folder, tiny_words
+from tests.runs import tiny_words
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,24 @@ def perfect(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("perfect") / "maps"
     for row in [*data.rows_of("val"), *data.rows_of("test")]:
         mask = data.original_mask(row)
+        file_of(folder, data, row).parent.mkdir(parents=True, exist_ok=True)
         dark = np.zeros(data.original_size(row), np.uint8)
-        path = folder / f"{data.table['path'][row]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), dark if mask is None else mask)
+        cv2.imwrite(str(file_of(folder, data, row)), dark if mask is None else mask)
     return folder
 
 
 @pytest.fixture
 def maps(perfect, tmp_path):
     """A copy of them, to change."""
-    shutil.copytree(perfect, tmp_path / "maps")
-    return tmp_path / "maps"
+    return shutil.copytree(perfect, tmp_path / "maps")
+
+
+def file_of(folder, data, row):
+    return folder / f"{data.table['path'][row]}.mine.png"
+
+
+def masked(data, split):
+    return [row for row in data.rows_of(split) if data.table["lesion_mask"][row]]
 
 
 def judge(folder, tiny, *words):
@@ -63,179 +69,99 @@ def summary(folder, split="test"):
     return json.loads(text)
 
 
-def file_of(folder, data, row):
-    return folder / f"{data.table['path'][row]}.png"
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_perfect_maps_get_perfect_figures(perfect, tiny, data, capsys, split):
+    assert judge(perfect, tiny, "--split", split) == 0
+    found = summary(perfect, split)
+    ones = ("hit", "hit_near", "pixel_ap", "iou", "dice", "iou_otsu", "iou_bound", "energy")
+    for name in (*ones, "box_bound", "shown_abnormal"):
+        assert found[f"mine/{name}"] == 1, name
+    assert found["mine/shown_normal"] == 0
+    assert (found["images"], found["lesions"]) == (
+        len(data.rows_of(split)),
+        len(masked(data, split)),
+    )
+    said = capsys.readouterr().out
+    assert re.search(r"    hit rate +1\.00", said)
+    assert max(len(line) for line in said.splitlines() if str(perfect) not in line) <= 100
 
 
-def test_the_masks_themselves_are_perfect_maps(maps, tiny, data, capsys):
-    assert judge(maps, tiny) == 0
-    found = summary(maps)
-    for name in ("hit", "hit_near", "iou", "dice", "iou_otsu", "iou_bound", "energy", "pixel_ap"):
-        assert found[f"map/{name}"] == 1, name
-    assert found["map/shown_normal"] == 0
-    assert found["images"] == len(data.rows_of("test"))
-    assert found["lesions"] == len(masked_rows(data, "test"))
-    assert found["map/hit/large"] in (1, None)
-    assert set(found["intervals"]["map/iou"]) == {1}
-    target = maps.with_name("maps.evaluation") / "test"
-    table = pd.read_csv(target / "images.csv")
-    assert table["map_iou"].dropna().eq(1).all()
-    with np.load(target / "maps.npz") as rows:
-        assert rows["map/pixels"].shape == (len(table), 256)
-    told = capsys.readouterr().out
-    assert f"{found['lesions']} lesion masks" in told
-    assert "MaxBoxAccV2 (an upper bound)" in told
-    assert f"written  {target}" in told
-    assert not [path for path in maps.rglob("*") if path.is_file() and path.suffix != ".png"]
-
-
-def test_thresholds_come_from_val(maps, tiny, data):
-    """Val's maps claim at 0.8 what they should, test's at 0.4: at val's threshold nothing is."""
-    for split, value in (("val", 204), ("test", 102)):
-        for row in masked_rows(data, split):
-            path = file_of(maps, data, row)
-            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            cv2.imwrite(str(path), np.where(mask > 0, value, value // 2).astype(np.uint8))
-    assert judge(maps, tiny) == 0
-    found = summary(maps)
-    assert 0.4 < found["fitted"]["maps"]["map"]["threshold"] <= 0.8
-    assert found["map/iou"] == 0
-    assert found["map/iou_bound"] == found["map/iou_otsu"] == 1
-    assert judge(maps, tiny, "--split", "val") == 0
-    assert summary(maps, "val")["map/iou"] == 1
-
-
-def test_without_maps_of_val_nothing_is_tuned(maps, tiny, data, capsys):
+def test_maps_of_test_alone_have_no_threshold(maps, tiny, data, capsys):
     for row in data.rows_of("val"):
         file_of(maps, data, row).unlink()
     assert judge(maps, tiny) == 0
     assert "holds no map of val: no threshold can be tuned" in capsys.readouterr().out
     found = summary(maps)
     for name in ("iou", "dice", "shown_normal", "shown_abnormal"):
-        assert found[f"map/{name}"] is None, name
+        assert found[f"mine/{name}"] is None, name
     for name in ("hit", "pixel_ap", "iou_otsu", "iou_bound", "energy"):
-        assert found[f"map/{name}"] == 1, name
-    assert found["fitted"]["maps"]["map"]["threshold"] is None
+        assert found[f"mine/{name}"] == 1, name
+    assert found["fitted"]["maps"]["mine"]["threshold"] is None
 
 
-def test_normal_images_may_all_lack_a_map(maps, tiny, data, capsys):
+def test_what_is_special_about_maps_is_noted(maps, tiny, data, capsys):
     normal = [row for row in data.rows_of("test") if data.table["label"][row] == 0]
     for row in normal:
         file_of(maps, data, row).unlink()
-    assert judge(maps, tiny) == 0
-    assert f"no map of the {len(normal)} normal images in test" in capsys.readouterr().out
-    found = summary(maps)
-    assert found["map/shown_normal"] is None
-    assert found["map/shown_abnormal"] == found["map/hit"] == 1
-    assert found["images"] == len(data.rows_of("test")) - len(normal)
-
-
-def test_maps_of_one_value_miss_and_are_counted(maps, tiny, data, capsys):
-    for row in masked_rows(data, "test"):
-        flat = np.full(data.original_size(row), 0.5, np.float32)
-        file_of(maps, data, row).unlink()
-        np.save(file_of(maps, data, row).with_suffix(".npy"), flat)
-    assert judge(maps, tiny) == 0
-    count, missed = len(data.rows_of("test")), len(masked_rows(data, "test"))
-    said = f"{count} of {count} maps are of one value, which points nowhere: {missed} misses"
-    assert said in capsys.readouterr().out
-    found = summary(maps)
-    assert found["map/hit"] == found["map/box_bound"] == 0
-
-
-def test_maps_of_train_images_are_said_not_to_be_read(maps, tiny, data, capsys):
+    for row in masked(data, "test"):
+        cv2.imwrite(str(file_of(maps, data, row)), np.full(data.original_size(row), 99, np.uint8))
     row = data.rows_of("train")[0]
     file_of(maps, data, row).parent.mkdir(parents=True, exist_ok=True)
     file_of(maps, data, row).write_bytes(b"no map")
     assert judge(maps, tiny) == 0
-    assert "1 maps of images that are in neither val nor test were not" in capsys.readouterr().out
-    assert judge(maps, tiny, "--split", "val") == 0
-    assert "maps of images that are not in val were not read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    count = len(masked(data, "test"))
+    assert f"no map of the {len(normal)} normal images in test: what is shown there is null" in said
+    assert f"{count} maps of mine of images with a lesion are constant: they miss" in said
+    assert "1 maps of images that are in neither val nor test were not read" in said
+    found = summary(maps)
+    assert (found["mine/shown_normal"], found["mine/hit"], found["mine/box_bound"]) == (None, 0, 0)
+    assert found["images"] == len(data.rows_of("test")) - len(normal)
 
 
 def test_results_lie_where_they_are_wanted(maps, tiny, tmp_path, capsys):
     assert judge(maps, tiny, "--out", str(maps / "results")) == 2
     assert "lies in the folder of maps" in capsys.readouterr().err
-    assert judge(maps, tiny, "--out", "/sys/results") == 2
-    assert "/sys/results/test cannot be written" in capsys.readouterr().err
-    assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 0
-    assert (tmp_path / "results" / "test" / "summary.json").is_file()
-    assert not maps.with_name("maps.evaluation").exists()
-    (tmp_path / "results" / "test" / "audit.json").write_text("{}")
-    (tmp_path / "results" / "test" / "maps.npz").unlink()
-    (tmp_path / "results" / "test" / "maps.npz").mkdir()
-    capsys.readouterr()
-    assert judge(maps, tiny, "--out", str(tmp_path / "results")) == 2
+    results = tmp_path / "results" / "test"
+    (results / "maps.npz").mkdir(parents=True)
+    (results / "audit.json").write_text("{}")
+    assert judge(maps, tiny, "--out", str(results.parent)) == 2
     said = capsys.readouterr()
     assert "hit rate" in said.out
     assert "written" not in said.out
     assert "results/test cannot be written" in said.err
-    # An audit is of the figures that it was written beside.
-    assert not (tmp_path / "results" / "test" / "audit.json").exists()
-
-
-@pytest.mark.parametrize("split", ["test", "val"])
-def test_a_faulty_map_is_told_before_anything_is_written(maps, tiny, data, capsys, split):
-    row = masked_rows(data, split)[-1]
-    path = file_of(maps, data, row)
-    path.write_bytes(path.read_bytes()[:-20])
-    assert judge(maps, tiny) == 2
-    assert f"error: {path}: damaged image (the PNG is cut short)" in capsys.readouterr().err
+    assert not (results / "audit.json").exists()  # it was of the figures beside it
+    (results / "maps.npz").rmdir()
+    assert judge(maps, tiny, "--out", str(results.parent)) == 0
+    assert (results / "summary.json").is_file()
     assert not maps.with_name("maps.evaluation").exists()
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_a_missing_map_is_told(maps, tiny, data, capsys, split):
-    rows = masked_rows(data, split)
-    file_of(maps, data, rows[0]).unlink()
+def test_faulty_and_missing_maps_are_told_and_nothing_is_written(maps, tiny, data, capsys, split):
+    paths = [file_of(maps, data, row) for row in masked(data, split)[-4:]]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-20])
     assert judge(maps, tiny) == 2
     said = capsys.readouterr().err
-    assert f"no map of 1 of the {len(rows)} images with a lesion mask in {split}: " in said
-    assert data.table["path"][rows[0]] in said
-
-
-def test_methods_are_judged_side_by_side_on_the_same_images(maps, tiny, data, capsys):
-    for path in sorted(maps.rglob("*.png")):
-        shutil.copy(path, path.with_name(path.name.removesuffix(".png") + ".dark.png"))
-        path.rename(path.with_name(path.name.removesuffix(".png") + ".mine.png"))
-    for path in maps.rglob("*.dark.png"):
-        cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
-    assert judge(maps, tiny) == 0
-    found = summary(maps)
-    assert (found["mine/hit"], found["dark/hit"]) == (1, 0)
-    for row in data.rows_of("test"):
-        if data.table["label"][row] == 0:
-            (maps / f"{data.table['path'][row]}.dark.png").unlink()
+    assert f" {split} images cannot be used:\n  {paths[0]}: damaged image" in said
+    assert said.startswith("error: maps of 4 of ")
+    assert said.endswith("\n  and 1 more\n")
+    paths[-1].unlink()
     assert judge(maps, tiny) == 2
-    assert "methods are compared on the same images" in capsys.readouterr().err
-
-
-def test_what_cannot_be_asked_is_said(maps, tiny, tmp_path, capsys):
-    for words, said in (
-        (["--split", "left_out"], "--maps goes with --split test or val"),
-        ([str(tmp_path)], "--maps judges a folder of maps, not runs"),
-        (["--compare"], "--compare is of runs"),
-        (["--audit-images", "9"], "--audit and --audit-images ask a network"),
-        (["--no-baselines"], "no baseline is judged with --maps; leave it out"),
-        (["data.nmae=phantom"], "data.nmae"),
-    ):
-        assert judge(maps, tiny, *words) == 2
-        assert said in capsys.readouterr().err
-    assert judge(tmp_path / "none", tiny) == 2
-    assert f"--maps {tmp_path / 'none'} does not exist" in capsys.readouterr().err
-    root = tiny[0].removeprefix("data.root=")
-    assert judge(root, tiny) == 2
-    assert "is data.root, whose images are no maps" in capsys.readouterr().err
-    assert evaluate.main([str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "--out says where a comparison is written, or what --maps" in capsys.readouterr().err
+    assert (
+        f"images with a lesion mask in {split}: {data.table['path'][masked(data, split)[-1]]}"
+        in (capsys.readouterr().err)
+    )
+    assert not maps.with_name("maps.evaluation").exists()
 
 
 def test_where_there_are_no_lesion_masks_nothing_is_judged(maps, tiny, data, tmp_path, capsys):
     """The phantom's tree as MURA has no masks; then only those of test images."""
     words = [*(word for word in tiny if "count" not in word), "data.name=mura"]
     assert judge(maps, words) == 2
-    assert "no image in test has a lesion mask: there is nothing to" in capsys.readouterr().err
-    table = data.table[(data.table["split"] == "test") & (data.table["lesion_mask"] != "")]
+    assert "no image in test has a lesion mask. Fix: lesions.path" in capsys.readouterr().err
+    table = data.table.iloc[masked(data, "test")]
     masks = tmp_path / "lesions"
     masks.mkdir()
     for number, mask in enumerate(table["lesion_mask"]):
@@ -246,23 +172,19 @@ def test_where_there_are_no_lesion_masks_nothing_is_judged(maps, tiny, data, tmp
     assert judge(maps, [*words, f"lesions.path={masks}"]) == 0
     assert "no lesion mask in val: no threshold can be tuned" in capsys.readouterr().out
     found = summary(maps)
-    assert (found["map/hit"], found["map/iou"], found["lesions"]) == (1, None, len(table))
+    assert (found["mine/hit"], found["mine/iou"], found["lesions"]) == (1, None, len(table))
 
 
 @pytest.mark.slow
-def test_a_runs_own_maps_get_its_own_figures(tiny, tmp_path):
-    words = [*tiny, "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger.wandb=off"]
-    assert train.main(["stage1", f"run.root={tmp_path / 'runs'}", *words]) == 0
-    run = run_folder(tmp_path / "runs")
+def test_a_runs_own_maps_get_its_own_figures(trained, tmp_path):
+    run = trained.copy("stage1", tmp_path)
     assert evaluate.main([str(run)]) == 0
-    data = build_data(load_config(str(run / "config.yaml"), []))
-    data.prepare_data()
-    data.setup()
-    module = open_run(run).module
+    opened = open_run(run)
+    data = opened.data
     for split in ("val", "test"):
         for batch in data.evaluation_dataloader(split):
             with torch.inference_mode():
-                _, maps = module.explain(data.on_after_batch_transfer(batch, 0)["image"])
+                _, maps = opened.module.explain(data.on_after_batch_transfer(batch, 0)["image"])
             for place, row in enumerate(batch["index"].tolist()):
                 for method, squares in maps.items():
                     shown = data.to_original(squares[place, 0].numpy(), row).clip(0, 1)
@@ -274,8 +196,9 @@ def test_a_runs_own_maps_get_its_own_figures(tiny, tmp_path):
                     cv2.imwrite(str(tmp_path / "png" / f"{name}.png"), grey)
     own = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
     columns = pd.read_csv(run / "evaluation" / "test" / "images.csv").set_index("path")
+    words = [word for word in trained.words if word.startswith("data.")]
     for kind, tolerance in (("npy", 1e-6), ("png", 2e-3)):
-        assert judge(tmp_path / kind, tiny) == 0
+        assert judge(tmp_path / kind, words) == 0
         found = summary(tmp_path / kind)
         figures = [name for name in found if name.startswith(("cam/", "pcam/"))]
         assert len(figures) > 20

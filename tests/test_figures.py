@@ -1,14 +1,14 @@
-"""Classification from tables: known answers, scikit-learn, and what val may decide."""
+"""Figures from tables and histograms: known answers, scikit-learn, and what val may decide."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
+    average_precision_score,
     balanced_accuracy_score,
     cohen_kappa_score,
     recall_score,
@@ -17,20 +17,28 @@ from sklearn.metrics import (
 )
 
 from experiments.evaluation.figures import (
+    TOLERANCE,
     Fitted,
+    MapRows,
+    all_figures,
     classification,
     fit,
     fit_temperature,
-    read_images,
+    groups,
+    iou_curves,
+    localisation,
     reliability,
     scaled,
     studies,
     youden,
 )
+from experiments.evaluation.names import method_name, phrase, split_key
 from experiments.evaluation.statistics import estimates, patient_weights
-from lightning_modules.metrics.agreement import agreement
+from experiments.evaluation.store import load_maps, read_images, save_maps
 
+NAN = math.nan
 PARTS = ["elbow", "hand"]
+EVEN = Fitted(0.5, 0.5, 1.0)
 
 
 def draw(images=90, seed=0, hardware=True):
@@ -53,9 +61,12 @@ def draw(images=90, seed=0, hardware=True):
     ).sample(frac=1, random_state=seed, ignore_index=True)
 
 
-def values(table, fitted):
-    ones = np.ones((1, len(table)))
-    return {name: figure(ones)[0] for name, figure in classification(table, fitted).items()}
+def values(figures, images):
+    return {name: figure(np.ones((1, images)))[0] for name, figure in figures.items()}
+
+
+def classified(table, fitted):
+    return values(classification(table, fitted), len(table))
 
 
 def reference(rows, threshold):
@@ -72,7 +83,6 @@ def reference(rows, threshold):
 
 def test_figures_of_images_and_studies_equal_scikit_learns():
     table = draw()
-    fitted = Fitted(0.4, 0.55, 2.0)
     joined = table.groupby("study").agg(
         {"probability": "mean", "label": "max", "body_part": "first", "hardware": "max"}
     )
@@ -84,7 +94,7 @@ def test_figures_of_images_and_studies_equal_scikit_learns():
             expected[f"{prefix}kappa/{part}"] = of_part["kappa"]
         bare = reference(rows[rows.hardware == 0], threshold)
         expected |= {f"{prefix}{name}/no_hardware": v for name, v in bare.items()}
-    found = values(table, fitted)
+    found = classified(table, Fitted(0.4, 0.55, 2.0))
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     # All images with hardware are abnormal here: one class.
     assert math.isnan(found["auroc/hardware"])
@@ -94,38 +104,7 @@ def test_figures_of_images_and_studies_equal_scikit_learns():
     assert set(found) - set(expected) == {"ece", "ece_scaled"} | {
         f"{prefix}{name}/hardware" for prefix in ("", "study_") for name in bare
     }
-
-
-def test_figures_agree_with_those_of_training():
-    table = draw()
-    expected = agreement(
-        torch.tensor(table.probability),
-        torch.tensor(table.label),
-        torch.tensor(table.study.str[1:].astype(int)),
-        torch.tensor(table.body_part.map(PARTS.index)),
-        PARTS,
-    )
-    found = values(table, Fitted(0.5, 0.5, 1.0))
-    for name, value in expected.items():
-        if name != "balanced_accuracy":
-            assert found[name] == pytest.approx(value.item(), abs=1e-6), name
-
-
-def test_unknown_hardware_is_not_split_by():
-    assert not [
-        name for name in values(draw(hardware=False), Fitted(0.5, 0.5, 1)) if "hard" in name
-    ]
-
-
-def test_every_figure_has_an_interval():
-    table = draw()
-    result = estimates(classification(table, fit(table)), patient_weights(table.patient, 50))
-    for name, (value, low, high, undefined) in result.items():
-        if name.startswith("ece"):  # resamples make it larger
-            continue
-        if name.split("/")[-1] != "hardware":
-            assert low <= value <= high, name
-            assert undefined < 0.2
+    assert not [name for name in classified(draw(hardware=False), EVEN) if "hard" in name]
 
 
 def test_studies_join_their_views():
@@ -148,31 +127,37 @@ def test_studies_join_their_views():
     assert joined["first"].tolist() == [0, 1, 3]
     with pytest.raises(ValueError, match="study x is of several patients"):
         studies(table.assign(patient=["1", "2", "3", "2"]))
+    with pytest.raises(ValueError, match=r"c has no probability in \[0, 1\]"):
+        studies(table.assign(probability=[0.2, 0.4, NAN, 0.5]))
 
 
-def test_the_operating_point_is_youdens():
-    # Above 0.35: both abnormal, one normal of three. No other cut is as good.
-    assert youden([0.1, 0.3, 0.4, 0.5, 0.6], [0, 0, 1, 0, 1]) == pytest.approx(0.35)
-    # 0.3 and 0.65 are equally good: the nearer to 0.5
-    assert youden([0.2, 0.4, 0.4, 0.9], [0, 0, 1, 1]) == pytest.approx(0.65)
-    assert youden([0.1, 0.9], [0, 1]) == pytest.approx(0.5)
-    assert youden([0.3, 0.3], [0, 1]) == 0.5
-    assert math.isnan(youden([0.3, 0.6], [1, 1]))
-    for seed in range(5):
-        table = draw(seed=seed)
-        threshold = youden(table.probability, table.label)
-        fall, rise, _ = roc_curve(table.label, table.probability)
-        reached = reference(table, threshold)
-        assert reached["sensitivity"] + reached["specificity"] - 1 == pytest.approx(
-            (rise - fall).max()
-        )
+@pytest.mark.parametrize(
+    ("score", "label", "threshold"),
+    [
+        # Above 0.35: both abnormal, one normal of three. No other cut is as good.
+        ([0.1, 0.3, 0.4, 0.5, 0.6], [0, 0, 1, 0, 1], 0.35),
+        ([0.2, 0.4, 0.4, 0.9], [0, 0, 1, 1], 0.65),  # as good as 0.3, and nearer to 0.5
+        ([0.1, 0.9], [0, 1], 0.5),
+        ([0.3, 0.3], [0, 1], 0.5),
+        ([0.3, 0.6], [1, 1], 0.5),
+    ],
+)
+def test_the_operating_point_is_youdens(score, label, threshold):
+    assert youden(score, label) == pytest.approx(threshold)
 
 
-def test_the_operating_point_does_not_move_with_the_share_of_abnormal_images():
-    table = draw()
+@pytest.mark.parametrize("seed", range(5))
+def test_no_operating_point_is_better_whatever_the_share_of_abnormal_images(seed):
+    table = draw(seed=seed)
+    threshold = youden(table.probability, table.label)
+    fall, rise, _ = roc_curve(table.label, table.probability)
+    reached = reference(table, threshold)
+    best = (rise - fall).max()
+    assert reached["sensitivity"] + reached["specificity"] - 1 == pytest.approx(best)
     normal = table[table.label == 0]
     more = pd.concat([table, normal, normal, normal])
-    assert youden(more.probability, more.label) == youden(table.probability, table.label)
+    assert youden(more.probability, more.label) == threshold
+    assert fit(table[table.label == 1]) == EVEN
 
 
 def test_the_temperature_of_known_overconfidence_is_found():
@@ -184,37 +169,16 @@ def test_the_temperature_of_known_overconfidence_is_found():
         assert fit_temperature(told, label) == pytest.approx(temperature, rel=0.05)
         exact = np.abs(logits * temperature) < 16  # what float32 can tell from 0 and 1
         assert scaled(told, temperature)[exact] == pytest.approx(expit(logits)[exact])
-
-
-def test_no_temperature_is_likelier():
-    table = draw()
-    fitted = fit_temperature(table.probability, table.label)
-
-    def loss(temperature):
-        p = scaled(table.probability, temperature)
-        return -np.log(np.where(table.label == 1, p, 1 - p)).mean()
-
-    grid = np.exp(np.linspace(-2, 2, 401))
-    assert loss(fitted) <= min(map(loss, grid)) + 1e-9
-
-
-def test_certain_probabilities_and_perfect_networks_have_a_temperature():
+    # Certain probabilities have one, too; no limit is set by them.
     assert fit_temperature([0.0, 1.0], [0, 1]) == pytest.approx(0.05, rel=0.01)
     assert fit_temperature([0.0, 1.0], [1, 0]) == pytest.approx(20, rel=0.01)
     assert np.isfinite(fit_temperature([0.0, 1.0, 1.0, 1.0], [0, 1, 1, 0]))
-    assert math.isnan(fit_temperature([0.2, 0.3], [0, 0]))
-    assert scaled([0.0, 1.0], 1.0) == pytest.approx([0, 1], abs=1e-7)
-
-
-def test_val_of_one_class_falls_back_to_what_needs_no_val():
-    table = draw()
-    assert fit(table[table.label == 1]) == (0.5, 0.5, 1.0)
 
 
 def test_calibration_known_answer_and_curve():
     # bins of 1/15: 0.90 and 0.93 in one (2 images, mean .915, 1 abnormal), 0.1 and 1.0 alone
     table = draw(4).assign(probability=[0.9, 0.93, 0.1, 1.0], label=[1, 0, 0, 1])
-    found = values(table, Fitted(0.5, 0.5, 1.0))
+    found = classified(table, EVEN)
     assert found["ece"] == pytest.approx((2 * abs(0.915 - 0.5) + 0.1 + 0.0) / 4)
     assert found["ece_scaled"] == pytest.approx(found["ece"], abs=1e-6)
     table = draw()
@@ -225,35 +189,123 @@ def test_calibration_known_answer_and_curve():
     assert seen.abnormal.tolist() == pytest.approx(share.tolist())
     assert seen.probability.tolist() == pytest.approx(told.tolist())
     assert curve.images.sum() == len(table)
+    sure = draw(3000).assign(probability=lambda rows: scaled(rows.probability, 1 / 6))
+    mended = classified(sure, fit(sure))
+    assert mended["ece_scaled"] < 0.5 * mended["ece"]
 
 
-def test_scaling_mends_an_overconfident_network():
-    rng = np.random.default_rng(1)
-    table = draw(3000)
-    logits = 2 * (table.label - 0.5) + rng.normal(size=3000)
-    table = table.assign(probability=expit(6 * logits))
-    found = values(table, fit(table))
-    assert found["ece_scaled"] < 0.5 * found["ece"]
+def judged(images=24):
+    """A table of maps ``m`` of eight pixels, four of them lesion, and what is kept of them."""
+    rng = np.random.default_rng(0)
+    masked = np.arange(images) % 3 > 0
+    level = rng.integers(0, 256, (images, 8))
+    pixels = np.stack([np.bincount(one, minlength=256) for one in level])
+    lesion = np.stack([np.bincount(one, minlength=256) for one in level[:, :4]])
+    keep = masked[:, None]
+    rows = MapRows(lesion * keep, pixels * keep, np.where(keep, rng.random((images, 255)), NAN))
+    table = draw(images).assign(
+        label=masked.astype(int),
+        lesion_type=np.where(masked & (np.arange(images) % 4 > 0), "lytic", ""),
+        lesion_area=np.where(masked, rng.choice([0.005, 0.02, 0.3], images), NAN),
+        m_area=np.where(np.arange(images) == 3, 0.0, 0.1),
+    )
+    for name in ("hit", "distance", "iou", "iou_otsu", "dice", "energy"):
+        table[f"m_{name}"] = np.where(masked, rng.random(images).round(2), NAN)
+    return table, rows, level
 
 
-def test_tables_are_read_as_they_were_written(tmp_path):
-    table = draw().replace({"patient": {"003": "NA"}})
+def test_figures_of_maps_equal_slow_ones():
+    table, rows, level = judged()
+    masked = table.lesion_area.notna().to_numpy()
+    truth = np.tile(np.arange(8) < 4, (24, 1))
+    found = values(localisation(table, "m", rows), 24)
+    for name in ("hit", "iou", "iou_otsu", "dice", "energy"):
+        assert found[f"m/{name}"] == pytest.approx(table[f"m_{name}"].mean())
+    assert found["m/hit_near"] == (table.m_distance[masked] <= TOLERANCE).mean()
+    assert found["m/shown_normal"] == 1 - 1 / (~masked).sum()  # one stays dark
+    assert found["m/shown_abnormal"] == 1
+    assert found["m/pixel_ap"] == pytest.approx(
+        average_precision_score(truth[masked].ravel(), level[masked].ravel())
+    )
+    claims = level[masked, None] >= np.arange(256)[:, None]
+    both, either = (claims & truth[0]).sum(-1), (claims | truth[0]).sum(-1)
+    assert iou_curves(rows)[masked] == pytest.approx(both / either)
+    assert np.isnan(iou_curves(rows)[~masked]).all()
+    assert found["m/iou_bound"] == pytest.approx((both / either).mean(axis=0)[1:].max())
+    boxes = [(rows.box_iou[masked] >= at).mean(axis=0).max() for at in (0.3, 0.5, 0.7)]
+    assert found["m/box_bound"] == pytest.approx(np.mean(boxes), abs=1e-6)
+    places = groups(table)
+    assert set(places) == {*PARTS, "lytic", "small", "medium", "large"}
+    for group, rows_of in places.items():
+        assert found[f"m/hit/{group}"] == pytest.approx(table.m_hit[rows_of].mean())
+        assert found[f"m/iou/{group}"] == pytest.approx(table.m_iou[rows_of].mean())
+        assert found[f"m/pixel_ap/{group}"] == pytest.approx(
+            average_precision_score(truth[rows_of].ravel(), level[rows_of].ravel())
+        )
+    for names in (PARTS, ["small", "medium", "large"]):
+        together = np.concatenate([places[name] for name in names])
+        assert sorted(together) == np.flatnonzero(masked).tolist()
+    dark = localisation(table.assign(m_area=NAN), "m", rows)  # no threshold: nobody knows
+    assert math.isnan(values(dark, 24)["m/shown_normal"])
+
+
+def test_groups_called_alike_are_told_apart():
+    table = pd.DataFrame(
+        {
+            "body_part": ["elbow", "elbow", "hand", "small", "hand"],
+            "lesion_type": ["large", "lytic", "elbow", "large", ""],
+            "lesion_area": [0.0099, 0.01, 0.0399, 0.04, NAN],
+        }
+    )
+    assert {name: rows.tolist() for name, rows in groups(table).items()} == {
+        "elbow": [0, 1],
+        "hand": [2],
+        "body_part/small": [3],
+        "lesion_type/elbow": [2],
+        "lesion_type/large": [0, 3],
+        "lytic": [1],
+        "small": [0],
+        "medium": [1, 2],
+        "large": [3],
+    }
+
+
+def test_every_figure_has_a_name_and_lies_in_its_interval():
+    table, rows, _ = judged()
+    table = table.assign(masked_probability=0.6, swapped_masked_probability=0.4)
+    figures = all_figures(table, {"m": rows}, fit(table))
+    found = estimates(figures, patient_weights(table.patient, 200))
+    assert found["masked_accuracy"].value == pytest.approx(table.label.mean())
+    assert found["swapped_masked_accuracy"].value == pytest.approx(1 - table.label.mean())
+    assert found["swapped_masked_abnormal"].value == 0
+    for key, (value, low, high, _) in found.items():
+        assert "/".join(filter(None, split_key(key))) == key
+        assert "_" not in phrase(key)
+        if not key.startswith("ece"):  # resamples make it larger
+            assert not low > value, key
+            assert not value > high, key
+    assert phrase("m/hit/lesion_type/large") == "m's hit rate (lesion type large)"
+    assert phrase("tuned/study_kappa/hand") == "tuned/study kappa (hand)"
+    assert (method_name("fcn").phrase, method_name("gradcam").phrase) == ("the FCN", "gradcam")
+
+
+def test_tables_and_maps_are_read_as_they_were_written(tmp_path):
+    table, rows, _ = judged()
+    table = table.replace({"patient": {"003": "NA"}})
     table.to_csv(tmp_path / "images.csv", index=False)
+    save_maps(tmp_path / "maps.npz", table, {"m": rows})
     read = read_images(tmp_path / "images.csv")
     assert read.patient.tolist() == table.patient.tolist()  # 007 is no number
     assert set(read.lesion_type) == {"", "lytic"}
-    assert values(read, fit(read)) == pytest.approx(values(table, fit(table)), nan_ok=True)
-
-
-def test_tables_without_what_is_needed_are_refused(tmp_path):
-    table = draw()
-    with pytest.raises(ValueError, match="lacks the column 'probability': this run has no class"):
-        classification(table.drop(columns="probability"), Fitted(0.5, 0.5, 1.0))
-    with pytest.raises(ValueError, match=f"{table.path[7]} has no probability in"):
-        classification(table.assign(probability=[0.5] * 7 + [math.nan] * 83), Fitted(0.5, 0.5, 1))
-    table.drop(columns="study").to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(ValueError, match="a.csv lacks the column 'study'"):
-        read_images(tmp_path / "a.csv")
-    pd.concat([table, table[:1]]).to_csv(tmp_path / "b.csv", index=False)
-    with pytest.raises(ValueError, match=f"b.csv holds {table.path[0]} twice"):
-        read_images(tmp_path / "b.csv")
+    maps = load_maps(tmp_path / "maps.npz", read)
+    one, other = (all_figures(images, maps, fit(images)) for images in (read, table))
+    assert values(one, 24) == pytest.approx(values(other, 24), nan_ok=True)
+    with pytest.raises(ValueError, match="maps.npz is of other images than the table"):
+        load_maps(tmp_path / "maps.npz", table[::-1])
+    for name, wrong, message in (
+        ("a.csv", table.drop(columns="study"), "a.csv lacks the column 'study'"),
+        ("b.csv", pd.concat([table, table[:1]]), f"b.csv holds {table.path[0]} twice"),
+    ):
+        wrong.to_csv(tmp_path / name, index=False)
+        with pytest.raises(ValueError, match=message):
+            read_images(tmp_path / name)

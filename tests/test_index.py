@@ -15,46 +15,34 @@ from datamodules.index import (
 )
 
 
-def table(patients: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Patients with one to five images each, a third abnormal."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "path": f"{patient}/{view}.png",
-            "label": int(patient % 3 == 0),
-            "patient": f"p{patient}",
-            "study": f"p{patient}",
-            "body_part": "hand",
-            "split": "train",
-            "lesion_mask": "",
-            "lesion_type": "",
-            "hardware": -1,
-        }
-        for patient in range(patients)
-        for view in range(rng.integers(1, 6))
-    ]
-    return pd.DataFrame(rows)
+@pytest.fixture
+def rows():
+    """Two hundred patients with one to five images each, a third abnormal."""
+    rng = np.random.default_rng(0)
+    views = np.repeat(np.arange(200), rng.integers(1, 6, 200))
+    names = [f"p{patient}" for patient in views]
+    table = pd.DataFrame({"patient": names, "study": names, "label": (views % 3 == 0).astype(int)})
+    table["path"] = [f"{patient}/{place}.png" for place, patient in enumerate(views)]
+    about = {"split": "train", "lesion_mask": "", "lesion_type": "", "hardware": -1}
+    return table.assign(body_part="hand", **about)
 
 
-def test_groups_keep_patients_apart_and_both_classes_near_their_share():
-    drawn = assign_groups(table(), seed=0)
+def test_groups_keep_patients_apart_and_both_classes_near_their_share(rows):
+    drawn = assign_groups(rows, seed=0)
     check_patients_apart(drawn, "made up")
     share = drawn.groupby(["label", "split"]).size() / drawn.groupby("label").size()
     for label in (0, 1):
-        assert share[label, "train"] == pytest.approx(0.7, abs=0.03)
-        assert share[label, "val"] == pytest.approx(0.1, abs=0.03)
-        assert share[label, "test"] == pytest.approx(0.2, abs=0.03)
+        for split, wanted in {"train": 0.7, "val": 0.1, "test": 0.2}.items():
+            assert share[label, split] == pytest.approx(wanted, abs=0.03)
 
 
-def test_groups_are_drawn_by_the_seed_alone():
-    rows = table()
+def test_groups_are_drawn_by_the_seed_alone(rows):
     again = assign_groups(rows.sample(frac=1, random_state=1), seed=0).sort_index()
     assert (assign_groups(rows, seed=0)["split"] == again["split"]).all()
     assert (assign_groups(rows, seed=0)["split"] != assign_groups(rows, seed=1)["split"]).any()
 
 
-def test_val_takes_a_tenth_of_train_and_leaves_test():
-    rows = table()
+def test_val_takes_a_tenth_of_train_and_leaves_test(rows):
     rows.loc[rows["patient"].isin([f"p{n}" for n in range(50)]), "split"] = "test"
     drawn = assign_val(rows, seed=0)
     assert (drawn["split"] == "test").equals(rows["split"] == "test")
@@ -63,48 +51,33 @@ def test_val_takes_a_tenth_of_train_and_leaves_test():
     check_patients_apart(drawn, "made up")
 
 
-def test_a_patient_in_two_splits_is_named_with_both_images():
-    rows = assign_groups(table(), seed=0)
-    rows.loc[rows.index[rows["patient"] == "p4"][:1], "split"] = "train"
-    rows.loc[len(rows)] = {
-        **rows[rows["patient"] == "p4"].iloc[0],
-        "path": "x.png",
-        "split": "test",
-    }
-    with pytest.raises(DataError, match=r"p4 in train \(4/0\.png\) and test \(x\.png\)"):
-        check_patients_apart(rows, "made up")
-
-
-def test_by_image_leaks_and_says_nothing_itself():
-    drawn = assign_by_image(table(), seed=0)
-    assert drawn.groupby("patient")["split"].nunique().max() > 1
+def test_a_patient_in_two_splits_is_named_with_both_images(rows):
+    moved = rows.assign(split=rows["path"].eq("0/0.png").map({True: "test", False: "train"}))
+    with pytest.raises(DataError, match=r"p0 in test \(0/0\.png\) and train \(0/1\.png\)"):
+        check_patients_apart(moved, "made up")
+    assert assign_by_image(rows, seed=0).groupby("patient")["split"].nunique().max() > 1
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("where", "column", "value", "message"),
     [
-        ({"label": 2}, "has label 2; use 0"),
-        ({"path": "0/0.png"}, r"0/0\.png is listed"),
-        ({"split": "test"}, "the train split holds no images"),
+        (lambda rows: rows.index == 7, "label", 2, r"/7\.png has label 2. Fix: use 0"),
+        (lambda rows: rows.index == 7, "path", "0/0.png", r"0/0\.png is listed more than once"),
+        (lambda rows: rows["split"] == "train", "split", "test", "train split holds no images"),
+        (
+            lambda rows: (rows["split"] == "val") & (rows["label"] == 1),
+            *("split", "test", "val split holds only normal images"),
+        ),
+        (lambda rows: rows.index >= 0, "study", None, r"lacks \['study'\]"),
     ],
 )
-def test_says_what_is_wrong_with_a_table(change, message):
-    rows = assign_groups(table(), seed=0)
-    for name, value in change.items():
-        rows.loc[rows["split"] == "train" if name == "split" else rows.index[-2:], name] = value
+def test_a_faulty_table_is_refused(rows, where, column, value, message):
+    rows = assign_groups(rows, seed=0)
+    rows.loc[where(rows), column] = value
     with pytest.raises(DataError, match=message):
-        check_index(rows, "made up")
+        check_index(rows.dropna(axis=1), "made up")
 
 
-def test_a_split_of_one_class_is_an_error():
-    rows = assign_groups(table(), seed=0)
-    rows = rows[(rows["split"] != "val") | (rows["label"] == 0)]
-    with pytest.raises(DataError, match="the val split holds only normal images"):
-        check_index(rows, "made up")
-
-
-def test_limit_keeps_both_classes():
-    limited = limit_split(assign_groups(table(), seed=0), 10)
-    counts = limited.groupby(["split", "label"]).size()
-    assert (counts == 5).all()
-    assert len(counts) == 6
+def test_limit_keeps_both_classes(rows):
+    counts = limit_split(assign_groups(rows, seed=0), 10).groupby(["split", "label"]).size()
+    assert counts.tolist() == [5] * 6

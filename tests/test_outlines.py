@@ -6,8 +6,9 @@ import pytest
 
 from datamodules.fracatlas import read_outlines
 from datamodules.index import DataError
+from tests.archives import Archive
 from tests.test_duplicates import WIDTH
-from tests.test_fracatlas import Archive, module
+from tests.test_fracatlas import module
 
 
 @pytest.fixture
@@ -42,7 +43,9 @@ def test_outlines_of_unknown_files_are_counted(archive, caplog):
 
 def test_outlines_of_other_images_altogether_are_refused(archive, tmp_path):
     root = rename(archive, lambda name: f"scan_{name}")
-    message = r"COCO_fracture_masks\.json: 20 of 20 outlined .* such as scan_IMG0000001\.jpg; give"
+    message = (
+        r"COCO_fracture_masks\.json: 20 of 20 outlined .* such as scan_IMG0000001\.jpg\. Fix: give"
+    )
     with pytest.raises(DataError, match=message):
         module(root, tmp_path).build_index()
 
@@ -57,7 +60,7 @@ def test_a_file_under_two_ids_is_named(archive, tmp_path):
 
 def test_outlines_of_another_size_are_an_error(archive, tmp_path):
     archive.coco["images"][0]["width"] = WIDTH + 1
-    with pytest.raises(DataError, match=r"IMG0000001\.jpg is 81x96 there, the upright image 80x96"):
+    with pytest.raises(DataError, match=r"IMG0000001\.jpg is 81x96 px: expected 80x96 px"):
         module(archive.write(), tmp_path).build_index()
     assert not list(tmp_path.glob("cache/*"))
 

@@ -19,6 +19,12 @@ def slow_iou(maps, mask, threshold):
     return both / either if either else math.nan
 
 
+def curves_of(maps, mask, levels=256):
+    """IoU at each threshold of the grid, ``(B, levels)``."""
+    grid = overlap.threshold_grid(levels).tolist()  # as numbers, the way a setting is read
+    return torch.stack([overlap.iou(overlap.claimed(maps, t), mask) for t in grid], dim=1)
+
+
 def slow_otsu(values):
     """Between-class variance of every split of the bins, by its definition."""
     low, high = values.min(), values.max()
@@ -117,14 +123,13 @@ def test_histograms_hold_what_each_threshold_claims(levels):
     maps, mask, *_ = draw(4, (7, 8), levels=levels if levels < 256 else None)
     maps[0] = 0
     maps[1, 0, 0] = 1
-    counts = overlap.level_counts(maps, mask, levels)
-    curves = overlap.iou_curve(*counts)
-    assert counts[1].sum(dim=1).tolist() == [56] * 4
-    grid = overlap.threshold_grid(levels)
-    for place, threshold in enumerate(grid.tolist()):  # as numbers, the way a setting is read
-        claimed = overlap.claimed(maps, threshold)
-        expected = overlap.iou(claimed, mask)
-        torch.testing.assert_close(curves[:, place], expected, equal_nan=True)
+    lesion, pixels = (x.flip(1).cumsum(1).flip(1) for x in overlap.level_counts(maps, mask, levels))
+    assert pixels[:, 0].tolist() == [56] * 4
+    curves = curves_of(maps, mask, levels)
+    torch.testing.assert_close(
+        (lesion / (pixels + lesion[:, :1] - lesion)).float(), curves, equal_nan=True
+    )
+    for place, threshold in enumerate(overlap.threshold_grid(levels).tolist()):
         slow = [slow_iou(m, w, threshold) for m, w in zip(maps, mask, strict=True)]
         assert curves[:, place].tolist() == pytest.approx(slow, abs=1e-6, nan_ok=True)
 
@@ -141,7 +146,7 @@ def test_best_threshold_is_one_for_all_images():
     second = drawn("# . .", {"#": 0.4, ".": 0.1})
     mask = drawn("# . .", {"#": 1.0, ".": 0.0})
     maps, masks = torch.cat([first, second]), torch.cat([mask, mask])
-    curves = overlap.iou_curve(*overlap.level_counts(maps, masks, levels=11))
+    curves = curves_of(maps, masks, levels=11)
     # up to 0.4: 1/3 and 1; from 0.5 to 0.9: 1 and 0 (0.1 reaches the threshold 0.1)
     threshold, mean = overlap.best_threshold(curves)
     assert (threshold, mean) == (pytest.approx(0.2), pytest.approx(2 / 3))
@@ -151,7 +156,7 @@ def test_best_threshold_is_one_for_all_images():
 def test_no_best_threshold_claims_dark_maps():
     dark = torch.zeros(2, 1, 3, 3)
     mask = torch.eye(3).expand(2, 1, 3, 3)
-    curves = overlap.iou_curve(*overlap.level_counts(dark, mask))
+    curves = curves_of(dark, mask)
     assert curves[:, 0].tolist() == pytest.approx([1 / 3] * 2)
     assert overlap.best_threshold(curves) == (pytest.approx(1 / 255), 0.0)
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from datamodules.index import DataError, check_index, check_patients_apart
+from datamodules.mura import CSVS
 from datamodules.options import Data, Lesions
 from datamodules.phantom.drawing import BODY_PARTS, VIEWS, case, draw
 from datamodules.phantom.lesions import LESION_TYPES
-from datamodules.phantom.source import CSVS, PhantomDataModule, draw_tree, image_path
+from datamodules.phantom.source import PhantomDataModule, draw_tree, image_path
 
 COUNT = 60
 SAMPLE = 400
@@ -31,6 +32,11 @@ def tree(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def copy(tree, tmp_path):
+    return shutil.copytree(tree, tmp_path / "copy")
+
+
 def module_of(root, lesions_path=None, **options):
     data = Data(root=str(root), **{"count": COUNT, **options})
     return PhantomDataModule(data, Lesions(path=lesions_path))
@@ -38,10 +44,8 @@ def module_of(root, lesions_path=None, **options):
 
 def auc(score, label):
     """Share of (abnormal, normal) pairs in the right order, ties half; the better of both signs."""
-    abnormal, normal = score[label == 1], score[label == 0]
-    right = np.mean(
-        (abnormal[:, None] > normal) + 0.5 * (abnormal[:, None] == normal), dtype=np.float64
-    )
+    abnormal, normal = score[label == 1][:, None], score[label == 0]
+    right = np.mean((abnormal > normal) + 0.5 * (abnormal == normal), dtype=np.float64)
     return max(right, 1 - right)
 
 
@@ -54,40 +58,32 @@ def test_drawing_depends_on_seed_and_number_alone(drawings):
         assert again.image.tobytes() == drawings[number].image.tobytes()
         assert again.mask.tobytes() == drawings[number].mask.tobytes()
     assert draw(1, 3).image.tobytes() != drawings[3].image.tobytes()
-
-
-def test_every_image_is_another(drawings):
     assert len({drawing.image.tobytes() for drawing in drawings}) == SAMPLE
+    for seed, number in ((-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match="must be 0 or more, got"):
+            draw(seed, number)
 
 
 def test_size_is_the_longest_side(drawings):
     longest = [max(drawing.image.shape) for drawing in drawings]
-    assert min(longest) >= 155
-    assert max(longest) <= 265
+    assert 155 <= min(longest) <= max(longest) <= 265
     assert len({drawing.image.shape for drawing in drawings}) > 100
     assert max(draw(0, 5, size=96).image.shape) == 96
 
 
-@pytest.mark.parametrize(("seed", "number"), [(-1, 0), (0, -1)])
-def test_negative_numbers_are_refused(seed, number):
-    with pytest.raises(ValueError, match="must be 0 or more, got"):
-        draw(seed, number)
-
-
 def test_studies_share_what_a_study_is():
-    known = [case(0, number) for number in range(10 * sum(VIEWS))]
+    cases = [case(0, number) for number in range(10 * sum(VIEWS))]
     studies = {}
-    for one in known:
+    for one in cases:
         studies.setdefault(one.study, []).append(one)
     for views in studies.values():
         assert len({(v.patient, v.body_part, v.label, v.lesion_type) for v in views}) == 1
         assert [v.view for v in views] == list(range(len(views)))
     assert {len(views) for views in studies.values()} == {1, 2, 3, 4}
-    visits = {(one.patient, one.visit) for one in known}
+    visits = {(one.patient, one.visit) for one in cases}
     assert len(visits) == len(studies), "a patient's studies are told apart by their visit"
     assert len({patient for patient, _ in visits}) == 0.9 * len(studies)
-    labels = [views[0].label for views in studies.values()]
-    assert np.mean(labels) == pytest.approx(0.45)
+    assert np.mean([views[0].label for views in studies.values()]) == pytest.approx(0.45)
     assert {views[0].body_part for views in studies.values()} == set(BODY_PARTS)
 
 
@@ -97,23 +93,13 @@ def test_lesions_are_marked_on_abnormal_images_and_only_there(drawings):
         assert drawing.mask.shape == drawing.image.shape
         assert set(np.unique(drawing.mask)) == ({0, 255} if drawing.label else {0})
         assert (drawing.lesion_type in LESION_TYPES) == bool(drawing.label)
-        assert drawing.hardware == (drawing.lesion_type == "hardware")
-    assert {drawing.lesion_type for drawing in drawings} == {"", *LESION_TYPES}
-
-
-def test_lesions_are_small(drawings):
-    areas = [np.mean(drawing.mask > 0) for drawing in drawings if drawing.label]
-    assert 0.008 < np.median(areas) < 0.025
-    assert min(areas) > 0.001
-    assert max(areas) < 0.08
-
-
-def test_metal_is_brighter_than_the_bone_around_it(drawings):
-    for drawing in drawings:
-        if drawing.hardware:
+        if drawing.hardware:  # metal is brighter than the bone around it
             near = cv2.dilate(drawing.mask, np.ones((9, 9), np.uint8)) > drawing.mask
             inside, around = drawing.image[drawing.mask > 0], drawing.image[near]
             assert np.median(inside) > np.median(around) + 20
+    assert {drawing.lesion_type for drawing in drawings} == {"", *LESION_TYPES}
+    areas = [np.mean(drawing.mask > 0) for drawing in drawings if drawing.label]
+    assert 0.001 < min(areas) < 0.008 < np.median(areas) < 0.025 < max(areas) < 0.08
 
 
 CUES = {
@@ -140,10 +126,8 @@ def test_no_trivial_cue_tells_the_label(drawings, cue):
 
 def test_the_auc_of_this_file_can_tell():
     label = np.array([0, 0, 1, 1])
-    assert auc(np.array([1, 2, 3, 4.0]), label) == 1
-    assert auc(np.array([4, 3, 2, 1.0]), label) == 1
-    assert auc(np.array([1, 1, 1, 1.0]), label) == 0.5
-    assert auc(np.array([1, 3, 2, 4.0]), label) == 0.75
+    scores = ([1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 1, 1], [1, 3, 2, 4])
+    assert [auc(np.array(score), label) for score in scores] == [1, 1, 0.5, 0.75]
 
 
 # The tree -----------------------------------------------------------------------------------------
@@ -156,29 +140,27 @@ def test_tree_is_laid_out_as_mura(tree):
     listed = []
     for split in ("train", "valid"):
         images = (mura / f"{split}_image_paths.csv").read_text().splitlines()
-        studies = (mura / f"{split}_labeled_studies.csv").read_text().splitlines()
+        studies = dict(
+            line.rsplit("/,", 1)
+            for line in (mura / f"{split}_labeled_studies.csv").read_text().splitlines()
+        )
         assert all(path.startswith(f"MURA-v1.1/{split}/XR_") for path in images)
-        assert {path.rpartition("/")[0] for path in images} == {
-            s.rpartition("/")[0] for s in studies
-        }
-        for study in studies:
-            folder, label = study.rsplit(",", 1)
-            assert folder.endswith("positive/" if label == "1" else "negative/")
+        assert {path.rpartition("/")[0] for path in images} == studies.keys()
+        for study, label in studies.items():
+            assert study.endswith({"1": "positive", "0": "negative"}[label])
         listed += images
     assert len(listed) == COUNT
     assert {str(path.relative_to(tree)) for path in mura.rglob("*.png")} == set(listed)
-
-
-def test_files_hold_the_drawings(tree):
     for number in (0, 31):
-        drawing, known = draw(0, number), case(0, number)
-        paths = [tree / image_path(known, split) for split in ("train", "valid")]
-        (path,) = [path for path in paths if path.exists()]
-        assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), drawing.image)
-        mask = tree / "lesions" / "masks" / f"{path.relative_to(tree)}.png"
-        assert mask.exists() == bool(drawing.label)
-        if drawing.label:
-            assert np.array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), drawing.mask)
+        drawing, paths = (
+            draw(0, number),
+            [image_path(case(0, number), s) for s in ("train", "valid")],
+        )
+        (path,) = [path for path in paths if path in listed]
+        files = {path: drawing.image, f"lesions/masks/{path}.png": drawing.mask}
+        for name, pixels in list(files.items())[: 1 + drawing.label]:
+            assert np.array_equal(cv2.imread(str(tree / name), cv2.IMREAD_UNCHANGED), pixels)
+        assert (tree / f"lesions/masks/{path}.png").exists() == bool(drawing.label)
 
 
 def test_index_is_complete(tree):
@@ -195,10 +177,9 @@ def test_index_is_complete(tree):
 def test_split_keeps_both_classes_of_most_parts(tmp_path):
     draw_tree(tmp_path / "tree", seed=3, count=330)
     table = check_index(module_of(tmp_path / "tree", seed=3, count=330).build_index(), "phantom")
-    classes = table[table["split"] == "train"].groupby("body_part")["label"].nunique()
-    assert (classes == 2).all()
-    classes = table[table["split"] == "test"].groupby("body_part")["label"].nunique()
-    assert (classes == 2).sum() >= 4
+    classes = table.groupby(["split", "body_part"])["label"].nunique()
+    assert (classes["train"] == 2).all()
+    assert (classes["test"] == 2).sum() >= 4
 
 
 def test_drawn_once(tree):
@@ -207,16 +188,9 @@ def test_drawn_once(tree):
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
 
 
-def test_an_empty_folder_is_filled_and_nothing_is_left_beside_it(tmp_path):
-    root = tmp_path / "deep" / "tree"
-    root.mkdir(parents=True)
-    draw_tree(root, seed=0, count=8)
-    assert json.loads((root / "phantom.json").read_text())["count"] == 8
-    assert sorted(path.name for path in root.parent.iterdir()) == [".tree.lock", "tree"]
-
-
 def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
-    root = tmp_path / "tree"
+    root = tmp_path / "deep" / "tree"
+    root.mkdir(parents=True)  # an empty folder is filled
 
     def fail_at_five(seed, number):
         if number == 5:
@@ -226,101 +200,81 @@ def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
     monkeypatch.setattr("datamodules.phantom.source.draw", fail_at_five)
     with pytest.raises(KeyboardInterrupt):
         draw_tree(root, seed=0, count=8)
-    assert not root.exists()
+    assert not list(root.iterdir())
     # A process that is killed leaves its folder behind.
-    (tmp_path / ".tree.drawing-killed" / "MURA-v1.1").mkdir(parents=True)
+    (root.parent / ".tree.killed.partial" / "MURA-v1.1").mkdir(parents=True)
     monkeypatch.undo()
     draw_tree(root, seed=0, count=8)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tree.lock", "tree"]
+    assert sorted(path.name for path in root.parent.iterdir()) == [".tree.lock", "tree"]
     assert len(list((root / "MURA-v1.1").rglob("*.png"))) == 8
+    assert json.loads((root / "phantom.json").read_text())["count"] == 8
 
 
 # Errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("old", "new", "options", "message"),
     [
-        ({"seed": 4}, r"another phantom \(seed 0 instead of 4\); choose another data.root"),
-        ({"count": 70}, r"another phantom \(count 60 instead of 70\)"),
+        ("", "", {"seed": 4}, r"another phantom \(seed 0 instead of 4\). Fix: choose another"),
+        ("", "", {"count": 70}, r"another phantom \(count 60 instead of 70\)"),
+        ('"version": ', '"version": 9', {}, "or delete that folder to have it drawn anew"),
+        ('"count": 60,', "", {}, r"another phantom \(count None instead of 60\)"),
+        ("}", "", {}, r"phantom\.json is damaged .* delete that folder"),
     ],
 )
-def test_another_phantom_in_the_root(tree, options, words):
-    with pytest.raises(DataError, match=words):
-        module_of(tree, **options).prepare_source()
-
-
-def test_another_version_of_the_drawing(tree, tmp_path):
-    shutil.copytree(tree, tmp_path / "old")
-    note = tmp_path / "old" / "phantom.json"
-    note.write_text(note.read_text().replace('"version": ', '"version": 9'))
-    with pytest.raises(DataError, match="delete that folder to have it drawn anew"):
-        module_of(tmp_path / "old").prepare_source()
+def test_another_phantom_in_the_root(copy, old, new, options, message):
+    note = copy / "phantom.json"
+    note.write_text(note.read_text().replace(old, new))
+    with pytest.raises(DataError, match=message):
+        module_of(copy, **options).prepare_source()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.txt").write_text("sun")
-    with pytest.raises(DataError, match="is no phantom and not empty; choose another data.root"):
+    with pytest.raises(DataError, match="is no phantom and not empty. Fix: choose another"):
         module_of(tmp_path).prepare_source()
+    with pytest.raises(DataError, match="cannot be drawn into data.root="):
+        module_of(tmp_path / "holiday.txt" / "tree").prepare_source()
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
-def test_edited_csv_is_noticed(tree, tmp_path):
-    shutil.copytree(tree, tmp_path / "edited")
-    csv = tmp_path / "edited" / "MURA-v1.1" / CSVS[0]
+def test_edited_csv_is_noticed(copy):
+    csv = copy / "MURA-v1.1" / CSVS[0]
     csv.write_text("".join(csv.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(DataError, match="CSVs are not those that were drawn"):
-        module_of(tmp_path / "edited").prepare_source()
+    with pytest.raises(DataError, match="CSVs were changed"):
+        module_of(copy).prepare_source()
 
 
 @pytest.mark.parametrize(
     ("kind", "damage", "words"),
     [
-        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv, row \d+: .* is not there"),
+        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv: 1 of .* row \d+: "),
         ("lesions/masks", "delete", r"lesions\.csv, row \d+: the mask .* does not exist"),
         ("lesions/masks", "cut", r"image1\.png\.png: damaged image \(the PNG is cut short\)"),
     ],
 )
-def test_a_damaged_tree_is_to_be_drawn_anew(tree, tmp_path, kind, damage, words):
-    root = tmp_path / "damaged"
-    shutil.copytree(tree, root)
-    path = sorted(path for folder in root.glob(kind) for path in folder.rglob("image1.png*"))[0]
+def test_a_damaged_tree_is_to_be_drawn_anew(copy, kind, damage, words):
+    path = sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0]
     content = path.read_bytes()
     path.unlink() if damage == "delete" else path.write_bytes(content[: len(content) // 2])
-    message = rf"the phantom is damaged: .*{words}; delete {root} to have it drawn anew"
+    message = rf"the phantom is damaged: .*{words}.*. Fix: delete {copy} to have it drawn anew"
     with pytest.raises(DataError, match=message) as caught:
-        module_of(root).build_index()
-    assert "MURA archive" not in str(caught.value)
-    assert "again" not in str(caught.value)
+        module_of(copy).build_index()
+    assert "again" not in str(caught.value), "that remedy is for data that was downloaded"
 
 
 def test_a_wrong_lesion_folder_of_the_user_is_no_damage(tree, tmp_path):
-    with pytest.raises(DataError, match=r"lesions\.path=.* holds no lesions\.csv") as caught:
+    with pytest.raises(DataError, match=r"lesions\.path=.*: expected a folder with les") as caught:
         module_of(tree, lesions_path=str(tmp_path)).build_index()
     assert "drawn anew" not in str(caught.value)
 
 
-def test_too_few_images_for_two_splits(tmp_path):
+def test_too_few_images_or_too_little_disk_space(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"data\.count=2 images .* use a larger data\.count"):
         module_of(tmp_path / "tree", count=2).prepare_source()
-    assert not (tmp_path / "tree").exists()
-
-
-def test_damaged_note(tree, tmp_path):
-    (tmp_path / "phantom.json").write_text('{"seed": ')
-    with pytest.raises(DataError, match="phantom.json is damaged"):
-        module_of(tmp_path).prepare_source()
-
-
-def test_too_little_disk_space(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(DataError, match=r"has 1 MB free and the phantom of 60 images needs \d+ MB"):
+    with pytest.raises(DataError, match=r"has 1 MB free, and 60 images need \d+ MB"):
         module_of(tmp_path / "tree").prepare_source()
     assert not (tmp_path / "tree").exists()
-
-
-def test_a_file_where_a_folder_should_be(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be drawn into data.root="):
-        module_of(tmp_path / "file" / "tree").prepare_source()

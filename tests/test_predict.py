@@ -1,4 +1,4 @@
-"""Predicting on one's own images: what is written, what is refused, and nothing overwritten."""
+"""Predicting on one's own images: what is written, refused, and done by the same command again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import os
 import re
 import shutil
-import struct
-import zlib
+import weakref
 
 import cv2
 import numpy as np
@@ -16,22 +15,24 @@ import pydicom
 import pytest
 from PIL import Image
 
-from datamodules.decode import PNG
 from datamodules.phantom.drawing import draw as draw_phantom
-from experiments import evaluate, train
-from experiments.evaluation.figures import read_images
+from experiments import evaluate
+from experiments import predict as command
+from experiments.evaluation.store import read_images
+from experiments.prediction import stream
+from experiments.prediction.folder import read_rows
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
-from tests.predictions import rows_of, save, told
-from tests.runs import run_folder, tiny_words
-from tests.test_decode import ORIENTATION, UNDO, chunk
+from tests.test_decode import UNDO
 from tests.untrained import FITTED, judge, make_run
 
 HEADER = "path,probability_abnormal,predicted_abnormal,map_peak_x,map_peak_y,error"
+NO_IMAGE = b"no image"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A stage 3 whose batches hold five images."""
     return judge(make_run(tmp_path_factory.mktemp("runs")))
 
 
@@ -40,322 +41,399 @@ def phantoms():
     return [draw_phantom(0, number).image for number in range(6)]
 
 
+def save(folder, images):
+    """Write images, or bytes, below a folder."""
+    for name, image in images.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_array = isinstance(image, np.ndarray)
+        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes() if is_array else image)
+
+
 @pytest.fixture
-def scans(tmp_path, phantoms):
-    """A folder with two images below another, named as people name things."""
-    folder = tmp_path / "meine Bilder" / "größe 腕"
-    folder.mkdir(parents=True)
-    for name, image in zip(('Röntgen 1 (ü), "a".png', "b.JPEG"), phantoms, strict=False):
-        (folder / name).write_bytes(cv2.imencode(os.path.splitext(name)[1], image)[1].tobytes())
-    return folder.parent
+def predict(run, capsys):
+    """Runs the command on words; returns its status, its rows and what it printed."""
+
+    def predict(*words, out, run=run):
+        capsys.readouterr()
+        status = command.main([str(word) for word in (run, *words, "--out", out)])
+        rows = {name: row._replace(file="") for name, row in read_rows(out).items()}
+        return status, rows, "".join(capsys.readouterr())
+
+    return predict
 
 
-def bomb(width, height):
-    """A PNG of a hundred bytes whose header claims more."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return PNG + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+def files_of(folder, pattern="*"):
+    """Content and time of each file below a folder."""
+    files = [path for path in folder.rglob(pattern) if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_a_folder_gives_rows_maps_and_overlays(run, scans, tmp_path, capsys):
-    (scans / "notes.txt").write_text("no image")
-    (scans / "._b.png").write_bytes(b"\0")
-    out = tmp_path / "aus gabe"
-    assert told(run, scans, "--out", out) == 0
-    lines = (out / "predictions.csv").read_text().splitlines()
-    assert lines[0] == HEADER
-    rows = rows_of(out)
-    assert list(rows) == ['größe 腕/Röntgen 1 (ü), "a".png', "größe 腕/b.JPEG"]
+def read_grey(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_a_folder_gives_rows_maps_and_overlays(predict, phantoms, tmp_path):
+    scans, out = tmp_path / "meine Bilder", tmp_path / "aus gabe"
+    names = ['größe 腕/Röntgen 1 (ü), "a".png', "größe 腕/b.JPEG"]
+    save(scans, {names[0]: phantoms[0], names[1]: phantoms[1], "n.txt": NO_IMAGE, "._b.png": b""})
+    status, rows, printed = predict(scans, "--dicom", out=out)
+    assert (status, list(rows)) == (0, names)
+    assert (out / "predictions.csv").read_text().splitlines()[0] == HEADER
     for name, row in rows.items():
         image = cv2.imdecode(np.fromfile(scans / name, np.uint8), cv2.IMREAD_GRAYSCALE)
-        maps = {}
-        for method in ("cam", "pcam", "fcn"):
-            stored = np.fromfile(out / "maps" / f"{name}.{method}.png", np.uint8)
-            maps[method] = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
-            assert (maps[method].shape, maps[method].dtype) == (image.shape, np.uint8)
+        maps = {m: read_grey(out / "maps" / f"{name}.{m}.png") for m in ("cam", "pcam", "fcn")}
+        assert {(each.shape, str(each.dtype)) for each in maps.values()} == {(image.shape, "uint8")}
         assert (row.probability_abnormal > FITTED["threshold"]) == row.predicted_abnormal
         assert maps["fcn"][row.map_peak_y, row.map_peak_x] >= maps["fcn"].max() - 1
         assert (out / "overlays" / f"{name}.fcn.png").is_file()
-    printed = capsys.readouterr().out
-    assert "abnormal above 0.400, a study above 0.450" in printed
-    assert "NO MAP THRESHOLD: val holds no lesion mask" in printed
+    for text in (
+        "abnormal above 0.400, a study above 0.450",
+        "NO MAP THRESHOLD",
+        "left out   2: .txt 1, hidden 1\n",
+        "captures   none was made",  # there is no DICOM among them
+    ):
+        assert text in printed
     assert json.loads((out / "about.json").read_text())["undecided_maps"] == ["fcn"]
-    assert "left out   2: .txt 1, hidden 1\n" in printed
-    assert "captures" not in printed
-    assert not (out / "studies.csv").exists()
-
-
-def test_maps_may_be_chosen_and_the_peak_stays_that_of_the_best(run, scans, tmp_path):
-    assert told(run, scans, "--out", tmp_path / "all") == 0
-    assert told(run, scans, "--out", tmp_path / "one", "--methods", "pcam") == 0
-    assert rows_of(tmp_path / "all") == rows_of(tmp_path / "one")
-    names = {path.name for path in (tmp_path / "one" / "maps").rglob("*.png")}
-    assert {name.split(".")[-2] for name in names} == {"pcam"}
+    assert not {"studies.csv", "dicom"} & {path.name for path in out.iterdir()}
+    # Only some maps: the peak stays that of the best one. And no output is an input.
+    for name in ("one", "two"):
+        assert predict(scans, "--methods", "pcam", out=scans / name)[:2] == (0, rows)
+    written = [path.name for path in (scans / "one" / "maps").rglob("*.png")]
+    assert [name.split(".")[-2] for name in written] == ["pcam", "pcam"]
 
 
 @pytest.mark.parametrize("turn", [1, 3, 5, 6, 8])
-def test_a_turned_jpeg_has_the_map_of_the_upright_image(run, phantoms, tmp_path, turn):
+def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, phantoms, tmp_path, turn):
     exif = Image.Exif()
-    exif[ORIENTATION] = turn
+    exif[0x0112] = turn
     turned = tmp_path / "in" / "turned.jpg"
     turned.parent.mkdir()
     Image.fromarray(phantoms[0]).save(turned, exif=exif, quality=95)
     with Image.open(turned) as stored:
         upright = np.ascontiguousarray(UNDO[turn](np.array(stored)))
-    save(turned.with_name("upright.png"), upright)
-    out = tmp_path / "out"
-    assert told(run, turned.parent, "--out", out) == 0
-    rows = rows_of(out)
-    peaks = {(row.map_peak_x, row.map_peak_y) for row in rows.values()}
-    assert len({row.probability_abnormal for row in rows.values()}) == len(peaks) == 1
-    maps = [cv2.imread(str(out / "maps" / f"{name}.fcn.png"), 0) for name in rows]
+    save(turned.parent, {"upright.png": upright})
+    _, rows, _ = predict(turned.parent, out=tmp_path / "out")
+    assert rows["turned.jpg"][1:6] == rows["upright.png"][1:6]
+    maps = [read_grey(tmp_path / "out" / "maps" / f"{name}.fcn.png") for name in rows]
     assert maps[0].shape == upright.shape
     np.testing.assert_array_equal(*maps)
 
 
-def test_an_answer_does_not_depend_on_what_else_is_asked(run, phantoms, tmp_path):
-    for number, image in enumerate(phantoms):  # a batch and a half
-        save(tmp_path / "in" / f"{number}.png", image)
-    assert told(run, tmp_path / "in", "--out", tmp_path / "all") == 0
-    assert told(run, tmp_path / "in" / "4.png", "--out", tmp_path / "one") == 0
-    assert rows_of(tmp_path / "one") == {"4.png": rows_of(tmp_path / "all")["4.png"]}
+def test_an_answer_does_not_depend_on_what_else_is_asked(predict, phantoms, tmp_path):
+    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(phantoms)})
+    _, rows, _ = predict(tmp_path / "in", out=tmp_path / "all")  # a batch and a half
+    assert predict(tmp_path / "in" / "4.png", out=tmp_path / "one")[1] == {"4.png": rows["4.png"]}
 
 
-def test_what_cannot_be_read_is_named_and_the_others_are_done(run, phantoms, tmp_path, capsys):
-    folder = tmp_path / "in"
-    save(folder / "good.png", phantoms[0])
-    save(folder / "one.png", np.zeros((1, 1), np.uint8))
-    (folder / "text.png").write_text("no image")
-    (folder / "empty.jpg").touch()
-    (folder / "bomb.png").write_bytes(bomb(60000, 60000))
-    (folder / "cut.jpg").write_bytes(cv2.imencode(".jpg", phantoms[1])[1].tobytes()[:-900])
+def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, phantoms, tmp_path):
+    folder, missing = tmp_path / "in", f"{tmp_path.name}/missing.png"
+    expected = {
+        "in/empty.jpg": (b"", "the file is empty"),
+        "in/good.png": (phantoms[0], ""),
+        "in/lost.png": (b"", "cannot be read (No such file or directory)"),
+        "in/one.png": (np.zeros((1, 1), np.uint8), "is 1 x 1 pixels, and no side may be below 32"),
+        "in/text.png": (NO_IMAGE, "neither a PNG nor a JPEG file nor DICOM"),
+        "in/v1.png": (NO_IMAGE, "neither"),
+        missing: (b"", "there is no such file or folder"),
+    }
+    save(tmp_path, {name: image for name, (image, _) in expected.items() if name != missing})
+    (folder / "lost.png").unlink()
     (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(folder / "pipe.png")
-    out = tmp_path / "out"
-    assert told(run, folder, tmp_path / "missing.png", "--out", out) == 1
-    found = {name: row.error for name, row in rows_of(out).items()}
-    expected = {
-        "in/bomb.png": "its header claims 60,000 x 60,000 pixels",
-        "in/cut.jpg": "the JPEG is cut short",
-        "in/empty.jpg": "the file is empty",
-        "in/good.png": "",
-        "in/lost.png": "cannot be read (No such file or directory)",
-        "in/one.png": "is 1 x 1 pixels, and no side may be below 32",
-        "in/text.png": "neither a PNG nor a JPEG file nor DICOM",
-        f"{tmp_path.name}/missing.png": "there is no such file or folder",
-    }
-    assert list(found) == list(expected)
-    assert all(expected[name] in found[name] for name in expected)
-    assert str(folder) not in "".join(found.values())
-    captured = capsys.readouterr()
-    assert "normal; 7 unreadable; 8 of them now" in captured.out
-    assert "failed     7 of 8" in captured.err
-    assert "and 2 more, see the table" in captured.err
+    status, rows, printed = predict(folder, tmp_path / "missing.png", out=tmp_path / "out")
+    assert (status, list(rows)) == (1, list(expected))
+    for name, row in rows.items():
+        assert expected[name][1] in row.error
+        assert bool(row.error) == bool(expected[name][1])
+        assert str(folder) not in row.error
+    assert "normal; 6 unreadable; 7 of them now" in printed
+    assert "failed     6 of 7" in printed
+    assert "and 1 more, see the table" in printed
 
 
-def test_equal_names_are_kept_apart(run, phantoms, tmp_path):
-    for place, image in zip(("a/hand", "b/hand", "c"), phantoms, strict=False):
-        save(tmp_path / place / "x.png", image)
-    words = [tmp_path / "a/hand", tmp_path / "b/hand", tmp_path / "b/hand", tmp_path / "c/x.png"]
-    assert told(run, *words, "--out", tmp_path / "out") == 0
-    rows = rows_of(tmp_path / "out")
-    assert list(rows) == ["hand/x.png", "hand-2/x.png", "hand-3/x.png", "c/x.png"]
-    probabilities = [row.probability_abnormal for row in rows.values()]
-    assert probabilities[1] == probabilities[2]
-    assert len(set(probabilities)) == 3
-    for name in rows:
-        assert (tmp_path / "out" / "maps" / f"{name}.fcn.png").is_file()
-
-
-def test_its_own_outputs_are_no_inputs(run, scans, tmp_path):
-    assert told(run, scans, "--out", scans / "one") == 0
-    assert told(run, scans, "--out", scans / "two") == 0
-    assert rows_of(scans / "one") == rows_of(scans / "two")
+def test_equal_names_are_kept_apart(predict, phantoms, tmp_path):
+    images = dict(zip(("a/hand/x.png", "b/hand/x.png", "c/x.png"), phantoms, strict=False))
+    save(tmp_path, images)
+    words = [tmp_path / name for name in ("a/hand", "b/hand", "b/hand", "c/x.png")]
+    _, rows, _ = predict(*words, out=tmp_path / "out")
+    assert list(rows) == ["hand/x.png", "hand-2/x.png", "hand-2/x-2.png", "c/x.png"]
+    assert len({row.probability_abnormal for row in rows.values()}) == 3
+    assert all((tmp_path / "out" / "maps" / f"{name}.fcn.png").is_file() for name in rows)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "out", "message"),
     [
-        (["nowhere.png", "--out", "out"], "nowhere.png: there is no such file or folder"),
-        (["empty", "--out", "out"], "empty: no PNG, JPEG or DICOM file in this folder"),
-        (["a.png", "--out", "a.png"], "is a file; name a folder with --out"),
-        (["a.png", "--out", "full"], "is not empty, and nothing there is overwritten"),
-        (["a.png", "--out", "a.png/out"], "cannot be written (Not a directory)"),
-        (["a.png", "--out", "out", "--methods", "fcm"], "'fcm' is no map of this network"),
+        (["nowhere.png"], "out", "nowhere.png: there is no such file or folder"),
+        (["empty"], "out", "empty: no PNG, JPEG or DICOM file in this folder"),
+        (["a.png"], "a.png", "a.png is a file"),
+        (["a.png"], "full", "full is not empty; nothing is overwritten. Fix:"),
+        (["a.png"], "a.png/out", "a.png/out: Not a directory"),
+        (["a.png", "--methods", "fcm"], "out", "expected maps of cam, pcam, fcn, got fcm"),
+        (["a.png", "--dicom"], "out", "pip install 'decision-basis[dicom]'"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
-    run, phantoms, tmp_path, monkeypatch, capsys, words, message
+    predict, phantoms, tmp_path, monkeypatch, words, out, message
 ):
+    monkeypatch.setattr("experiments.prediction.predicting.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    save(tmp_path / "a.png", phantoms[0])
-    save(tmp_path / "full" / "a.png", phantoms[0])
+    save(tmp_path, {"a.png": phantoms[0], "full/a.png": phantoms[0]})
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    assert told(run, *words) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert "Traceback" not in captured.err
-    assert sorted(tmp_path.rglob("*")) == before
+    for run, error in (({}, message), ({"run": "empty"}, "empty is no run directory")):
+        status, _, printed = predict(*words, out=tmp_path / out, **run)
+        assert status == 2
+        assert error in printed
+        assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_word_that_is_no_run_is_refused(tmp_path, capsys):
-    assert told(tmp_path, tmp_path, "--out", tmp_path / "out") == 2
-    assert "is no run directory" in capsys.readouterr().err
-
-
-def test_views_of_a_study_are_joined_by_the_mean(run, phantoms, tmp_path):
-    root = tmp_path / "MURA-v1.1" / "valid" / "XR_HAND"
-    for number in (1, 2):
-        save(root / f"patient1/study1_positive/image{number}.png", phantoms[number])
-    save(root / "patient2/study1_negative/image1.png", phantoms[3])
-    (root / "patient2/study1_negative/image2.png").write_text("no image")
-    expected = None
-    for number, words in enumerate([[root.parents[2]], sorted(root.rglob("*.png"))]):
+def test_views_of_a_study_are_joined_by_the_mean(predict, phantoms, tmp_path):
+    one, two = "XR_HAND/patient1/study1_positive", "XR_HAND/patient2/study1_negative"
+    names = [f"{study}/image{number}.png" for study in (one, two) for number in (1, 2)]
+    save(tmp_path / "valid", dict(zip(names, [*phantoms[:3], NO_IMAGE], strict=True)))
+    files = [tmp_path / "valid" / name for name in names]
+    for number, words in enumerate([[tmp_path / "valid"], files]):
         out = tmp_path / f"out{number}"
-        assert told(run, *words, "--out", out) == 1
-        views = [row.probability_abnormal for row in rows_of(out).values()]
-        lines = list(csv.DictReader((out / "studies.csv").read_text().splitlines()))
-        assert [line["study"] for line in lines] == [
-            "XR_HAND/patient1/study1_positive",
-            "XR_HAND/patient2/study1_negative",
+        status, rows, _ = predict(*words, out=out)
+        views = [row.probability_abnormal for row in rows.values()]
+        means = [(views[0] + views[1]) / 2, views[2]]
+        called = [int(mean > FITTED["study_threshold"]) for mean in means]
+        assert status == 1
+        assert list(csv.reader((out / "studies.csv").read_text().splitlines())) == [
+            ["study", "views", "probability_abnormal", "predicted_abnormal", "failed_views"],
+            [one, "2", str(means[0]), str(called[0]), "0"],
+            [two, "1", str(means[1]), str(called[1]), "1"],
         ]
-        assert [float(line["probability_abnormal"]) for line in lines] == [
-            (views[0] + views[1]) / 2,
-            views[2],
-        ]
-        for line in lines:
-            above = float(line["probability_abnormal"]) > FITTED["study_threshold"]
-            assert int(line["predicted_abnormal"]) == above
-        assert [(line["views"], line["failed_views"]) for line in lines] == [("2", "0"), ("1", "1")]
-        assert expected in (None, lines)
-        expected = lines
 
 
-def test_what_to_know_of_an_image_is_noted_in_its_row_and_no_failure(
-    run, phantoms, tmp_path, capsys
-):
-    marked = phantoms[0].astype(np.uint16) * 16
+def test_a_note_on_an_image_is_no_failure(predict, phantoms, tmp_path):
+    plain = phantoms[0].astype(np.uint16) * 16
+    marked = plain.copy()
     marked[:20, :20] = 65535
-    views = tmp_path / "in" / "patient1" / "study1_positive"
-    save(views / "image1.png", phantoms[0].astype(np.uint16) * 16)
-    save(views / "image2.png", marked)
-    out = tmp_path / "out"
+    save(tmp_path / "in" / "study1", {"1.png": plain, "2.png": marked})
     for _ in range(2):  # also where all is done before
-        assert told(run, tmp_path / "in", "--out", out) == 0
-        assert "; 0 failed; 1 with a note in the column error; " in capsys.readouterr().out
-    plain, noted = rows_of(out).values()
-    assert plain.error == ""
+        status, rows, printed = predict(tmp_path / "in", out=tmp_path / "out")
+        assert status == 0
+        assert "; 0 failed; 1 with a note in the column error; " in printed
+    one, noted = rows.values()
+    assert one.error == ""
     assert re.match(r"note: \d\.\d% of its pixels stand far from all others", noted.error)
-    assert noted.probability_abnormal == pytest.approx(plain.probability_abnormal, abs=0.05)
-    assert (noted.map_peak_x, noted.predicted_abnormal) != (None, None)
-    (study,) = csv.DictReader((out / "studies.csv").read_text().splitlines())
-    assert (study["views"], study["failed_views"]) == ("2", "0")
+    assert noted.probability_abnormal == pytest.approx(one.probability_abnormal, abs=0.05)
+    assert None not in noted
+    assert (tmp_path / "out" / "studies.csv").read_text().endswith(",0\n")  # failed views
 
 
-def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(run, phantoms, tmp_path, capfd):
-    folder = tmp_path / "in"
-    save(folder / "a.png", phantoms[0])
-    (folder / "IM0001").write_bytes(content(radiograph(phantoms[0])))
-    (folder / "frames.dcm").write_bytes(content(radiograph(phantoms[0], NumberOfFrames=2)))
-    (folder / "study.dcm").write_bytes(content(radiograph(phantoms[0], StudyInstanceUID=None)))
-    (folder / "DICOMDIR").write_bytes(content(radiograph(phantoms[0])))
-    out = tmp_path / "out"
-    assert told(run, folder, "--out", out, "--dicom") == 1
-    rows = rows_of(out)
-    assert sorted(rows) == ["IM0001", "a.png", "frames.dcm", "study.dcm"]
-    assert rows["IM0001"].probability_abnormal == rows["a.png"].probability_abnormal
-    assert "holds 2 frames" in rows["frames.dcm"].error
-    assert rows["study.dcm"].probability_abnormal == rows["a.png"].probability_abnormal
-    assert "no Secondary Capture can be made" in rows["study.dcm"].error
-    assert [path.name for path in (out / "dicom").iterdir()] == ["IM0001.fcn.dcm"]
-    made = pydicom.dcmread(out / "dicom" / "IM0001.fcn.dcm")
+def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, phantoms, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    odd = {"IM1": {}, "f.dcm": {"NumberOfFrames": 2}, "s.dcm": {"StudyInstanceUID": None}}
+    dicoms = {name: content(radiograph(phantoms[0], **odd[name])) for name in odd}
+    save(folder, {"a.png": phantoms[0], **dicoms, "DICOMDIR": dicoms["IM1"]})
+    status, rows, printed = predict(folder, "--dicom", out=out)
+    assert (status, sorted(rows)) == (1, ["IM1", "a.png", "f.dcm", "s.dcm"])
+    assert len({rows[name].probability_abnormal for name in ("IM1", "a.png", "s.dcm")}) == 1
+    assert "holds 2 frames" in rows["f.dcm"].error
+    assert "no Secondary Capture can be made" in rows["s.dcm"].error
+    assert [path.name for path in (out / "dicom").iterdir()] == ["IM1.fcn.dcm"]
+    made = pydicom.dcmread(out / "dicom" / "IM1.fcn.dcm")
     assert str(made.PatientName) == f"{SECRET}^Eva"
     assert made.pixel_array.dtype == np.uint8
-    names = "".join(str(path) for path in out.rglob("*"))
-    printed = capfd.readouterr()
-    assert "; 1 unreadable, 1 without a Secondary Capture; 4 of them now" in printed.out
-    assert "failed     2 of 4" in printed.err
-    assert SECRET not in "".join([*printed, names])
-    others = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".dcm"]
-    assert not any(SECRET.encode() in path.read_bytes() for path in others)
+    assert "; 1 unreadable, 1 without a Secondary Capture; 4 of them now" in printed
+    assert "failed     2 of 4" in printed
+    assert SECRET not in "".join([printed, *map(str, out.rglob("*"))])
+    others = [data for path, (data, _) in files_of(out).items() if path.suffix != ".dcm"]
+    assert not any(SECRET.encode() in data for data in others)
 
 
-def test_dicom_without_dicom_inputs_says_that_no_capture_was_made(run, scans, tmp_path, capsys):
-    for _ in range(2):  # also where all is done before
-        assert told(run, scans, "--out", tmp_path / "out", "--dicom") == 0
-        assert "captures   none was made: --dicom makes them of DICOM" in capsys.readouterr().out
-    assert not (tmp_path / "out" / "dicom").exists()
+@pytest.mark.parametrize("shape", [(2000, 33), (33, 2000), (32, 32), (4000, 32)])
+def test_narrow_images_have_overlays_with_words_that_can_be_read(predict, tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    save(tmp_path / "in", {"narrow.png": image})
+    predict(tmp_path / "in", out=tmp_path / "out")
+    picture = cv2.imread(str(tmp_path / "out" / "overlays" / "narrow.png.fcn.png"))
+    assert picture.shape[1] > 250
+    assert (picture[-30:] > 128).any(axis=(0, 2)).sum() > 100  # words, not a smear
 
 
-def test_dicom_output_needs_its_extra(run, scans, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert told(run, scans, "--out", tmp_path / "out", "--dicom") == 2
-    assert "pip install 'decision-basis[dicom]'" in capsys.readouterr().err
+def test_an_overlay_that_cannot_be_drawn_ends_nothing(predict, phantoms, tmp_path, monkeypatch):
+    def fails(shown, *words):
+        if shown.image.shape == (40, 50):
+            raise TypeError("no picture")
+        return draw(shown, *words)
+
+    draw = stream.draw
+    monkeypatch.setattr(stream, "draw", fails)
+    odd = np.zeros((40, 50), np.uint8)
+    save(tmp_path / "in", {"a.png": phantoms[0], "b.png": odd, "c.png": phantoms[1]})
+    status, rows, printed = predict(tmp_path / "in", out=tmp_path / "out")
+    assert (status, [row.failed for row in rows.values()]) == (1, [False, True, False])
+    fault = "no overlay can be drawn of its 50 x 40 pixels (TypeError: no picture)"
+    assert fault in rows["b.png"].error
+    assert rows["b.png"].answered
+    counts = [len(list((tmp_path / "out" / kind).iterdir())) for kind in ("maps", "overlays")]
+    assert counts == [9, 2]
+    assert "; 1 without an overlay; 3 of them now" in printed
 
 
-def test_a_network_of_masks_alone_has_maps_and_no_probability(scans, tmp_path, capsys):
+def test_of_large_images_one_map_is_held_at_a_time(predict, phantoms, tmp_path, monkeypatch):
+    held, most = weakref.WeakSet(), []
+
+    class Tracked(np.ndarray):
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    def counted(*words):
+        full = full_map(*words).view(Tracked)
+        held.add(full)
+        most.append(len(held))
+        return full
+
+    full_map = stream.full_map
+    monkeypatch.setattr(stream, "LARGE", 0)
+    monkeypatch.setattr(stream, "full_map", counted)
+    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(phantoms)})
+    predict(tmp_path / "in", out=tmp_path / "out")
+    assert (len(most), max(most)) == (3 * len(phantoms), 1)
+
+
+def test_networks_of_masks_alone_and_without_an_evaluation(predict, phantoms, tmp_path):
+    save(tmp_path / "in", {"a.png": phantoms[0]})
     words = ["loss.classification=false", "checkpoint.every_steps=null"]
-    masks_only = judge(make_run(tmp_path, words=words))
-    assert told(masks_only, scans, "--out", tmp_path / "out") == 0
-    for row in rows_of(tmp_path / "out").values():
-        assert row.probability_abnormal is row.predicted_abnormal is None
-        assert row.map_peak_x is not None
-    assert "none: this network was taught lesion masks alone" in capsys.readouterr().out
-
-
-def test_without_an_evaluation_the_stand_in_is_loud(tmp_path, scans, capsys):
+    run = judge(make_run(tmp_path, words=words))
+    _, rows, printed = predict(tmp_path / "in", out=tmp_path / "masks", run=run)
+    assert rows["a.png"][1:3] == (None, None)
+    assert rows["a.png"].map_peak_x is not None
+    assert "none: this network was taught lesion masks alone" in printed
     run = make_run(tmp_path, "stage1")
-    assert told(run, scans, "--out", tmp_path / "out") == 0
-    assert "NO THRESHOLD" in capsys.readouterr().out
-    about = json.loads((tmp_path / "out" / "about.json").read_text())
+    assert "NO THRESHOLD" in predict(tmp_path / "in", out=tmp_path / "one", run=run)[2]
+    about = json.loads((tmp_path / "one" / "about.json").read_text())
     assert (about["threshold"], about["best_map"]) == (0.5, "pcam")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"epoch": 3}, {"seed": 1}, {"checkpoint_hash": "another"}, {"checkpoint": "last.ckpt"}],
-)
-def test_thresholds_of_another_network_are_not_taken(tmp_path, changes):
+def test_a_network_has_the_thresholds_of_its_own_evaluation(tmp_path):
     run = make_run(tmp_path)
-    assert load_trained(judge(run)).fitted.threshold == FITTED["threshold"]
-    trained = load_trained(judge(run, **changes))
-    assert trained.fitted.threshold == 0.5
-    assert "has not been judged" in trained.notes[0]
-
-
-def test_a_trained_network_tells_what_new_images_need(run):
-    trained = load_trained(run)
-    assert (trained.stage, trained.data, trained.best_map) == ("stage3", "phantom", "fcn")
+    trained = load_trained(judge(run))
     assert trained.map_thresholds == {"cam": 0.2, "pcam": 0.3, "fcn": 0.5}
     assert trained.undecided_maps == ("fcn",)  # val's threshold of it is null
     assert trained.notes == ("NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for fcn",)
     assert trained.fitted == (0.4, 0.45, 1.5)
     assert (trained.recipe.image_size, trained.recipe.crop) == (64, "none")
-    assert set(trained.hashes) == {"checkpoint", "index", "masks"}
-    assert not trained.module.training
+    for key, other in {"epoch": 3, "seed": 1, "checkpoint_hash": "?", "checkpoint": "?"}.items():
+        stranger = load_trained(judge(run, **{key: other}))
+        assert stranger.fitted.threshold == 0.5
+        assert "has not been judged" in stranger.notes[0]
 
 
 @pytest.mark.slow
-def test_predictions_are_those_of_an_evaluation(tmp_path):
-    """Trained, judged by predict itself, then by evaluate: the same numbers, and then no data."""
-    words = [*tiny_words(tmp_path), "model.width=0.25", "trainer.max_epochs=1"]
-    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
-    run = run_folder(tmp_path, "stage3", "lambda1.0-seed0")
-    root, out = tmp_path / "phantom", tmp_path / "out"
-    images = root / "MURA-v1.1"
-    assert told(run, images, "--out", out) == 0
-    about = json.loads((out / "about.json").read_text())
+def test_predictions_are_those_of_an_evaluation(predict, trained, tmp_path):
+    """Judged by predict itself, then by evaluate: the same numbers; and then without data."""
+    run, data = trained.copy("stage3", tmp_path), trained.root.parent / "phantom"
+    _, rows, _ = predict(data / "MURA-v1.1", out=tmp_path / "out", run=run)
+    about = json.loads((tmp_path / "out" / "about.json").read_text())
     assert "judged now" in about["decided_by"]
     assert evaluate.main([str(run), "--no-baselines"]) == 0
-    summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+    fitted = json.loads((run / "evaluation" / "test" / "summary.json").read_text())["fitted"]
     for name in ("threshold", "study_threshold", "temperature"):
-        assert about[name] == summary["fitted"][name]
-    rows = rows_of(out)
+        assert about[name] == fitted[name]
     for judged in read_images(run / "evaluation" / "test" / "images.csv").itertuples():
         row = rows[judged.path.removeprefix("MURA-v1.1/")]
         assert row.probability_abnormal == pytest.approx(judged.probability, abs=1e-6)
         assert (row.map_peak_x, row.map_peak_y) == (judged.fcn_peak_x, judged.fcn_peak_y)
-    shutil.move(images, tmp_path / "elsewhere")
-    shutil.rmtree(root.parent / "cache")
-    assert told(run, tmp_path / "elsewhere", "--out", tmp_path / "again") == 0
-    assert rows_of(tmp_path / "again") == rows
+    shutil.copytree(data / "MURA-v1.1", tmp_path / "elsewhere")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(data), str(tmp_path / "nowhere")))
+    assert predict(tmp_path / "elsewhere", out=tmp_path / "again", run=run)[1] == rows
+
+
+# The same command again ---------------------------------------------------------------------------
+
+
+def test_the_same_command_resumes_after_a_kill_and_overwrites_nothing(predict, phantoms, tmp_path):
+    folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    save(folder, {f"{number}.png": image for number, image in enumerate(phantoms)})
+    for each in (whole, out):
+        assert predict(folder, out=each)[0] == 0
+    table = out / "predictions.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.unlink()  # as a kill in the middle of a line leaves it
+    table.with_suffix(".csv.partial").write_text("".join(lines[:3]) + lines[3][:9])
+    assert "2 of them done before" in predict(folder, out=out)[2]
+    assert table.read_bytes() == (whole / "predictions.csv").read_bytes()
+    written = files_of(out, "*.png")
+    assert "nothing to do" in predict(folder, out=out)[2]
+    assert files_of(out, "*.png") == written
+    save(folder, {"new.png": phantoms[0]})
+    assert len(predict(folder, out=out)[1]) == len(phantoms) + 1
+    status, _, printed = predict(folder, "--methods", "cam", out=out)
+    assert status == 2
+    assert "another request (methods differ)" in printed
+
+
+@pytest.mark.parametrize("killed_in", ["folder.PredictionFolder.finish", "stream.Predictor.run"])
+def test_what_a_killed_prediction_wrote_is_no_input(
+    predict, phantoms, tmp_path, monkeypatch, killed_in
+):
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    names = [*(f"{number}.png" for number in range(6)), "about/b.png"]
+    save(tmp_path, dict(zip(names, [*phantoms, phantoms[0]], strict=True)))
+    save(tmp_path, {"about/about.json": b'{"checkpoint_hash": "not ours"}'})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"experiments.prediction.{killed_in}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(tmp_path, out=tmp_path / "out1")
+    assert not (tmp_path / "out1" / "predictions.csv").exists()
+    save(tmp_path, {"out1/maps/0.png.fcn.png": phantoms[0]})  # maps may be there without a row
+    _, rows, printed = predict(tmp_path, out=tmp_path / "out2")
+    assert list(rows) == names
+    assert "earlier predictions 1" in printed
+
+
+def test_what_changed_is_predicted_again_and_no_stale_answer_stays(predict, phantoms, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder, {"a.png": phantoms[0], "b.png": phantoms[1], "c.png": NO_IMAGE, "d.png": b""})
+    _, first, _ = predict(folder, out=out)
+    status, pictures = (folder / "a.png").stat(), files_of(out, "b.png.*")
+    save(folder, {"a.png": phantoms[2], "c.png": phantoms[3]})
+    os.utime(folder / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(folder / "b.png", ns=(0, 0))  # the same content, whatever its time says
+    (folder / "d.png").unlink()
+    _, rows, printed = predict(folder, out=out)
+    assert "changed    1 " in printed
+    assert "; 2 of them now" in printed
+    assert predict(folder, out=tmp_path / "new")[:2] == (0, rows)
+    assert rows["a.png"].probability_abnormal != first["a.png"].probability_abnormal
+    assert files_of(out, "b.png.*") == pictures
+    for path, (data, _) in files_of(out / "maps").items():
+        assert data == (tmp_path / "new" / "maps" / path.name).read_bytes()
+    save(folder, {"a.png": NO_IMAGE})
+    assert predict(folder, out=out)[0] == 1
+    assert not files_of(out, "a.png.*")
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_and_found_again(predict, phantoms, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / os.fsdecode(b"out\xe9")
+    study = os.fsdecode(b"h\xe4nde/study1/")
+    files = [os.fsdecode(name) for name in (b"latin\xe9.png", rb"latin\xe9.png", b"plain.png")]
+    save(folder, {study + name: phantoms[number] for number, name in enumerate(files)})
+    save(folder, {os.fsdecode(b"notes.t\xe9t"): NO_IMAGE, os.fsdecode(b"lost\xe9.png"): b""})
+    names = [rf"h\xe4nde/study1/{n}" for n in (r"latin\xe9.png", r"latin\xe9-2.png", "plain.png")]
+    status, rows, printed = predict(folder, out=out)
+    assert (status, list(rows)) == (1, [r"lost\xe9.png", *names])
+    assert r"lost\xe9.png: the file is empty" in printed
+    assert r".t\xe9t 1" in printed
+    assert (out / "maps" / f"{names[0]}.fcn.png").is_file()
+    tables = {path.name: path.read_text("utf-8") for path in out.glob("*.[cj]s*")}
+    assert set(tables) == {"predictions.csv", "studies.csv", "inputs.csv", "about.json"}
+    assert r"in/h\xe4nde/study1,3," in tables["studies.csv"]
+    assert "nothing to do" in predict(folder, out=out)[2]
+    # The row of an image that has gone is kept, also in its study; one that failed is not.
+    (folder / study / "plain.png").unlink()
+    (folder / os.fsdecode(b"lost\xe9.png")).unlink()
+    status, rows, printed = predict(folder, out=out)
+    assert (status, list(rows)) == (0, names)
+    assert "done       3 images" in printed
+    assert "gone       1 of these images are no longer there; their rows are kept" in printed
+    assert (out / "studies.csv").read_text("utf-8") == tables["studies.csv"]

@@ -10,22 +10,24 @@ import pytest
 
 from experiments import train
 from experiments.training import preemption
-from experiments.training.preemption import Stopped, StopRequest, requeue
+from experiments.training.preemption import Stopped, StopRequest, leave, requeue
+
+USR1, TERM = preemption.SIGNALS
 
 
 def test_before_training_a_signal_stops_at_once():
     with StopRequest() as stop, pytest.raises(Stopped, match="SIGUSR1"):
-        os.kill(os.getpid(), signal.SIGUSR1)
-    assert stop.number == signal.SIGUSR1
+        os.kill(os.getpid(), USR1)
+    assert stop.number == USR1
 
 
 def test_from_then_on_the_first_signal_is_remembered():
     with StopRequest() as stop:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Lightning takes it
+        signal.signal(TERM, signal.SIG_DFL)  # as Lightning takes it
         stop.defer()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.number == signal.SIGTERM
+        os.kill(os.getpid(), TERM)
+        os.kill(os.getpid(), USR1)
+        assert stop.number == TERM
 
 
 def test_handlers_are_put_back():
@@ -35,9 +37,8 @@ def test_handlers_are_put_back():
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
 
 
-def test_a_forked_process_does_not_act_on_the_signal():
-    """With proctrack/linuxproc SLURM signals every descendant, loader processes too."""
-    code = """
+# With proctrack/linuxproc SLURM signals every descendant, loader processes too.
+FORKED = """
 import os, signal, sys
 from experiments.training.preemption import StopRequest
 with StopRequest() as stop:
@@ -47,18 +48,30 @@ with StopRequest() as stop:
         os._exit(stop.number)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+SHUTTING_DOWN = """
+import os, signal, sys
+from experiments.training.preemption import StopRequest
+def main():
+    with StopRequest(last=True) as stop:
+        return 0
+status = main()
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(status)
+"""
+HANDLERS_FIRST = (
+    "import sys, experiments.train; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
+)
+
+
+@pytest.mark.parametrize("code", [FORKED, SHUTTING_DOWN, HANDLERS_FIRST])
+def test_forked_ending_and_starting_processes_are_not_disturbed(code):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_the_handlers_stand_before_anything_heavy_is_imported():
-    code = "import sys, experiments.train; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "False"]
 
 
 def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, capsys, tmp_path):
     def prepare(_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), TERM)
 
     monkeypatch.setattr("datamodules.PhantomDataModule.prepare_data", prepare)
     monkeypatch.chdir(tmp_path)
@@ -68,7 +81,7 @@ def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, c
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A stand-in for ``scontrol``; tells what it was called with."""
+    """A stand-in for ``scontrol``; returns the file of what it was called with."""
     calls = tmp_path / "calls"
     calls.touch()
 
@@ -85,21 +98,32 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
     return job
 
 
+MAKE_ROOM = "PreemptTime=2026-01-01T00:00:00"
+
+
 @pytest.mark.parametrize(
-    ("number", "fields", "comes_back"),
+    ("number", "answer", "outcome"),
     [
-        (signal.SIGUSR1, "", True),
-        (signal.SIGTERM, "PreemptTime=2026-01-01T00:00:00", True),
-        (signal.SIGTERM, "", False),  # such as a sweep that gives up a trial
+        (USR1, "echo JobId=41 JobState=RUNNING Reason=None", "job 41 is requeued"),
+        (TERM, f"echo JobId=41 JobState=RUNNING {MAKE_ROOM}", "job 41 is requeued"),
+        # Somebody wants this process to end, such as a sweep that stops.
+        (TERM, "echo JobId=41 JobState=RUNNING", "the same command goes on"),
+        # scancel sends SIGTERM too: a cancelled job must not come back.
+        (USR1, "echo JobId=41 JobState=COMPLETING", "started again, it goes on from there"),
+        (TERM, f"echo JobId=41 JobState=COMPLETING {MAKE_ROOM}", "started again"),
+        # Without an answer: nobody cancels by USR1.
+        (USR1, "exit 1", "job 41 is requeued"),
+        (TERM, "exit 1", "its state is unknown"),
     ],
 )
-def test_a_running_job_is_requeued_where_it_is_to_make_room(slurm, number, fields, comes_back):
-    calls = slurm(f"echo JobId=41 JobState=RUNNING Reason=None {fields}")
-    assert ("job 41 is requeued" in requeue(number)) is comes_back
-    assert ("requeue 41" in calls.read_text()) is comes_back
+def test_a_job_is_requeued_only_where_it_is_to_make_room(slurm, number, answer, outcome):
+    calls = slurm(answer)
+    assert outcome in requeue(number)
+    assert ("requeue 41" in calls.read_text()) is ("is requeued" in outcome)
 
 
 def test_of_an_array_only_the_task_itself_is_requeued(slurm, monkeypatch):
@@ -107,37 +131,15 @@ def test_of_an_array_only_the_task_itself_is_requeued(slurm, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     calls = slurm("echo JobId=41 JobState=RUNNING")
-    assert "job 41_3 is requeued" in requeue(signal.SIGUSR1)
+    assert "job 41_3 is requeued" in requeue(USR1)
     assert calls.read_text().splitlines() == ["--oneliner show job 41_3", "requeue 41_3"]
 
 
-@pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_a_job_that_slurm_is_ending_is_left_alone(slurm, number):
-    """``scancel`` sends SIGTERM too: a cancelled job must not come back."""
-    calls = slurm("echo JobId=41 JobState=COMPLETING")
-    assert "started again, it goes on from there" in requeue(number)
-    assert "requeue" not in calls.read_text()
-
-
-@pytest.mark.parametrize(
-    ("number", "comes_back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)]
-)
-def test_without_an_answer_only_a_preempted_job_is_requeued(slurm, number, comes_back):
-    calls = slurm("exit 1")
-    assert ("is requeued" in requeue(number)) is comes_back
-    assert ("requeue 41" in calls.read_text()) is comes_back
-
-
-def test_a_job_that_cannot_be_requeued_says_why(slurm):
+def test_what_cannot_be_requeued_says_why(slurm, monkeypatch):
     slurm("echo JobState=RUNNING", "echo 'Job is not requeuable' >&2; exit 1")
-    assert requeue(signal.SIGUSR1) == (
-        "job 41 cannot be requeued (Job is not requeuable); start it again to go on"
-    )
-
-
-def test_without_slurm_nothing_is_called(monkeypatch):
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert requeue(signal.SIGTERM) == "the same command goes on from there"
+    assert "cannot be requeued (Job is not requeuable)" in requeue(USR1)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert requeue(TERM) == "the same command goes on from there"
 
 
 @pytest.mark.parametrize(
@@ -159,13 +161,8 @@ def test_one_rank_speaks_for_all(monkeypatch, environment, first):
 
 def test_further_signals_do_not_keep_a_job_from_being_requeued(slurm, monkeypatch, capsys):
     """SLURM sends SIGTERM twice where a job is to make room; people press twice."""
-    monkeypatch.delenv("SLURM_PROCID", raising=False)
     calls = slurm("kill -USR1 $PPID; kill -TERM $PPID; echo JobState=RUNNING")
-
-    def started(arguments, stop):
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    monkeypatch.setattr(train, "carry_out", started)
+    monkeypatch.setattr(train, "carry_out", lambda *given: os.kill(os.getpid(), USR1))
     assert train.main(["stage1"]) == 138
     assert "job 41 is requeued" in capsys.readouterr().err
     assert "requeue 41" in calls.read_text()
@@ -184,36 +181,21 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
         waited.append(seconds)
 
     # Not time.sleep itself: subprocess, too, sleeps while it waits for an answer.
-    monkeypatch.setattr(train, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(preemption, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
-    assert waited == [train.FIRST_RANK_SECONDS]
+    assert leave(USR1, "nothing was under way") == 138
+    assert waited == [preemption.FIRST_RANK_SECONDS]
     assert "requeue 41" in calls.read_text()
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert train.leave(signal.SIGUSR1, "nothing was under way") == 138
+    assert leave(USR1, "nothing was under way") == 138
     assert len(waited) == 1  # nothing is requeued
-
-
-@pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_a_signal_while_python_shuts_down_changes_no_exit_status(number):
-    code = """
-import os, signal, sys
-from experiments.training.preemption import StopRequest
-def main():
-    with StopRequest(last=True) as stop:
-        return 0
-status = main()
-os.kill(os.getpid(), int(sys.argv[1]))
-sys.exit(status)
-"""
-    assert subprocess.run([sys.executable, "-c", code, str(int(number))]).returncode == 0
 
 
 def test_the_command_itself_ends_with_its_handlers(monkeypatch):
     """Called by another program, it puts them back."""
     seen = []
     monkeypatch.setattr(train, "StopRequest", lambda last: seen.append(last) or StopRequest())
-    monkeypatch.setattr(train, "carry_out", lambda arguments, stop: 0)
+    monkeypatch.setattr(train, "carry_out", lambda *given: 0)
     monkeypatch.setattr(sys, "argv", ["train", "stage1"])
     assert (train.main(), train.main(["stage1"])) == (0, 0)
     assert seen == [True, False]

@@ -103,7 +103,7 @@ def test_masks_of_train_only_are_said_to_judge_nothing(folder, caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datamodules.cache.PixelCache", lambda folder: pixels)
         data.setup()
-    assert "no map can be judged; with lesions.folds=5" in caplog.text
+    assert "no map can be judged. Fix: lesions.folds=5" in caplog.text
 
 
 def test_augmentation_moves_image_and_mask_and_is_the_same_for_any_workers(folder):

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from experiments import submit
+from experiments.cluster.jobs import SCRIPTS
 
-SCRIPTS = Path(submit.__file__).parent / "slurm"
-
-RECORDER = f"""#!{sys.executable}
+RECORDER = f"""#!{sys.executable} -S
 import json, os, sys
 with open(sys.argv[0] + ".calls", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -47,82 +46,73 @@ def calls(name: str) -> list[list[str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def dry(capsys, *words: str) -> dict[str, list[str]]:
-    """The words of each sbatch call that a dry run prints, by its variable."""
+class Call:
+    """A call of sbatch."""
+
+    def __init__(self, words: list[str]) -> None:
+        start = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
+        self.options = dict(word.partition("=")[::2] for word in words[:start])
+        assert len(self.options) == start  # each option once
+        self.script, self.words = words[start], words[start + 1 :]
+
+    def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the script as SLURM would, with the recording srun."""
+        given = {name: self.options.get(f"--{option}", "") for name, option in NAMES.items()}
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", **given, **variables}
+        return subprocess.run(
+            ["bash", self.script, *self.words],
+            env={**os.environ, **slurm},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def trains(self, index: str = "") -> list[str]:
+        """The words that ``experiments.train`` gets from the script."""
+        done = self.run(SLURM_ARRAY_TASK_ID=index)
+        assert done.returncode == 0, done.stderr
+        cpus = f"--cpus-per-task={self.options['--cpus-per-task']}"
+        step = ["--kill-on-bad-exit=1", "--export=ALL", cpus, sys.executable, "-m"]
+        assert calls("srun")[-1][:6] == [*step, "experiments.train"]
+        return calls("srun")[-1][6:]
+
+
+NAMES = {"SLURM_JOB_NUM_NODES": "nodes", "SLURM_NTASKS_PER_NODE": "ntasks-per-node"}
+NAMES |= {"SLURM_CPUS_PER_TASK": "cpus-per-task"}
+
+
+def dry(capsys, *words: str) -> dict[str, Call]:
+    """The sbatch calls that a dry run prints, by their variables."""
     assert submit.main(["--dry-run", *words]) == 0
     assert calls("sbatch") == []
-    lines = {}
-    folder, *printed = capsys.readouterr().out.splitlines()
+    folder, *lines = capsys.readouterr().out.splitlines()
     assert folder.startswith("mkdir -p ")
-    for line in printed:
-        variable, _, call = line.partition("=$(")
-        lines[variable] = shlex.split(call.removesuffix(")"))
-    return lines
+    pairs = [line.removesuffix(")").split("=$(", 1) for line in lines]
+    return {variable: Call(shlex.split(call)[2:]) for variable, call in pairs}
 
 
 def refused(capsys, *words: str) -> str:
-    assert submit.main(list(words)) == 2
+    try:
+        status = submit.main(list(words))
+    except SystemExit as error:  # by the parser of options
+        status = error.code
+    assert status == 2
     assert calls("sbatch") == []
     return capsys.readouterr().err
 
 
-def value(call: list[str], option: str) -> str | None:
-    """What a call gives an option; None without it."""
-    given = [word.partition("=")[2] for word in call if word.split("=")[0] == option]
-    assert len(given) < 2
-    return given[0] if given else None
-
-
-def words_of(call: list[str]) -> list[str]:
-    """What the batch script is told."""
-    return call[next(i for i, word in enumerate(call) if word.endswith(".sbatch")) + 1 :]
-
-
-def run_script(call: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the script of a call as SLURM would, with the recording srun."""
-    start = next(i for i, word in enumerate(call) if word.endswith(".sbatch"))
-    slurm = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_JOB_NUM_NODES": value(call, "--nodes") or "",
-        "SLURM_NTASKS_PER_NODE": value(call, "--ntasks-per-node") or "",
-        "SLURM_CPUS_PER_TASK": value(call, "--cpus-per-task") or "",
-    }
-    return subprocess.run(
-        ["bash", *call[start:]],
-        env={**os.environ, **slurm, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def trained_by(call: list[str], **variables: str) -> list[str]:
-    """The words that ``experiments.train`` gets from a call's script."""
-    done = run_script(call, **variables)
-    assert done.returncode == 0, done.stderr
-    told = calls("srun")[-1]
-    cpus = f"--cpus-per-task={value(call, '--cpus-per-task')}"
-    assert told[:3] == ["--kill-on-bad-exit=1", "--export=ALL", cpus]
-    assert told[3:6] == [sys.executable, "-m", "experiments.train"]
-    return told[6:]
-
-
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*")), ids=lambda path: path.name)
-def test_scripts_are_valid_and_end_with_the_status_of_their_step(script):
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sbatch")), ids=lambda path: path.name)
+def test_scripts_are_valid_requeued_warned_and_end_with_the_status_of_their_step(script):
+    text = script.read_text()
     assert subprocess.run(["bash", "-n", script]).returncode == 0
-    assert script.read_text().endswith("exit $rc\n")
+    assert text.endswith("exit $rc\n")
+    options = ["--requeue", "--open-mode=append", "--ntasks-per-node=1"]
+    options += ["--signal=USR1@120"] * (script.stem != "evaluate")
+    assert {f"#SBATCH {option}" for option in options} <= set(text.splitlines())
     words = ["srun"] if script.stem == "sweep" else ["--python", sys.executable, "stage1"]
-    assert run_script(["sbatch", str(script), *words], STATUS="138").returncode == 138
-
-
-@pytest.mark.parametrize("script", ["train.sbatch", "sweep.sbatch"])
-def test_scripts_of_trainings_are_requeued_warned_and_keep_their_log(script):
-    given = [line for line in (SCRIPTS / script).read_text().splitlines() if "#SBATCH" in line]
-    for option in ("--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=1"):
-        assert f"#SBATCH {option}" in given
-    name = next(line for line in given if "job-name" in line).partition("=")[2]
-    assert name not in ("bash", "interactive")
+    assert Call([str(script), *words]).run(STATUS="138").returncode == 138
+    done = Call([str(script)] + ["stage1"] * (script.stem != "sweep")).run()
+    assert done.returncode == 2  # no environment here, or no command
 
 
 def test_a_sweeps_command_is_run_once_with_the_environments_python(here):
@@ -130,130 +120,117 @@ def test_a_sweeps_command_is_run_once_with_the_environments_python(here):
     python = here / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\necho "OMP_NUM_THREADS=$OMP_NUM_THREADS" $PYTHON "$@"\n')
     python.chmod(0o755)
-    job = ["sbatch", "--cpus-per-task=3", str(SCRIPTS / "sweep.sbatch"), "python", "a b", "c"]
+    job = Call(["--cpus-per-task=3", str(SCRIPTS / "sweep.sbatch"), "python", "a b", "c"])
     task = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2"}
-    done = run_script(job, OMP_NUM_THREADS="", PYTHON="", **task)
-    told = done.stdout.splitlines()
-    assert "job 7 (6_2) on n1, restart 0: python a b c" in told[0]
-    assert told[1] == "OMP_NUM_THREADS=3 python a b c"
-    assert "name a command" in run_script(job[:-3]).stderr
+    first, second, _ = job.run(OMP_NUM_THREADS="", PYTHON="", **task).stdout.splitlines()
+    assert "job 7 (6_2) on n1, restart 0: python a b c" in first
+    assert second == "OMP_NUM_THREADS=3 python a b c"
 
 
 def test_without_a_stage_all_three_are_sent_and_then_judged(capsys):
     jobs = dry(capsys, "data.name=mura")
     assert list(jobs) == ["stage1", "stage2", "stage3", "evaluate"]
     for stage in ("stage1", "stage2", "stage3"):
-        assert value(jobs[stage], "--dependency") is None  # each trains from scratch
-        assert words_of(jobs[stage]) == ["--python", sys.executable, stage, "data.name=mura"]
-    assert value(jobs["evaluate"], "--dependency") == "afterok:${stage1}:${stage2}:${stage3}"
+        assert "--dependency" not in jobs[stage].options  # each trains from scratch
+        assert jobs[stage].words == ["--python", sys.executable, stage, "data.name=mura"]
+    judge = jobs["evaluate"]
+    assert judge.options["--dependency"] == "afterok:${stage1}:${stage2}:${stage3}"
+    assert judge.options.keys() >= {"--kill-on-invalid-dep"}
     runs = ["stage1/seed0", "stage2/seed0", "stage3/lambda1.0-seed0"]
-    assert words_of(jobs["evaluate"])[2:] == [f"runs/mura/{run}" for run in runs]
+    assert judge.words[2:] == [f"runs/mura/{run}" for run in runs]
     assert not Path("runs").exists()
 
 
-def test_the_cluster_is_told_by_options(capsys):
-    (call,) = dry(capsys, "stage1").values()
-    for option in ("--partition", "--account", "--array", "--dependency"):
-        assert value(call, option) is None
-    assert value(call, "--gres") == "gpu:1"
-    words = ["--partition=gpu", "--account=me", "--gpus=a100:4", "--nodes=2"]
-    more = "--sbatch-args=--mem=64G --constraint='a b'"
-    words += ["--cpus=6", "--time=1-0", "run.root=x y/100%"]
-    jobs = dry(capsys, "stage1", "evaluate", *words, more)
-    train, judge = jobs.values()
-    for call in (train, judge):
-        assert value(call, "--partition") == "gpu"
-        assert value(call, "--account") == "me"
-        assert value(call, "--cpus-per-task") == "6"
-        assert value(call, "--time") == "1-0"
-        assert value(call, "--mem") == "64G"
-        assert value(call, "--constraint") == "a b"
-        assert value(call, "--output") == "x y/100%%/slurm/%x-%j.log"
-    submit.main(["--dry-run", "stage1", *words])
+CLUSTER = ["--partition=gpu", "--account=me", "--gpus=a100:4", "--nodes=2", "--cpus=6"]
+CLUSTER += ["--time=1-0", "--sbatch-args=--mem=64G --constraint='a b'", "run.root=x y/100%"]
+
+
+def test_the_cluster_is_described_by_options(capsys):
+    train, judge = dry(capsys, "stage1", "evaluate", *CLUSTER).values()
+    shared = {"--partition": "gpu", "--account": "me", "--cpus-per-task": "6", "--time": "1-0"}
+    shared |= {"--mem": "64G", "--constraint": "a b", "--output": "x y/100%%/slurm/%x-%j.log"}
+    own = {"--nodes": "2", "--ntasks-per-node": "4", "--gres": "gpu:a100:4"}
+    one = {"--nodes": "1", "--ntasks-per-node": "1", "--gres": "gpu:a100:1"}
+    assert train.options == {**shared, **own, "--job-name": "decision-basis-stage1"}
+    names = {"--job-name": "decision-basis-evaluate", "--dependency": "afterok:${stage1}"}
+    assert judge.options == {**shared, **one, **names, "--kill-on-invalid-dep": "yes"}
+    submit.main(["--dry-run", "stage1", *CLUSTER])
     assert capsys.readouterr().out.startswith("mkdir -p 'x y/100%/slurm'\n")
-    assert [value(train, o) for o in ("--nodes", "--ntasks-per-node")] == ["2", "4"]
-    assert [value(judge, o) for o in ("--nodes", "--ntasks-per-node")] == ["1", "1"]
-    assert [value(call, "--gres") for call in (train, judge)] == ["gpu:a100:4", "gpu:a100:1"]
+    (plain,) = dry(capsys, "stage1").values()
+    assert plain.options["--gres"] == "gpu:1"
+    assert plain.options.keys().isdisjoint({"--partition", "--account", "--array", "--dependency"})
 
 
-def test_ranks_make_a_distributed_training(capsys):
-    (call,) = dry(capsys, "stage1", "--gpus=0").values()
-    assert value(call, "--gres") is None
-    assert trained_by(call) == ["stage1", "trainer.devices=1", "trainer.num_nodes=1"]
-    (call,) = dry(capsys, "stage2", "--gpus=4", "--nodes=2", "trainer.strategy=fsdp").values()
-    # A strategy of one's own comes later, and a later word wins.
-    strategies = ["trainer.strategy=ddp", "trainer.strategy=fsdp"]
-    told = ["stage2", *strategies, "trainer.devices=4", "trainer.num_nodes=2"]
-    assert trained_by(call) == told
-    (call,) = dry(capsys, "stage2", "--gpus=0", "--ranks=2").values()
-    assert "trainer.devices=2" in trained_by(call)
+STRATEGIES = ["trainer.strategy=ddp", "trainer.strategy=fsdp"]
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "trains"),
+    [
+        (["--gpus=0"], "", ["trainer.devices=1", "trainer.num_nodes=1"]),
+        # A strategy of one's own comes later, and a later word wins.
+        (
+            ["--gpus=4", "--nodes=2", "trainer.strategy=fsdp"],
+            "",
+            [*STRATEGIES, "trainer.devices=4", "trainer.num_nodes=2"],
+        ),
+        (["--gpus=0", "--ranks=2"], "", ["trainer.strategy=ddp", "trainer.devices=2", "..."]),
+        (["--seeds=5", "--lambdas=0.3"], "", ["seed=5", "loss.lambda_lesion=0.3", "..."]),
+        (["seed=5", "--lambdas=0 1"], "1", ["seed=5", "loss.lambda_lesion=1", "..."]),
+        (["--seeds=0 1", "--lambdas=0 1"], "1", ["seed=1", "loss.lambda_lesion=0", "..."]),
+        (["--seeds=0 1", "--lambdas=0 1"], "2", ["seed=0", "loss.lambda_lesion=1", "..."]),
+        *[
+            ([f"data.root={root}", "--seeds=0 1"], "0", [f"data.root={root}", "seed=0", "..."])
+            for root in ("/a b/c", "/it's", '/a"b', "/$HOME", "/(x) *;&")  # through two shells
+        ],
+    ],
+)
+def test_the_script_starts_the_training_of_its_index(capsys, words, index, trains):
+    (call,) = dry(capsys, "stage3", *words).values()
+    assert ("--array" in call.options) is bool(index)
+    stage, *own = call.trains(index)
+    assert stage == "stage3"
+    wanted = [word for word in trains if word != "..."]
+    assert own[: len(wanted)] == wanted
+    assert "..." in trains or own == wanted
 
 
 def test_an_array_runs_each_seed_with_each_lambda(capsys):
-    jobs = dry(capsys, "--seeds=0 1 2", "--lambdas=0 0.3 1")
-    assert value(jobs["stage1"], "--array") == value(jobs["stage2"], "--array") == "0-2"
-    assert value(jobs["stage3"], "--array") == "0-8"
-    assert value(jobs["stage3"], "--output") == "runs/slurm/%x-%A_%a.log"
-    found = []
-    for index in range(9):
-        told = trained_by(jobs["stage3"], SLURM_ARRAY_TASK_ID=str(index))
-        found.append([word for word in told if word.startswith(("seed=", "loss.lambda_lesion="))])
-    assert found == [
-        [f"seed={seed}", f"loss.lambda_lesion={weight}"]
-        for weight in ("0", "0.3", "1")
-        for seed in ("0", "1", "2")
-    ]
-    assert "seed=2" in trained_by(jobs["stage1"], SLURM_ARRAY_TASK_ID="2")
-    runs = [f"stage{n}/seed{seed}" for n in (1, 2) for seed in (0, 1, 2)]
-    runs += [f"stage3/lambda{w}-seed{s}" for w in ("0.0", "0.3", "1.0") for s in (0, 1, 2)]
-    assert words_of(jobs["evaluate"])[2:] == [f"runs/phantom/{run}" for run in runs]
-
-
-def test_a_list_of_one_is_no_array(capsys):
-    (call,) = dry(capsys, "stage3", "--seeds=5", "--lambdas=0.3").values()
-    assert value(call, "--array") is None
-    assert trained_by(call)[1:3] == ["seed=5", "loss.lambda_lesion=0.3"]
-    (call,) = dry(capsys, "stage3", "seed=5", "--lambdas=0 1").values()
-    assert trained_by(call, SLURM_ARRAY_TASK_ID="1")[1:3] == ["seed=5", "loss.lambda_lesion=1"]
+    jobs = dry(capsys, "--seeds=0 1", "--lambdas=0 0.3")
+    arrays = [jobs[stage].options["--array"] for stage in ("stage1", "stage2", "stage3")]
+    assert arrays == ["0-1", "0-1", "0-3"]
+    assert jobs["stage3"].options["--output"] == "runs/slurm/%x-%A_%a.log"
+    assert "seed=1" in jobs["stage1"].trains("1")
+    runs = [f"stage{n}/seed{seed}" for n in (1, 2) for seed in (0, 1)]
+    runs += [f"stage3/lambda{weight}-seed{seed}" for weight in (0.0, 0.3) for seed in (0, 1)]
+    assert jobs["evaluate"].words[2:] == [f"runs/phantom/{run}" for run in runs]
 
 
 def test_an_index_without_a_seed_ends_the_job(capsys):
-    (call,) = dry(capsys, "stage1", "--seeds=0 1").values()
-    done = run_script(call, SLURM_ARRAY_TASK_ID="2")
-    assert done.returncode == 2
-    assert "no seed and lambda for array index 2" in done.stderr
-    (call,) = dry(capsys, "stage1").values()
-    done = run_script(call, SLURM_ARRAY_TASK_ID="0")
-    assert done.returncode == 2
-    assert "an array needs --seeds" in done.stderr
+    for words, index, reason in [
+        (["--seeds=0 1"], "2", "no seed and lambda for array index 2"),
+        ([], "0", "an array needs --seeds"),
+    ]:
+        (call,) = dry(capsys, "stage1", *words).values()
+        done = call.run(SLURM_ARRAY_TASK_ID=index)
+        assert done.returncode == 2
+        assert reason in done.stderr
     assert calls("srun") == []
-
-
-@pytest.mark.parametrize("root", ["/a b/c", "/it's", '/a"b', "/$HOME", "/(x) *;&"])
-def test_values_survive_two_shells(capsys, root):
-    (call,) = dry(capsys, "stage1", f"data.root={root}", "--seeds=0 1").values()
-    assert trained_by(call, SLURM_ARRAY_TASK_ID="0")[1] == f"data.root={root}"
 
 
 def test_what_starts_from_a_run_of_the_chain_waits_for_it(capsys):
     start = "model.init_from=runs/phantom/stage1/seed${seed}"
-    jobs = dry(capsys, "stage1", "stage2", "stage3", start, "--seeds=0 1")
-    assert start not in words_of(jobs["stage1"])
-    for later in ("stage2", "stage3"):
-        assert value(jobs[later], "--dependency") == "afterok:${stage1}"
-        assert value(jobs[later], "--kill-on-invalid-dep") == "yes"
-        assert start in trained_by(jobs[later], SLURM_ARRAY_TASK_ID="0")
+    jobs = dry(capsys, "stage1", "stage2", start, "--seeds=0 1")
+    assert start not in jobs["stage1"].words
+    assert jobs["stage2"].options["--dependency"] == "afterok:${stage1}"
+    assert start in jobs["stage2"].trains("0")
     best = "model.init_from=runs/phantom/stage1/seed0/checkpoints/best.ckpt"
-    jobs = dry(capsys, "stage1", "stage2", best)
-    assert value(jobs["stage2"], "--dependency") == "afterok:${stage1}"
-
-
-def test_a_start_that_is_there_is_not_waited_for(capsys):
+    assert "--dependency" in dry(capsys, "stage1", "stage2", best)["stage2"].options
     start = "model.init_from=elsewhere/run"
     assert "elsewhere/run does not exist, nor is it" in refused(capsys, "stage2", start)
     Path("elsewhere/run").mkdir(parents=True)
     (call,) = dry(capsys, "stage2", start).values()
-    assert value(call, "--dependency") is None
+    assert "--dependency" not in call.options
 
 
 def test_evaluation_alone_takes_the_trained_runs(capsys):
@@ -262,118 +239,77 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
     best.parent.mkdir(parents=True)
     best.touch()
     (call,) = dry(capsys, "evaluate", "--seeds=0 1", "data.root=/new place").values()
-    assert value(call, "--dependency") is None
-    assert words_of(call)[2:] == ["runs/phantom/stage2/seed1", "data.root=/new place"]
-    assert run_script(call).returncode == 0
-    told = calls("srun")[0]
-    assert told[2:] == [sys.executable, "-m", "experiments.evaluate", *words_of(call)[2:]]
+    assert "--dependency" not in call.options
+    assert call.words[2:] == ["runs/phantom/stage2/seed1", "data.root=/new place"]
+    assert call.run().returncode == 0
+    command = [sys.executable, "-m", "experiments.evaluate", *call.words[2:]]
+    assert calls("srun")[0][2:] == command
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["stage1", "sed=1"], "unknown key sed .*did you mean seed"),
-        (["stage9"], "unknown stage 'stage9'"),
+        (["stage1", "sed=1"], "sed"),
+        (["stage9"], "stage9"),
         (["sweep"], "sbatch --array=0-3 .*sweep.sbatch make sweep"),
-        (["stage1", "seed=x"], "expected a whole number"),
-        (["stage1", "--seeds=0,1"], "seed = '0,1'"),
+        (["stage1", "--seeds=0,1"], "seed.*0,1"),
         (["stage1", "--seeds=0 0"], "two of these jobs would be the run runs/phantom/stage1/seed0"),
         (["stage3", "--lambdas=1 1.0"], "two of these jobs would be the run .*lambda1.0-seed0"),
         (["stage1", "--seeds=0 1", "run.name=x"], "two of these jobs would be the run .*/x"),
         (["stage1", "stage1"], "named twice"),
         (["stage1", "--seeds=0 1", "seed=2"], "seed is given as a word and as a list"),
         (["stage1", "--lambdas=0 1"], "LAMBDAS is for stage3"),
-        (["stage1", "trainer.devices=2"], "GPUS, RANKS and NODES tell this"),
-        (["stage1", "--gpus=many"], "GPUS=many: expected a number or kind:number"),
-        (["stage1", "--nodes=0"], "NODES=0: expected a whole number, at least 1"),
+        (["stage1", "trainer.devices=2"], "follow from GPUS, RANKS and NODES"),
+        (["stage1", "--gpus=many"], "--gpus: expected a number or kind:number"),
+        (["stage1", "--nodes=0"], "--nodes: expected a whole number, at least 1"),
         (["stage1", "--gpus=1", "--ranks=2"], "RANKS=2 with GPUS=1"),
         (["stage1", "--sbatch-args=--mem=1G --array=0-3"], "SEEDS and LAMBDAS make the array"),
         (["stage1", "--sbatch-args=-a 0-3"], "SEEDS and LAMBDAS make the array"),
         (["stage1", "--sbatch-args=-J bash"], "Lightning sees no SLURM job"),
         (["stage1", "--sbatch-args=--job-name=interactive"], "Lightning sees no SLURM job"),
-        (["stage1", "--sbatch-args='"], "SBATCH_ARGS=': No closing quotation"),
+        (["stage1", "--sbatch-args='"], "--sbatch-args"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_submitted(capsys, words, reason):
     assert re.search(reason, refused(capsys, *words))
 
 
-def test_submitting_tells_ids_logs_and_what_to_do_next(capsys):
+def test_submitting_prints_ids_logs_and_what_to_do_next(capsys, monkeypatch):
     assert submit.main(["stage1", "stage2", "evaluate", "--seeds=0 1"]) == 0
-    told = capsys.readouterr().out
-    first, _, judge = calls("sbatch")
-    assert first[0] == "--parsable"
-    a, b, c = (line.split()[1] for line in told.splitlines()[:3])
+    output = capsys.readouterr().out
+    a, b, c = (line.split()[1] for line in output.splitlines()[:3])
     assert a.isdigit()  # without the cluster's name
-    assert value(judge, "--dependency") == f"afterok:{a}:{b}"
-    assert f"job {a}  stage1: 2 runs, such as runs/phantom/stage1/seed0" in told
-    assert f"job {c}  evaluate, after {a}, {b}: 4 runs" in told
+    assert f"--dependency=afterok:{a}:{b}" in calls("sbatch")[-1]
+    assert f"job {a}  stage1: 2 runs, such as runs/phantom/stage1/seed0" in output
+    assert f"job {c}  evaluate, after {a}, {b}: 4 runs" in output
     for line in (f"squeue -j {a},{b},{c}", f"scancel {a} {b} {c}", f"--signal=USR1 {a}"):
-        assert line in told
+        assert line in output
     assert Path("runs/slurm").is_dir()  # SLURM writes no log where there is no folder
-
-
-def test_what_sbatch_refuses_is_said_with_what_is_submitted_already(capsys, monkeypatch):
     monkeypatch.setenv("REFUSE", "stage2")
     assert submit.main(["stage1", "stage2", "stage3"]) == 2
-    told = capsys.readouterr()
-    assert "sbatch refused stage2: sbatch: error: no such partition" in told.err
-    assert (
-        f"submitted before it: stage1; to take that back: scancel {told.out.split()[1]}" in told.err
-    )
-    assert len(calls("sbatch")) == 2
-
-
-def test_without_slurm_it_says_so(capsys, monkeypatch):
+    output, error = capsys.readouterr()
+    assert "sbatch refused stage2: sbatch: error: no such partition" in error
+    assert f"to take back stage1: scancel {output.split()[1]}" in error
+    assert len(calls("sbatch")) == 5
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "no sbatch here: submit on a login node" in refused(capsys, "stage1")
-
-
-def test_a_node_without_the_environment_says_so(capsys):
-    job = ["sbatch", str(SCRIPTS / "train.sbatch"), "stage1"]
-    done = run_script(job)
-    assert done.returncode == 2
-    assert "no .venv/bin/python on" in done.stderr
-    assert run_script(["sbatch", str(SCRIPTS / "evaluate.sbatch"), "run"]).returncode == 2
-    assert "name a stage" in run_script(["sbatch", str(SCRIPTS / "train.sbatch")]).stderr
-
-
-def stage_file(path: str, text: str) -> str:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(f"stage: stage1\n{text}\n")
-    return path
-
-
-def test_files_that_share_a_name_are_jobs_of_their_own(capsys):
-    files = [
-        stage_file(f"{name}.yaml", f"seed: {len(name)}") for name in ("a/x", "bb/x", "evaluate")
-    ]
-    assert submit.main([*files, "evaluate"]) == 0
-    sent = calls("sbatch")
-    names = [value(call, "--job-name") for call in sent]
-    assert names == [f"decision-basis-{name}" for name in ("x", "x-2", "evaluate-2", "evaluate")]
-    ids = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:4]]
-    assert value(sent[-1], "--dependency") == f"afterok:{':'.join(ids[:3])}"
+    assert submit.main(["stage1"]) == 2
+    assert "no sbatch here: submit on a login node" in capsys.readouterr().err
 
 
 def test_a_dry_run_can_be_copied_whatever_the_files_are_called(capsys):
-    names = ("1st", "größe", "PATH", "x y")
-    files = [stage_file(f"{name}.yaml", f"seed: {n}") for n, name in enumerate(names)]
+    files = [f"{name}.yaml" for name in ("a/x", "b/x", "evaluate", "1st", "größe", "PATH", "x y")]
+    for number, file in enumerate(files):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(f"stage: stage1\nseed: {number}\nrun: {{root: r{number % 2}}}\n")
     assert submit.main(["--dry-run", *files, "evaluate"]) == 0
-    printed = capsys.readouterr().out
-    done = subprocess.run(["bash", "-euc", printed], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-euc", capsys.readouterr().out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *_, judge = sent = calls("sbatch")
-    assert [words_of(call)[2] for call in sent[:-1]] == files
+    *train, judge = (Call(words[1:]) for words in calls("sbatch"))
+    assert [call.words[2] for call in train] == files
+    names = [call.options["--job-name"].removeprefix("decision-basis-") for call in train]
+    assert names == ["x", "x-2", "evaluate-2", "1st", "größe", "PATH", "x y"]
+    # Logs lie beside the runs.
+    logs = [call.options["--output"] for call in (*train, judge)]
+    assert logs == [f"r{n % 2}/slurm/%x-%j.log" for n in (*range(7), 0)]
     # The recording sbatch answers with an id and its cluster.
-    assert re.fullmatch(r"afterok(:\d+;cluster){4}", value(judge, "--dependency") or "")
-
-
-def test_logs_lie_beside_the_runs_wherever_those_are_named(capsys):
-    files = [stage_file(f"{name}.yaml", f"run: {{root: {name}}}") for name in ("here", "there")]
-    jobs = dry(capsys, *files, "evaluate")
-    logs = [value(call, "--output") for call in jobs.values()]
-    assert logs == [f"{folder}/slurm/%x-%j.log" for folder in ("here", "there", "here")]
-    assert submit.main(files) == 0
-    assert "logs      here/slurm/, there/slurm/\n" in capsys.readouterr().out
-    assert Path("there/slurm").is_dir()
+    assert re.fullmatch(r"afterok(:\d+;cluster){7}", judge.options["--dependency"])

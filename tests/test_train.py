@@ -1,6 +1,7 @@
 """Real runs through the command that people use: train, resume, refuse, evaluate."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,16 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
 import torch
 
 from callbacks.checkpoints import load_checkpoint
+from callbacks.confidence import confidence
+from callbacks.panels import CELL_GAP
 from datamodules.phantom import source as phantom
 from experiments import evaluate, train
 from experiments.metrics_csv import best_row
-from lightning_modules import Stage1Classifier
-from tests.runs import kill_at_step, run_folder, same_results, tiny_words
+from experiments.runs import lock_run
+from lightning_modules.stages import STAGES
+from tests.runs import kill_at_step, run_folder, same_results
+from tests.trained import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -33,126 +39,96 @@ with lock_run(Path(sys.argv[1])):
         print(forked, flush=True)
     time.sleep(60)
 """
+NO_LESIONS = ["lesions.count=0", "lesions.per_batch=0"]
+LOGGED = {
+    "stage1": [
+        *("lr", "images_per_second", "train/loss", "train/l1", "train/accuracy", "val/loss"),
+        *("val/accuracy", "val/balanced_accuracy", "val/auroc", "val/kappa", "val/study_kappa"),
+        *("val/cam/hit", "val/cam/pixel_ap", "val/pcam/hit", "val/pcam/pixel_ap"),
+    ],
+    "stage2": ["train/l2", "train/alpha", "val/masked_accuracy"],
+    "stage3": ["train/l3", "val/fcn/hit", "val/fcn/pixel_ap"],
+}
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a run of seconds."""
-    return tiny_words(tmp_path_factory.mktemp("tiny"))
+def again(trained, run, *words):
+    """Run the command of a run directory again."""
+    stage, root = run.parent.name, run.parents[2]
+    return train.main([stage, f"run.root={root}", *trained.words, *words])
 
 
-@pytest.fixture(scope="session")
-def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished stage 1 run."""
-    root = tmp_path_factory.mktemp("runs")
-    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
-    return run_folder(root)
+def last_of(run):
+    return run / "checkpoints" / "last.ckpt"
 
 
-def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
-    """Configuration, metrics of every epoch, two checkpoints, panels."""
-    table = pd.read_csv(finished / "metrics.csv")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_leaves_what_the_readme_promises(trained, stage):
+    run = getattr(trained, stage)
+    table = pd.read_csv(run / "metrics.csv")
     assert table["epoch"].tolist() == [0, 1, 2]
-    for name in [
-        "train/loss",
-        "train/l1",
-        "train/accuracy",
-        "val/loss",
-        "val/accuracy",
-        "val/balanced_accuracy",
-        "val/auroc",
-        "val/kappa",
-        "val/study_kappa",
-        "val/cam/hit",
-        "val/pcam/pixel_ap",
-        "lr",
-        "images_per_second",
-    ]:
-        assert table[name].notna().all(), name
-    assert (finished / "config.yaml").is_file()
-    assert len(list((finished / "panels").glob("*.png"))) == 3
-    best = load_checkpoint(finished / "checkpoints" / "best.ckpt")
-    assert best["epoch"] == best_row(finished, "val/auroc")["epoch"]
+    for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
+        assert table[LOGGED[earlier]].notna().all().all()
+    assert (run / "config.yaml").is_file()
+    assert len(list((run / "panels").glob("*.png"))) == 3
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
     scores = table["val/auroc"].round(3)
     assert best["epoch"] == scores[scores == scores.max()].index[-1]
+    assert best["epoch"] == best_row(run, "val/auroc")["epoch"]
     assert (best["state_dict"]["map_scale"] > 0).all()
+    # Plain values, no trainer needed; maps keep their contract.
+    path = run / "checkpoints" / "best.ckpt"
+    module = STAGES[stage].load_from_checkpoint(path, weights_only=True).eval()
+    assert module.model.width == 0.25
+    with torch.no_grad():
+        maps = module.maps(torch.rand(2, 1, 64, 64))
+    for values in maps.values():
+        assert (values.shape, values.dtype) == ((2, 1, 64, 64), torch.float32)
+        assert 0 <= float(values.min()) <= float(values.max()) <= 1
 
 
-def test_the_same_command_says_that_it_is_finished(
-    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is trained again."""
-    before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    root = finished.parents[2]
-    assert train.main(["stage1", f"run.root={root}", *tiny]) == 0
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_the_terms_of_the_loss_are_logged_unweighted(trained, stage):
+    run = getattr(trained, stage)
+    table = pd.read_csv(run / "metrics.csv")
+    expected = [math.exp(-0.5), *map(confidence, table["val/accuracy"][:2])]
+    assert table["train/alpha"].tolist() == pytest.approx(expected)
+    alpha, l1, l2 = (table[f"train/{name}"] for name in ("alpha", "l1", "l2"))
+    total = (1 - alpha) * l1 + alpha * l2 + (table["train/l3"] if stage == "stage3" else 0)
+    assert table["train/loss"].tolist() == pytest.approx(total.tolist())
+    kept = load_checkpoint(last_of(run))["callbacks"]["Confidence"]
+    assert kept["accuracy"] == pytest.approx(table["val/accuracy"][2])
+    assert kept["alpha"] == confidence(kept["accuracy"])
+
+
+def test_the_same_command_says_that_it_is_finished(trained, tmp_path, capsys):
+    run = trained.copy("stage1", tmp_path)
+    before = last_of(run).stat().st_mtime_ns
+    assert again(trained, run) == 0
     assert "is finished (3 epochs)" in capsys.readouterr().out
-    assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert last_of(run).stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("step", [3, 7, 11])
-def test_killed_and_resumed_equals_uninterrupted(
-    finished: Path, tiny: list[str], tmp_path: Path, step: int
-) -> None:
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [("stage1", 3), ("stage1", 9), ("stage1", 13), ("stage2", 10), ("stage3", 10)],
+)
+def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path, stage, step):
     """SIGKILL in an epoch or at its end; the last save is up to two steps old."""
-    words = ["stage1", f"run.root={tmp_path}", "checkpoint.every_steps=2", *tiny]
-    run = run_folder(tmp_path)
+    run, whole = run_folder(tmp_path, stage, NAMES[stage]), getattr(trained, stage)
+    words = [stage, f"run.root={tmp_path}", "checkpoint.every_steps=2", *trained.words]
     kill_at_step(words, run, step)
-    done = load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"]
-    assert step <= done < 21
+    killed = load_checkpoint(last_of(run))
+    assert step <= killed["global_step"] < load_checkpoint(last_of(whole))["global_step"]
+    if stage != "stage1":  # in the second epoch, where alpha has moved
+        assert killed["callbacks"]["Confidence"]["alpha"] != math.exp(-0.5)
     assert train.main(words) == 0
-    same_results(finished, run)
+    same_results(whole, run)
+    kept = [load_checkpoint(last_of(one))["callbacks"].get("Confidence") for one in (run, whole)]
+    assert kept[0] == kept[1]
 
 
-def test_a_save_that_was_cut_short_is_not_used(
-    finished: Path, tiny: list[str], tmp_path: Path
-) -> None:
-    """A partial file beside last.ckpt is removed; a damaged last.ckpt is refused by name."""
-    words = ["stage1", f"run.root={tmp_path}", *tiny]
-    assert train.main([*words, "trainer.max_epochs=1"]) == 0
-    run = run_folder(tmp_path)
-    (run / "checkpoints" / "last.ckpt.partial").write_bytes(b"half")
-    assert train.main([*words, "trainer.max_epochs=2"]) == 0
-    assert not (run / "checkpoints" / "last.ckpt.partial").exists()
-    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
-    (run / "checkpoints" / "last.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert train.main(words) == 2
-
-
-def test_another_configuration_is_refused_with_the_difference(
-    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is overwritten; keys that do not change the result are free."""
-    words = ["stage1", f"run.root={finished.parents[2]}", *tiny]
-    assert train.main([*words, "optimizer.learning_rate=0.5"]) == 2
-    error = capsys.readouterr().err
-    assert "optimizer.learning_rate: 0.001 -> 0.5" in error
-    assert "run.name" in error
-    assert train.main([*words, "data.num_workers=1", "checkpoint.every_minutes=1"]) == 0
-
-
-def test_a_checkpoint_of_another_stage_is_refused(
-    finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Copied by hand into the wrong run directory."""
-    words = ["stage1", f"run.root={tmp_path}", *tiny]
-    folder = run_folder(tmp_path) / "checkpoints"
-    folder.mkdir(parents=True)
-    content = load_checkpoint(finished / "checkpoints" / "last.ckpt")
-    torch.save({**content, "stage": "stage2"}, folder / "last.ckpt")
-    shutil.copy(finished / "config.yaml", folder.parent)
-    assert train.main([*words, "trainer.max_epochs=4"]) == 2
-    assert "is a checkpoint of stage2, not of stage1" in capsys.readouterr().err
-
-
-def test_workers_do_not_change_the_result(finished: Path, tiny: list[str], tmp_path: Path) -> None:
-    """Two loader processes give the same run as none."""
-    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, "data.num_workers=2"]) == 0
-    same_results(finished, run_folder(tmp_path))
-
-
-def test_dropout_goes_on_with_its_random_numbers(tiny: list[str], tmp_path: Path) -> None:
-    """Killed and resumed, a run with dropout equals an uninterrupted one."""
-    words = ["stage1", *tiny, "model.dropout=0.3"]
+def test_dropout_goes_on_with_its_random_numbers(trained, tmp_path):
+    words = ["stage1", *trained.words, "model.dropout=0.3"]
     assert train.main([*words, f"run.root={tmp_path / 'whole'}"]) == 0
     cut = [*words, f"run.root={tmp_path / 'cut'}", "checkpoint.every_steps=2"]
     kill_at_step(cut, run_folder(tmp_path / "cut"), 9)
@@ -160,62 +136,111 @@ def test_dropout_goes_on_with_its_random_numbers(tiny: list[str], tmp_path: Path
     same_results(run_folder(tmp_path / "whole"), run_folder(tmp_path / "cut"))
 
 
-def test_other_data_under_the_same_run_is_refused(
-    finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_do_not_change_the_result(trained, tmp_path):
+    words = ["stage1", f"run.root={tmp_path}", *trained.words, "data.num_workers=2"]
+    assert train.main(words) == 0
+    same_results(trained.stage1, run_folder(tmp_path))
+
+
+def test_a_longer_run_is_extended_from_its_last_whole_save(trained, tmp_path, capsys):
+    run = trained.copy("stage1", tmp_path)
+    partial = last_of(run).with_name("last.ckpt.partial")
+    partial.write_bytes(b"cut short by a crash")
+    assert again(trained, run, "trainer.max_epochs=4") == 0
+    assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
+    assert not partial.exists()
+    assert load_checkpoint(last_of(run))["epoch"] == 3
+
+
+def test_another_configuration_is_refused_with_the_difference(trained, tmp_path, capsys):
+    """Keys that do not change the result are free."""
+    run = trained.copy("stage1", tmp_path)
+    assert again(trained, run, "optimizer.learning_rate=0.5") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in error
+    assert "run.name" in error
+    assert again(trained, run, "data.num_workers=1", "checkpoint.every_minutes=1") == 0
+
+
+@pytest.mark.parametrize("epochs", [3, 4], ids=["finished", "to go on"])
+def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, capsys, epochs):
+    """Each lambda has a run directory of its own; this one was copied into it by hand."""
+    run = run_folder(tmp_path, "stage3", "lambda0.3-seed0")
+    shutil.copytree(trained.stage3 / "checkpoints", run / "checkpoints")
+    text = (trained.stage3 / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("lambda_lesion: 1.0", "lambda_lesion: 0.3"))
+    before = last_of(run).read_bytes()
+    words = [f"trainer.max_epochs={epochs}", "loss.lambda_lesion=0.3"]
+    assert again(trained, run, *words) == 2
+    assert "it was trained with loss.lambda_lesion=1.0, here 0.3" in capsys.readouterr().err
+    assert last_of(run).read_bytes() == before
+    torch.save({**load_checkpoint(last_of(run)), "stage": "stage2"}, last_of(run))
+    assert again(trained, run, *words) == 2
+    assert "is a checkpoint of stage2, not of stage3" in capsys.readouterr().err
+
+
+def test_other_data_under_the_same_run_is_refused(trained, tmp_path, capsys):
     """Resume and evaluation both compare the index: train images must not be judged."""
-    words = ["stage1", f"run.root={tmp_path}", *tiny]
-    assert train.main([*words, "trainer.max_epochs=1"]) == 0
-    run = run_folder(tmp_path)
-    tree = Path(next(word for word in tiny if word.startswith("data.root=")).split("=", 1)[1])
-    other = tmp_path / "other"
-    shutil.copytree(tree, other)
+    run = trained.copy("stage1", tmp_path)
+    root = next(word for word in trained.words if word.startswith("data.root="))
+    other = Path(shutil.copytree(root.partition("=")[2], tmp_path / "other"))
     csv = other / "MURA-v1.1" / "train_image_paths.csv"
-    lines = csv.read_text().splitlines()
-    csv.write_text("\n".join(lines[:-4]) + "\n")  # a study less
-    note = other / "phantom.json"
-    described = json.loads(note.read_text())
-    described["csv_hash"] = phantom._hash_csvs(other)
-    note.write_text(json.dumps(described))
-    assert train.main([*words, f"data.root={other}"]) == 2
-    assert "is not the data that this run was trained on" in capsys.readouterr().err
+    csv.write_text("\n".join(csv.read_text().splitlines()[:-4]) + "\n")  # a study less
+    note = json.loads((other / "phantom.json").read_text())
+    note["csv_hash"] = phantom._hash_csvs(other)
+    (other / "phantom.json").write_text(json.dumps(note))
+    assert again(trained, run, f"data.root={other}") == 2
     assert evaluate.main([str(run), f"data.root={other}"]) == 2
-    assert "is not the data that this run was trained on" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.count("is not the data that this run was trained on") == 2
 
 
-def test_evaluate_judges_as_trained(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_judges_as_trained(trained, tmp_path, capsys):
     """Another seed of the splits would put train images into test."""
+    run = trained.copy("stage1", tmp_path)
     for word in ("data.seed=1", "data.split=image", "data.limit=8", "data.crop=content"):
-        assert evaluate.main([str(finished), "--split", "val", word]) == 2
+        assert evaluate.main([str(run), "--split", "val", word]) == 2
         assert "was trained otherwise" in capsys.readouterr().err
-    assert evaluate.main([str(finished), "--split", "val", "data.batch_size=3"]) == 0
+    assert evaluate.main([str(run), "--split", "val", "data.batch_size=3"]) == 0
 
 
-def test_a_checkpoint_opens_the_lightning_way(finished: Path) -> None:
-    """Plain values only, no trainer needed; maps keep their contract."""
-    path = finished / "checkpoints" / "best.ckpt"
-    module = Stage1Classifier.load_from_checkpoint(path, weights_only=True).eval()
-    with torch.no_grad():
-        maps = module.maps(torch.rand(2, 1, 64, 64))
-    for values in maps.values():
-        assert values.shape == (2, 1, 64, 64)
-        assert values.dtype == torch.float32
-        assert 0 <= float(values.min()) <= float(values.max()) <= 1
+@pytest.mark.parametrize("stage", STAGES)
+def test_evaluate_judges_masked_passes_and_maps(trained, tmp_path, stage):
+    """From stage 2 on both masked accuracies, from stage 3 on the FCN; all from written rows."""
+    run = trained.copy(stage, tmp_path)
+    assert evaluate.main([str(run)]) == 0
+    rows = pd.read_csv(run / "evaluation" / "test" / "images.csv")
+    summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+    assert rows["path"].is_unique
+    assert len(rows) == summary["images"]
+    right = (rows["probability"] > 0.5) == rows["label"]
+    assert summary["accuracy"] == pytest.approx(right.mean())
+    methods = {"cam", "pcam"} | ({"fcn"} if stage == "stage3" else set())
+    trivial = {"centre", "mean_mask", "edges", "noise"}
+    assert methods | trivial == {n.split("/")[0] for n in summary if n.endswith("/pixel_ap")}
+    for name in methods:
+        assert summary[f"{name}/hit"] == pytest.approx(rows[f"{name}_hit"].mean())
+    assert rows["pcam_hit"].notna().sum() == summary["lesions"] == (rows["label"] == 1).sum()
+    assert ("masked_accuracy" in summary) == (stage != "stage1")
+    if stage != "stage1":
+        called = rows["swapped_masked_probability"] > 0.5
+        assert summary["swapped_masked_abnormal"] == pytest.approx(called.mean())
+        right = (called == (rows["label"] == 1)).mean()
+        assert summary["swapped_masked_accuracy"] == pytest.approx(right)
 
 
-def test_a_failed_start_can_be_mended_in_place(tiny: list[str], tmp_path: Path) -> None:
+def test_a_failed_start_can_be_mended_in_place(trained, tmp_path, capsys):
     """Nothing was trained, so nothing is protected."""
-    words = ["stage1", f"run.root={tmp_path}", *tiny]
+    words = ["stage1", f"run.root={tmp_path}", *trained.words]
     assert train.main([*words, "data.batch_size=500"]) == 2
+    assert "data.batch_size" in capsys.readouterr().err
     assert train.main([*words, "trainer.max_epochs=1"]) == 0
 
 
-def test_wandb_offline_keeps_one_run_over_restarts(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_offline_keeps_one_run_over_restarts(trained, tmp_path, monkeypatch):
     """The same id in every offline folder, nothing sent, nothing asked."""
+    words = ["stage1", f"run.root={tmp_path}", *trained.words, "logger.wandb=offline"]
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    words = ["stage1", f"run.root={tmp_path}", *tiny, "logger.wandb=offline"]
     for epochs in (1, 2):
         assert train.main([*words, f"trainer.max_epochs={epochs}"]) == 0
     run = run_folder(tmp_path)
@@ -227,50 +252,38 @@ def test_wandb_offline_keeps_one_run_over_restarts(
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("words", "message"),
     [
-        ("trainer.precision=foo", "trainer"),
-        ("logger.wandb=online", "logger.wandb=online needs a key"),
-        ("data.name=murra", "did you mean mura"),
+        (["stage1", "trainer.precision=foo"], "trainer"),
+        (["stage1", "logger.wandb=online"], "logger.wandb=online needs a key"),
+        (["stage1", "data.name=murra"], "did you mean mura"),
+        (["stage1", "run.root=/sys/runs"], "cannot write the run directory /sys/runs"),
+        (["stage2", "model.init_from=/none"], "model.init_from: /none does not exist"),
+        (
+            ["stage3", "loss.classification=false", "lesions.count=0", "lesions.per_batch=0"],
+            "alone",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_without_a_traceback(
-    tiny: list[str],
-    tmp_path: Path,
-    word: str,
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Exit status 2 and the key."""
+    trained, tmp_path, capsys, monkeypatch, words, message
+):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, word]) == 2
+    stage, *more = words
+    assert train.main([stage, f"run.root={tmp_path}", *trained.words, *more]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_batch_larger_than_the_split_is_said(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the key to change."""
-    assert train.main(["stage1", f"run.root={tmp_path}", *tiny, "data.batch_size=500"]) == 2
-    assert "data.batch_size" in capsys.readouterr().err
-
-
-def test_a_directory_that_another_process_trains_in_is_refused(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_directory_that_another_process_trains_in_is_refused(trained, tmp_path, capsys):
     """A killed owner does not keep the lock, not even where a process that it forked lives on."""
-    from experiments.runs import lock_run
-
     run = run_folder(tmp_path)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(run)], stdout=subprocess.PIPE, text=True
     )
-    assert owner.stdout is not None
     forked = int(owner.stdout.readline())
     try:
-        assert train.main(["stage1", f"run.root={tmp_path}", *tiny]) == 2
+        assert again(trained, run) == 2
         assert "another process trains in" in capsys.readouterr().err
         owner.kill()
         owner.wait()
@@ -283,24 +296,68 @@ def test_a_directory_that_another_process_trains_in_is_refused(
         owner.stdout.close()
 
 
-def test_evaluate_judges_each_test_image_once(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The figures are those of the written rows."""
-    assert evaluate.main([str(finished)]) == 0
-    assert "AUROC" in capsys.readouterr().out
-    rows = pd.read_csv(finished / "evaluation" / "test" / "images.csv")
-    summary = json.loads((finished / "evaluation" / "test" / "summary.json").read_text())
-    assert rows["path"].is_unique
-    assert len(rows) == summary["images"]
-    accuracy = ((rows["probability"] > 0.5) == rows["label"]).mean()
-    assert summary["accuracy"] == pytest.approx(accuracy)
+# What only some configurations do -----------------------------------------------------------------
 
 
-def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No run directory; a run that has not finished its first epoch."""
-    assert evaluate.main([str(tmp_path)]) == 2
-    assert "is no run directory" in capsys.readouterr().err
-    (tmp_path / "config.yaml").write_text("stage: stage1\n")
-    assert evaluate.main([str(tmp_path)]) == 2
-    assert "best.ckpt does not exist" in capsys.readouterr().err
+def test_without_any_lesion_term_stage_3_trains_as_stage_2(trained, tmp_path):
+    words = ["stage3", f"run.root={tmp_path}", *trained.words, "loss.lambda_lesion=0"]
+    assert train.main(words) == 0
+    runs = trained.stage2, run_folder(tmp_path, "stage3", "lambda0.0-seed0")
+    two, three = (load_checkpoint(last_of(run)) for run in runs)
+    for name, weights in two["state_dict"].items():
+        if name != "map_scale":  # has an entry for the FCN
+            assert torch.equal(weights, three["state_dict"][name]), name
+    tables = [pd.read_csv(run / "metrics.csv") for run in runs]
+    same = [name for name in tables[0] if not name.startswith("images_per") and name != "val/loss"]
+    pd.testing.assert_frame_equal(tables[0][same], tables[1][same], check_exact=True)
+
+
+def test_masks_alone_train_without_confidence(trained, tmp_path, capsys):
+    words = ["loss.classification=false", *trained.words, "trainer.max_epochs=1"]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
+    run = run_folder(tmp_path, "stage3", NAMES["stage3"])
+    table = pd.read_csv(run / "metrics.csv")
+    assert table["train/loss"][0] == table["train/l3"][0] > 0
+    # Nobody teaches the FC layer: what it says, and the maps from it, are no figures.
+    untaught = {f"train/{name}" for name in ("l1", "l2", "alpha", "accuracy")}
+    assert (untaught | {"val/auroc", "val/pcam/hit"}).isdisjoint(table.columns)
+    assert evaluate.main([str(run), "--peers", "gradcam"]) == 0
+    assert "NOTE trained on the lesion masks alone: there is no class" in capsys.readouterr().out
+    summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
+    assert {"accuracy", "masked_accuracy", "pcam/hit", "gradcam/hit"}.isdisjoint(summary)
+    assert summary["fcn/pixel_ap"] > 0
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert "Confidence" not in best["callbacks"]
+    panel = cv2.imread(str(run / "panels" / "epoch_001.png"))
+    assert panel.shape[1] == 3 * (192 + CELL_GAP)  # radiograph, FCN, lesion mask
+    score = next(state for name, state in best["callbacks"].items() if "Checkpoint" in name)
+    assert score["best"] == pytest.approx(table["val/fcn/pixel_ap"][0])
+
+
+def test_cross_fitting_judges_what_was_left_out(trained, tmp_path, capsys):
+    words = ["lesions.folds=3", "lesions.fold=1", "loss.lambda_attention=1", *trained.words]
+    words += ["trainer.max_epochs=1", "optimizer.average_epochs=0"]
+    assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
+    run = run_folder(tmp_path, "stage3", f"{NAMES['stage3']}-fold1")
+    assert pd.read_csv(run / "metrics.csv")["train/l4"][0] > 0
+    assert "current_model_state" not in load_checkpoint(last_of(run))
+    assert evaluate.main([str(run), "--split", "left_out"]) == 0
+    summary = json.loads((run / "evaluation" / "left_out" / "summary.json").read_text())
+    assert summary["lesions"] > 0
+    assert evaluate.main([str(trained.stage1), "--split", "left_out"]) == 2
+    assert "left no image out of training" in capsys.readouterr().err
+
+
+def test_stage_2_starts_from_stage_1_and_only_once(trained, tmp_path):
+    start = trained.copy("stage1", tmp_path / "start")
+    words = ["stage2", f"run.root={tmp_path}", f"model.init_from={start}", *trained.words]
+    words += ["optimizer.learning_rate=1e-9"]  # stays where it starts
+    assert train.main([*words, "trainer.max_epochs=1"]) == 0
+    weights = load_checkpoint(start / "checkpoints" / "best.ckpt")["state_dict"]
+    run = run_folder(tmp_path, "stage2")
+    started = load_checkpoint(last_of(run))["state_dict"]
+    for name in ("encoder.stem.0.weight", "encoder.stages.2.2.conv3.weight", "fc.weight"):
+        torch.testing.assert_close(started[name], weights[name], atol=1e-6, rtol=0)
+    shutil.rmtree(start)
+    assert train.main(words) == 0  # a resumed run needs it no more
+    assert load_checkpoint(last_of(run))["epoch"] == 2

@@ -9,6 +9,7 @@ import torch
 
 from datamodules.sources import SOURCES
 from experiments.config import load_config, save_config
+from experiments.runs import file_hash
 from tests.stages import network, settled
 
 EPOCH = 4
@@ -59,5 +60,6 @@ def judge(folder: Path, **changes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.parent.name
     known = {"stage": stage, "data": folder.parents[1].name, "seed": 0, "checkpoint": "best.ckpt"}
+    known["checkpoint_hash"] = file_hash(folder / "checkpoints" / "best.ckpt")
     path.write_text(json.dumps({**known, "epoch": EPOCH, "fitted": FITTED, **changes}))
     return folder

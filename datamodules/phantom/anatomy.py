@@ -1,4 +1,4 @@
-"""The phantom's anatomy: which bones and soft tissue a view of a body part shows, in centimetres.
+"""The phantom's anatomy: bones and soft tissue, in centimetres, and the parts that scenes share.
 
 Coordinates are (x, y) with y downwards. A bone is a bowed tube whose half width follows a profile
 from its start to its end; soft tissue is a union of chains of circles. Nothing here knows of
@@ -7,7 +7,6 @@ pixels, of exposure or of lesions, except that a bone says whether a lesion may 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,63 +20,39 @@ KNOTS = (0.0, 0.08, 0.22, 0.5, 0.78, 0.92, 1.0)
 
 @dataclass(frozen=True)
 class Bone:
-    """A tubular bone.
+    """A tubular bone; lengths in cm."""
 
-    Attributes:
-        start: proximal end, cm.
-        end: distal end, cm.
-        profile: half widths at ``KNOTS``, cm.
-        lean: sideways offset of the start and of the end, cm (heads and condyles are lopsided).
-        bow: sagitta of the bowed axis as a share of the length.
-        cortex: thickness of the shaft's cortex as a share of its half width.
-        density: attenuation relative to a limb's main bone.
-        site: relative chance that a lesion sits here, 0 = never.
-        caps: length of the rounded start and end, in half widths there.
-    """
+    start: Point  # proximal end
+    end: Point  # distal end
+    # Half widths at KNOTS; or of a long bone, which tapers, at its start, in its shaft, at its end.
+    widths: tuple[float, ...]
+    lean: Point = (0.0, 0.0)  # sideways offset of start and end (heads and condyles are lopsided)
+    bow: float = 0.0  # sagitta of the bowed axis as a share of the length
+    cortex: float = 0.34  # thickness of the shaft's cortex as a share of its half width
+    density: float = 1.0  # attenuation relative to a limb's main bone
+    site: float = 0.0  # relative chance that a lesion sits here, 0 = never
+    caps: Point = (0.55, 0.55)  # length of the rounded start and end, in half widths there
 
-    start: Point
-    end: Point
-    profile: tuple[float, ...]
-    lean: Point = (0.0, 0.0)
-    bow: float = 0.0
-    cortex: float = 0.34
-    density: float = 1.0
-    site: float = 0.0
-    caps: Point = (0.55, 0.55)
+    @property
+    def profile(self) -> tuple[float, ...]:
+        """Half widths at ``KNOTS``."""
+        if len(self.widths) == len(KNOTS):
+            return self.widths
+        first, shaft, last = self.widths
+        ends = (first, first, first, shaft, last, last, last)
+        shares = (1.0, 0.75, 0.15, 0.0, 0.15, 0.75, 1.0)
+        return tuple(s * end + (1 - s) * shaft for end, s in zip(ends, shares, strict=True))
 
 
 @dataclass
 class Scene:
-    """What one view shows.
+    """What one view shows; lengths in cm."""
 
-    Attributes:
-        size: width and height of the film, cm; its centre is (0, 0).
-        bones: in the order in which they are drawn.
-        soft: chains of (x, y, radius), cm; their union is the soft tissue.
-        muscle: attenuation of the thickest soft tissue relative to the main bone.
-    """
-
-    size: Point
-    bones: list[Bone] = field(default_factory=list)
+    size: Point  # width and height of the film; its centre is (0, 0)
+    bones: list[Bone] = field(default_factory=list)  # in the order in which they are drawn
+    # Chains of (x, y, radius); their union is the soft tissue.
     soft: list[list[tuple[float, float, float]]] = field(default_factory=list)
-    muscle: float = 0.5
-
-
-def tube(
-    start: Point, end: Point, ends: tuple[float, float], shaft: float, **options: object
-) -> Bone:
-    """Return a long bone with the half widths ``ends`` at start and end and ``shaft`` between."""
-    first, last = ends
-    profile = (
-        first,
-        0.75 * first + 0.25 * shaft,
-        0.15 * first + 0.85 * shaft,
-        shaft,
-        0.15 * last + 0.85 * shaft,
-        0.75 * last + 0.25 * shaft,
-        last,
-    )
-    return Bone(start, end, profile, **options)  # type: ignore[arg-type]
+    muscle: float = 0.5  # attenuation of the thickest soft tissue relative to the main bone
 
 
 def _turn(angle: float) -> np.ndarray:
@@ -85,7 +60,7 @@ def _turn(angle: float) -> np.ndarray:
     return np.array([np.sin(np.radians(angle)), -np.cos(np.radians(angle))])
 
 
-def _ray(
+def ray(
     scene: Scene,
     base: Point,
     angle: float,
@@ -100,26 +75,25 @@ def _ray(
     for order, length in enumerate(lengths):
         direction = _turn(angle + flex * order)
         tip = place + direction * length
-        taper = 1.0 - 0.13 * order
-        ends = (1.5 * width * taper, (1.42 if order == 0 else 1.2) * width * taper)
+        thin = 1.0 - 0.13 * order
+        far = (1.42 if order == 0 else 1.2) * width * thin
         scene.bones.append(
-            tube(
+            Bone(
                 tuple(place),
                 tuple(tip),
-                ends,
-                0.92 * width * taper,
+                (1.5 * width * thin, 0.92 * width * thin, far),
                 bow=0.02,
                 site=sites[order],
                 caps=(0.35, 0.75),
             )
         )
-        chain += [(*(place + direction * length * t), 2.05 * width * taper) for t in (0.3, 0.65, 1)]
+        chain += [(*(place + direction * length * t), 2.05 * width * thin) for t in (0.3, 0.65, 1)]
         place = tip + _turn(angle + flex * (order + 0.5)) * 0.32 * width
     chain[-1] = (*(place - _turn(angle) * 0.2 * width), 1.35 * width)
     scene.soft.append(chain)
 
 
-def _carpals(scene: Scene, random: Random, wide: float, top: float, bottom: float) -> None:
+def carpals(scene: Scene, random: Random, wide: float, top: float, bottom: float) -> None:
     """Add two rows of four carpal bones between the heights ``top`` and ``bottom``."""
     rows = (bottom + 0.25 * (top - bottom), bottom + 0.75 * (top - bottom))
     height = abs(top - bottom)
@@ -142,247 +116,23 @@ def _carpals(scene: Scene, random: Random, wide: float, top: float, bottom: floa
             )
 
 
-def _finger(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(4.2, 5.6), random.uniform(8.6, 9.8)), muscle=0.55)
-    flex = (0.0, 14.0, 6.0, -3.0)[view] + random.normal(0, 2)
-    lengths = (5.0, 3.7, 2.35, 1.75)
-    width = 0.5 * random.uniform(0.95, 1.08)
-    _ray(scene, (-0.5 - 0.03 * flex, 7.7), 0.0 - 0.6 * flex, lengths, width, flex, (0, 1.4, 1, 0))
-    if view != 1:
-        for side in (-1, 1):
-            if random.random() < 0.75:
-                shorter = tuple(0.9 * value for value in lengths)
-                base = (2.15 * side - 0.4, 7.9)
-                _ray(scene, base, 5.0 * side, shorter, 0.9 * width, flex, (0, 0, 0, 0))
-    return scene
-
-
-def _hand(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(10.5, 12.5), random.uniform(15.0, 16.5)), muscle=0.5)
-    squeeze = (1.0, 0.62, 0.8, 1.0)[view]
-    spread = random.uniform(0.8, 1.25) * squeeze
-    flex = (0.0, 5.0, 3.0, 0.0)[view] * random.uniform(0.5, 1.3)
-    sites = (1.4, 1.0, 0.0, 0.0)
-    for finger, length in enumerate((0.93, 1.0, 0.97, 0.84)):
-        base = ((-1.75 + 1.12 * finger) * squeeze, 3.05 + 0.12 * abs(finger - 1))
-        angle = (-9.0 + 7.5 * finger) * spread
-        lengths = tuple(length * value for value in (4.5, 3.1, 1.95, 1.35))
-        _ray(scene, base, angle, lengths, 0.44, flex, sites)
-    lengths = (3.1, 2.3, 1.7)
-    _ray(scene, (-2.5 * squeeze, 4.1), -42.0 * spread, lengths, 0.47, 6.0, (1.0, 0.8, 0.0))
-    _carpals(scene, random, 2.5 * squeeze, 3.1, 5.3)
-    scene.bones += _forearm_ends(5.5, 11.0, 0.9 * squeeze, 0.82)
-    scene.soft.append([(0.1, 10.0, 2.6), (0, 6.5, 2.5), (0, 4.5, 3.0 * squeeze + 0.2)])
-    scene.soft.append(
-        [(-0.9 * squeeze, 2.6, 2.0), (0.6 * squeeze, 2.2, 2.4), (0, 0.2, 2.4 * squeeze)]
-    )
-    return scene
-
-
-def _forearm_ends(wrist: float, bottom: float, spread: float, scale: float) -> list[Bone]:
+def forearm_ends(wrist: float, bottom: float, spread: float, scale: float) -> list[Bone]:
     """Radius and ulna from ``bottom`` (off the film) up to the wrist joint."""
-    radius = tube(
+    radius = Bone(
         (-1.05 * spread, bottom),
         (-1.0 * spread, wrist),
-        (0.8 * scale, 1.5 * scale),
-        0.78 * scale,
+        (0.8 * scale, 0.78 * scale, 1.5 * scale),
         lean=(0.0, -0.1 * scale),
         bow=0.012,
         site=1.6,
         caps=(0.3, 0.3),
     )
-    ulna = tube(
+    ulna = Bone(
         (1.3 * spread, bottom),
         (1.45 * spread, wrist + 0.25 * scale),
-        (0.75 * scale, 0.85 * scale),
-        0.6 * scale,
+        (0.75 * scale, 0.6 * scale, 0.85 * scale),
         bow=-0.01,
         site=1.0,
         caps=(0.3, 0.45),
     )
     return [ulna, radius]
-
-
-def _wrist(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(7.2, 9.0), random.uniform(10.5, 12.0)), muscle=0.55)
-    squeeze = (1.0, 0.55, 0.78, 1.0)[view]
-    for finger, length in enumerate((0.95, 1.0, 0.93, 0.85)):
-        base = ((-1.6 + 1.08 * finger) * squeeze, -1.6 + 0.1 * abs(finger - 1))
-        _ray(scene, base, (-7 + 7 * finger) * squeeze, (4.6 * length, 3.3), 0.46, 3.0, (0.15, 0.0))
-    _ray(scene, (-2.35 * squeeze, -0.7), -40.0 * squeeze, (3.1, 2.2), 0.5, 5.0, (0.15, 0.0))
-    _carpals(scene, random, 2.45 * squeeze, -1.55, 0.75)
-    scene.bones += _forearm_ends(0.95, 9.0, 0.95 * squeeze, 0.95)
-    scene.soft.append(
-        [(0.1, 9.0, 2.9), (0.1, 4.0, 2.6 * squeeze + 0.3), (0, 0, 2.5 * squeeze + 0.5)]
-    )
-    scene.soft.append([(0, -2.0, 2.6 * squeeze + 0.6), (0, -6.0, 3.0 * squeeze + 0.5)])
-    return scene
-
-
-def _forearm(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(6.8, 8.8), random.uniform(14.5, 16.5)), muscle=0.6)
-    spread = (1.0, 0.62, 0.85, 1.0)[view]
-    bow = random.uniform(0.02, 0.05)
-    radius = tube(
-        (-0.95 * spread, -5.4),
-        (-0.95 * spread, 6.2),
-        (0.88, 1.45),
-        0.72,
-        lean=(0.0, 0.1),
-        bow=bow,
-        site=1.2,
-        caps=(0.25, 0.3),
-    )
-    ulna = tube(
-        (0.95 * spread, -6.6),
-        (1.15 * spread, 5.9),
-        (1.3, 0.72),
-        0.66,
-        lean=(-0.2, 0.0),
-        bow=-0.4 * bow,
-        site=1.0,
-        caps=(0.5, 0.5),
-    )
-    humerus = tube(
-        (0.1, -13),
-        (0.0, -5.9),
-        (1.1, 2.2 * spread + 0.3),
-        1.05,
-        bow=0.01,
-        density=1.1,
-        caps=(0.3, 0.3),
-    )
-    scene.bones = [humerus, ulna, radius]
-    _carpals(scene, random, 2.1 * spread + 0.2, 8.5, 6.4)
-    scene.soft = [
-        [(0, -10, 2.8), (0, -5.5, 3.2), (0.1, -2, 3.1), (0.1, 3, 2.5), (0, 7, 2.2), (0, 9, 2.6)]
-    ]
-    return scene
-
-
-def _humerus(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(8.0, 10.5), random.uniform(15.5, 17.5)), muscle=0.75)
-    turn = (1.0, 0.4, 0.7, 1.0)[view]
-    shaft = 1.05 * random.uniform(0.94, 1.06)
-    humerus = tube(
-        (0.4, -7.0),
-        (-0.2, 6.9),
-        (2.1, 1.5 + 0.9 * turn),
-        shaft,
-        lean=(-0.55 * turn, -0.15 * turn),
-        bow=random.uniform(-0.015, 0.015),
-        site=1.0,
-        caps=(0.95, 0.35),
-    )
-    scapula = tube((-3.0, -6.7), (-5.5, 2.5), (1.2, 0.7), 0.5, cortex=0.5, density=0.7)
-    acromion = tube((-6.5, -7.0), (1.2, -9.2), (0.6, 0.9), 0.55, density=0.7)
-    ulna = tube((0.6 * turn, 7.0), (1.1 * turn, 15), (1.25, 0.7), 0.75, caps=(0.5, 0.3))
-    radius = tube((-1.2 * turn, 7.5), (-1.0 * turn, 15), (0.9, 0.7), 0.65, caps=(0.25, 0.3))
-    scene.bones = [scapula, acromion, humerus, ulna, radius]
-    scene.soft = [
-        [(-3, -9, 4.5), (-0.3, -6, 4.0), (0.1, -1, 3.3), (0.1, 4, 2.9), (0, 7, 3.0), (0, 12, 2.9)],
-        [(-8.0, -8, 4.5), (-8.5, -2, 4.0), (-9.0, 4, 3.8)],
-    ]
-    return scene
-
-
-def _elbow(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(8.5, 10.5), random.uniform(10.5, 12.0)), muscle=0.65)
-    if view == 1:  # lateral, bent
-        scene.size = (random.uniform(10.0, 11.5), random.uniform(9.5, 11.0))
-        bend = np.radians(random.uniform(-12, 12))
-        along = np.array([np.cos(bend), np.sin(bend)])
-        far = 11.0 * along
-        humerus = tube(
-            (-2.9, -11), (-2.3, 2.0), (1.1, 1.35), 1.02, lean=(0, 0.15), site=1.0, caps=(0.3, 0.85)
-        )
-        ulna = tube(
-            (-3.7, 2.9), (far[0] - 2.2, far[1] + 3.5), (1.15, 0.7), 0.72, bow=0.01, site=1.0
-        )
-        radius = tube(
-            (-0.5, 1.35), (far[0] - 1.2, far[1] + 1.7), (0.9, 0.7), 0.62, site=1.0, caps=(0.25, 0.3)
-        )
-        scene.bones = [humerus, ulna, radius]
-        scene.soft = [
-            [(-2.8, -10, 3.0), (-2.5, -3, 2.7), (-2.2, 1.6, 2.9)],
-            [(-2.2, 1.6, 2.9), (1.5, 2.2, 2.8), (far[0] - 2, far[1] + 2.4, 2.5)],
-        ]
-        return scene
-    turn = (1.0, 0.0, 0.72, 1.0)[view]
-    humerus = tube(
-        (0.4, -12),
-        (0.0, -0.3),
-        (1.1, 2.65 * turn),
-        1.08,
-        lean=(0, 0.1),
-        site=1.0,
-        caps=(0.3, 0.3),
-    )
-    ulna = tube(
-        (0.75 * turn, -1.1),
-        (1.3 * turn, 11),
-        (1.45, 0.7),
-        0.78,
-        bow=0.01,
-        site=1.0,
-        caps=(0.5, 0.3),
-    )
-    radius = tube(
-        (-1.35 * turn, 0.35), (-1.2 * turn, 11), (1.05, 0.7), 0.66, site=1.0, caps=(0.22, 0.3)
-    )
-    scene.bones = [humerus, ulna, radius]
-    scene.soft = [[(0.3, -10, 3.0), (0.2, -4, 3.0), (0, 0, 3.6), (0, 3, 3.5), (0, 10, 2.8)]]
-    return scene
-
-
-def _shoulder(random: Random, view: int) -> Scene:
-    scene = Scene((random.uniform(12.0, 14.5), random.uniform(11.5, 13.0)), muscle=0.8)
-    turn = (1.0, 0.6, 0.8, 1.0)[view]
-    out = random.uniform(-0.3, 0.6)
-    humerus = tube(
-        (2.9, -2.5),
-        (3.9 + out, 10.5),
-        (2.25, 1.2),
-        1.15,
-        lean=(-0.6 * turn, 0.0),
-        site=1.6,
-        caps=(0.95, 0.3),
-    )
-    clavicle = tube((-7.5, -3.4), (1.7, -4.3), (0.9, 0.85), 0.6, bow=0.05, density=0.9, site=0.8)
-    acromion = tube(
-        (-4.5, -1.6), (3.2, -3.75), (0.45, 0.85), 0.55, cortex=0.3, density=0.75, caps=(0.5, 0.8)
-    )
-    scapula = Bone(
-        (0.7, -1.0),
-        (-2.9, 8.0),
-        (1.75, 1.5, 0.8, 0.55, 0.5, 0.45, 0.4),
-        lean=(-0.5, 0.0),
-        cortex=0.45,
-        density=0.75,
-        caps=(0.3, 0.5),
-    )
-    coracoid = tube((-0.9, -1.9), (0.9, -1.1), (0.55, 0.5), 0.45, density=0.8, caps=(0.6, 0.9))
-    ribs = [
-        tube(
-            (-8.5, -1.2 + 2.3 * rib), (-2.6 - 0.25 * rib, 1.0 + 2.4 * rib), (0.4, 0.4), 0.36,
-            bow=0.16, cortex=0.4, density=0.65,
-        )
-        for rib in range(4)
-    ]  # fmt: skip
-    scene.bones = [*ribs, scapula, acromion, coracoid, clavicle, humerus]
-    scene.soft = [
-        [(-9, 0, 4.4), (-3.0, -1.5, 4.2), (1.5, -1.6, 4.4), (3.3, 0.5, 3.7), (4.2 + out, 9, 3.2)],
-        [(-9, 2, 4.0), (-6.0, 6, 4.2), (-5.5, 10, 4.0)],
-    ]
-    return scene
-
-
-SCENES: dict[str, Callable[[Random, int], Scene]] = {
-    "elbow": _elbow,
-    "finger": _finger,
-    "forearm": _forearm,
-    "hand": _hand,
-    "humerus": _humerus,
-    "shoulder": _shoulder,
-    "wrist": _wrist,
-}

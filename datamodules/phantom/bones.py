@@ -37,62 +37,34 @@ class Pose:
 
 @dataclass
 class Site:
-    """Where the lesion sits, and what is the same in all views of a study.
+    """Where the lesion sits, and what is the same in all views of a study."""
 
-    Attributes:
-        bone: number of the bone in the scene.
-        place: along the bone, 0..1.
-        area: wanted size, pixels.
-        metal: kind of hardware, were it that.
-    """
-
-    bone: int
-    place: float
-    area: float
-    metal: str
+    bone: int  # its number in the scene
+    place: float  # along the bone, 0 to 1
+    area: float  # wanted size, pixels
+    metal: str  # kind of hardware, were it that
 
 
 @dataclass
 class Tissue:
-    """What one person's bones are made of.
+    """What one person's bones are made of."""
 
-    Attributes:
-        trabeculae: (TILE, TILE) texture, mean 0.
-        medulla: attenuation of the medulla relative to cortex.
-        growing: whether growth plates are open.
-    """
-
-    trabeculae: Array
-    medulla: float
-    growing: bool
+    trabeculae: Array  # (TILE, TILE) texture, mean 0
+    medulla: float  # attenuation of the medulla relative to cortex
+    growing: bool  # whether growth plates are open
 
 
 @dataclass
 class Frame:
-    """A bone in its own coordinates over the box of the film that holds it, all (h, w) float32.
+    """A bone in its own coordinates over the box of the film that holds it, all (h, w) float32."""
 
-    Attributes:
-        box: slices (rows, columns) of the film.
-        s: distance along the axis from the start.
-        v: signed distance from the axis.
-        w: half width at ``s``.
-        length: of the bone.
-        shaft: half width of its middle.
-    """
-
-    box: tuple[slice, slice]
-    s: Array
-    v: Array
-    w: Array
-    steps: Array
+    box: tuple[slice, slice]  # rows, columns of the film
+    s: Array  # distance along the axis from the start
+    v: Array  # signed distance from the axis
+    w: Array  # half width at s
+    steps: Array  # s as an index into the bone's tables
     length: float
-    shaft: float
-
-    def respace(self, widths: Array, middles: Array) -> None:
-        """Take up half width and axis anew after ``s`` has changed."""
-        inside = (self.s >= 0) & (self.s <= self.length)
-        self.steps = (np.clip(self.s / self.length, 0, 1) * STEPS).astype(np.int32)
-        self.w = widths[self.steps] * inside
+    shaft: float  # half width of its middle
 
 
 def smooth_noise(random: Random, height: int, width: int, sigma: float) -> Array:
@@ -165,11 +137,10 @@ def bone_frame(bone: Bone, pose: Pose, shape: tuple[int, int]) -> tuple[Frame, A
     y = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(start[1])
     s = x * np.float32(along[0]) + y * np.float32(along[1])
     v = x * np.float32(across[0]) + y * np.float32(across[1])
-    shaft = bone.profile[3] * pose.scale
-    frame = Frame((slice(y0, y1), slice(x0, x1)), s, v, v, v, length, shaft)
-    frame.respace(widths, middles)
-    frame.v = v - middles[frame.steps]
-    return frame, cortex
+    steps = (np.clip(s / length, 0, 1) * STEPS).astype(np.int32)
+    w = widths[steps] * ((s >= 0) & (s <= length))
+    box, shaft = (slice(y0, y1), slice(x0, x1)), bone.profile[3] * pose.scale
+    return Frame(box, s, v - middles[steps], w, steps, length, shaft), cortex
 
 
 def attenuation(bone: Bone, frame: Frame, cortex: Array, tissue: Tissue, shift: int) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.phantom.anatomy import SCENES, Random, Scene
+from datamodules.phantom.anatomy import Random, Scene
 from datamodules.phantom.bones import (
     TILE,
     Array,
@@ -32,6 +32,7 @@ from datamodules.phantom.lesions import (
     lytic,
     sclerotic,
 )
+from datamodules.phantom.scenes import SCENES
 
 # Raised whenever a pixel of any drawing changes, so that older trees are not taken for new ones.
 VERSION = 1
@@ -48,52 +49,28 @@ _STUDY, _LABELS, _PARTS, _VIEW, _NOISE = range(5)
 
 @dataclass(frozen=True)
 class Case:
-    """What is known of an image before it is drawn.
+    """What is known of an image before it is drawn."""
 
-    Attributes:
-        patient: number of the person, from 1.
-        study: number of the visit among all studies, from 0.
-        visit: number of the visit among the patient's own, from 1.
-        view: number of the view within the study, from 0.
-        body_part: one of ``BODY_PARTS``.
-        label: 1 = abnormal.
-        lesion_type: one of ``LESION_TYPES``, "" where normal.
-    """
-
-    patient: int
-    study: int
-    visit: int
-    view: int
-    body_part: str
-    label: int
-    lesion_type: str
+    patient: int  # number of the person, from 1
+    study: int  # number of the visit among all studies, from 0
+    visit: int  # number of the visit among the patient's own, from 1
+    view: int  # number of the view within the study, from 0
+    body_part: str  # one of BODY_PARTS
+    label: int  # 1 = abnormal
+    lesion_type: str  # one of LESION_TYPES, "" where normal
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A synthetic radiograph and all that is known of it.
+class Drawing(Case):
+    """A synthetic radiograph and all that is known of it."""
 
-    Attributes:
-        image: (H, W) uint8.
-        mask: (H, W) uint8, 255 on the pixels of the lesion, all 0 where normal.
-        label: 1 = abnormal.
-        body_part: one of ``BODY_PARTS``.
-        patient: number of the person, from 1.
-        study: number of the visit among all studies, from 0.
-        view: number of the view within the study, from 0.
-        lesion_type: one of ``LESION_TYPES``, "" where normal.
-        hardware: 1 where metal is in the bone.
-    """
+    image: Array  # (H, W) uint8
+    mask: Array  # (H, W) uint8, 255 on the pixels of the lesion, all 0 where normal
 
-    image: Array
-    mask: Array
-    label: int
-    body_part: str
-    patient: int
-    study: int
-    view: int
-    lesion_type: str
-    hardware: int
+    @property
+    def hardware(self) -> int:
+        """1 where metal is in the bone."""
+        return int(self.lesion_type == "hardware")
 
 
 def _random(seed: int, purpose: int, number: int) -> Random:
@@ -119,21 +96,15 @@ def case(seed: int, number: int) -> Case:
 
 
 def draw(seed: int, number: int, size: int | None = None) -> Drawing:
-    """Draw image ``number``.
+    """Draw image ``number``: the same arguments give the same bytes, whatever was drawn before.
 
-    Args:
-        seed: of the whole collection, 0 or more.
-        number: of the image, 0 or more.
-        size: longest side in pixels; None: 160 to 260, as the image has it.
-
-    Returns:
-        The drawing; the same arguments give the same bytes, whatever was drawn before.
+    ``size`` is the longest side in pixels; None: 160 to 260, as the image has it.
     """
-    known = case(seed, number)
-    person = _random(seed, _STUDY, known.study)
+    about = case(seed, number)
+    person = _random(seed, _STUDY, about.study)
     person.random(8)  # leaves those that case() draws alone
     random = _random(seed, _VIEW, number)
-    scene = SCENES[known.body_part](random, known.view)
+    scene = SCENES[about.body_part](random, about.view)
     shape, pose = _pose(random, person, scene, size)
     pixel = max(shape) / 160.0  # a pixel of the default training size
     tissue = Tissue(
@@ -142,23 +113,13 @@ def draw(seed: int, number: int, size: int | None = None) -> Drawing:
         growing=bool(person.random() < 0.08),
     )
     site = _choose_site(random, person, scene, pose, shape)
-    bones, metal, mask = _draw_bones(random, known.lesion_type, scene, pose, shape, site, tissue)
+    bones, metal, mask = _draw_bones(random, about.lesion_type, scene, pose, shape, site, tissue)
     soft = scene.muscle * soft_tissue(random, scene, pose, shape)
     metal = np.maximum(metal, foreign_bodies(random, bones, pose.mirrored, pixel))
     reached = beam(random, shape)
     mask &= reached > 0.5
     image = expose(random, bones, soft, metal, reached, pixel)
-    return Drawing(
-        image,
-        (mask * np.uint8(255)).astype(np.uint8),
-        known.label,
-        known.body_part,
-        known.patient,
-        known.study,
-        known.view,
-        known.lesion_type,
-        int(known.lesion_type == "hardware"),
-    )
+    return Drawing(**vars(about), image=image, mask=(mask * np.uint8(255)).astype(np.uint8))
 
 
 def _pose(
@@ -189,29 +150,24 @@ def _choose_site(
     wanted = person.uniform(0.22, 0.78) + random.uniform(-0.02, 0.02)
     draws = person.gumbel(size=64)
     metal = str(person.choice(METALS))
-    best, found = -np.inf, Site(0, 0.5, 0.0, metal)
+    best, site = -np.inf, Site(0, 0.5, 0.0, metal)
+    places = np.linspace(0.2, 0.8, 25)
     for margin in (0.2, 0.12):
         for number, bone in enumerate(scene.bones):
-            if bone.site <= 0:
-                continue
-            score = np.log(bone.site) + draws[number]
+            score = np.log(bone.site) + draws[number] if bone.site > 0 else -np.inf
             if score <= best:
                 continue
-            places = np.linspace(0.2, 0.8, 25)
             points = np.array([axis_point(bone, pose, t) for t in (0.2, 0.8)])
             points = points[0] + (points[1] - points[0]) * ((places - 0.2) / 0.6)[:, None]
-            shown = np.all(
-                (points > (margin * width, margin * height))
-                & (points < ((1 - margin) * width, (1 - margin) * height)),
-                axis=1,
-            )
-            if shown.any():
-                nearest = places[shown][np.argmin(np.abs(places[shown] - wanted))]
-                best, found = score, Site(number, float(nearest), 0.0, metal)
+            low, high = np.outer((margin, 1 - margin), (width, height))
+            inside = np.all((points > low) & (points < high), axis=1)
+            if inside.any():
+                nearest = places[inside][np.argmin(np.abs(places[inside] - wanted))]
+                best, site = score, Site(number, float(nearest), 0.0, metal)
         if best > -np.inf:
             break
-    found.area = height * width * float(np.exp(random.normal(np.log(0.019), 0.3)))
-    return found
+    site.area = height * width * float(np.exp(random.normal(np.log(0.019), 0.3)))
+    return site
 
 
 def _draw_bones(
@@ -224,8 +180,7 @@ def _draw_bones(
     tissue: Tissue,
 ) -> tuple[Array, Array, Array]:
     """Return bone attenuation, metal coverage (both (H, W) float32) and the lesion (H, W) bool."""
-    bones = np.zeros(shape, np.float32)
-    metal = np.zeros(shape, np.float32)
+    bones, metal = np.zeros((2, *shape), np.float32)
     mask = np.zeros(shape, bool)
     pixel = max(shape) / 160.0
     main = max(bone.profile[3] for bone in scene.bones)
@@ -234,24 +189,23 @@ def _draw_bones(
         if made is None:
             continue
         frame, cortex = made
-        here = number == site.bone
-        broken = None
-        if here and lesion_type == "fracture":
+        kind = lesion_type if number == site.bone else ""
+        if kind == "fracture":
             broken = Fracture.break_bone(random, frame, site.place, site.area, pixel)
         shift = int(random.integers(0, 4096)) + 4096
         taken = attenuation(bone, frame, cortex, tissue, shift)
         patch = None
-        if broken is not None:
+        if kind == "fracture":
             patch = broken.open_gap(taken, frame)
-        elif here and lesion_type == "lytic":
+        elif kind == "lytic":
             patch = lytic(random, frame, taken, site.place, site.area)
-        elif here and lesion_type == "sclerotic":
-            texture = tissue.trabeculae[
-                (frame.s + shift).astype(np.int32) & (TILE - 1),
-                (frame.v + shift).astype(np.int32) & (TILE - 1),
-            ]
+        elif kind == "sclerotic":
+            along, across = (
+                (at + shift).astype(np.int32) & (TILE - 1) for at in (frame.s, frame.v)
+            )
+            texture = tissue.trabeculae[along, across]
             patch = sclerotic(random, frame, taken, site.place, site.area, texture)
-        elif here and lesion_type == "hardware":
+        elif kind == "hardware":
             plate = hardware(random, bone, pose, shape, site, pixel)
             metal = plate.astype(np.float32) / np.float32(255)
             mask |= plate > 127

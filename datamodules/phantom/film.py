@@ -12,7 +12,7 @@ import numpy as np
 
 from datamodules.phantom.anatomy import Random, Scene
 from datamodules.phantom.bones import Array, Pose, smooth_noise
-from datamodules.phantom.lesions import disc, stroke
+from datamodules.phantom.lesions import disc, fill, stroke
 
 
 def soft_tissue(random: Random, scene: Scene, pose: Pose, shape: tuple[int, int]) -> Array:
@@ -23,13 +23,9 @@ def soft_tissue(random: Random, scene: Scene, pose: Pose, shape: tuple[int, int]
         for (first, near), (last, far) in pairwise(points):
             along = (last - first) / max(float(np.linalg.norm(last - first)), 1e-6)
             side = np.array([-along[1], along[0]])
-            corners = [
-                first + side * near,
-                last + side * far,
-                last - side * far,
-                first - side * near,
-            ]
-            cv2.fillConvexPoly(inside, np.rint(np.array(corners) * 16).astype(np.int32), 255, 8, 4)
+            near_side, far_side = side * near, side * far
+            ends = first + near_side, last + far_side, last - far_side, first - near_side
+            fill(inside, np.array(ends), cv2.LINE_8)
         for centre, radius in points:
             disc(inside, centre, radius)
     # A border of ones: the film's edge cuts the limb, it is no skin.
@@ -77,7 +73,7 @@ def beam(random: Random, shape: tuple[int, int]) -> Array:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = centred @ turn.T + np.array([width, height]) / 2
     open_field = np.zeros(shape, np.uint8)
-    cv2.fillConvexPoly(open_field, np.rint(points * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
+    fill(open_field, points)
     return cv2.GaussianBlur(open_field, (0, 0), random.uniform(0.5, 1.2)).astype(np.float32) / 255
 
 

@@ -1,7 +1,7 @@
 """The phantom's lesions: what they do to a bone's attenuation, and the pixels they occupy.
 
-Each function works in the bone's own frame (see ``phantom_bones.Frame``) and returns a mask of the
-frame's shape; metal is drawn on the whole film.
+Each function works in the bone's own frame (``bones.Frame``) and returns a mask of the frame's
+shape; metal is drawn on the whole film.
 """
 
 from __future__ import annotations
@@ -117,12 +117,16 @@ def sclerotic(
     return (focus > 0.5) & inside
 
 
+def fill(canvas: Array, corners: Array, line: int = cv2.LINE_AA) -> None:
+    """Draw a convex polygon of ``corners`` (x, y) on uint8 (H, W), to a 16th of a pixel."""
+    cv2.fillConvexPoly(canvas, np.rint(corners * 16).astype(np.int32), 255, line, 4)
+
+
 def stroke(canvas: Array, first: Array, last: Array, width: float) -> None:
     """Draw a straight bar of ``width`` px from ``first`` to ``last`` (x, y) on uint8 (H, W)."""
     along = (last - first) / max(float(np.linalg.norm(last - first)), 1e-6)
     side = np.array([-along[1], along[0]]) * width / 2
-    corners = np.array([first + side, last + side, last - side, first - side])
-    cv2.fillConvexPoly(canvas, np.rint(corners * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
+    fill(canvas, np.array([first + side, last + side, last - side, first - side]))
 
 
 def disc(canvas: Array, centre: Array, radius: float, value: int = 255) -> None:

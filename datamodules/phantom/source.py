@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,23 +25,19 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules import index
-from datamodules.files import locked, usable_cores
+from datamodules.files import locked, usable_cores, whole_folder
 from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
-from datamodules.mura import read_mura_tree
+from datamodules.mura import CSVS, IMAGES_CSV, STUDIES_CSV, read_mura_tree
 from datamodules.options import Data
 from datamodules.phantom.drawing import VERSION, Case, case, draw
 from datamodules.radiographs import RadiographDataModule
 
 MURA = "MURA-v1.1"
-CSVS = tuple(
-    f"{split}_{kind}.csv"
-    for split in ("train", "valid")
-    for kind in ("image_paths", "labeled_studies")
-)
-# Kilobytes an image takes on disk with its mask, generously: small files fill whole blocks.
-KILOBYTES = 64
+NOTE = "phantom.json"
+# Bytes an image takes on disk with its mask, generously: small files fill whole blocks.
+BYTES = 64 * 1024
 # From so many images on the work pays for starting processes, each of which imports torch.
 MANY = 4000
 
@@ -57,28 +52,21 @@ class PhantomDataModule(RadiographDataModule):
     default_image_size = 160
     default_crop = "none"
     unreadable = "error"
+    shows_people = False
     licence = "MIT, as this project: drawings, no patient's images"
 
     def __init__(self, data: Data, *more: Any, **others: Any) -> None:
         super().__init__(data, *more, **others)
         self.count = data.count
+        self.bytes_on_disk = data.count * BYTES
 
     @classmethod
     def default_root(cls, data: Data) -> str:
         """A folder a drawing: another seed or count never meets the one that is there."""
         return str(Path("data") / f"phantom-{data.count}-seed{data.seed}")
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """What the tree takes, generously."""
-        return _bytes(self.count)
-
     def is_drawn(self) -> bool:
-        """Whether the tree is there; nothing is written.
-
-        Raises:
-            DataError: ``root`` holds something else, or other images than these.
-        """
+        """Whether the tree is there; a DataError where other things are. Nothing is written."""
         return _is_drawn(self.root, _wanted(self.seed, self.count))
 
     def prepare_source(self) -> None:
@@ -93,9 +81,9 @@ class PhantomDataModule(RadiographDataModule):
                 table = attach_lesions(table, self.root / "lesions", self.root)
         except DataError as error:
             # What is wrong, without the remedy at its end, which is for data that was downloaded.
-            what = str(error).rpartition("; ")[0] or str(error)
+            what = str(error).partition(". Fix: ")[0]
             raise DataError(
-                f"the phantom is damaged: {what}; delete {self.root} to have it drawn anew"
+                f"the phantom is damaged: {what}. Fix: delete {self.root} to have it drawn anew"
             ) from error
         if self.lesions_path is not None:
             table = attach_lesions(table, self.lesions_path, self.root)
@@ -104,19 +92,15 @@ class PhantomDataModule(RadiographDataModule):
 
     def fingerprint(self) -> list[Path]:
         """The CSVs and the note of what was drawn."""
-        csvs = [self.root / MURA / name for name in CSVS]
-        return [*csvs, self.root / "lesions" / LESIONS_CSV, self.root / "phantom.json"]
+        return [*_csvs(self.root), self.root / NOTE]
 
 
 def draw_tree(root: Path, seed: int, count: int) -> None:
     """Draw ``count`` images below ``root``, or see that they are there.
 
-    The tree is drawn in a folder beside ``root`` that takes its name only when complete, so that a
-    half-drawn tree is never used; of two processes that start together one draws, the other waits.
-
-    Raises:
-        DataError: ``root`` holds something else, or other images than these; too little disk
-            space; no right to write; so few images that a split would be empty.
+    The tree gets its name only when complete, so that a half-drawn one is never used; of two
+    processes that start together one draws, the other waits. A DataError where ``root`` holds
+    something else, the disk has no room, or a split would be empty.
     """
     wanted = _wanted(seed, count)
     if _is_drawn(root, wanted):
@@ -124,124 +108,105 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.parent / f".{root.name}.lock"):
-            if not _is_drawn(root, wanted):
-                _draw_into(root, wanted)
+            if _is_drawn(root, wanted):
+                return
+            free, needed = shutil.disk_usage(root.parent).free, count * BYTES
+            if free < needed:
+                raise DataError(
+                    f"{root.parent} has {free / 1e6:.0f} MB free, and {count} images need "
+                    f"{needed / 1e6:.0f} MB. Fix: choose another data.root or a smaller data.count"
+                )
+            with whole_folder(root, alone=True) as draft:
+                _fill(draft, wanted)
     except OSError as error:
+        if _is_drawn(root, wanted):
+            return  # another process was faster, on a disk without locks
         raise DataError(
-            f"the phantom cannot be drawn into data.root={root} ({error.strerror or error}); "
+            f"the phantom cannot be drawn into data.root={root} ({error.strerror or error}). Fix: "
             "choose another data.root, or make room and write access there"
         ) from error
 
 
-def image_path(known: Case, split: str) -> str:
+def image_path(about: Case, split: str) -> str:
     """Return the path of an image in MURA's tree, from ``MURA-v1.1/`` on."""
-    label = "positive" if known.label else "negative"
+    label = "positive" if about.label else "negative"
     return (
-        f"{MURA}/{split}/XR_{known.body_part.upper()}/patient{known.patient:05d}/"
-        f"study{known.visit}_{label}/image{known.view + 1}.png"
+        f"{MURA}/{split}/XR_{about.body_part.upper()}/patient{about.patient:05d}/"
+        f"study{about.visit}_{label}/image{about.view + 1}.png"
     )
-
-
-def _bytes(count: int) -> int:
-    return count * KILOBYTES * 1024
 
 
 def _wanted(seed: int, count: int) -> dict[str, int]:
     return {"seed": seed, "count": count, "version": VERSION}
 
 
-def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
-    """Whether ``root`` holds the wanted phantom; anything else in it is an error."""
-    note = root / "phantom.json"
-    try:
-        found = json.loads(note.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        if root.is_dir() and not any(root.iterdir()):
-            return False
-        if root.exists():
-            raise DataError(
-                f"data.root={root} is no phantom and not empty; choose another data.root for the "
-                "phantom (it is drawn there), or the data.name that belongs to this folder"
-            ) from None
-        return False
-    except ValueError as error:
-        raise DataError(f"{note} is damaged ({error}); delete the folder {root}") from error
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        words = ", ".join(
-            f"{name} {found.get(name)} instead of {wanted[name]}" for name in differing
-        )
-        raise DataError(
-            f"data.root={root} holds another phantom ({words}); choose another data.root, or "
-            "delete that folder to have it drawn anew"
-        )
-    if found.get("csv_hash") != _hash_csvs(root):
-        raise DataError(
-            f"data.root={root}: the phantom's CSVs are not those that were drawn; delete that "
-            "folder to have it drawn anew"
-        )
-    return True
+def _csvs(root: Path) -> list[Path]:
+    return [*(root / MURA / name for name in CSVS), root / "lesions" / LESIONS_CSV]
 
 
 def _hash_csvs(root: Path) -> str:
     digest = hashlib.sha256()
-    for path in [*(root / MURA / name for name in CSVS), root / "lesions" / LESIONS_CSV]:
+    for path in _csvs(root):
         digest.update(path.read_bytes() if path.is_file() else b"missing")
     return digest.hexdigest()[:16]
 
 
-def _draw_into(root: Path, wanted: dict[str, int]) -> None:
-    """Draw the tree beside ``root`` and rename it."""
-    count = wanted["count"]
-    free, needed = shutil.disk_usage(root.parent).free, _bytes(count)
-    if free < needed:
-        raise DataError(
-            f"{root.parent} has {free / 1e6:.0f} MB free and the phantom of {count} images needs "
-            f"{needed / 1e6:.0f} MB; choose another data.root, or a smaller data.count"
-        )
-    for left in root.parent.glob(f".{root.name}.drawing-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-    draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.drawing-", dir=root.parent))
+def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
+    """Whether ``root`` holds the wanted phantom; anything else in it is an error."""
+    anew = "delete that folder to have it drawn anew"
     try:
-        draft.chmod(0o755)  # mkdtemp's own is for one user only
-        _fill(draft, wanted)
-        try:
-            draft.rename(root)  # replaces an empty folder, fails on any other
-        except OSError:
-            if not _is_drawn(root, wanted):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        note = json.loads((root / NOTE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+            raise DataError(
+                f"data.root={root} is no phantom and not empty. Fix: choose another data.root for "
+                "the phantom (it is drawn there), or the data.name that belongs to this folder"
+            ) from None
+        return False
+    except ValueError as error:
+        raise DataError(f"{root / NOTE} is damaged ({error}). Fix: {anew}") from error
+    differing = [
+        f"{name} {note.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if note.get(name) != value
+    ]
+    if differing:
+        raise DataError(
+            f"data.root={root} holds another phantom ({', '.join(differing)}). Fix: choose another "
+            f"data.root, or {anew}"
+        )
+    if note.get("csv_hash") != _hash_csvs(root):
+        raise DataError(f"data.root={root}: the phantom's CSVs were changed. Fix: {anew}")
+    return True
 
 
 def _fill(folder: Path, wanted: dict[str, int]) -> None:
     """Write images, CSVs, lesion masks and, last, the note."""
     seed, count = wanted["seed"], wanted["count"]
     cases = [case(seed, number) for number in range(count)]
-    table = pd.DataFrame(
-        {"patient": [f"{known.patient:05d}" for known in cases], "label": [k.label for k in cases]}
-    )
-    drawn = index.assign_groups(table, seed, (0.8, 0.0, 0.2))["split"]
-    if drawn.nunique() < 2:
+    patients = [f"{about.patient:05d}" for about in cases]
+    table = pd.DataFrame({"patient": patients, "label": [about.label for about in cases]})
+    splits = index.assign_groups(table, seed, (0.8, 0.0, 0.2))["split"]
+    if splits.nunique() < 2:
         raise DataError(
-            f"data.count={count} images are of too few patients for a train and a test split; "
+            f"data.count={count} images are of too few patients for a train and a test split. Fix: "
             "use a larger data.count"
         )
     paths = [
-        image_path(known, "valid" if split == "test" else "train")
-        for known, split in zip(cases, drawn, strict=True)
+        image_path(about, "valid" if split == "test" else "train")
+        for about, split in zip(cases, splits, strict=True)
     ]
-    for study in sorted({path.rpartition("/")[0] for path in paths}):
+    for study in {path.rpartition("/")[0] for path in paths}:
         (folder / study).mkdir(parents=True)
     write_lesions(folder / "lesions", _draw_images(folder, seed, paths))
     for split in ("train", "valid"):
         images = sorted(path for path in paths if path.startswith(f"{MURA}/{split}/"))
         studies = sorted({path.rpartition("/")[0] for path in images})
         rows = [f"{study}/,{int(study.endswith('positive'))}" for study in studies]
-        _write_lines(folder / MURA / f"{split}_image_paths.csv", images)
-        _write_lines(folder / MURA / f"{split}_labeled_studies.csv", rows)
+        for name, lines in ((IMAGES_CSV, images), (STUDIES_CSV, rows)):
+            (folder / MURA / name.format(split)).write_text("".join(f"{x}\n" for x in lines))
     note = {**wanted, "csv_hash": _hash_csvs(folder)}
-    (folder / "phantom.json").write_text(json.dumps(note, indent=2) + "\n")
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n")
 
 
 def _draw_images(folder: Path, seed: int, paths: list[str]) -> Iterator[Lesion]:
@@ -265,8 +230,3 @@ def _draw_image(folder: Path, seed: int, number: int, path: str) -> Lesion | Non
     # Not cv2.imwrite: on a full disk it only returns False.
     (folder / path).write_bytes(cv2.imencode(".png", drawing.image)[1].tobytes())
     return Lesion(path, drawing.mask, drawing.lesion_type) if drawing.label else None
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))

@@ -1,238 +1,178 @@
-"""What differs between runs, stages and map methods: paired on the same images, in sentences.
-
-A run is given as its figures (:func:`figures.classification`, :func:`map_figures.localisation`), a
-dict for each seed, all of the same images in the same order (:func:`same_images`).
-"""
+"""Runs compared on the same images: seeds joined, the paper's claim first; sentences and tables."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 
-from experiments.evaluation.statistics import Figure, difference, holm, mean_of
+from datamodules.files import write_text
+from experiments.evaluation.groups import Group, group, stage_words
+from experiments.evaluation.names import method_name, phrase
+from experiments.evaluation.run import Evaluation
+from experiments.evaluation.statistics import Figure, difference, enough, holm, patient_weights
+from experiments.runs import RunError
 
 # Below it a corrected p-value lets a difference be claimed.
-CLAIM = 0.05
-WORDS = {
-    "hit": "hit rate",
-    "hit_near": "hit rate within 2.5 % of the diagonal",
-    "iou": "mean IoU at val's threshold",
-    "iou_otsu": "mean IoU at Otsu's threshold",
-    "iou_bound": "mean IoU at the best threshold (an upper bound)",
-    "dice": "mean Dice coefficient at val's threshold",
-    "energy": "mean energy in the lesion",
-    "pixel_ap": "pixel AP",
-    "box_bound": "MaxBoxAccV2 (an upper bound)",
-    "shown_normal": "share of normal images on which a lesion is shown",
-    "shown_abnormal": "share of abnormal images on which a lesion is shown",
-    "auroc": "AUROC",
-    "ece": "expected calibration error",
-    "ece_scaled": "expected calibration error at val's temperature",
-}
-METHODS = {
-    "cam": "CAM",
-    "pcam": "PCAM",
-    "fcn": "the FCN",
-    "centre": "the centre prior",
-    "mean_mask": "the mean mask",
-    "edges": "the edge map",
-    "noise": "noise",
-}
+LEVEL = 0.05
+# The paper's claim: the maps land better on the lesions from step to step.
+CLAIM = (
+    (("stage1", "pcam"), ("stage1", "cam")),
+    (("stage2", "pcam"), ("stage1", "pcam")),
+    (("stage3", "pcam"), ("stage2", "pcam")),
+    (("stage3", "fcn"), ("stage3", "pcam")),
+)
+# Chosen before looking; each figure more costs every p-value of its family.
+MAP_FIGURES = ("hit", "pixel_ap")
+CLASS_FIGURES = ("auroc", "accuracy", "study_kappa")
+RUN_FIGURES = (*CLASS_FIGURES, "pcam/hit", "pcam/pixel_ap", "fcn/hit", "fcn/pixel_ap")
 COLUMNS = (
     *("figure", "first", "second", "first_value", "second_value"),
     *("difference", "low", "high", "undefined", "p"),
 )
 
+Side = tuple[Group, str]
+"""What is compared: a group and the name of one of its maps, or "": all of it."""
+
+
+class Comparison(NamedTuple):
+    """What was compared, for people and for a program."""
+
+    text: str  # all of it as Markdown: sentences and a table a section
+    short: str  # what is printed: sentences for the first section only
+    table: pd.DataFrame  # of `compare`, with the name of the section as `family`
+
 
 class Pair(NamedTuple):
-    """Two figures of the same kind, to be compared on the same images."""
+    """A figure of two sides in words, and as a function of the same images' weights."""
 
     figure: str
     first: str
     second: str
-    first_figure: Figure
-    second_figure: Figure
+    one: Figure
+    other: Figure
 
 
-Seeds = Sequence[Mapping[str, Figure]]
-# Name of a run and a map method of it.
-Map = tuple[str, str]
-
-
-def same_images(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
-    """Positions that put the images of ``table`` into the order of ``like``.
-
-    Raises:
-        ValueError: If they hold different images, or know other patients or labels of them.
-
-    Example:
-        >>> import pandas as pd
-        >>> one = pd.DataFrame({"path": ["a", "b"], "patient": ["1", "2"], "label": [0, 1]})
-        >>> same_images(one[::-1], one)
-        array([1, 0])
-    """
-    place = pd.Index(table["path"]).get_indexer(pd.Index(like["path"]))
-    if len(table) != len(like) or (place < 0).any():
-        lone = sorted(set(table["path"]) ^ set(like["path"]))
-        raise ValueError(
-            f"the runs were judged on different images ({len(table)} and {len(like)}; only in one: "
-            f"{', '.join(lone[:3])}): evaluate them on the same data and split"
-        )
-    for name, what in (("patient", "patient"), ("label", "label"), ("lesion_area", "lesion mask")):
-        if name not in table or name not in like:
-            continue
-        ours, theirs = table[name].to_numpy()[place], like[name].to_numpy()
-        # Masks that only one of them has say nothing against the other.
-        differs = (ours != theirs) & ~(pd.isna(ours) | pd.isna(theirs))
-        if differs.any():
-            path = like["path"].to_numpy()[differs][0]
-            raise ValueError(f"the runs know another {what} of {path}: they are of different data")
-    return place
-
-
-def pairs_of_runs(runs: Mapping[str, Seeds], figures: Sequence[str]) -> list[Pair]:
-    """Every later run against every earlier one, in each figure that both have.
-
-    Args:
-        runs: Name of a run (or stage) -> the figures of its seeds. Seeds are joined by their mean;
-            the numbers of seeds may differ.
-        figures: Names such as ``auroc`` or ``pcam/hit``.
-    """
-    return [
-        Pair(
-            name,
-            _named(later, runs[later]),
-            _named(earlier, runs[earlier]),
-            _joined(runs[later], name),
-            _joined(runs[earlier], name),
-        )
-        for name in figures
-        for earlier, later in itertools.combinations(runs, 2)
-        if _has(runs[later], name) and _has(runs[earlier], name)
+def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
+    """Compare runs on the same images, in families with p-values corrected within each."""
+    groups = group(runs)
+    patients = groups[0].first["patient"].to_numpy()
+    tables = [
+        compare(pairs, patient_weights(patients, enough(len(pairs)))).assign(family=title)
+        for title, pairs in _families(groups)
+        if pairs
     ]
+    if not tables:
+        raise RunError("there is nothing to compare: name at least two runs, or one with maps")
+    table = pd.concat(tables, ignore_index=True)
+    text, short = (_markdown(groups, table, short) for short in (False, True))
+    return Comparison(text, short, table)
 
 
-def pairs_of_methods(
-    run: str, seeds: Seeds, methods: Sequence[str], figures: Sequence[str]
-) -> list[Pair]:
-    """Every later map method against every earlier one, of one run.
-
-    Args:
-        run: Name of the run.
-        seeds: The figures of its seeds.
-        methods: Such as ``cam``, ``pcam``.
-        figures: Of a map, such as ``hit``.
-    """
-    steps = itertools.combinations(methods, 2)
-    both = [((run, later), (run, earlier)) for earlier, later in steps]
-    return pairs_of_maps({run: seeds}, both, figures)
-
-
-def pairs_of_maps(
-    runs: Mapping[str, Seeds], steps: Sequence[tuple[Map, Map]], figures: Sequence[str]
-) -> list[Pair]:
-    """Chosen maps against chosen others, in each figure that both have.
-
-    Args:
-        runs: As in :func:`pairs_of_runs`.
-        steps: Run and method of the first and of the second map.
-        figures: Of a map, such as ``hit``.
-    """
-    return [
-        Pair(
-            name,
-            _of(first, runs),
-            _of(second, runs),
-            _joined(runs[first[0]], f"{first[1]}/{name}"),
-            _joined(runs[second[0]], f"{second[1]}/{name}"),
+def comparison_paths(path: Path) -> list[Path]:
+    """The two files of a comparison that is written to ``path``, with either suffix or none."""
+    if path.name in ("", ".."):
+        raise RunError(
+            f"--out {path} names no file for the comparison; add a name: {path / 'comparison'}"
         )
-        for name in figures
-        for first, second in steps
-        if all(_has(runs[run], f"{map}/{name}") for run, map in (first, second))
-    ]
+    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
+    return [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
+
+
+def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
+    """Write the text beside the table, ``.md`` and ``.csv``; returns both paths."""
+    text, table = comparison_paths(path)
+    write_text(text, comparison.text)
+    comparison.table.to_csv(table, index=False)
+    return [text, table]
+
+
+def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[Pair]:
+    """Each pair of sides in each figure that both have."""
+    pairs = []
+    for name, both in itertools.product(names, sides):
+        one, other = (side.figure(f"{method}/{name}" if method else name) for side, method in both)
+        if one and other:
+            pairs.append(Pair(name, _label(*both[0]), _label(*both[1]), one, other))
+    return pairs
 
 
 def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
-    """Compare all pairs on the same resamples, p-values corrected for their number.
+    """A row a pair, first less second: :data:`COLUMNS`, and p corrected for their number.
 
-    Args:
-        pairs: What is to be compared; the correction is for exactly these, so choose them before
-            looking.
-        weights: Of ``statistics.patient_weights``.
-
-    Returns:
-        A row a pair: ``figure``, ``first``, ``second``, ``first_value``, ``second_value``,
-        ``difference`` (first less second), ``low``, ``high`` (95 %), ``undefined``, ``p``,
-        ``p_holm``.
+    The correction is for exactly these pairs, so choose them before looking.
     """
     ones = np.ones((1, weights.shape[1]))
     rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        found = difference(pair.first_figure, pair.second_figure, weights)
-        rows.append(
-            {
-                "figure": pair.figure,
-                "first": pair.first,
-                "second": pair.second,
-                "first_value": float(pair.first_figure(ones)[0]),
-                "second_value": float(pair.second_figure(ones)[0]),
-                "difference": found.value,
-                **{name: value for name, value in found._asdict().items() if name != "value"},
-            }
-        )
+    for name, first, second, one, other in pairs:
+        row: dict[str, Any] = {"figure": name, "first": first, "second": second}
+        row |= {"first_value": float(one(ones)[0]), "second_value": float(other(ones)[0])}
+        result = difference(one, other, weights)
+        rows.append({**row, "difference": result.value, **result._asdict()})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
 
 
+def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
+    """The paper's claim, the groups among one another, the maps of each group."""
+    families = []
+    stages = _by_stage(groups)
+    # With several groups of a stage nobody can say which of them the paper means.
+    if len(stages) == 3 and all(len(of_stage) == 1 for of_stage in stages.values()):
+        steps = [((stages[a][0], one), (stages[b][0], other)) for (a, one), (b, other) in CLAIM]
+        claim = pairs_of(steps, MAP_FIGURES)
+        families.append(("The paper's claim: better maps at every step", claim))
+    later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
+    families.append(("Runs", pairs_of(later, RUN_FIGURES)))
+    for one in groups:
+        own = [(one, method) for method in one.methods]
+        others = [(one, method) for method in one.runs[0].maps if method not in one.methods]
+        among = [(late, early) for early, late in itertools.combinations(own, 2)]
+        against = [(own[-1], other) for other in others if own]
+        pairs = pairs_of(among, MAP_FIGURES) + pairs_of(against, MAP_FIGURES)
+        families.append((f"Maps of {one.name}", pairs))
+    return families
+
+
+def _by_stage(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Each stage's groups, of those that were taught to classify."""
+    stages: dict[str, list[Group]] = {}
+    for one in groups:
+        if one.classifies:
+            stages.setdefault(one.stage, []).append(one)
+    return stages
+
+
+def _label(side: Group, method: str) -> str:
+    return f"{method_name(method).phrase} of {side.label}" if method else side.label
+
+
 def population(table: pd.DataFrame, split: str) -> str:
     """The images that were judged, as a sentence begins."""
-    text = f"On {len(table)} {split} images of {table['patient'].nunique()} patients"
-    if "lesion_area" not in table.columns:
-        return text
     masks = table["lesion_area"].notna()
     return (
-        f"{text} ({masks.sum()} with a lesion mask, {table['patient'][masks].nunique()} patients)"
+        f"On {len(table)} {split} images of {table['patient'].nunique()} patients ({masks.sum()} "
+        f"with a lesion mask, {table['patient'][masks].nunique()} patients)"
     )
 
 
-def sentences(compared: pd.DataFrame, judged: str) -> list[str]:
-    """What the comparison says, a sentence a pair.
-
-    Args:
-        compared: Of :func:`compare`.
-        judged: Of :func:`population`.
-    """
+def sentences(compared: pd.DataFrame) -> list[str]:
+    """What a table of :func:`compare` shows, a sentence a pair."""
     count = int(compared["p"].notna().sum())
-    return [f"{judged}, {_sentence(row, count)}" for row in compared.to_dict("records")]
-
-
-def markdown(compared: pd.DataFrame) -> str:
-    """The comparison as a table for a report."""
-    lines = [
-        "| figure | first | second | difference (95 % interval) | p | p, Holm |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in compared.to_dict("records"):
-        lines.append(
-            f"| {row['figure']} | {row['first']}: {row['first_value']:.3f} "
-            f"| {row['second']}: {row['second_value']:.3f} "
-            f"| {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) "
-            f"| {row['p']:.3f} | {row['p_holm']:.3f} |"
-        )
-    return "\n".join(lines)
+    return [_sentence(row, count) for row in compared.to_dict("records")]
 
 
 def _sentence(row: Mapping[Any, Any], count: int) -> str:
-    what = say(row["figure"])
+    what, first, second = phrase(row["figure"]), row["first"], row["second"]
     values = f"{row['first_value']:.3f} against {row['second_value']:.3f}"
     if row["p"] != row["p"]:
-        defined = row["difference"] == row["difference"]
-        why = ", by images of one patient" if defined else ""
-        return f"{what} cannot be compared: {row['first']} and {row['second']} have {values}{why}."
+        why = ", by images of one patient" if row["difference"] == row["difference"] else ""
+        return f"{what} cannot be compared: {first} and {second} have {values}{why}."
     details = (
         f"{values}; 95 % interval of the difference {row['low']:+.3f} to {row['high']:+.3f}, "
         f"p = {row['p_holm']:.3f}"
@@ -241,44 +181,32 @@ def _sentence(row: Mapping[Any, Any], count: int) -> str:
         details += f", Holm-corrected for {count} comparisons"
     if row["undefined"] > 0:
         details += f"; undefined in {row['undefined']:.1%} of the resamples, which are left out"
-    if row["p_holm"] >= CLAIM:
-        both = f"{row['first']} and {row['second']}"
-        return f"no difference in {what} is shown between {both} ({details})."
-    direction = "higher" if row["difference"] > 0 else "lower"
-    size = f"{abs(row['difference']):.3f} {direction}"
-    return f"{what} is {size} for {row['first']} than for {row['second']} ({details})."
+    if row["p_holm"] >= LEVEL:
+        return f"no difference in {what} is shown between {first} and {second} ({details})."
+    size = f"{abs(row['difference']):.3f} {'higher' if row['difference'] > 0 else 'lower'}"
+    return f"{what} is {size} for {first} than for {second} ({details})."
 
 
-def say(figure: str) -> str:
-    """A figure's name in words.
-
-    Example:
-        >>> say("pcam/hit/hand"), say("study_kappa"), say("auroc/no_hardware")
-        ("PCAM's hit rate (hand)", 'study kappa', 'AUROC (no hardware)')
-    """
-    parts = figure.split("/")
-    place = next((i for i, part in enumerate(parts) if part in WORDS), None)
-    if place is None:
-        known, words = 0, parts[0].replace("_", " ")
-    else:
-        known, words = place, WORDS[parts[place]]
-    method = f"{METHODS.get(parts[0], parts[0])}'s " if known else ""
-    group = " ".join(parts[known + 1 :]).replace("_", " ")
-    return method + words + (f" ({group})" if group else "")
-
-
-def _has(seeds: Seeds, name: str) -> bool:
-    return bool(seeds) and all(name in figures for figures in seeds)
-
-
-def _named(run: str, seeds: Seeds) -> str:
-    return f"{run} (mean of {len(seeds)} seeds)" if len(seeds) > 1 else run
-
-
-def _of(map: Map, runs: Mapping[str, Seeds]) -> str:
-    run, method = map
-    return f"{METHODS.get(method, method)} of {_named(run, runs[run])}"
-
-
-def _joined(seeds: Seeds, name: str) -> Figure:
-    return mean_of([figures[name] for figures in seeds])
+def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
+    """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
+    methods = dict.fromkeys(name for one in groups for name in one.methods)
+    counts = {stage: len(of_stage) for stage, of_stage in _by_stage(groups).items()}
+    several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
+    families = table.groupby("family", sort=False)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("comparison.md.j2")
+    return template.render(
+        judged=population(groups[0].first, groups[0].runs[0].about["split"]),
+        groups=groups,
+        several=several if any(count > 1 for count in counts.values()) else "",
+        keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
+        families=[
+            (family, rows.assign(sentence=sentences(rows)).to_dict("records"))
+            for family, rows in families
+        ],
+        short=short,
+    )

@@ -1,38 +1,58 @@
-"""An evaluation as a person reads it, in 100 columns."""
+"""An evaluation on the console, in 100 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from experiments.evaluation.figures import PUBLISHED_KAPPA
+from datamodules import SOURCES
+from experiments.evaluation.figures import groups
+from experiments.evaluation.names import figure_name, phrase
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Difference, Estimate
 
-SOURCE = "published, MURA's valid split, github.com/ilias-ant/x-ray-abnormality-detection"
-# Of a method's maps, heading and figure.
-MAP_COLUMNS = (
-    ("hit rate", "hit"),
-    ("pixel AP", "pixel_ap"),
-    ("IoU, val's cut", "iou"),
-    ("energy inside", "energy"),
-    ("shown on normal", "shown_normal"),
+CLASS_COLUMNS = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
+MAP_COLUMNS = ("hit", "pixel_ap", "iou", "energy", "shown_normal")
+# Of a folder of maps: lines, and columns of each group of lesions.
+MAP_LINES = (
+    *("hit", "hit_near", "pixel_ap", "energy", "iou", "dice", "iou_otsu", "iou_bound", "box_bound"),
+    *("shown_normal", "shown_abnormal"),
 )
-# Small differences count in these.
-FINE = ("auroc", "pixel_ap")
+GROUP_COLUMNS = ("hit", "iou", "pixel_ap")
+
+Cell = Callable[[str], str]
+"""From a figure's name to the figure with its interval."""
 
 
-def describe(found: Evaluation) -> str:
+def describe(evaluation: Evaluation) -> str:
     """All that matters of an evaluation, a block of lines."""
-    about, images = found.about, found.table
+    about, images = evaluation.about, evaluation.table
     masked = images[images["lesion_area"].notna()]
+    masks = f"{len(masked)} lesion masks ({masked['patient'].nunique()} patients)"
+    patients = f"{images['patient'].nunique()} patients"
+    notes = [f"  NOTE {note}" for note in evaluation.notes]
+
+    def cell(key: str) -> str:
+        return show(evaluation.estimates.get(key), figure_name(key).digits)
+
+    if "maps" in about:
+        lines = [
+            f"{about['maps']}: {about['split']}, maps of {len(images)} images of {patients}",
+            f"  {masks}; 95 % intervals over patients",
+            *notes,
+        ]
+        return "\n".join(
+            [*lines, *(line for name in evaluation.maps for line in _map(evaluation, name, cell))]
+        )
+    rows = [
+        [name, *(cell(f"{name}/{figure}") for figure in MAP_COLUMNS)] for name in evaluation.maps
+    ]
     lines = [
         f"{about['run']}: {about['split']}, epoch {about['epoch']} of {about['epochs']}",
-        f"  {len(images)} images of {images['study'].nunique()} studies, "
-        f"{images['patient'].nunique()} patients; {len(masked)} lesion masks "
-        f"({masked['patient'].nunique()} patients); 95 % intervals",
-        *(f"  NOTE {note}" for note in found.notes),
-        *_classification(found),
-        *_maps(found),
+        f"  {len(images)} images of {images['study'].nunique()} studies, {patients}; {masks}; "
+        "95 % intervals",
+        *notes,
+        *_classification(evaluation, cell),
+        *table([["map", *_headings(MAP_COLUMNS)], *rows]),
     ]
     if any(" - " in f"{line} " for line in lines):
         lines.append("  -        not defined on these images (docs/evaluation.md)")
@@ -45,15 +65,11 @@ def show(result: Estimate | Difference | None, places: int = 2, between: str = "
     Example:
         >>> show(Estimate(0.4312, 0.36, 0.504, 0.0)), show(Estimate(*[float("nan")] * 3, 1.0))
         ('0.43 (0.36-0.50)', '-')
-        >>> show(Difference(-0.051, -0.1, 0.012, 0.0, 0.1), between=", ")
-        '-0.05 (-0.10, 0.01)'
     """
     if result is None or result.value != result.value:
         return "-"
-    if result.low != result.low:
-        return f"{result.value:.{places}f}"
-    low, high = f"{result.low:.{places}f}", f"{result.high:.{places}f}"
-    return f"{result.value:.{places}f} ({low}{between}{high})"
+    value, low, high = (f"{number:.{places}f}" for number in result[:3])
+    return value if result.low != result.low else f"{value} ({low}{between}{high})"
 
 
 def table(rows: Sequence[Sequence[str]], indent: int = 2, right: bool = False) -> list[str]:
@@ -70,65 +86,68 @@ def table(rows: Sequence[Sequence[str]], indent: int = 2, right: bool = False) -
     ]
 
 
-def _classification(found: Evaluation) -> list[str]:
-    at = found.fitted
+def _headings(names: Sequence[str]) -> list[str]:
+    # On the page, which has room for a line on each, IoU needs no more words.
+    return ["IoU, val's cut" if name == "iou" else figure_name(name).heading for name in names]
+
+
+def _classification(evaluation: Evaluation, cell: Cell) -> list[str]:
+    at, figures = evaluation.fitted, evaluation.estimates
     if at is None:
         return ["  no classifier: trained on the lesion masks alone"]
-    names = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
-    rows = [["", "AUROC", *names[1:]]]
+    rows = [["", *_headings(CLASS_COLUMNS)]]
     for tuned in ("", "tuned/"):
         for head, kind in (("images", ""), ("studies", "study_")):
-            cells = [_shown(found, f"{tuned}{kind}{name}") for name in names]
+            cells = [cell(f"{tuned}{kind}{name}") for name in CLASS_COLUMNS]
             rows.append([head, "" if tuned else cells[0], *cells[1:]])
-    told = table(rows)
+    heads, images, studies, *tuned_lines = table(rows)
     lines = [
-        *told[:3],
+        *(heads, images, studies),
         f"  at val's operating points, above {at.threshold:.2f} of images and "
         f"{at.study_threshold:.2f} of studies:",
-        *told[3:],
-        f"  calibration error {_shown(found, 'ece')}, at val's temperature {at.temperature:.2f}: "
-        f"{_shown(found, 'ece_scaled')}",
+        *tuned_lines,
+        f"  calibration error {cell('ece')}, at val's temperature {at.temperature:.2f}: "
+        f"{cell('ece_scaled')}",
     ]
-    if "auroc/no_hardware" in found.estimates:
-        counts = found.table["hardware"].value_counts()
+    if "auroc/no_hardware" in figures:
+        counts = evaluation.table["hardware"].value_counts()
         lines.append(
-            f"  AUROC without hardware {_shown(found, 'auroc/no_hardware')} on {counts.get(0, 0)} "
-            f"images, with it {_shown(found, 'auroc/hardware')} on {counts.get(1, 0)}"
+            f"  AUROC without hardware {cell('auroc/no_hardware')} on {counts.get(0, 0)} images, "
+            f"with it {cell('auroc/hardware')} on {counts.get(1, 0)}"
         )
-    lines += _parts(found)
-    if "masked_accuracy" in found.estimates:
+    lines += _parts(evaluation, cell)
+    if "masked_accuracy" in figures:
         lines.append(
-            f"  masked accuracy {_shown(found, 'masked_accuracy')}, under the other class's map "
-            f"{_shown(found, 'swapped_masked_accuracy')} "
-            f"({found.estimates['swapped_masked_abnormal'].value:.0%} abnormal)"
+            f"  masked accuracy {cell('masked_accuracy')}, under the other class's map "
+            f"{cell('swapped_masked_accuracy')} "
+            f"({figures['swapped_masked_abnormal'].value:.0%} abnormal)"
         )
     return lines
 
 
-def _parts(found: Evaluation) -> list[str]:
-    """Study kappa by body part; for MURA with the published figures beside it."""
-    rows = {part: f"study_kappa/{part}" for part in sorted(found.table["body_part"].unique())}
-    if found.about["data"] != "mura":
-        cells = [[part, _shown(found, name)] for part, name in rows.items()]
-        return ["  study kappa by body part:", *table(cells, 4)]
-    told = [["", "this run", *PUBLISHED_KAPPA]]
-    for part, name in {"overall": "study_kappa", **rows}.items():
-        theirs = [
-            f"{known[part]:.2f}" if part in known else "" for known in PUBLISHED_KAPPA.values()
-        ]
-        told.append([part, _shown(found, name), *theirs])
-    return [f"  study kappa, beside {SOURCE}:", *table(told)]
+def _parts(evaluation: Evaluation, cell: Cell) -> list[str]:
+    """Study kappa by body part; beside published figures, where the data set has some."""
+    source = SOURCES[evaluation.about["data"]]
+    rows = [
+        [part, cell(f"study_kappa/{part}")] for part in sorted({*evaluation.table["body_part"]})
+    ]
+    if not source.published:
+        return ["  study kappa by body part:", *table(rows, 4)]
+    rows = [["", "this run"], ["overall", cell("study_kappa")], *rows]
+    for name, kappas in source.published.items():
+        rows[0].append(name)
+        for row in rows[1:]:
+            row.append(f"{kappas[row[0]]:.2f}" if row[0] in kappas else "")
+    return [f"  study kappa, beside {source.published_by}:", *table(rows)]
 
 
-def _maps(found: Evaluation) -> list[str]:
-    if not found.maps:
-        return []
-    rows = [["map", *(heading for heading, _ in MAP_COLUMNS)]]
-    for method in found.maps:
-        rows.append([method, *(_shown(found, f"{method}/{name}") for _, name in MAP_COLUMNS)])
-    return table(rows)
-
-
-def _shown(found: Evaluation, name: str) -> str:
-    fine = name.split("/")[-1].removeprefix("study_") in FINE or "auroc" in name
-    return show(found.estimates.get(name), 3 if fine else 2)
+def _map(evaluation: Evaluation, method: str, cell: Cell) -> list[str]:
+    """All figures of a method, and by body part, lesion type and lesion size."""
+    threshold = evaluation.thresholds[method]
+    known = "not known" if threshold != threshold else f"{threshold:.3f}"
+    figures = [[phrase(name), cell(f"{method}/{name}")] for name in MAP_LINES]
+    by_group = [["", "lesions", *_headings(GROUP_COLUMNS)]]
+    for group, rows in groups(evaluation.table).items():
+        cells = [cell(f"{method}/{name}/{group}") for name in GROUP_COLUMNS]
+        by_group.append([group, str(len(rows)), *cells])
+    return [f"  {method}, val's threshold {known}", *table(figures, 4), *table(by_group, 4)]

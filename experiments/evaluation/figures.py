@@ -1,14 +1,12 @@
-"""How well a run classifies, from its table of images: pure functions, nothing is trained or seen.
+"""Every figure of a run, as a function of the images' weights; pure, nothing is trained or seen.
 
-The table is that of ``evaluation/<split>/images.csv``, a row an image. Used here: ``path``,
-``patient``, ``study``, ``body_part``, ``label`` (1 = abnormal), ``probability`` and ``hardware``
-(1 = seen, 0 = none, -1 = unknown). What is fitted comes from val (:func:`fit`), figures come
-from the split that is judged (:func:`classification`).
+The table is that of ``evaluation/<split>/images.csv``, a row an image; docs/evaluation.md lists its
+columns and the figures. What is fitted comes from val (:func:`fit`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,40 +14,26 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
 
+from experiments.evaluation import weighted
 from experiments.evaluation.statistics import Figure
-from experiments.evaluation.weighted import (
-    Column,
-    among,
-    auroc,
-    calibration_error,
-    kappa,
-    mean,
-    mean_of_known,
-)
+from experiments.evaluation.weighted import Column, among, mean
 
-COLUMNS = ("path", "patient", "study", "body_part", "label", "probability", "hardware")
+# What a probability means without any val: abnormal is what is likelier than not.
+EVEN = 0.5
 # Temperatures that are tried: a factor of 20 both ways.
 HOTTEST = 20.0
 # float32 knows no probability nearer to 1, its logit would be infinite.
 CERTAIN = 2.0**-24
-
-# Cohen's kappa on studies of MURA's public valid split, by its authors (no intervals given):
-# github.com/ilias-ant/x-ray-abnormality-detection. Stanford's 0.705 is on a hidden test set.
-PUBLISHED_KAPPA = {
-    "DenseNet-169, ImageNet": {
-        "overall": 0.629,
-        "shoulder": 0.54,
-        "elbow": 0.72,
-        "humerus": 0.72,
-        "hand": 0.43,
-        "wrist": 0.71,
-        "forearm": 0.65,
-        "finger": 0.59,
-    },
-    "DenseNet-201, ImageNet": {"overall": 0.645},
-    "ResNet-50, ImageNet": {"overall": 0.618},
-    "CNN from scratch": {"overall": 0.386},
-}
+# Thresholds of a map between 0 and 1, as many as an 8-bit map has values.
+LEVELS = 256
+# Of the diagonal, a peak that is near: half the diagonal of a cell of a 20 x 20 map.
+TOLERANCE = 0.025
+# Means of these columns are figures as they are.
+MEANS = ("hit", "iou", "iou_otsu", "dice", "energy")
+# Share of the image: below the first small, from the second on large. MURA's median fracture covers
+# 1.0 % (its box), median metal 3.7 %.
+SIZES = (0.01, 0.04)
+SIZE_NAMES = ("small", "medium", "large")
 
 
 class Fitted(NamedTuple):
@@ -60,63 +44,65 @@ class Fitted(NamedTuple):
     temperature: float
 
 
-def read_images(path: Path) -> pd.DataFrame:
-    """Read an ``images.csv``; names stay text, also ``007``.
+class MapRows(NamedTuple):
+    """What is kept of a method's maps, a row an image; zeros and NaN without a lesion mask."""
 
-    Raises:
-        ValueError: If it is no table of images, or holds an image twice.
-    """
-    names = ("path", "patient", "study", "body_part", "lesion_type")
-    # Only an empty field is missing: a patient may be called NA.
-    table = pd.read_csv(
-        path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""]
-    )
-    lacking = [name for name in names if name not in table.columns]
-    if lacking:
-        raise ValueError(f"{path} lacks the column {lacking[0]!r}: it is no table of images")
-    if table["path"].duplicated().any():
-        twice = table.loc[table["path"].duplicated(), "path"].iloc[0]
-        raise ValueError(f"{path} holds {twice} twice")
-    return table.fillna({"lesion_type": ""})
+    lesion_pixels: np.ndarray  # at each level, (N, LEVELS), of overlap.level_counts
+    pixels: np.ndarray  # all at each level, (N, LEVELS)
+    box_iou: np.ndarray  # of boxes.box_iou_curve, (N, 255)
+
+    def take(self, rows: np.ndarray) -> MapRows:
+        """Some of the images."""
+        return MapRows(*(values[rows] for values in self))
+
+
+def all_figures(
+    table: pd.DataFrame, maps: Mapping[str, MapRows], fitted: Fitted | None
+) -> dict[str, Figure]:
+    """All figures of a run, by their names in ``summary.json``; table and maps in one order."""
+    figures: dict[str, Figure] = {}
+    if fitted is not None:
+        figures |= classification(table, Fitted(EVEN, EVEN, fitted.temperature))
+        for name, figure in classification(table, fitted).items():
+            if name.split("/")[0].removeprefix("study_") not in ("auroc", "ece", "ece_scaled"):
+                figures[f"tuned/{name}"] = figure
+    for name in ("masked", "swapped_masked"):
+        if f"{name}_probability" in table:
+            called = (table[f"{name}_probability"] > EVEN).to_numpy()
+            figures[f"{name}_accuracy"] = mean(called == (table["label"] == 1).to_numpy())
+            if name == "swapped_masked":
+                figures["swapped_masked_abnormal"] = mean(called)
+    for method, rows in maps.items():
+        figures |= localisation(table, method, rows)
+    return figures
 
 
 def fit(val: pd.DataFrame) -> Fitted:
-    """Fit thresholds and temperature on the table of val.
+    """Thresholds and temperature from the table of val; 0.5 and 1 where it has one class only.
 
-    A threshold is :func:`youden`'s, of images and of studies each: the mean of several views is
-    less extreme than one of them. Where val has one class only, they are 0.5 and the temperature 1.
-
-    Raises:
-        ValueError: If a column or probability is missing, or a study spans patients.
+    Images and studies have a threshold each: the mean of several views is less extreme than one.
     """
-    views, joined = _checked(val), studies(val)
-    thresholds = [youden(rows["probability"], rows["label"]) for rows in (views, joined)]
-    temperature = fit_temperature(views["probability"], views["label"])
-    image, study = (0.5 if value != value else value for value in thresholds)
-    return Fitted(image, study, 1.0 if temperature != temperature else temperature)
+    if val["label"].nunique() < 2:
+        return Fitted(EVEN, EVEN, 1.0)
+    joined = studies(val)
+    return Fitted(
+        youden(val["probability"], val["label"]),
+        youden(joined["probability"], joined["label"]),
+        fit_temperature(val["probability"], val["label"]),
+    )
 
 
 def youden(score: Column, label: Column) -> float:
-    """Operating point: the threshold with the largest sensitivity + specificity - 1.
+    """The threshold with the largest sensitivity + specificity - 1 (Youden 1950).
 
-    Youden 1950. Rather than the largest kappa, because it does not depend on how many images are
-    abnormal, which differs between splits and clinics. Abnormal is a score above the threshold;
-    thresholds lie midway between neighbouring scores; of equally good ones the nearest to 0.5 is
-    taken.
-
-    Returns:
-        The threshold; 0.5 if all scores are equal, NaN if there is one class only.
-
-    Example:
-        >>> round(youden([0.1, 0.6, 0.7, 0.9], [0, 0, 1, 1]), 3)
-        0.65
+    Not the largest kappa, which depends on the share of abnormal images: it differs between splits
+    and clinics. Thresholds lie midway between neighbouring scores; of equally good ones the nearest
+    to 0.5 is taken. 0.5 where there are no two scores or no two classes.
     """
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
-    if not positive.any() or positive.all():
-        return float("nan")
     values, place = np.unique(scores, return_inverse=True)
-    if len(values) == 1:
-        return 0.5
+    if len(values) < 2 or not positive.any() or positive.all():
+        return EVEN
     below = [
         np.bincount(place[kind], minlength=len(values)).cumsum() for kind in (positive, ~positive)
     ]
@@ -128,59 +114,28 @@ def youden(score: Column, label: Column) -> float:
 
 
 def fit_temperature(probability: Column, label: Column) -> float:
-    """The temperature T that makes ``sigmoid(logit / T)`` most likely (Guo et al. 2017).
+    """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017).
 
-    One number, by the negative log-likelihood. The logit is that of the probability, which for two
-    classes is the difference of the network's logits; probabilities that float32 rounds to 0 or 1
-    are taken 6e-8 away from it.
-
-    Returns:
-        T in [0.05, 20]: above 1 the network was too sure. An end of the range means that the data
-        set no limit (all images right, or probabilities that tell nothing). NaN if there is one
-        class only.
-
-    Example:
-        >>> sure = [0.99] * 4 + [0.01] * 4  # and wrong once in four
-        >>> round(fit_temperature(sure, [1, 1, 1, 0, 0, 0, 0, 1]), 2)
-        4.18
+    An end of the range means that the data set no limit.
     """
-    positive = np.asarray(label) == 1
-    if not positive.any() or positive.all():
-        return float("nan")
-    signed = np.where(positive, 1.0, -1.0) * _logit(probability)
+    signed = np.where(np.asarray(label) == 1, 1.0, -1.0) * _logit(probability)
     limit = np.log(HOTTEST)
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda log: -log_expit(signed * np.exp(-log)).mean(),
         bounds=(-limit, limit),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(best.x))
 
 
 def scaled(probability: Column, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature: ``sigmoid(logit(p) / T)``.
-
-    Example:
-        >>> scaled([0.5, 0.9, 0.99], 2.0).round(3)
-        array([0.5  , 0.75 , 0.909])
-    """
+    """Probabilities at another temperature: ``sigmoid(logit(p) / T)``."""
     return np.asarray(expit(_logit(probability) / temperature))
 
 
 def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFrame:
-    """The reliability curve: what is claimed and what is so, by bins of equal width.
-
-    Returns:
-        A row a bin: ``low``, ``high``, ``images``, mean ``probability`` and share of ``abnormal``
-        (NaN where no image lies). The last bin is closed.
-
-    Example:
-        >>> reliability([0.1, 0.2, 0.9, 0.7], [0, 1, 1, 1], bins=2)
-           low  high  images  probability  abnormal
-        0  0.0   0.5       2         0.15       0.5
-        1  0.5   1.0       2         0.80       1.0
-    """
+    """The reliability curve: mean probability and share of abnormal images in equal bins."""
     values, truth = np.asarray(probability, dtype=np.float64), np.asarray(label) == 1
     place = np.minimum((values * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
@@ -197,65 +152,40 @@ def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFr
 
 
 def studies(table: pd.DataFrame) -> pd.DataFrame:
-    """Join the views of each study: abnormal if one view is, by the mean probability of the views.
+    """Join the views of each study: abnormal if one is, by their mean probability.
 
-    As ``Agreement`` does, after the MURA paper (Rajpurkar et al. 2018).
-
-    Returns:
-        A row a study, in order of the first view: ``study``, ``patient``, ``body_part``, ``label``,
-        ``probability``, ``hardware`` (1 if a view shows some, -1 if no view is known) and
-        ``first``, the position of the study's first view.
-
-    Raises:
-        ValueError: If a column or probability is missing, or a study spans patients.
+    As the MURA paper does (Rajpurkar et al. 2018). ``first`` is the position of the first view.
     """
-    rows = _checked(table)
-    views = rows.assign(first=np.arange(len(rows))).groupby("study", sort=False)
+    valid = table["probability"].between(0, 1)
+    if not valid.all():
+        raise ValueError(f"{table['path'][~valid].iloc[0]} has no probability in [0, 1]")
+    views = table.assign(first=np.arange(len(table))).groupby("study", sort=False)
     torn = views["patient"].nunique()
     if (torn > 1).any():
         raise ValueError(
             f"study {torn.idxmax()} is of several patients: studies must be named apart"
         )
-    wanted = {
-        "patient": "first",
-        "body_part": "first",
-        "label": "max",
-        "probability": "mean",
-        "hardware": "max",
-        "first": "first",
-    }
-    return views.agg(wanted).reset_index()
+    first = dict.fromkeys(("body_part", "first"), "first")
+    joined = views.agg({**first, "label": "max", "probability": "mean", "hardware": "max"})
+    return joined.reset_index()
 
 
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
-    """All figures of classification, as functions of the images' weights.
+    """Figures of images and, as ``study_...``, of studies at these thresholds.
 
-    Of images ``auroc``, ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that
-    occur), ``sensitivity``, ``specificity`` and ``kappa`` (Cohen's) at val's threshold,
-    ``kappa/<body part>``, ``ece`` and ``ece_scaled`` (expected calibration error, as it is and at
-    val's temperature); of studies the same with ``study_`` before, but for the calibration. Where
-    hardware is known of some images, auroc to kappa also for those without
-    (``auroc/no_hardware``) and those with it (``auroc/hardware``): marks of treatment tell a label
+    Where hardware is known of some images also without and with it: marks of treatment tell a label
     without any lesion.
-
-    Args:
-        table: Images of the split that is judged.
-        fitted: Of :func:`fit`, from val.
-
-    Raises:
-        ValueError: If a column or probability is missing, or a study spans patients.
     """
-    views = _checked(table)
-    figures = _by_units(views, fitted.threshold, np.arange(len(views)), "")
-    figures["ece"] = calibration_error(views["probability"], views["label"])
-    figures["ece_scaled"] = calibration_error(
-        scaled(views["probability"], fitted.temperature), views["label"]
+    joined, probability, label = studies(table), table["probability"], table["label"]
+    figures = _of_units(table, fitted.threshold, np.arange(len(table)), "")
+    figures["ece"] = weighted.calibration_error(probability, label)
+    figures["ece_scaled"] = weighted.calibration_error(
+        scaled(probability, fitted.temperature), label
     )
-    joined = studies(table)
-    return figures | _by_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
+    return figures | _of_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
 
 
-def _by_units(
+def _of_units(
     units: pd.DataFrame, threshold: float, rows: np.ndarray, prefix: str
 ) -> dict[str, Figure]:
     """Figures of images or studies; ``rows`` are the images that stand for them."""
@@ -267,39 +197,83 @@ def _by_units(
         truth, decision = label[chosen], called[chosen]
         right = (truth == decision).astype(np.float64)
         recalls = [mean(np.where(truth == value, right, np.nan)) for value in (1, 0)]
-        found = {
-            "auroc": auroc(probability[chosen], truth),
+        figures = {
+            "auroc": weighted.auroc(probability[chosen], truth),
             "accuracy": mean(right),
-            "balanced_accuracy": mean_of_known(recalls),
+            "balanced_accuracy": weighted.mean_of_defined(recalls),
             "sensitivity": recalls[0],
             "specificity": recalls[1],
-            "kappa": kappa(decision, truth),
+            "kappa": weighted.kappa(decision, truth),
         }
-        return {name: among(rows[chosen], figure) for name, figure in found.items()}
+        return {prefix + name: among(rows[chosen], figure) for name, figure in figures.items()}
 
-    figures = {prefix + name: figure for name, figure in of(np.arange(len(units))).items()}
+    figures = of(np.arange(len(units)))
     for part in sorted(units["body_part"].unique()):
-        chosen = np.flatnonzero(units["body_part"] == part)
-        figures[f"{prefix}kappa/{part}"] = of(chosen)["kappa"]
+        of_part = of(np.flatnonzero(units["body_part"] == part))
+        figures[f"{prefix}kappa/{part}"] = of_part[f"{prefix}kappa"]
     hardware = units["hardware"].to_numpy()
     if (hardware >= 0).any():
         for group, value in (("no_hardware", 0), ("hardware", 1)):
-            for name, figure in of(np.flatnonzero(hardware == value)).items():
-                figures[f"{prefix}{name}/{group}"] = figure
+            of_group = of(np.flatnonzero(hardware == value))
+            figures |= {f"{name}/{group}": figure for name, figure in of_group.items()}
     return figures
 
 
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
-    lacking = [name for name in COLUMNS if name not in table.columns]
-    if lacking:
-        raise ValueError(
-            f"the table lacks the column {lacking[0]!r}"
-            + (": this run has no classifier" if lacking == ["probability"] else "")
-        )
-    known = table["probability"].between(0, 1)
-    if not known.all():
-        raise ValueError(f"{table['path'][~known].iloc[0]} has no probability in [0, 1]")
-    return table
+def localisation(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, Figure]:
+    """Figures of a method's maps: ``<method>/hit``, and ``<method>/hit/<group>`` of some."""
+
+    def values(name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        column = table[f"{method}_{name}"].iloc[rows]
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+    distance, area, label = values("distance"), values("area"), table["label"]
+    # Without a threshold of val nobody knows what is claimed.
+    claims = np.where(np.isnan(area), np.nan, area > 0)
+    figures = {
+        **{name: mean(values(name)) for name in MEANS},
+        "hit_near": mean(np.where(np.isnan(distance), np.nan, distance <= TOLERANCE)),
+        "shown_normal": mean(np.where(label == 0, claims, np.nan)),
+        "shown_abnormal": mean(np.where(label == 1, claims, np.nan)),
+        "pixel_ap": weighted.pixel_average_precision(maps.lesion_pixels, maps.pixels),
+        "iou_bound": weighted.best_mean(iou_curves(maps)[:, 1:]),  # 0 claims every pixel
+        "box_bound": weighted.max_box_accuracy(maps.box_iou),
+    }
+    for group, rows in groups(table).items():
+        pixel_ap = weighted.pixel_average_precision(maps.lesion_pixels[rows], maps.pixels[rows])
+        for name in ("hit", "iou"):
+            figures[f"{name}/{group}"] = among(rows, mean(values(name, rows)))
+        figures[f"pixel_ap/{group}"] = among(rows, pixel_ap)
+    return {f"{method}/{name}": figure for name, figure in figures.items()}
+
+
+def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Positions of the images with a lesion mask by body part, lesion type and lesion size.
+
+    People name body parts and lesion types as they like: a lesion type that is called as a body
+    part or a size is ``lesion_type/<value>``, a body part called as a size ``body_part/<value>``.
+    """
+    area = table["lesion_area"].to_numpy(dtype=np.float64)
+    masked = ~np.isnan(area)
+    rows: dict[str, np.ndarray] = {}
+    for column in ("body_part", "lesion_type"):
+        for value in sorted(table.loc[masked, column].unique()):
+            name = str(value)
+            while name in rows or name in SIZE_NAMES:
+                name = f"{column}/{name}"
+            if value:
+                rows[name] = np.flatnonzero(masked & (table[column] == value).to_numpy())
+    size = np.digitize(area, SIZES)
+    return rows | {
+        name: np.flatnonzero(masked & (size == place)) for place, name in enumerate(SIZE_NAMES)
+    }
+
+
+def iou_curves(maps: MapRows) -> np.ndarray:
+    """IoU at each threshold, float64 ``(N, LEVELS)``; NaN without a lesion."""
+    both = maps.lesion_pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
+    region = maps.pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
+    lesion = np.where(both[:, :1] > 0, both[:, :1], np.nan)
+    return np.asarray(both / (region + lesion - both))
 
 
 def _logit(probability: Column) -> np.ndarray:

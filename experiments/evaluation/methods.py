@@ -1,19 +1,14 @@
-"""What a map method is to an evaluation; the network's own maps come with its class scores.
-
-A method is judged beside the network's own maps (``cam``, ``pcam``, ``fcn``) when
-:func:`experiments.evaluation.judge.judge` is given it; nothing else has to know of it. Whoever has
-maps from elsewhere, at the image's original size, needs no method:
-:class:`experiments.evaluation.map_rows.MapRecorder` takes them as they are.
-"""
+"""What a map method is; one is judged beside the network's own maps when ``judge`` is given it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_modules import Stage1Classifier
 from lightning_modules.attention import scale_map, upsample
 from lightning_modules.stage1 import SCALE_QUANTILE
 
@@ -21,42 +16,33 @@ Batch = dict[str, Tensor]
 
 
 class MapMethod(Protocol):
-    """Draws a map of an image, given a network or not.
+    """Draws a map of an image, given a network or not."""
 
-    Attributes:
-        name: Of columns and figures, such as ``gradcam``: letters, digits and ``_``.
-    """
+    name: str  # of columns and figures, such as "gradcam": letters, digits and "_"
 
-    name: str
-
-    def __call__(self, module: Any, image: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps of a batch, the higher, the more lesion.
 
         Gradients are off when this is called: a method that needs them says
         ``torch.enable_grad()``, and leaves ``module`` as it found it.
 
         Args:
-            module: The trained network in evaluation mode on the device of ``image``, whose weights
-                are not to be changed; None where no network takes part.
+            module: in evaluation mode, on the image's device; None where no network takes part.
             image: ``(B, 1, S, S)`` float32, as the network gets it.
-            batch: The whole batch, also on the device; ``batch["index"]`` are rows of the index
-                table.
+            batch: the whole batch; ``batch["index"]`` are rows of the index table.
 
         Returns:
-            ``(B, 1, S, S)``, or a smaller ``(B, 1, h, w)`` that is enlarged as the encoder's own
-            maps are (cell i looks at pixel i * S / h). Values are at least 0 (what is negative is
-            cut) and of one unit for all images: never stretched image by image. The maps of val are
-            kept until their scale is known, so give coarse maps as they are.
+            ``(B, 1, h, w)``, enlarged as the encoder's own maps are (cell i looks at pixel
+            i * S / h). Negative values are cut. One unit for all images: never stretched image by
+            image. Those of val are kept until their scale is known: give coarse maps as they are.
         """
         ...
 
 
-def raw_map(method: MapMethod, module: Any, image: Tensor, batch: Batch) -> Tensor:
-    """The map of a method, checked: float32 ``(B, 1, h, w)``, finite.
-
-    Raises:
-        ValueError: If it is of another shape, or has values that are not finite.
-    """
+def raw_map(
+    method: MapMethod, module: Stage1Classifier | None, image: Tensor, batch: Batch
+) -> Tensor:
+    """The map of a method, float32 ``(B, 1, h, w)``; ValueError: of another shape or not finite."""
     with torch.no_grad():
         raw = method(module, image, batch).detach().float()
     if raw.ndim != 4 or raw.shape[:2] != (len(image), 1) or not raw.shape[2] * raw.shape[3]:
@@ -80,13 +66,6 @@ def shown_map(raw: Tensor, scale: float, size: tuple[int, int] | torch.Size) -> 
 
 
 def fit_scale(peaks: Sequence[float]) -> float:
-    """The value that becomes 1 in a method's maps: a high quantile of the peaks over val.
-
-    The same rule as that of the network's own maps (``Stage1Classifier.map_scale``).
-
-    Example:
-        >>> fit_scale([0.0, 1.0, 3.0])
-        2.96
-    """
+    """The value that becomes 1, a high quantile of val's peaks: the rule of the network's own."""
     values = torch.tensor(peaks, dtype=torch.float64).clamp(min=0)
     return round(float(values.quantile(SCALE_QUANTILE)), 12)

@@ -6,54 +6,34 @@ from typing import NamedTuple
 
 
 class FigureName(NamedTuple):
-    """What people call a figure.
+    """What people call a figure."""
 
-    Attributes:
-        heading: of a column.
-        phrase: in a sentence.
-        meaning: what it measures, for whoever has never met it.
-        digits: after the point; three where small differences count.
-    """
-
-    heading: str
-    phrase: str
-    meaning: str = ""
-    digits: int = 2
+    heading: str  # of a column
+    phrase: str = ""  # in a sentence; "": as in a heading
+    meaning: str = ""  # what it measures, for whoever has never met it
+    digits: int = 2  # after the point; three where small differences count
 
 
 class MethodName(NamedTuple):
-    """What people call a map method, and how plots draw it.
+    """What people call a map method, and how plots draw it."""
 
-    Attributes:
-        heading: of a row or a line.
-        phrase: in a sentence.
-        colour: told apart by colour-blind eyes.
-        marker: Matplotlib's.
-    """
-
-    heading: str
-    phrase: str
-    colour: str = "#000000"
-    marker: str = "o"
+    heading: str  # of a row or a line
+    phrase: str  # in a sentence
+    colour: str = "#000000"  # told apart by colour-blind eyes
+    marker: str = "o"  # Matplotlib's
 
 
+LESIONS = "share of lesions in which the map’s brightest point lies"
+RANKING = "how well the map ranks lesion pixels above all others, 0 to 1"
+OVERLAP = "overlap of what is claimed at val’s threshold with the lesion, 0 to 1"
+SHOWN = "share of normal images on which a lesion is claimed"
+CHANCE = "chance that an abnormal image scores above a normal one; 0.5 is guessing"
 # Of a map; a summary has them as ``method/figure``.
 MAP_FIGURES = {
-    "hit": FigureName(
-        "hit rate", "hit rate", "share of lesions in which the map’s brightest point lies"
-    ),
+    "hit": FigureName("hit rate", meaning=LESIONS),
     "hit_near": FigureName("hit rate, near", "hit rate within 2.5 % of the diagonal"),
-    "pixel_ap": FigureName(
-        "pixel AP",
-        "pixel AP",
-        "how well the map ranks lesion pixels above all others, 0 to 1",
-        digits=3,
-    ),
-    "iou": FigureName(
-        "IoU",
-        "mean IoU at val's threshold",
-        "overlap of what is claimed at val’s threshold with the lesion, 0 to 1",
-    ),
+    "pixel_ap": FigureName("pixel AP", meaning=RANKING, digits=3),
+    "iou": FigureName("IoU", "mean IoU at val's threshold", OVERLAP),
     "dice": FigureName("Dice", "mean Dice coefficient at val's threshold"),
     "iou_otsu": FigureName("IoU, Otsu", "mean IoU at Otsu's threshold"),
     "iou_bound": FigureName("IoU, best", "mean IoU at the best threshold (an upper bound)"),
@@ -64,9 +44,7 @@ MAP_FIGURES = {
         "share of the map’s sum that lies in the lesion",
     ),
     "shown_normal": FigureName(
-        "shown on normal",
-        "share of normal images on which a lesion is shown",
-        "share of normal images on which a lesion is claimed",
+        "shown on normal", "share of normal images on which a lesion is shown", SHOWN
     ),
     "shown_abnormal": FigureName(
         "shown on abnormal", "share of abnormal images on which a lesion is shown"
@@ -74,25 +52,21 @@ MAP_FIGURES = {
 }
 # Of a classifier.
 CLASS_FIGURES = {
-    "auroc": FigureName(
-        "AUROC",
-        "AUROC",
-        "chance that an abnormal image scores above a normal one; 0.5 is guessing",
-        digits=3,
-    ),
-    "accuracy": FigureName("accuracy", "accuracy", "share of images that are called rightly"),
+    "auroc": FigureName("AUROC", meaning=CHANCE, digits=3),
+    "accuracy": FigureName("accuracy", meaning="share of images that are called rightly"),
     "sensitivity": FigureName(
-        "sensitivity", "sensitivity", "share of abnormal images that are called abnormal"
+        "sensitivity", meaning="share of abnormal images that are called abnormal"
     ),
     "specificity": FigureName(
-        "specificity", "specificity", "share of normal images that are called normal"
+        "specificity", meaning="share of normal images that are called normal"
     ),
     "study_kappa": FigureName(
-        "study kappa", "study kappa", "Cohen’s kappa on studies: agreement beyond chance"
+        "study kappa", meaning="Cohen’s kappa on studies: agreement beyond chance"
     ),
     "masked_accuracy": FigureName(
-        "masked accuracy", "masked accuracy", "accuracy when only what the map shows is seen"
+        "masked accuracy", meaning="accuracy when only what the map shows is seen"
     ),
+    "study_auroc": FigureName("study AUROC", digits=3),
     "ece": FigureName(
         "calibration error",
         "expected calibration error",
@@ -103,8 +77,7 @@ CLASS_FIGURES = {
     ),
     "auroc/no_hardware": FigureName(
         "AUROC, no hardware",
-        "AUROC among images without hardware",
-        "the same among images without metal or casts",
+        meaning="the same among images without metal or casts",
         digits=3,
     ),
 }
@@ -120,13 +93,55 @@ TRIVIAL_METHODS = {
     "noise": MethodName("noise", "noise"),
 }
 
+# What a sweep's plots draw: label of the axis -> name in metrics.csv -> line.
+PANELS = {
+    f"{MAP_FIGURES[figure].heading} on val (0 to 1)": {
+        f"val/{method}/{figure}": OWN_METHODS[method] for method in ("fcn", "pcam", "cam")
+    }
+    for figure in ("pixel_ap", "hit")
+} | {
+    "accuracy, AUROC on val (1: best)": {
+        "val/accuracy": MethodName("accuracy", "accuracy"),
+        "val/auroc": MethodName("AUROC", "AUROC", "#aa4499", "s"),
+    }
+}
+
+
+def split_key(key: str) -> tuple[str, str, str]:
+    """Method, figure and group of a figure's name in ``summary.json``; "" where there is none.
+
+    Example:
+        >>> split_key("pcam/hit/lesion_type/large"), split_key("tuned/accuracy")
+        (('pcam', 'hit', 'lesion_type/large'), ('', 'tuned/accuracy', ''))
+    """
+    parts = key.split("/")
+    of_map = len(parts) > 1 and parts[1] in MAP_FIGURES
+    method = parts.pop(0) if of_map else ""
+    count = 2 if parts[0] == "tuned" else 1
+    return method, "/".join(parts[:count]), "/".join(parts[count:])
+
 
 def figure_name(key: str) -> FigureName:
-    """The name of ``auroc``, ``hit`` or ``pcam/hit``; a figure without an entry keeps its key."""
-    known = {**CLASS_FIGURES, **MAP_FIGURES}
-    name = known.get(key) or known.get(key.rpartition("/")[2])
-    plain = key.replace("_", " ")
-    return name or FigureName(plain, plain)
+    """The name of ``auroc``, ``hit`` or ``pcam/hit/hand``; one without an entry keeps its key."""
+    _, figure, group = split_key(key)
+    names = {**CLASS_FIGURES, **MAP_FIGURES}
+    name = (
+        names.get(f"{figure}/{group}") or names.get(figure) or FigureName(figure.replace("_", " "))
+    )
+    return name._replace(phrase=name.phrase or name.heading)
+
+
+def phrase(key: str) -> str:
+    """A figure in a sentence.
+
+    Example:
+        >>> phrase("pcam/hit/hand"), phrase("study_kappa"), phrase("auroc/hardware")
+        ("PCAM's hit rate (hand)", 'study kappa', 'AUROC (hardware)')
+    """
+    method, figure, group = split_key(key)
+    owner = f"{method_name(method).phrase}'s " if method else ""
+    place = f" ({group.replace('/', ' ').replace('_', ' ')})" if group else ""
+    return owner + figure_name(figure).phrase + place
 
 
 def method_name(method: str) -> MethodName:

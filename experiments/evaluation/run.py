@@ -13,228 +13,156 @@ from callbacks.checkpoints import load_checkpoint
 from datamodules import DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
-from experiments.build import build_module, open_run
+from experiments.build import Run, build_module, open_run
 from experiments.config import Config
 from experiments.evaluation.baselines import baselines
-from experiments.evaluation.figures import HOTTEST, Fitted, classification, fit
-from experiments.evaluation.judge import Judged, classifies, judge
-from experiments.evaluation.map_figures import MapRows, localisation
+from experiments.evaluation.figures import HOTTEST, Fitted, MapRows, all_figures, fit
+from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod
-from experiments.evaluation.statistics import Estimate, Figure, estimates, patient_weights
-from experiments.evaluation.weighted import mean
-from experiments.runs import RunError, check_network, epochs_done
+from experiments.evaluation.statistics import Estimate, estimates, patient_weights
+from experiments.runs import RunError, check_network, epochs_done, find_checkpoint
+from lightning_modules import Stage1Classifier
 
-# What a probability means without any val: abnormal is what is likelier than not.
-EVEN = 0.5
-REPLACED = "images were replaced since this run was trained: judged, and tuned on, are today's"
+REPLACED = "images were replaced since the training: today's are tuned on and judged"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Evaluation:
-    """A run on a split.
+    """A run, or a folder of maps, on a split."""
 
-    Attributes:
-        folder: The run directory.
-        target: Where the results are written.
-        config: As it was trained.
-        about: What run, checkpoint and split this is, for the summary.
-        table: A row an image, all columns.
-        maps: What is kept of each map, of each method, in the order of the table.
-        fitted: What val decided on classification; None for a network that does not classify.
-        thresholds: What val decided for each map method; NaN where it could not.
-        scales: What becomes 1 in the maps of methods that are not the network's own.
-        notes: What a reader must know before believing a figure, a sentence each.
-        estimates: Every figure with its 95 % interval; computed unless they are given.
-    """
-
-    folder: Path
-    target: Path
-    config: Config
-    about: dict[str, Any]
-    table: pd.DataFrame
-    maps: dict[str, MapRows]
-    fitted: Fitted | None
-    thresholds: dict[str, float]
-    scales: dict[str, float]
-    notes: list[str]
+    folder: Path  # the run directory, or the folder of maps
+    target: Path  # where the results are written
+    config: Config  # as it was trained
+    about: dict[str, Any]  # what run, checkpoint and split this is, for the summary
+    table: pd.DataFrame  # a row an image, all columns of images.csv
+    maps: dict[str, MapRows]  # of each method, in the order of the table
+    fitted: Fitted | None  # what val decided; None for a network that does not classify
+    thresholds: dict[str, float]  # what val decided for each map method; NaN where it could not
+    scales: dict[str, float]  # what becomes 1 in the maps of methods beside the network's own
+    notes: list[str]  # what a reader must know before believing a figure, a sentence each
+    # Every figure by its name in summary.json; computed unless given.
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give every figure its interval."""
         if not self.estimates:
             weights = patient_weights(self.table["patient"].to_numpy())
-            self.estimates = estimates(figures(self.table, self.maps, self.fitted), weights)
+            self.estimates = estimates(all_figures(self.table, self.maps, self.fitted), weights)
+
+    @property
+    def own_maps(self) -> list[str]:
+        """The network's own methods: all others brought no scale and got one from val."""
+        return [name for name in self.maps if name not in self.scales]
 
 
-# Judged baselines of val and of the split, by the data that they were judged on.
-Shared = dict[Any, tuple[Judged, Judged]]
+class Baselines:
+    """The trivial maps, judged once for all runs on the same data."""
+
+    def __init__(self) -> None:
+        self._judged: dict[Any, tuple[Judged, Judged]] = {}
+
+    def judge(self, data: RadiographDataModule, split: str) -> tuple[Judged, Judged]:
+        """Of val and of the split."""
+        key = (data.cache_folder, data.index_hash, tuple(data.lesion_rows), split)
+        if key not in self._judged:
+            self._judged[key] = _val_and_split(None, data, split, baselines(data))
+        return self._judged[key]
 
 
 def evaluate(
     run: Path,
     split: str,
-    overrides: list[str],
-    trivial: bool = True,
-    shared: Shared | None = None,
+    overrides: Sequence[str] = (),
     methods: Sequence[MapMethod] = (),
+    trivial: Baselines | None = None,
 ) -> Evaluation:
-    """Judge the best checkpoint of ``run`` on ``split``, with what val decides.
+    """Judge the best checkpoint of a run on test, val or left_out, with what val decides.
 
     Args:
-        run: Run directory or checkpoint.
-        split: test, val or left_out.
+        run: run directory or checkpoint.
+        split: one of the three.
         overrides: ``key=value`` words that change no result: paths, workers, the batch size.
-        trivial: Whether trivial baselines are judged, too.
-        shared: Keeps the baselines for further runs on the same data.
-        methods: Map methods that explain the classifier, beside its own maps.
-
-    Raises:
-        RunError: There is no run or checkpoint, it belongs to another stage, was trained otherwise,
-            or its network diverged.
-        DataError: The data is not that of the run.
+        methods: map methods that explain the classifier, beside its own maps.
+        trivial: the trivial maps to stand beside; None: none.
     """
     opened = open_run(run, overrides)
     folder, config, data, module = opened.folder, opened.config, opened.data, opened.module
-    trained_on = opened.trained_on
-    said = []
-    if methods and not classifies(module):
-        said.append("trained on the lesion masks alone: there is no class for --peers to explain")
-    # Folds are dealt by the masks: there only the very same data leaves out the same images.
-    if split != LEFT_OUT and data.judges_as(trained_on):
-        masks = trained_on.get("mask_hash") != data.mask_hash
-        if masks or trained_on["index_hash"] != data.index_hash:
-            said.append(
-                "labels or lesion masks are not those that this run was trained with: judged is by "
-                "today's"
-            )
-        if trained_on.get("image_hash", data.image_hash) != data.image_hash:
-            said.append(REPLACED)
-    else:
-        data.check_same_data(trained_on)
+    notes = _changes(opened, split)
+    if methods and not module.classifies:
+        notes.append("trained on the lesion masks alone: there is no class for --peers to explain")
+        methods = ()
     check_network(build_module(config, data), opened.content, opened.checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
             f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
         )
     try:
-        val, judged = _val_and_split(module, data, split, methods if classifies(module) else ())
+        val, judged = _val_and_split(module, data, split, methods)
         if trivial:
-            known = {} if shared is None else shared
-            key = (data.cache_folder, data.index_hash, tuple(data.lesion_rows), split)
-            if key not in known:
-                known[key] = _val_and_split(None, data, split, baselines(data))
-            val, judged = (
-                _joined(own, more) for own, more in zip((val, judged), known[key], strict=True)
-            )
-        fitted = fit(val.table) if "probability" in val.table else None
+            for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
+                one.maps |= more.maps
+                one.scales |= more.scales
+        fitted = fit(val.table) if module.classifies else None
     except DataError:
         raise
     except ValueError as error:
         raise RunError(f"{folder}: {error}") from error
     thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
-    table, rows = with_thresholds(judged, thresholds)
-    about = {
-        "run": str(folder),
-        **opened.identity,
-        "epochs": int(config.trainer["max_epochs"]),
-        "split": split,
-        "image_hash": trained_on.get("image_hash", data.image_hash),
-        "judged_image_hash": data.image_hash,
-        "mask_hash": trained_on.get("mask_hash", data.mask_hash),
-        **({"leaks": "split by image"} if config.data.split == "image" else {}),
-    }
+    notes += _unfinished(opened) + missing(val.table, judged.table, split, fitted)
     return Evaluation(
-        folder,
-        opened.results(split),
-        config,
-        about,
-        table,
-        rows,
-        fitted,
-        thresholds,
-        judged.scales,
-        [*said, *_unfinished(folder, config), *notes(val.table, judged.table, split, fitted)],
+        folder=folder,
+        target=opened.results(split),
+        config=config,
+        about=_about(opened, split),
+        table=whole_table(judged, thresholds),
+        maps={name: maps.rows for name, maps in judged.maps.items()},
+        fitted=fitted,
+        thresholds=thresholds,
+        scales=judged.scales,
+        notes=notes,
     )
 
 
-def with_thresholds(
-    judged: Judged, thresholds: Mapping[str, float]
-) -> tuple[pd.DataFrame, dict[str, MapRows]]:
-    """The table of images with all columns of all methods, and what is kept of each map.
+def check_different(runs: Sequence[Path]) -> None:
+    """Raise a RunError if two words mean the same run, which is no pair to compare."""
+    words: dict[Path, Path] = {}
+    for run in runs:
+        folder = find_checkpoint(run)[0].resolve()
+        if words.setdefault(folder, run) is not run:
+            raise RunError(f"{words[folder]} and {run} are of one run; name one of them")
 
-    Args:
-        judged: A split.
-        thresholds: Of each of its methods, as val decided.
-    """
+
+def whole_table(judged: Judged, thresholds: Mapping[str, float]) -> pd.DataFrame:
+    """The table of images with all columns of all methods, at these thresholds."""
     columns = [maps.table(thresholds[name]) for name, maps in judged.maps.items()]
-    table = pd.concat([judged.table.reset_index(drop=True), *columns], axis=1)
-    return table, {name: maps.rows for name, maps in judged.maps.items()}
+    return pd.concat([judged.table, *columns], axis=1)
 
 
-def figures(
-    table: pd.DataFrame, maps: Mapping[str, MapRows], fitted: Fitted | None
-) -> dict[str, Figure]:
-    """All figures of a run, as functions of the images' weights.
-
-    Those of :func:`figures.classification` at a probability of 0.5 by their own names, at val's
-    operating points with ``tuned/`` before; of the masked passes ``masked_accuracy``,
-    ``swapped_masked_accuracy`` and ``swapped_masked_abnormal``, the share that is called abnormal;
-    and those of :func:`map_figures.localisation` of each method.
-
-    Args:
-        table: A row an image, with all columns.
-        maps: Rows of the same images in the same order.
-        fitted: What val decided; None for a network that does not classify.
-    """
-    found: dict[str, Figure] = {}
-    if fitted is not None:
-        found |= classification(table, Fitted(EVEN, EVEN, fitted.temperature))
-        for name, figure in classification(table, fitted).items():
-            if name.split("/")[0].removeprefix("study_") not in ("auroc", "ece", "ece_scaled"):
-                found[f"tuned/{name}"] = figure
-    for name in ("masked", "swapped_masked"):
-        if f"{name}_probability" in table:
-            called = (table[f"{name}_probability"] > EVEN).to_numpy()
-            found[f"{name}_accuracy"] = mean(called == (table["label"] == 1).to_numpy())
-            if name == "swapped_masked":
-                found["swapped_masked_abnormal"] = mean(called)
-    for method, rows in maps.items():
-        found |= localisation(table, method, rows)
-    return found
+def leaks(config: Config) -> dict[str, str]:
+    """What ``about`` says of a split that does not keep patients apart."""
+    return {"leaks": "split by image"} if config.data.split == "image" else {}
 
 
-def notes(val: pd.DataFrame, table: pd.DataFrame, split: str, fitted: Fitted | None) -> list[str]:
-    """What is missing in the images, and what follows for the figures; a sentence each."""
-    said = []
-    if split == "val":
-        said.append("val is judged by what val itself decided: figures at its thresholds are kind")
-    if table["lesion_area"].isna().all():
-        said.append(
-            f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
-            "adds masks)"
-        )
-    elif val["lesion_area"].isna().all():
-        said.append(
-            "no lesion mask in val: no threshold of a map can be tuned; IoU, Dice, area and what "
-            "is shown on normal images are null"
-        )
-    if kind := _only_class(table):
-        said.append(
-            f"{split} holds {kind} images only: AUROC, kappa and the recall of the other class are "
-            "null"
-        )
-    if kind := _only_class(val):
-        said.append(
-            f"val holds {kind} images only: operating points are 0.5 and the temperature is 1"
-        )
-    elif fitted is not None and not 1.01 / HOTTEST < fitted.temperature < HOTTEST / 1.01:
-        said.append(
-            f"val sets no limit to the temperature: {fitted.temperature:.2f} is where the search "
-            "ends"
-        )
-    if table["patient"].nunique() < 2:
-        said.append(f"{split} is of one patient: no figure has an interval")
-    return said
+def missing(val: pd.DataFrame, table: pd.DataFrame, split: str, fitted: Fitted | None) -> list[str]:
+    """Notes on what is missing in the images, and what follows for the figures."""
+    only, only_val = _only_class(table), _only_class(val)
+    unmasked, val_unmasked = (images["lesion_area"].isna().all() for images in (table, val))
+    temperature = fitted.temperature if fitted else 1.0
+    limited = 1.01 / HOTTEST < temperature < HOTTEST / 1.01
+    notes = {
+        "val is judged by its own decisions: results are optimistic": split == "val",
+        f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
+        "adds masks)": unmasked,
+        "no lesion mask in val: no threshold of a map can be tuned; IoU, Dice, area and what is "
+        "shown on normal images are null": val_unmasked and not unmasked,
+        f"{split} holds {only} images only: AUROC, kappa and the recall of the other class are "
+        "null": only,
+        f"val holds {only_val} images only: operating points are 0.5 and the temperature is "
+        "1": only_val,
+        f"val sets no limit to the temperature: the search ended at {temperature:.2f}": not limited,
+        f"{split} is of one patient: no figure has an interval": table["patient"].nunique() < 2,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def _only_class(table: pd.DataFrame) -> str:
@@ -244,24 +172,51 @@ def _only_class(table: pd.DataFrame) -> str:
     return "abnormal" if table["label"].iloc[0] == 1 else "normal"
 
 
-def _val_and_split(
-    module: Any, data: RadiographDataModule, split: str, methods: Sequence[Any] = ()
-) -> tuple[Judged, Judged]:
-    val = judge(module, data, "val", methods, tuning=split != "val")
-    return val, val if split == "val" else judge(module, data, split, methods, val.scales)
+def _about(opened: Run, split: str) -> dict[str, Any]:
+    return {
+        "run": str(opened.folder),
+        **opened.identity,
+        "epochs": int(opened.config.trainer["max_epochs"]),
+        "split": split,
+        "image_hash": opened.trained_on["image_hash"],
+        "judged_image_hash": opened.data.image_hash,
+        "mask_hash": opened.trained_on["mask_hash"],
+        **leaks(opened.config),
+    }
 
 
-def _joined(own: Judged, more: Judged) -> Judged:
-    return Judged(own.table, own.maps | more.maps, own.scales | more.scales)
+def _changes(opened: Run, split: str) -> list[str]:
+    """Notes on what changed in the data since the training; DataError: it may not have."""
+    data, trained_on = opened.data, opened.trained_on
+    # Folds are dealt by the masks: there only the very same data leaves out the same images.
+    if split == LEFT_OUT or not data.judges_as(trained_on):
+        data.check_same_data(trained_on)
+        return []
+    notes = []
+    if (trained_on["index_hash"], trained_on["mask_hash"]) != (data.index_hash, data.mask_hash):
+        notes.append("labels or lesion masks changed since the training: figures are by today's")
+    if trained_on["image_hash"] != data.image_hash:
+        notes.append(REPLACED)
+    return notes
 
 
-def _unfinished(folder: Path, config: Config) -> list[str]:
+def _unfinished(opened: Run) -> list[str]:
     """A note where the run has epochs before it, or where nobody can tell."""
-    last, wanted = folder / "checkpoints" / "last.ckpt", int(config.trainer["max_epochs"])
+    last = opened.folder / "checkpoints" / "last.ckpt"
+    wanted = int(opened.config.trainer["max_epochs"])
     try:
         done = epochs_done(load_checkpoint(last))
     except (OSError, ValueError, KeyError):
         return [f"{last} is lost or damaged: whether training had ended is not known"]
-    if done >= wanted:
-        return []
-    return [f"half finished: {done} of {wanted} epochs are trained; the same command goes on"]
+    half = f"half finished: {done} of {wanted} epochs are trained; the same command goes on"
+    return [half] if done < wanted else []
+
+
+def _val_and_split(
+    module: Stage1Classifier | None,
+    data: RadiographDataModule,
+    split: str,
+    methods: Sequence[MapMethod],
+) -> tuple[Judged, Judged]:
+    val = judge(module, data, "val", methods, tuning=split != "val")
+    return val, val if split == "val" else judge(module, data, split, methods, val.scales)

@@ -1,37 +1,8 @@
 """Intervals and paired differences of figures, by resampling patients; NumPy only, no network.
 
-A *figure* (:mod:`experiments.evaluation.weighted`) is a function of weights, one an image: with all
-weights 1 it is the figure of the data, with the weights of a resample that of the resample.
-
-**Interval.** 95 % percentile bootstrap (Efron 1979) over patients: a resample draws as many
-patients as there are, with replacement, and takes all images of each (cluster bootstrap): views of
-one patient are no independent evidence. Thresholds, temperature and all else that was fitted stay
-as they are.
-
-**Difference.** Both figures on the same resamples of the same images (paired). The two-sided
-p-value is twice the smaller share of resamples in which the difference is at most, or at least, 0,
-counting one resample more on each side (Davison & Hinkley 1997, chapter 4): at least
-2 / (resamples + 1), so that m comparisons need more than 40 m resamples (:func:`enough`). Of k
-patients all on one side the chance of just that, were there no difference, is 2^(1 - k): no p-value
-is smaller. Of several comparisons p-values are corrected by :func:`holm`.
-
-**Few patients.** How many carry a figure is told by how often a resample misses them all: of n, it
-misses k with chance (1 - k / n)^n. A figure that rests on one patient (of the one class, of those
-with a lesion) has no interval. From two on it has, but a percentile interval is too narrow: with
-no difference at all, means of k normal values are called different at 0.05 never with up to 5 (by
-2^(1 - k)), in 14 % of draws with 6, in 11 % with 8 and in 8 % with 10 to 30.
-
-**Seeds.** Runs that differ in the seed are joined by the mean of their figures within each resample
-(:func:`mean_of`): the interval is that of the mean of these runs over other patients. It does not
-hold the spread over seeds, which three runs cannot tell: print the runs beside it.
-
-**NaN.** A figure undefined in a resample (a class or a lesion is missing) leaves that resample out;
-``undefined`` is the share left out. A figure undefined on the data itself is NaN, with no interval.
-A mean over seeds is undefined where one is.
-
-**At the limit.** Where all images are right, so are all resamples: the interval has no width, which
-says nothing of how sure the figure is. Of n patients, all right, up to 3 / n may be wrong (the rule
-of three).
+A figure (:mod:`experiments.evaluation.weighted`) is a function of the images' weights: all 1 give
+that of the data, the counts of a resample that of the resample. Intervals are 95 % percentile
+bootstraps over patients, who are drawn with all their images: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -48,9 +19,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 # Weights at once, 8 bytes each: larger blocks leave the processor's cache and gain nothing.
 BLOCK = 500_000
-
-
-# Patients, as `carriers` estimates them: between one and two.
+# Patients that a figure must rest on to have an interval, as `carriers` estimates them: two.
 FEWEST = 1.5
 
 
@@ -76,18 +45,9 @@ class Difference(NamedTuple):
 def patient_weights(
     patient: Sequence[Any] | np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """How often each image is drawn in each resample of the patients.
+    """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``.
 
-    Args:
-        patient: The patient of each image, ``(N,)``.
-        resamples: Number of resamples R.
-        seed: Draws them; the same patients in the same order give the same resamples.
-
-    Returns:
-        uint16 ``(R, N)``: multinomial counts, equal for all images of a patient.
-
-    Raises:
-        ValueError: If an image has no patient, or there is no image.
+    The same patients in the same order give the same resamples.
 
     Example:
         >>> patient_weights(["a", "b", "b", "c"], resamples=3)
@@ -107,11 +67,7 @@ def patient_weights(
 
 
 def estimate(figure: Figure, weights: np.ndarray) -> Estimate:
-    """A figure of the data with its 95 % interval.
-
-    Args:
-        figure: Function of weights.
-        weights: Of :func:`patient_weights`.
+    """A figure of the data with its 95 % interval, on the resamples of :func:`patient_weights`.
 
     Example:
         >>> from experiments.evaluation.weighted import mean
@@ -119,8 +75,8 @@ def estimate(figure: Figure, weights: np.ndarray) -> Estimate:
         >>> estimate(mean(hits), patient_weights(["a", "b", "c", "d", "e"]))
         Estimate(value=0.75, low=0.25, high=1.0, undefined=0.0)
     """
-    value, drawn = _draw(figure, weights)
-    return Estimate(value, *_interval(value, drawn, weights))
+    value, resampled = _resample(figure, weights)
+    return Estimate(value, *_interval(value, resampled, weights))
 
 
 def estimates(figures: Mapping[str, Figure], weights: np.ndarray) -> dict[str, Estimate]:
@@ -129,50 +85,31 @@ def estimates(figures: Mapping[str, Figure], weights: np.ndarray) -> dict[str, E
 
 
 def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference:
-    """``figure`` less ``other`` on the same images, with interval and p-value.
+    """``figure`` less ``other`` on the same resamples of the same images, with its p-value.
 
-    Args:
-        figure: Function of weights of the images.
-        other: Another one of the same images in the same order.
-        weights: Of :func:`patient_weights`.
-
-    Example:
-        >>> from experiments.evaluation.weighted import mean
-        >>> first, second = mean([1.0, 1.0, 1.0, 0.0] * 9), mean([0.0, 0.0, 1.0, 0.0] * 9)
-        >>> result = difference(first, second, patient_weights(range(36)))
-        >>> [round(number, 3) for number in result]
-        [0.5, 0.333, 0.667, 0.0, 0.001]
+    p is twice the smaller share of resamples on one side of 0, one counted more on each side
+    (Davison & Hinkley 1997, chapter 4).
     """
-
-    def paired(drawn: np.ndarray) -> np.ndarray:
-        return figure(drawn) - other(drawn)
-
-    value, drawn = _draw(paired, weights)
-    low, high, undefined = _interval(value, drawn, weights)
-    known = drawn[~np.isnan(drawn)]
+    value, resampled = _resample(lambda rows: figure(rows) - other(rows), weights)
+    low, high, undefined = _interval(value, resampled, weights)
+    defined = resampled[~np.isnan(resampled)]
     p = float("nan")
     if low == low:
-        tails = [1 + np.count_nonzero(known <= 0), 1 + np.count_nonzero(known >= 0)]
+        tails = [1 + np.count_nonzero(defined <= 0), 1 + np.count_nonzero(defined >= 0)]
+        # Of k patients all on one side, were there no difference: no p-value is smaller.
         one_sided = 2.0 ** (1 - carriers(undefined, weights))
-        p = min(1.0, max(2.0 * float(min(tails)) / (len(known) + 1), one_sided))
+        p = min(1.0, max(2.0 * float(min(tails)) / (len(defined) + 1), one_sided))
     return Difference(value, low, high, undefined, p)
 
 
 def carriers(undefined: float, weights: np.ndarray) -> float:
-    """How many patients a figure rests on, from the share of resamples in which it is undefined.
-
-    Example:
-        >>> weights = patient_weights(range(20))
-        >>> two = np.arange(20) < 2
-        >>> round(carriers(float((weights[:, two] == 0).all(axis=1).mean()), weights), 1)
-        2.0
-    """
+    """How many patients a figure rests on: of n, a resample misses k with chance (1 - k / n)^n."""
     if not len(weights):
         return 0.0
     # Images of a patient have the same weights; integers, so that equal ones add up equally.
-    drawn = weights[:64].astype(np.int64)
-    factors = np.random.default_rng(0).integers(1, 2**32, len(drawn))
-    patients = len(np.unique(factors @ drawn))
+    counts = weights[:64].astype(np.int64)
+    factors = np.random.default_rng(0).integers(1, 2**32, len(counts))
+    patients = len(np.unique(factors @ counts))
     return float(patients * (1 - undefined ** (1 / patients)))
 
 
@@ -181,48 +118,18 @@ def enough(comparisons: int) -> int:
     return max(RESAMPLES, 100 * comparisons)
 
 
-def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The mean of the same figure of several seeds, within each resample.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if not figures:
-        raise ValueError("there is no figure to take the mean of")
-
-    def joined(weights: np.ndarray) -> np.ndarray:
-        return np.mean([figure(weights) for figure in figures], axis=0)
-
-    return joined
-
-
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of m p-values (Holm 1979).
-
-    The i-th smallest becomes the largest of ``(m - j + 1) p_j`` over j up to i, at most 1: a
-    difference with a corrected p-value below 0.05 may be claimed, and the chance that any such
-    claim is wrong stays below 5 %, whatever depends on what.
-
-    Args:
-        p: p-values; NaN stays NaN and does not count.
-
-    Returns:
-        Corrected p-values in the same order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03, 0.005]).round(3).tolist()
-        [0.03, 0.06, 0.06, 0.02]
-    """
+    """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count."""
     values = np.asarray(p, dtype=np.float64)
     corrected = np.full(len(values), np.nan)
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known], kind="stable")]
+    defined = np.flatnonzero(~np.isnan(values))
+    order = defined[np.argsort(values[defined], kind="stable")]
     factors = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
     return corrected
 
 
-def _draw(figure: Figure, weights: np.ndarray) -> tuple[float, np.ndarray]:
+def _resample(figure: Figure, weights: np.ndarray) -> tuple[float, np.ndarray]:
     """The figure of the data and of each resample."""
     images = weights.shape[1]
     value = float(figure(np.ones((1, images)))[0])
@@ -230,14 +137,16 @@ def _draw(figure: Figure, weights: np.ndarray) -> tuple[float, np.ndarray]:
         return value, np.full(len(weights), np.nan)
     rows = max(1, BLOCK // images)
     blocks = [weights[start : start + rows] for start in range(0, len(weights), rows)]
-    drawn = [figure(block.astype(np.float64)) for block in blocks]
-    return value, np.concatenate(drawn) if drawn else np.empty(0)
+    values = [figure(block.astype(np.float64)) for block in blocks]
+    return value, np.concatenate(values) if values else np.empty(0)
 
 
-def _interval(value: float, drawn: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
-    undefined = float(np.isnan(drawn).mean()) if len(drawn) else 1.0
+def _interval(
+    value: float, resampled: np.ndarray, weights: np.ndarray
+) -> tuple[float, float, float]:
+    undefined = float(np.isnan(resampled).mean()) if len(resampled) else 1.0
     if np.isnan(value) or undefined == 1 or carriers(undefined, weights) < FEWEST:
         return float("nan"), float("nan"), undefined
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
     return float(low), float(high), undefined

@@ -1,38 +1,42 @@
-"""The files of an evaluation: images.csv, maps.npz, reliability.csv, summary.json."""
+"""The files of an evaluation, written and read back; what is stale is judged again."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.figures import reliability
-from experiments.evaluation.map_figures import save_maps
-from experiments.evaluation.run import Evaluation
+import numpy as np
+import pandas as pd
+
+from datamodules.files import write_text
+from experiments.build import Run, open_run
+from experiments.evaluation.figures import Fitted, MapRows, reliability
+from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 from experiments.runs import RunError
 
+NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
 NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
 
 
-def write(found: Evaluation) -> None:
-    """Write all files of an evaluation into its folder.
-
-    Raises:
-        RunError: The folder cannot be written.
-    """
-    target = found.target
+def write(evaluation: Evaluation) -> None:
+    """Write all files of an evaluation into its folder."""
+    target, table = evaluation.target, evaluation.table
     try:
         target.mkdir(parents=True, exist_ok=True)
         # Last, so that a summary never lies beside older rows.
         summary = target / "summary.json"
         summary.unlink(missing_ok=True)
-        _drop_older_audit(found)
-        found.table.to_csv(target / "images.csv", index=False)
-        save_maps(target / "maps.npz", found.table, found.maps)
-        if "probability" in found.table:
-            curve = reliability(found.table["probability"], found.table["label"])
+        _drop_older_audit(evaluation)
+        table.to_csv(target / "images.csv", index=False)
+        save_maps(target / "maps.npz", table, evaluation.maps)
+        if "probability" in table:
+            curve = reliability(table["probability"], table["label"])
             curve.to_csv(target / "reliability.csv", index=False)
-        summary.write_text(json.dumps(plain(summarise(found)), indent=2) + "\n")
+        write_text(summary, json.dumps(plain(summarise(evaluation)), indent=2) + "\n")
     except OSError as error:
         raise RunError(
             f"{target} cannot be written ({error.strerror}); make it writable, or copy the run "
@@ -40,29 +44,18 @@ def write(found: Evaluation) -> None:
         ) from error
 
 
-def _drop_older_audit(found: Evaluation) -> None:
-    """Remove an audit, but one of this very network: it is younger than the checkpoint."""
-    audit = found.target / "audit.json"
-    checkpoint = found.folder / "checkpoints" / str(found.about.get("checkpoint"))
-    if not audit.is_file():
-        return
-    if not checkpoint.is_file() or audit.stat().st_mtime < checkpoint.stat().st_mtime:
-        audit.unlink()
-
-
-def summarise(found: Evaluation) -> dict[str, Any]:
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``: figures, then their intervals and what val fitted."""
-    table, figures = found.table, found.estimates
-    fitted: dict[str, Any] = {} if found.fitted is None else found.fitted._asdict()
+    table, figures = evaluation.table, evaluation.estimates
+    fitted: dict[str, Any] = evaluation.fitted._asdict() if evaluation.fitted else {}
+    scales = {name: {"scale": scale} for name, scale in evaluation.scales.items()}
     fitted["maps"] = {
-        name: {"threshold": threshold}
-        | ({"scale": found.scales[name]} if name in found.scales else {})
-        for name, threshold in found.thresholds.items()
+        name: {"threshold": threshold} | scales.get(name, {})
+        for name, threshold in evaluation.thresholds.items()
     }
-    undefined = {name: result.undefined for name, result in figures.items() if result.undefined}
     return {
-        **found.about,
-        "notes": found.notes,
+        **evaluation.about,
+        "notes": evaluation.notes,
         "images": len(table),
         "studies": int(table["study"].nunique()),
         "patients": int(table["patient"].nunique()),
@@ -70,19 +63,14 @@ def summarise(found: Evaluation) -> dict[str, Any]:
         **{name: result.value for name, result in figures.items()},
         "intervals": {name: [result.low, result.high] for name, result in figures.items()},
         # The share of resamples in which a figure was not defined, where there were any.
-        "undefined": undefined,
+        "undefined": {name: one.undefined for name, one in figures.items() if one.undefined},
         "null": NULL,
         "fitted": fitted,
     }
 
 
 def plain(value: Any) -> Any:
-    """Results as JSON holds them: figures as their fields, NaN, which it does not know, as null.
-
-    Example:
-        >>> plain({"a": Estimate(0.5, float("nan"), float("nan"), 1.0)})
-        {'a': {'value': 0.5, 'low': None, 'high': None, 'undefined': 1.0}}
-    """
+    """Results as JSON holds them: figures as their fields, NaN, which it does not know, as null."""
     if isinstance(value, (Estimate, Difference)):
         return plain(value._asdict())
     if isinstance(value, dict):
@@ -90,3 +78,111 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def estimates_of(summary: Mapping[str, Any]) -> dict[str, Estimate]:
+    """The figures of a ``summary.json`` with their intervals; null becomes NaN."""
+    undefined = summary["undefined"]
+    return {
+        name: Estimate(
+            _number(summary[name]), _number(low), _number(high), undefined.get(name, 0.0)
+        )
+        for name, (low, high) in summary["intervals"].items()
+    }
+
+
+def read_evaluation(opened: Run, split: str) -> Evaluation | str:
+    """The evaluation of this very checkpoint on a split, or why it must be judged (again)."""
+    target, summary = opened.results(split), opened.summary(split)
+    if summary is None:
+        return f"{target} holds no evaluation of this {opened.checkpoint.name}"
+    try:
+        # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
+        table = read_images(target / "images.csv").copy()
+        maps = load_maps(target / "maps.npz", table)
+        fitted, of_maps = summary["fitted"], summary["fitted"]["maps"]
+        of_images = [fitted.get(name) for name in Fitted._fields]
+        return Evaluation(
+            folder=opened.folder,
+            target=target,
+            config=opened.config,
+            about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
+            table=table,
+            maps={name: maps[name] for name in of_maps},
+            fitted=None if None in of_images else Fitted(*of_images),
+            thresholds={name: _number(one["threshold"]) for name, one in of_maps.items()},
+            scales={name: one["scale"] for name, one in of_maps.items() if "scale" in one},
+            notes=summary["notes"],
+            estimates=estimates_of(summary),
+        )
+    except (KeyError, ValueError, OSError) as error:
+        return f"{target} cannot be read ({error})"
+
+
+def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[Evaluation]:
+    """Evaluations of runs on one data set; what is missing or stale is judged now, and written."""
+    trivial = Baselines()
+    evaluations = []
+    for run in runs:
+        evaluation = read_evaluation(open_run(run, overrides), split)
+        if isinstance(evaluation, str):
+            print(f"judging {run}: {evaluation}", flush=True)
+            evaluation = evaluate(run, split, overrides, trivial=trivial)
+            write(evaluation)
+            print(f"  written  {evaluation.target}", flush=True)
+        evaluations.append(evaluation)
+    folders = {one.about["data"]: one.folder for one in evaluations}
+    if len(folders) > 1:
+        listed = ", ".join(f"{folder} of {name}" for name, folder in folders.items())
+        raise RunError(f"runs of several data sets do not compare: {listed}. Fix: name one set's")
+    return evaluations
+
+
+def read_images(path: Path) -> pd.DataFrame:
+    """Read an ``images.csv``; ValueError: it is no table of images, or holds an image twice."""
+    # Only an empty field is missing: a patient may be called NA.
+    table = pd.read_csv(
+        path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""]
+    )
+    lacking = [name for name in NAMES if name not in table.columns]
+    if lacking:
+        raise ValueError(f"{path} lacks the column {lacking[0]!r}: it is no table of images")
+    twice = table.loc[table["path"].duplicated(), "path"]
+    if len(twice):
+        raise ValueError(f"{path} holds {twice.iloc[0]} twice")
+    return table.fillna({"lesion_type": ""})
+
+
+def save_maps(path: Path, table: pd.DataFrame, methods: Mapping[str, MapRows]) -> None:
+    """Write what is kept of the maps of all methods to one compressed ``.npz``."""
+    arrays = {
+        f"{method}/{name}": values
+        for method, rows in methods.items()
+        for name, values in rows._asdict().items()
+    }
+    np.savez_compressed(path, path=table["path"].to_numpy(dtype=str), **arrays)
+
+
+def load_maps(path: Path, table: pd.DataFrame) -> dict[str, MapRows]:
+    """Read what :func:`save_maps` wrote; ValueError: it is of other images than the table."""
+    with np.load(path, allow_pickle=False) as saved:
+        if saved["path"].tolist() != table["path"].tolist():
+            raise ValueError(f"{path} is of other images than the table: evaluate the run again")
+        methods = sorted({name.split("/")[0] for name in saved.files if "/" in name})
+        return {
+            method: MapRows(*(saved[f"{method}/{name}"] for name in MapRows._fields))
+            for method in methods
+        }
+
+
+def _drop_older_audit(evaluation: Evaluation) -> None:
+    """Remove an audit, but one of this very network: it is younger than the checkpoint."""
+    audit = evaluation.target / "audit.json"
+    checkpoint = evaluation.folder / "checkpoints" / str(evaluation.about.get("checkpoint"))
+    younger = checkpoint.is_file() and audit.is_file()
+    if not younger or audit.stat().st_mtime < checkpoint.stat().st_mtime:
+        audit.unlink(missing_ok=True)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

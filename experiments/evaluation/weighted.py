@@ -1,7 +1,7 @@
 """Figures as functions of the images' weights, vectorised over resamples.
 
-Each function here takes what is known of N images and returns a :data:`statistics.Figure`: from
-weights ``(R, N)`` to R values, NaN where a resample does not define it.
+Each function takes what is known of N images and returns a :data:`statistics.Figure`: from weights
+``(R, N)`` to R values, NaN where a resample does not define it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,10 @@ OVERLAPS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 def mean(values: Column) -> Figure:
-    """Weighted mean; NaN values are left out (images without a lesion mask, say).
-
-    Example:
-        >>> import numpy as np
-        >>> figure = mean([1.0, 0.0, float("nan")])
-        >>> figure(np.array([[1.0, 1.0, 1.0], [3.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
-        array([0.5 , 0.75,  nan])
-    """
+    """Weighted mean; NaN values are left out (images without a lesion mask, say)."""
     column = np.asarray(values, dtype=np.float64)
-    known = ~np.isnan(column)
-    columns = np.stack([np.where(known, column, 0.0), known], axis=1)
+    defined = ~np.isnan(column)
+    columns = np.stack([np.where(defined, column, 0.0), defined], axis=1)
 
     def figure(weights: np.ndarray) -> np.ndarray:
         total, weight = (weights @ columns).T
@@ -36,47 +29,31 @@ def mean(values: Column) -> Figure:
     return figure
 
 
-def mean_of_known(figures: Sequence[Figure]) -> Figure:
-    """The mean of those of several figures that are defined in a resample; NaN if none is.
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The mean of the same figure of several seeds, within each resample; NaN where one is."""
+    if not figures:
+        raise ValueError("there is no figure to take the mean of")
+    return lambda weights: np.mean([figure(weights) for figure in figures], axis=0)
 
-    Example:
-        >>> import numpy as np
-        >>> recalls = mean([1.0, 0.0, float("nan")]), mean([float("nan"), float("nan"), 1.0])
-        >>> mean_of_known(recalls)(np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
-        array([0.75, 0.5 ,  nan])
-    """
+
+def mean_of_defined(figures: Sequence[Figure]) -> Figure:
+    """The mean of those of several figures that are defined in a resample; NaN if none is."""
 
     def figure(weights: np.ndarray) -> np.ndarray:
         values = np.stack([one(weights) for one in figures])
-        known = ~np.isnan(values)
-        return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+        defined = ~np.isnan(values)
+        return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
     return figure
 
 
-def among(rows: Sequence[int] | np.ndarray, figure: Figure) -> Figure:
-    """A figure of some of the images, or of units of which each is stood for by one image.
-
-    Args:
-        rows: Positions of the images (or bool, ``(N,)``). For studies the first image of each: all
-            its views are of one patient and weigh the same.
-        figure: Of ``len(rows)`` units.
-    """
-    chosen = np.asarray(rows)
-    chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-    return lambda weights: figure(weights[:, chosen])
+def among(rows: np.ndarray, figure: Figure) -> Figure:
+    """A figure of the images at some positions; a study has the weights of any of its images."""
+    return lambda weights: figure(weights[:, rows])
 
 
 def auroc(score: Column, label: Column) -> Figure:
-    """Area under the ROC curve: the chance that an abnormal image scores above a normal one.
-
-    A tie counts one half (Mann-Whitney). NaN where a class has no weight.
-
-    Example:
-        >>> import numpy as np
-        >>> auroc([0.9, 0.4, 0.6, 0.4], [1, 1, 0, 0])(np.ones((1, 4)))
-        array([0.625])
-    """
+    """Area under the ROC curve; a tie counts one half (Mann-Whitney), NaN without both classes."""
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
@@ -98,13 +75,7 @@ def auroc(score: Column, label: Column) -> Figure:
 
 
 def kappa(decision: Column, label: Column) -> Figure:
-    """Cohen's kappa between decisions and labels (0 or 1); NaN where only one label has weight.
-
-    Example:
-        >>> import numpy as np
-        >>> kappa([1, 1, 0, 0, 0], [1, 0, 0, 0, 0])(np.ones((1, 5))).round(3)
-        array([0.545])
-    """
+    """Cohen's kappa of decisions and labels (0 or 1); NaN where only one label has weight."""
     called, truth = np.asarray(decision) == 1, np.asarray(label) == 1
     columns = np.stack([called & truth, called, truth], axis=1).astype(np.float64)
 
@@ -122,42 +93,19 @@ def kappa(decision: Column, label: Column) -> Figure:
 def calibration_error(probability: Column, label: Column, bins: int = 15) -> Figure:
     """Expected calibration error of the probability of abnormal, on bins of equal width.
 
-    Naeini et al. 2015 and Guo et al. 2017, with the probability of abnormal in place of the
-    confidence in the decision: the weighted mean over the bins (0 to 1, the last one closed) of
-    ``|mean probability - share of abnormal|``. Few images make it too large, and resamples, which
-    repeat images, more so than the data: an interval of it lies too high.
-
-    Example:
-        >>> import numpy as np
-        >>> calibration_error([0.9, 0.9, 0.1, 0.1], [1, 0, 0, 0])(np.ones((1, 4)))
-        array([0.25])
+    Guo et al. 2017, with the probability of abnormal in place of the confidence in the decision.
     """
     values = np.asarray(probability, dtype=np.float64)
     place = np.minimum((values * bins).astype(np.int64), bins - 1)
     surplus = np.zeros((len(values), bins))
     surplus[np.arange(len(values)), place] = values - (np.asarray(label) == 1)
-
-    def figure(weights: np.ndarray) -> np.ndarray:
-        return _ratio(np.abs(weights @ surplus).sum(axis=1), weights.sum(axis=1))
-
-    return figure
+    return lambda weights: _ratio(np.abs(weights @ surplus).sum(axis=1), weights.sum(axis=1))
 
 
 def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Figure:
     """Average precision over the pooled pixels; each image weighs the same, whatever its size.
 
-    The sum over levels, from the highest, of precision times the gain in recall.
-
-    Args:
-        lesion_pixels: Pixels of the lesion at each level of the map, ``(N, levels)``
-            (``overlap.level_counts``).
-        pixels: All pixels at each level, ``(N, levels)``; zeros for an image that does not count.
-
-    Example:
-        >>> import numpy as np
-        >>> figure = pixel_average_precision(np.array([[0, 1, 0, 1]]), np.array([[1, 1, 1, 1]]))
-        >>> figure(np.ones((1, 1))).round(4)
-        array([0.8333])
+    Both are ``(N, levels)`` of ``overlap.level_counts``; zeros for an image that does not count.
     """
     counted = np.flatnonzero(pixels.any(axis=1))
     size = pixels[counted].sum(axis=1, keepdims=True, dtype=np.float64)
@@ -174,46 +122,25 @@ def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Fi
 
 
 def best_mean(curves: np.ndarray) -> Figure:
-    """Mean at the threshold that is best for all these images together: an upper bound.
+    """Mean at the threshold that is best for all images of ``(N, thresholds)``: an upper bound.
 
-    The threshold is found on the data, all weights 1, and stays in every resample: the largest of
-    noisy means grows with the noise, and the interval would lie above the value.
-
-    Args:
-        curves: A value at each threshold, ``(N, thresholds)``; images with NaN are left out.
-
-    Example:
-        >>> import numpy as np
-        >>> best_mean(np.array([[0.1, 0.6, 0.5], [0.2, 0.0, 0.4]]))(np.ones((1, 2)))
-        array([0.45])
+    The threshold of the data stays in every resample: the largest of noisy means grows with the
+    noise, and the interval would lie above the value.
     """
     curves = np.asarray(curves, dtype=np.float64)
-    known = ~np.isnan(curves).any(axis=1)
-    if not known.any():
+    defined = ~np.isnan(curves).any(axis=1)
+    if not defined.any():
         return mean(np.full(len(curves), np.nan))
-    best = int(curves[known].mean(axis=0).argmax())
-    return mean(np.where(known, curves[:, best], np.nan))
+    best = int(curves[defined].mean(axis=0).argmax())
+    return mean(np.where(defined, curves[:, best], np.nan))
 
 
 def max_box_accuracy(curves: np.ndarray, overlaps: Sequence[float] = OVERLAPS) -> Figure:
-    """MaxBoxAccV2: mean over the overlaps of the share of right images at the best level.
-
-    Each overlap's best level is found on the data and stays, as in :func:`best_mean`.
-
-    Args:
-        curves: Of ``boxes.box_iou_curve``, ``(N, 255)``; images with NaN are left out.
-        overlaps: IoU of boxes from which on an image is right.
-
-    Example:
-        >>> import numpy as np
-        >>> max_box_accuracy(np.array([[0.4, 0.6], [0.4, 0.2]]))(np.ones((1, 2)))
-        array([0.5])
-    """
+    """MaxBoxAccV2 of ``boxes.box_iou_curve`` ``(N, 255)``: an upper bound, as :func:`best_mean`."""
     curves = np.asarray(curves, dtype=np.float32)
     missing = np.isnan(curves).any(axis=1, keepdims=True)
     right = [(curves >= np.float32(overlap)).astype(np.float64) for overlap in overlaps]
-    shares = [best_mean(np.where(missing, np.nan, at)) for at in right]
-    return lambda weights: np.mean([share(weights) for share in shares], axis=0)
+    return mean_of([best_mean(np.where(missing, np.nan, at)) for at in right])
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

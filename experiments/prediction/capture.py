@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,58 +14,43 @@ from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
-from datamodules import DataError
 from datamodules.dicom import hush
-from experiments.prediction.properties import project_version
+from datamodules.index import DataError
+from experiments.prediction.network import project_version
 
-SERIES = "Evidence map, RESEARCH USE ONLY"
-# Of a series beside the radiographs': archives sort by it.
-SERIES_NUMBER = 9901
-MAKER = "decision-basis"
-# Taken over from the radiograph: what must be there; what is refused where it is not valid (an
-# archive would file the capture elsewhere); and what is then left out, or empty.
+MAKER, SERIES = "decision-basis", "Evidence map, RESEARCH USE ONLY"
+SERIES_NUMBER = 9901  # beside the radiographs' series, by which archives sort
+# Taken over from the radiograph: refused where not valid, since an archive would file the capture
+# elsewhere; the others are left out where not valid.
 NEEDED = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
 IDS = (*NEEDED, "PatientID", "IssuerOfPatientID", "PatientName", "SpecificCharacterSet")
-OPTIONAL = ("IssuerOfPatientID", "StudyDescription", "BodyPartExamined")
-TAKEN = ("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName", *OPTIONAL)
+PATIENT = ("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
 STUDY = ("StudyID", "StudyDate", "StudyTime", "InstanceNumber")
-# Where nothing is said of the patient's position, highdicom wants something: taken out again.
-SOME = ("L", "F")
+SHOWN = ("StudyDescription", "BodyPartExamined")
+REFUSED = "no Secondary Capture can be made of it: "
 # Control characters, and what stands for bytes that the character set does not have.
-UNTOLD = re.compile("[\0-\x1f\x7f\ufffd]")
-DATED: Any = {"DA": DA, "TM": TM}  # days and hours that there are
-TOWARDS = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
+GARBLED = re.compile("[\0-\x1f\x7f\ufffd]")
+DATED: Any = {"DA": DA, "TM": TM}  # days and hours that exist
+ORIENTATION = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 
 
-def secondary_capture(
-    source: Dataset, picture: np.ndarray, series: str, derivation: str
-) -> Dataset:
-    """Make a Secondary Capture.
+def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivation: str) -> bytes:
+    """The file of a Secondary Capture: of the source's patient and study, in another series.
 
-    The patient and the study are the source's; the series and the instance are new.
-
-    Args:
-        source: The radiograph, of which no pixels are needed.
-        picture: RGB, uint8 ``(H, W, 3)``, "research use only" burnt in.
-        series: What the series is of, such as a network's hash: a study has one series of it.
-        derivation: How the picture came to be; no ids.
-
-    Returns:
-        The Secondary Capture, uncompressed. A ValueError names what the source lacks, or what of
-        it is not valid, by keyword; no value of the source is repeated.
+    A DataError names elements of the source by keyword, and never repeats a value. ``picture`` is
+    RGB, uint8 ``(H, W, 3)``, with "research use only" burnt in. ``series`` says what the series is
+    of, such as a network's hash: a study has one series of it. ``derivation`` holds no ids.
     """
-    import highdicom
+    import highdicom  # of an extra
 
     hush()
-    about, found = Dataset(), {name: _checked(source, name) for name in (*IDS, *TAKEN, *STUDY)}
-    for name in (name for name in found if found[name]):
-        setattr(about, name, found[name])
-    if wrong := [name for name in IDS if found[name] is None]:
-        raise ValueError(
-            f"no Secondary Capture can be made of it: {', '.join(wrong)} "
-            f"{'is' if len(wrong) == 1 else 'are'} missing or not valid; mend the file's header"
-        )
+    about, content = _taken_over(source), io.BytesIO()
+    purpose = ("121322", "DCM", "Source image for image processing operation")
     try:
+        reference = Dataset()  # PS3.3 C.7.6.1.1.4
+        reference.ReferencedSOPClassUID = about.SOPClassUID
+        reference.ReferencedSOPInstanceUID = about.SOPInstanceUID
+        reference.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept(*purpose)]
         made: Dataset = highdicom.sc.SCImage.from_ref_dataset(
             about,
             pixel_array=picture,
@@ -81,69 +65,57 @@ def secondary_capture(
             manufacturer_model_name=MAKER,
             software_versions=project_version(),
             series_description=SERIES,
-            patient_orientation=SOME,
+            patient_orientation=("L", "F"),  # highdicom needs one; the source's follows
             specific_character_set=None,  # taken over below: highdicom refuses some that are valid
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
         towards = source.get("PatientOrientation")
-        made.PatientOrientation = towards if re.fullmatch(TOWARDS, str(towards)) else None
+        made.PatientOrientation = towards if re.fullmatch(ORIENTATION, str(towards)) else None
         # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
         made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
-        made.update({about[name].tag: about[name] for name in OPTIONAL if name in about})
+        for name in ("IssuerOfPatientID", *SHOWN):  # highdicom leaves these out
+            if name in about:
+                made[name] = about[name]
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")
         made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
         made.BurnedInAnnotation = "YES"
         made.DerivationDescription = derivation
-        made.SourceImageSequence = [_reference(source)]
+        made.SourceImageSequence = [reference]
         # Once lossy, always lossy.
         made.LossyImageCompression = "01" if source.get("LossyImageCompression") == "01" else "00"
-        return made
-    except Exception:  # a stranger's values, and texts that repeat them
-        raise ValueError(
-            "no Secondary Capture can be made of it: its patient's or study's data elements are "
-            "missing or not valid"
-        ) from None
-
-
-def encode(made: Dataset, path: Path) -> bytes:
-    """The file of a Secondary Capture; a DataError where what was taken over cannot be written."""
-    content = io.BytesIO()
-    try:
         made.save_as(content, enforce_file_format=True)
-    except Exception:
-        raise DataError(
-            f"{path}: no Secondary Capture can be written of it: its patient's or study's data "
-            "elements are not valid"
-        ) from None
+    except Exception:  # a stranger's values, and messages that repeat them
+        raise DataError(f"{REFUSED}data elements of its header are not valid") from None
     return content.getvalue()
 
 
-def _checked(source: Dataset, name: str) -> Any:
-    """An element's value, "" without any; None where it is needed, or not valid (PS3.5, 6.2)."""
+def _taken_over(source: Dataset) -> Dataset:
+    """The valid elements of patient and study, which highdicom would take over unchecked."""
+    about, wrong = Dataset(), []
+    for name in (*IDS, *PATIENT, *STUDY, *SHOWN):
+        value = _valid(source, name)
+        if value:
+            setattr(about, name, value)
+        elif name in IDS and (value is None or name in NEEDED):
+            wrong.append(name)
+    if wrong:
+        are = "is" if len(wrong) == 1 else "are"
+        raise DataError(f"{REFUSED}{', '.join(wrong)} {are} missing or not valid; mend its header")
+    return about
+
+
+def _valid(source: Dataset, name: str) -> Any:
+    """An element's value, "" without any, None where it is not valid (PS3.5, 6.2)."""
     vr = dictionary_VR(name)
     try:
         value = source.get(name) or ""
         several = isinstance(value, MultiValue)
-        for each in map(str, value if several else [value]):
-            validate_value(vr, each, pydicom.config.RAISE)
-            if UNTOLD.search(each) or (each and vr in DATED and not DATED[vr](each)):
+        for text in map(str, value if several else [value]):
+            validate_value(vr, text, pydicom.config.RAISE)
+            if GARBLED.search(text) or (text and vr in DATED and not DATED[vr](text)):
                 return None
     except Exception:  # a stranger's values
         return None
-    known = name != "PatientSex" or value in ("", "F", "M", "O")
-    one = not several or name == "SpecificCharacterSet"
-    return value if known and one and (value or name not in NEEDED) else None
-
-
-def _reference(source: Dataset) -> Dataset:
-    """The radiograph as the source of what was derived from it (PS3.3 C.7.6.1.1.4)."""
-    purpose: Any = Dataset()
-    purpose.CodeValue = "121322"
-    purpose.CodingSchemeDesignator = "DCM"
-    purpose.CodeMeaning = "Source image for image processing operation"
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    reference.PurposeOfReferenceCodeSequence = [purpose]
-    return reference
+    odd = name == "PatientSex" and value not in ("", "F", "M", "O")
+    return None if odd or (several and name != "SpecificCharacterSet") else value

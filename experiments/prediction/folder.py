@@ -1,42 +1,44 @@
-"""The folder that ``experiments.predict`` writes: begun once, gone on with, never overwritten."""
+"""The folder that ``experiments.predict`` writes: tables that are appended to, and pictures.
+
+A kill at any moment loses a batch at most: the same command continues. An image that has changed
+since, by the hash of its content, is predicted again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from datamodules.files import take
-from experiments.prediction.inputs import Input
-from experiments.prediction.sources import SOURCES, Source, changed, gone, read_sources
-from experiments.runs import LOCK as NAME
-from experiments.runs import RunError
+from datamodules.decode import read_content
+from datamodules.files import take, usable_cores, write_text
+from datamodules.index import DataError
+from experiments.prediction.inputs import ABOUT, Input
+from experiments.runs import LOCK, RunError
 
-PREDICTIONS, STUDIES, ABOUT = "predictions.csv", "studies.csv", "about.json"
-LISTED = 5
+PREDICTIONS, INPUTS, STUDIES = "predictions.csv", "inputs.csv", "studies.csv"
+PARTIAL = f"{PREDICTIONS}.partial"  # until all rows are there
 NOTE = "note: "
-STUDY_COLUMNS = ("study", "views", "probability_abnormal", "predicted_abnormal", "failed_views")
-# Keys of about.json that say what is written; the others only tell where it comes from.
+# What is written depends on these values of about.json: other values need another folder.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
+STUDY = re.compile(r"study\d+(_positive|_negative)?", re.IGNORECASE)  # a folder, as in MURA
+STUDY_COLUMNS = ("study", "views", "probability_abnormal", "predicted_abnormal", "failed_views")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of predictions.csv; None is an empty field.
+class Row(NamedTuple):
+    """An input with its prediction; None is an empty field.
 
-    Attributes:
-        path: Name of the input, see :class:`experiments.prediction.inputs.Input`.
-        probability_abnormal: Of the unmasked pass; None for a network that does not classify.
-        predicted_abnormal: 1 where it is above val's threshold, else 0.
-        map_peak_x: Column of the best map's peak, pixels of the upright original, from 0.
-        map_peak_y: Its row; None where the map has one value everywhere and points nowhere.
-        error: Why there is no prediction; or, beside one, why there is no Secondary Capture or no
-            overlay, and, behind :data:`NOTE`, what to know of the image; or "".
+    The first six fields are the columns of ``predictions.csv``; the peak is in pixels of the
+    upright image, from 0. ``error`` says why there is no prediction, or no Secondary Capture or
+    overlay beside one, or, after :data:`NOTE`, what to know of the image.
     """
 
     path: str
@@ -45,143 +47,104 @@ class Row:
     map_peak_x: int | None = None
     map_peak_y: int | None = None
     error: str = ""
+    file: str = ""
+    content_hash: str = ""  # SHA-256; "" where the content could not be read
 
     @property
     def answered(self) -> bool:
-        """Whether the network was asked; an ``error`` is then of what was made of its answer."""
+        """Whether there is a prediction."""
         return self.probability_abnormal is not None or self.map_peak_x is not None
 
     @property
     def failed(self) -> bool:
-        """Whether something was not made; a note alone is no failure."""
+        """Whether something could not be made; a note alone is no failure."""
         return bool(self.error) and not self.error.startswith(NOTE)
 
 
-COLUMNS = tuple(each.name for each in fields(Row))
+# The fields of a row in each table. Inputs first: a line there without a prediction does no harm.
+TABLES = {INPUTS: (0, 6, 7), PARTIAL: tuple(range(6))}
 
 
 class PredictionFolder:
-    """Rows go to ``predictions.csv.partial`` and get their name when all are there.
+    """The tables and pictures of one request, and ``rows``, what is done, by path.
 
-    A kill at any moment loses a batch at most: the same command goes on.
-
-    Args:
-        folder: The folder; new, empty, or begun by the same request.
-        about: What is asked and by whom it is answered, for ``about.json``.
-
-    Attributes:
-        rows: All rows that are written, by path.
-        sources: What they are of, by path.
-
-    Raises:
-        RunError: The folder cannot be written, holds something else, or another process writes it.
+    The folder must be new, empty, or begun by the same request. ``about``, the content of
+    ``about.json``, is the request, and which network answers it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.partial = folder / f"{PREDICTIONS}.partial"
-        self.rows: dict[str, Row] = {}
-        self.sources: dict[str, Source] = {}
-        self._file: IO[str] | None = None
-        self._lock: IO[str] | None = None
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; name a folder with --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._check(about)
-            self._lock = (folder / NAME).open("w")
-            if not _locked(self._lock):
-                raise RunError(f"another process writes {folder}; wait for it, or name another")
-            _replace(folder / ABOUT, json.dumps(about, indent=2) + "\n")
-        except OSError as error:
+        self.folder, self.about = folder, about
+        self._tables: dict[str, IO[str]] = {}
+        if fault := self._fault():
             raise RunError(
-                f"{folder} cannot be written ({error.strerror}); name another folder with --out"
-            ) from error
-        for name in (self.partial, folder / PREDICTIONS):
-            if name.is_file():
-                self.rows = {row.path: row for row in read_rows(name)}
-                break
-        self.sources = read_sources(folder / SOURCES)
+                f"{folder} {fault}; nothing is overwritten. Fix: a new folder with --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / LOCK).open("w")
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not take(self._lock):
+                raise RunError(f"another process writes {folder}. Fix: wait, or name another --out")
+        write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+        self.rows = read_rows(folder)
+
+    def _fault(self) -> str:
+        begun = self.folder / ABOUT
+        if self.folder.exists() and not self.folder.is_dir():
+            return "is a file"
+        if not begun.is_file():
+            there = self.folder.iterdir() if self.folder.exists() else ()
+            return "is not empty" if any(path.name != LOCK for path in there) else ""
+        try:
+            before = json.loads(begun.read_text())
+            differ = [name for name in REQUEST if before[name] != self.about[name]]
+        except (ValueError, KeyError, TypeError):
+            differ = ["about.json, which is damaged"]
+        listed = ", ".join(differ)
+        return f"holds predictions of another request ({listed} differ)" if differ else ""
 
     def close(self) -> None:
         """Let others write the folder."""
-        for handle in (self._file, self._lock):
-            if handle is not None:
-                handle.close()
+        for handle in (*self._tables.values(), self._lock):
+            handle.close()
 
-    def settle(self, inputs: Sequence[Input]) -> list[Input]:
-        """Compare what was looked at with what is there now.
+    def settle(self, inputs: Iterable[Input]) -> tuple[int, int]:
+        """Drop the rows of images that have changed, and of those gone without a prediction.
 
-        A row without an answer is forgotten where its input has changed or gone: the input, if it
-        is there, is looked at again. An answer is kept, also where its input has gone.
-
-        Args:
-            inputs: All that are there now.
-
-        Returns:
-            Those that have gone and whose rows are kept.
-
-        Raises:
-            RunError: An input that was answered has changed; or nobody knows what it was.
+        Returns how many predictions are dropped, and how many are kept of images that are gone.
         """
-        other = changed(inputs, self.sources)
-        stale = [item for item in other if self._answered(item)]
-        unknown = [item for item in inputs if item.name in self.rows.keys() - self.sources.keys()]
-        if stale or unknown:
-            listed = "".join(f"\n  {item.file}" for item in (stale + unknown)[:LISTED])
-            raise RunError(
-                f"{self.folder} answers for other images: {len(stale + unknown):,} have changed "
-                "since, and nothing there is overwritten; name another folder with --out:"
-                f"{listed}"
-            )
-        left = gone(inputs, self.sources)
-        kept = [item for item in left if self._answered(item)]
-        forgotten = [item.name for item in (*other, *left) if not self._answered(item)]
-        for name in forgotten:
-            self.rows.pop(name, None)
-            self.sources.pop(name)
-        if forgotten:
-            self.add([], [])
-        return kept
+        now, rows = {item.name: item for item in inputs}, list(self.rows.values())
 
-    def add(self, rows: Iterable[Row], sources: Iterable[Source]) -> None:
-        """Append rows and what they are of; on the disk when this returns."""
-        added_sources = list(sources)
-        if self._file is None:
-            # Begun anew from what is whole: a kill may have cut the last line.
-            _replace(self.folder / SOURCES, _csv([Source._fields, *self.sources.values()]))
-            _replace(self.partial, _csv([COLUMNS, *map(astuple, self.rows.values())]))
-            self._file = self.partial.open("a", encoding="utf-8", errors="backslashreplace")
-        # First: a line of an input without a row does no harm.
-        with (self.folder / SOURCES).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(_csv(added_sources))
-            file.flush()
-            os.fsync(file.fileno())
-        self.sources |= {each.path: each for each in added_sources}
-        added = {row.path: row for row in rows}
-        self.rows |= added
-        self._file.write(_csv(map(astuple, added.values())))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        def holds(row: Row) -> bool:
+            return _hash(now[row.path]) == row.content_hash if row.path in now else row.answered
 
-    def finish(self, inputs: Iterable[Input], study_threshold: float | None) -> bool:
-        """Give the rows their name; write ``studies.csv`` where inputs are of studies.
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            kept = dict(zip(self.rows, pool.map(holds, rows), strict=True))
+        dropped = [row for row in rows if not kept[row.path]]
+        self.rows = {row.path: row for row in rows if kept[row.path]}
+        best = self.about["best_map"]
+        for name in (row.path for row in dropped):
+            maps = [f"maps/{name}.{method}.png" for method in self.about["methods"]]
+            for picture in (*maps, f"overlays/{name}.{best}.png", f"dicom/{name}.{best}.dcm"):
+                (self.folder / picture).unlink(missing_ok=True)
+        for table, fields in TABLES.items():  # written anew: a kill may have cut the last line
+            path = self.folder / table
+            write_text(path, _csv([Row._fields, *self.rows.values()], fields))
+            self._tables[table] = path.open("a", encoding="utf-8", errors="backslashreplace")
+        return sum(row.answered for row in dropped), len(self.rows.keys() - now.keys())
 
-        Args:
-            inputs: All of them.
-            study_threshold: Of val; None for a network that does not classify.
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows; they are on the disk when this returns."""
+        for table, handle in self._tables.items():
+            handle.write(_csv(rows, TABLES[table]))
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.rows |= {row.path: row for row in rows}
 
-        Returns:
-            Whether there is a ``studies.csv``.
-        """
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            self.partial.replace(self.folder / PREDICTIONS)
-        lines = studies(inputs, self.rows, study_threshold)
-        if lines:
-            _replace(self.folder / STUDIES, _csv([STUDY_COLUMNS, *lines]))
-        return bool(lines)
+    def finish(self, study_threshold: float | None) -> None:
+        """Give the table its name, and write ``studies.csv`` where there are studies."""
+        (self.folder / PARTIAL).replace(self.folder / PREDICTIONS)
+        if lines := studies(self.rows.values(), study_threshold):
+            write_text(self.folder / STUDIES, _csv([STUDY_COLUMNS, *lines], range(5)))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """Write a file of an input, such as ``maps/<name>``."""
@@ -189,87 +152,57 @@ class PredictionFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def _answered(self, item: Input) -> bool:
-        return item.name in self.rows and self.rows[item.name].answered
 
-    def _check(self, about: Mapping[str, Any]) -> None:
-        """Raise a RunError unless the folder is empty or of the same request."""
-        known = self.folder / ABOUT
-        if not known.is_file():
-            if any(path.name != NAME for path in self.folder.iterdir()):
-                raise RunError(
-                    f"{self.folder} is not empty, and nothing there is overwritten; name a new "
-                    "folder with --out"
-                )
-            return
-        try:
-            before = json.loads(known.read_text())
-            changed = [name for name in REQUEST if before[name] != about[name]]
-        except (ValueError, KeyError, TypeError):
-            changed = ["about.json, which is damaged"]
-        if changed:
-            raise RunError(
-                f"{self.folder} holds predictions of another request ({', '.join(changed)} "
-                "differ), and nothing there is overwritten; name another folder with --out"
-            )
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a predictions.csv; of a cut one those that are whole."""
-    text = path.read_bytes().decode("utf-8", errors="backslashreplace")
-    whole = text[: text.rfind("\n") + 1]
-    rows = []
-    for line in list(csv.reader(io.StringIO(whole, newline="")))[1:]:
-        if len(line) == len(COLUMNS):
-            place, probability, *whole_numbers, error = line
-            called, x, y = (int(value) if value else None for value in whole_numbers)
-            known = float(probability) if probability else None
-            rows.append(Row(place, known, called, x, y, error))
+def read_rows(folder: Path) -> dict[str, Row]:
+    """The rows of a folder by path, finished or not."""
+    inputs = {path: rest for path, *rest in _read(folder / INPUTS, columns=3)}
+    table = folder / (PARTIAL if (folder / PARTIAL).is_file() else PREDICTIONS)
+    rows = {}
+    for path, probability, *numbers, error in _read(table, columns=6):
+        called, x, y = (int(number) if number else None for number in numbers)
+        known = float(probability) if probability else None
+        rows[path] = Row(path, known, called, x, y, error, *inputs.get(path, ()))
     return rows
 
 
-def studies(
-    inputs: Iterable[Input], rows: Mapping[str, Row], threshold: float | None
-) -> list[tuple[str, int, float | None, int | None, int]]:
+def studies(rows: Iterable[Row], threshold: float | None) -> list[tuple[object, ...]]:
     """Join the views of each study by the mean of their probabilities (Rajpurkar et al. 2018).
 
-    Returns:
-        A line a study, in order of the first view: :data:`STUDY_COLUMNS`. What could not be read
-        is no view; a study without any has no probability.
+    Lines of :data:`STUDY_COLUMNS`. A view that could not be read does not count; a study without
+    any has no probability.
     """
     views: dict[Path, list[Row]] = {}
-    names: dict[str, Path] = {}
-    for item in inputs:
-        if item.study is not None and item.name in rows:
-            if item.study not in views:
-                names[next(name for name in item.study_names if name not in names)] = item.study
-            views.setdefault(item.study, []).append(rows[item.name])
-    lines = []
-    for name, study in names.items():
-        failed = sum(row.failed and row.probability_abnormal is None for row in views[study])
-        known = [row.probability_abnormal for row in views[study]]
-        seen = [probability for probability in known if probability is not None]
-        mean = sum(seen) / len(seen) if seen else None
+    for row in rows:
+        folders = [path for path in Path(row.file).parents if STUDY.fullmatch(path.name)]
+        if folders:
+            views.setdefault(folders[0], []).append(row)
+    lines: dict[str, tuple[object, ...]] = {}
+    for study, members in views.items():
+        short = "/".join(study.parts[1:][-3:])  # part/patient/study
+        name = str(study) if short in lines else short
+        failed = sum(row.failed and row.probability_abnormal is None for row in members)
+        known = [p for p in (row.probability_abnormal for row in members) if p is not None]
+        mean = sum(known) / len(known) if known else None
         called = None if mean is None or threshold is None else int(mean > threshold)
-        lines.append((name, len(views[study]) - failed, mean, called, failed))
-    return lines
+        lines[name] = (name, len(members) - failed, mean, called, failed)
+    return list(lines.values())
 
 
-def _locked(handle: IO[str]) -> bool:
+def _hash(item: Input) -> str:
     try:
-        return take(handle)
-    except OSError:  # a file system without locks
-        return True
+        return "" if item.error else hashlib.sha256(read_content(item.file)).hexdigest()
+    except DataError:
+        return ""
 
 
-def _csv(lines: Iterable[Iterable[object]]) -> str:
+def _read(path: Path, columns: int) -> list[list[str]]:
+    """The whole lines of a table, without its header."""
+    text = path.read_bytes().decode(errors="backslashreplace") if path.is_file() else ""
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    return [line for line in csv.reader(whole) if len(line) == columns][1:]
+
+
+def _csv(lines: Iterable[Sequence[object]], fields: Iterable[int]) -> str:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows([[line[i] for i in fields] for line in lines])
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-    unfinished.replace(path)

@@ -4,134 +4,182 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from datamodules import DataError
-from datamodules.decode import MOST_PIXELS, decode_noted, read_content
+from datamodules.decode import decode_noted, is_dicom, read_content
+from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
-from experiments.drawing import Shown, draw, png
-from experiments.evaluation.map_rows import one_thread
+from datamodules.index import DataError
+from datamodules.pixels import MOST_PIXELS
+from experiments.drawing import encode
+from experiments.evaluation.judge import one_thread
+from experiments.prediction.capture import secondary_capture
 from experiments.prediction.folder import NOTE, PredictionFolder, Row
-from experiments.prediction.inputs import Input
-from experiments.prediction.network import Trained
-from experiments.prediction.sources import Source, content_hash
+from experiments.prediction.inputs import Input, readable
+from experiments.prediction.network import CLASSES, Trained
+from experiments.prediction.overlay import Overlay, draw
 from lightning_modules.attention import has_peak, peak
 
-# The network's map has a cell each 16 pixels: fewer than two cells show nothing.
-SMALLEST = 32
+SMALLEST = 32  # pixels a side: the network's map has a cell each 16, and one cell shows nothing
 # Images of more pixels are finished one after the other: a map of one takes four bytes a pixel.
 LARGE, ALONE = 2**24, threading.Lock()
-# Longer side of the image in an overlay, pixels.
-OVERLAY = 480, 1024
+# Smallest and largest longer side of the image in an overlay and in a Secondary Capture, pixels.
+OVERLAY, CAPTURE = (480, 1024), (480, 2048)
 NO_OVERLAY = "no overlay can be drawn"
 
 
 class Seen(NamedTuple):
-    """An image on its way; ``image`` is None where ``error`` says why, else it may be a note."""
+    """A decoded image ``(H, W)``, and how it came into the network's square ``(S, S)``; uint8."""
 
     item: Input
-    image: np.ndarray | None = None
-    square: np.ndarray | None = None
-    geometry: Geometry | None = None
-    error: str = ""
-    content_hash: str = ""
-
-
-class Explained(NamedTuple):
-    """An image with its probability of abnormal, and its maps ``(S, S)``."""
-
-    seen: Seen
-    probability: float
-    maps: dict[str, np.ndarray]
-
-
-class Answer(NamedTuple):
-    """What the network said of an image.
-
-    Attributes:
-        row: Its line.
-        heat: The best map, float32 ``(H, W)`` in [0, 1], at the size of the upright image.
-    """
-
     row: Row
-    heat: np.ndarray
+    image: np.ndarray
+    square: np.ndarray
+    geometry: Geometry
 
 
-# Writes more of an image than its maps and overlay.
-Writer = Callable[[Input, Shown], None]
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts on images and writes everything into a folder."""
 
+    trained: Trained
+    folder: PredictionFolder
+    methods: Sequence[str]  # the maps that are written
+    dicom: bool  # whether DICOM inputs also get Secondary Captures
 
-def predict_all(
-    trained: Trained,
-    inputs: Sequence[Input],
-    folder: PredictionFolder,
-    methods: Sequence[str],
-    also: Writer | None = None,
-) -> Iterator[int]:
-    """Look at images and write what is found, a batch at a time.
+    def run(self, inputs: Sequence[Input]) -> None:
+        """Predict on images, a batch at a time: memory does not grow with their number."""
+        cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
+        bar = tqdm(total=len(inputs), desc="images", unit=" images", leave=False, disable=None)
+        with bar, ThreadPoolExecutor(usable_cores()) as pool:
+            for batch in self._batches(inputs, pool):
+                with one_thread():
+                    rows = self._answer(batch, pool)
+                self.folder.add(rows)
+                batch.clear()  # the next is decoded while this one is still named here
+                bar.update(len(rows))
 
-    Batches are of the training's size, and of one only where images are huge: what is in memory
-    does not grow with the number of images.
+    def _batches(
+        self, inputs: Sequence[Input], pool: ThreadPoolExecutor
+    ) -> Iterator[list[Seen | Row]]:
+        """Images in order, as many as a batch of the training, or 2^26 pixels of originals."""
+        size = self.trained.run.config.data.batch_size
+        held: list[Seen | Row] = []
+        pixels, waiting = 0, iter(inputs)
+        while group := list(islice(waiting, usable_cores())):
+            for seen in pool.map(self._decode, group):
+                held.append(seen)
+                pixels += seen.image.size if isinstance(seen, Seen) else 0
+                if len(held) == size or pixels >= MOST_PIXELS:
+                    yield held
+                    held, pixels = [], 0
+        if held:
+            yield held
 
-    Args:
-        trained: The network.
-        inputs: What to look at.
-        folder: Where maps, overlays and rows go.
-        methods: Maps that are written, of ``trained.map_methods``.
-        also: Writes more.
+    def _decode(self, item: Input) -> Seen | Row:
+        """The decoded image, or a row that says why there is none."""
+        row = Row(item.name, error=item.error, file=readable(item.file.absolute()))
+        if item.error:
+            return row
+        try:
+            data = read_content(item.file)
+            row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
+            image, note = decode_noted(data, item.file)
+        except DataError as error:
+            return row._replace(error=_reason(error, item))
+        if min(image.shape) < SMALLEST:
+            height, width = image.shape
+            fault = f"is {width} x {height} pixels, and no side may be below {SMALLEST}"
+            return row._replace(error=f"{fault}; give the radiograph itself")
+        row = row._replace(error=f"{NOTE}{note}" if note else "")
+        return Seen(item, row, image, *self.trained.recipe.apply(image))
 
-    Yields:
-        How many inputs are done since the last time.
+    def _answer(self, batch: Sequence[Seen | Row], pool: ThreadPoolExecutor) -> list[Row]:
+        """The rows of a batch, in its order."""
+        rows = {each.path: each for each in batch if isinstance(each, Row)}
+        if seen := [each for each in batch if isinstance(each, Seen)]:
+            probability, maps = self.trained.explain(np.stack([each.square for each in seen]))
+            of_each = [{name: maps[name][i] for name in maps} for i in range(len(seen))]
+            done = pool.map(self._finish, seen, probability.tolist(), of_each)
+            rows |= {row.path: row for row in done}
+        return [rows[each.path if isinstance(each, Row) else each.item.name] for each in batch]
 
-    Raises:
-        OSError: The disk is full, or the folder can no longer be written.
-    """
-    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for batch in _batches(trained, inputs, pool):
-            rows = {seen.item.name: Row(seen.item.name, error=seen.error) for seen in batch}
-            with one_thread():
-                done = pool.map(
-                    lambda found: _finish(trained, found, folder, methods, also),
-                    _explained(trained, [seen for seen in batch if seen.image is not None]),
-                )
-                rows |= {row.path: row for row in done}
-            folder.add(rows.values(), [Source.of(seen.item, seen.content_hash) for seen in batch])
-            batch.clear()  # the next is decoded while this one is still named here
-            yield len(rows)
+    def _finish(self, seen: Seen, probability: float, maps: dict[str, np.ndarray]) -> Row:
+        """Write the maps and pictures of an image; return its row."""
+        name, best, row = seen.item.name, self.trained.run.module.best_map, seen.row
+        try:
+            with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
+                for method in (best, *(method for method in self.methods if method != best)):
+                    heat = full_map(maps[method], seen.geometry)
+                    if method in self.methods:
+                        grey = cv2.convertScaleAbs(heat, alpha=255)  # rounds
+                        self.folder.write("maps", f"{name}.{method}.png", encode(grey))
+                    if method == best:
+                        row = self._look(seen, probability, heat)
+                    del heat  # before the next is brought back
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return seen.row._replace(error="its name is too long for names of its outputs")
+        return row
 
+    def _look(self, seen: Seen, probability: float, heat: np.ndarray) -> Row:
+        """Fill the row by the best map ``(H, W)``, and write the pictures that show it."""
+        row, fitted, pointing = seen.row, self.trained.fitted, torch.from_numpy(heat)[None, None]
+        if bool(has_peak(pointing)):
+            x, y = (int(value) for value in peak(pointing)[0].tolist())
+            row = row._replace(map_peak_x=x, map_peak_y=y)
+        if fitted is not None:
+            called = int(probability > fitted.threshold)
+            row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
+        shown, best = self._overlay(seen.image, row, heat), self.trained.run.module.best_map
+        how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
+        how, name = f"{how}; research use only, not for diagnosis", f"{seen.item.name}.{best}"
+        try:
+            picture = _draw(shown, OVERLAY, beside=True)
+            self.folder.write("overlays", f"{name}.png", encode(picture))
+            data = seen.item.file.read_bytes() if self.dicom else b""
+            if is_dicom(data):
+                picture = _draw(shown, CAPTURE, beside=False)[..., ::-1]
+                source, network = read_dicom(data, seen.item.file), self.trained.run.identity
+                capture = secondary_capture(source, picture, str(network["checkpoint_hash"]), how)
+                self.folder.write("dicom", f"{name}.dcm", capture)
+        except DataError as error:  # the prediction stands, its picture does not
+            return row._replace(error=f"{_reason(error, seen.item)} {row.error}".rstrip())
+        return row
 
-def answer(
-    trained: Trained, name: str, probability: float, best: np.ndarray, place: Geometry
-) -> Answer:
-    """The line and the best map of an image, as ``experiments.evaluate`` would have them.
+    def _overlay(self, image: np.ndarray, row: Row, heat: np.ndarray) -> Overlay:
+        """What an overlay shows; no name of a file or a patient.
 
-    Args:
-        trained: The network.
-        name: Of the image.
-        probability: Of abnormal.
-        best: Its map ``(S, S)``, as :meth:`Trained.explain` gives it.
-        place: How the image came into its square.
-    """
-    row, heat = Row(name), full_map(best, place)
-    pointing = torch.from_numpy(heat)[None, None]
-    if bool(has_peak(pointing)):
-        x, y = (int(value) for value in peak(pointing)[0].tolist())
-        row = replace(row, map_peak_x=x, map_peak_y=y)
-    if trained.fitted is not None:
-        called = int(probability > trained.fitted.threshold)
-        row = replace(row, probability_abnormal=probability, predicted_abnormal=called)
-    return Answer(row, heat)
+        A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
+        """
+        best, fitted, words = self.trained.run.module.best_map, self.trained.fitted, []
+        threshold = self.trained.map_thresholds[best]
+        reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
+        if fitted is not None:
+            called = CLASSES[row.predicted_abnormal or 0]
+            words.append(
+                f"abnormal {row.probability_abnormal:.2f}: called {called} "
+                f"(threshold {fitted.threshold:.2f})"
+            )
+        stage = self.trained.run.config.stage.replace("stage", "stage ")
+        outlined = f"outlined from {threshold:.2f}, cross at the peak"
+        shows = outlined if reaches else f"nothing reaches {threshold:.2f}"
+        words.append(f"{best.upper()} map, {stage}: {shows}")
+        cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
+        return Overlay(image, heat, threshold, cross, words)
 
 
 def full_map(square: np.ndarray, place: Geometry) -> np.ndarray:
@@ -140,158 +188,16 @@ def full_map(square: np.ndarray, place: Geometry) -> np.ndarray:
     return np.clip(full, 0, 1, out=full)  # interpolation may round a 1 up
 
 
-def shown(trained: Trained, image: np.ndarray, found: Answer) -> Shown:
-    """What an overlay draws and says of an image; no name of a file or a patient.
-
-    A map that nowhere reaches its threshold gets no cross: its peak is no evidence.
-    """
-    row, heat = found
-    threshold = trained.map_thresholds[trained.best_map]
-    reaches = bool(heat.max() >= threshold) and row.map_peak_x is not None
-    name = f"{trained.best_map.upper()} map, {trained.stage.replace('stage', 'stage ')}"
-    said = [f"{name}: nothing reaches {threshold:.2f}"]
-    if reaches:
-        said = [f"{name}: outlined from {threshold:.2f}, cross at the peak"]
-    if trained.fitted is not None and row.probability_abnormal is not None:
-        called = trained.classes[row.predicted_abnormal or 0]
-        said.insert(
-            0,
-            f"abnormal {row.probability_abnormal:.2f}: called {called} "
-            f"(threshold {trained.fitted.threshold:.2f})",
-        )
-    cross = (row.map_peak_x or 0, row.map_peak_y or 0) if reaches else None
-    return Shown(image, heat, threshold, cross, said)
-
-
-def drawn(item: Input, what: Shown, smallest: int, largest: int, beside: bool) -> np.ndarray:
-    """Draw, as :func:`experiments.drawing.draw` does, one of many: no image may end the others.
-
-    Raises:
-        DataError: Whatever went wrong; it makes the row and the exit status tell.
-    """
+def _draw(shown: Overlay, sizes: tuple[int, int], beside: bool) -> np.ndarray:
+    """Draw, as :func:`draw` does, one of many: a DataError, whatever goes wrong, ends no others."""
     try:
-        return draw(what, smallest, largest, beside)
+        return draw(shown, *sizes, beside)
     except Exception as error:  # no names of files or patients are drawn: its text holds none
-        height, width = what.image.shape
-        raise DataError(
-            f"{item.file}: {NO_OVERLAY} of its {width} x {height} pixels "
+        size = "{1} x {0}".format(*shown.image.shape)
+        why = (
             f"({type(error).__name__}: {error}); its probability and maps hold, please report this"
-        ) from error
-
-
-def _explained(trained: Trained, batch: Sequence[Seen]) -> list[Explained]:
-    """What the network says of each image of a batch."""
-    squares = [seen.square for seen in batch if seen.square is not None]
-    if not squares:
-        return []
-    probability, maps = trained.explain(np.stack(squares))
-    return [
-        Explained(
-            seen,
-            float(probability[place]),
-            {name: values[place] for name, values in maps.items()},
         )
-        for place, seen in enumerate(batch)
-    ]
-
-
-def _batches(
-    trained: Trained, inputs: Sequence[Input], pool: ThreadPoolExecutor
-) -> Iterator[list[Seen]]:
-    """Decoded images in order, as many as a batch of the training, or 2^26 pixels of originals."""
-    held: list[Seen] = []
-    pixels, waiting = 0, iter(inputs)
-    while group := list(islice(waiting, usable_cores())):
-        for seen in pool.map(lambda item: _look_up(trained, item), group):
-            held.append(seen)
-            pixels += 0 if seen.image is None else seen.image.size
-            if len(held) == trained.config.data.batch_size or pixels >= MOST_PIXELS:
-                yield held
-                held, pixels = [], 0
-    if held:
-        yield held
-
-
-def _look_up(trained: Trained, item: Input) -> Seen:
-    """Decode an image and bring it into the network's square."""
-    if item.error:
-        return Seen(item, error=item.error)
-    content = ""
-    try:
-        data = read_content(item.file)
-        content = content_hash(data)
-        image, note = decode_noted(data, item.file)
-    except DataError as error:
-        return Seen(item, error=_reason(error, item), content_hash=content)
-    if min(image.shape) < SMALLEST:
-        height, width = image.shape
-        return Seen(
-            item,
-            error=f"is {width} x {height} pixels, and no side may be below {SMALLEST}; give the "
-            "radiograph itself",
-            content_hash=content,
-        )
-    note = f"{NOTE}{note}" if note else ""
-    return Seen(item, image, *trained.to_square(image), note, content)
-
-
-def _finish(
-    trained: Trained,
-    explained: Explained,
-    folder: PredictionFolder,
-    methods: Sequence[str],
-    also: Writer | None,
-) -> Row:
-    """Write the maps and pictures of an image; return its row."""
-    seen, _, maps = explained
-    assert seen.image is not None, "only what was decoded comes here"
-    assert seen.geometry is not None
-    name = seen.item.name
-    try:
-        with ALONE if seen.image.size > LARGE else contextlib.nullcontext():
-            row = _finish_best(trained, explained, folder, methods, also)
-            for method in methods:
-                if method != trained.best_map:
-                    full = full_map(maps[method], seen.geometry)
-                    _write_map(folder, f"{name}.{method}.png", full)
-                    del full  # before the next is brought back
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return Row(name, error="its name is too long for a name with the map's method behind")
-        raise
-    return row
-
-
-def _finish_best(
-    trained: Trained,
-    explained: Explained,
-    folder: PredictionFolder,
-    methods: Sequence[str],
-    also: Writer | None,
-) -> Row:
-    """Write what is made of the best map, which is let go with it; return the row."""
-    seen, probability, maps = explained
-    assert seen.image is not None, "only what was decoded comes here"
-    assert seen.geometry is not None
-    name, best = seen.item.name, trained.best_map
-    found = answer(trained, name, probability, maps[best], seen.geometry)
-    row = replace(found.row, error=seen.error)
-    if best in methods:
-        _write_map(folder, f"{name}.{best}.png", found.heat)
-    seen_as = shown(trained, seen.image, found)
-    try:
-        picture = drawn(seen.item, seen_as, *OVERLAY, beside=True)
-        folder.write("overlays", f"{name}.{best}.png", png(picture))
-        if also is not None:
-            also(seen.item, seen_as)
-    except DataError as error:  # the prediction stands; what was to be made of it does not
-        return replace(row, error=f"{_reason(error, seen.item)} {seen.error}".rstrip())
-    return row
-
-
-def _write_map(folder: PredictionFolder, name: str, full: np.ndarray) -> None:
-    grey = cv2.convertScaleAbs(full, alpha=255)  # rounds, without copies in float32
-    folder.write("maps", name, png(grey))
+        raise DataError(f"{NO_OVERLAY} of its {size} pixels {why}") from error
 
 
 def _reason(error: DataError, item: Input) -> str:

@@ -2,7 +2,7 @@
 
 Only the standard library is imported: the handlers must stand before anything that takes seconds,
 since a USR1 without one kills a task, and stay to the end, where one would make a finished job
-fail.
+fail. Lightning's own handler saves inside the signal handler and may lose the save (issue 21406).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,8 +21,10 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # requeues it, is COMPLETING. Requeued then, a cancelled job would come back (SLURM 22.05).
 RUNNING = "JobState=RUNNING"
 # A running job that is to make room for another gets SIGTERM and some time; it has this field. Any
-# other SIGTERM is somebody's who wants this process to end, such as a sweep that gives up a trial.
+# other SIGTERM comes from somebody who wants this process to end, such as a sweep that stops.
 PREEMPTED = "PreemptTime="
+# How long another rank, stopped while it starts, leaves the first one to have the job requeued.
+FIRST_RANK_SECONDS = 60.0
 
 
 class Stopped(BaseException):
@@ -32,19 +36,15 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Hears USR1 and SIGTERM while it is entered; the first one counts.
+    """Hears USR1 and SIGTERM while it is entered; ``number`` is the first one's, 0 before.
 
-    At first a signal raises :class:`Stopped` at once: nothing of worth is under way. One that
-    follows is only remembered: whoever stops is requeueing the job. From ``defer()`` on so is the
-    first one, in ``number``, and training stops at a batch's end, when all ranks know of it; after
-    training nobody asks any more.
+    At first a signal raises :class:`Stopped` at once: no work would be lost. One that follows is
+    only remembered: whoever stops is requeueing the job. From ``defer()`` on so is the first one,
+    and training stops at a batch's end, when all ranks know of it.
 
     Args:
         last: the process ends with this. What comes while Python shuts down, which takes a second,
-            is ignored: its exit status stands. Else the handlers from before are put back.
-
-    Attributes:
-        number: of the first signal received, 0 before.
+            is ignored: its exit status stands. Otherwise the earlier handlers are put back.
     """
 
     def __init__(self, last: bool = False) -> None:
@@ -91,6 +91,20 @@ class StopRequest:
             raise Stopped(number)
 
 
+def leave(number: int, saved: str) -> int:
+    """Requeue this SLURM job, say what was ``saved``, and return the exit status of a signal."""
+    if not is_first_rank():
+        if not this_job():
+            return 128 + number
+        # srun --kill-on-bad-exit would kill the first rank before it has requeued the job; its end
+        # is ours. Status 0 would not do: where the signal reached us alone, the others would wait.
+        time.sleep(FIRST_RANK_SECONDS)
+        # Still here: the first rank had just deferred signals when this came, and waits for us.
+    outcome = requeue(number)
+    print(f"{signal.Signals(number).name}: {saved}; {outcome}", file=sys.stderr, flush=True)
+    return 128 + number
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks for all, as far as the environment tells."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
@@ -109,13 +123,7 @@ def this_job() -> str:
 def requeue(number: int) -> str:
     """Put this process's SLURM job back into the queue, unless SLURM is ending it.
 
-    Call it last: SLURM then ends all of the job's processes.
-
-    Args:
-        number: the signal that asks for it.
-
-    Returns:
-        What was done, for people.
+    Call it last: SLURM then ends all of the job's processes. Returns what was done, for people.
     """
     job = this_job()
     if not job:
@@ -133,8 +141,8 @@ def requeue(number: int) -> str:
     try:
         _slurm("scontrol", "requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip()
-        return f"job {job} cannot be requeued ({said}); start it again to go on"
+        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        return f"job {job} cannot be requeued ({reason.strip()}); start it again to go on"
     return f"job {job} is requeued and goes on from there"
 
 

@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
-import contextlib
 import netrc
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.loggers import WandbLogger
+
+from datamodules.files import write_text
 from experiments.config import ConfigError, LoggerConfig
 
 # How long W&B's server may take to answer before a run is kept offline.
 ANSWER_SECONDS = 30.0
 # How long the end of a run waits for what is still to be sent; it stays on the disk (wandb sync).
 UPLOAD_SECONDS = 60.0
-# What W&B refuses in a project's name, and its length (wandb.Settings).
-NOT_IN_PROJECT, PROJECT_LENGTH = "/\\#?%:", 128
 
 
-def check_project(config: LoggerConfig) -> None:
-    """Raise a ConfigError where W&B would refuse the project's name, which it says only later."""
-    name = config.wandb_project
-    if len(name) > PROJECT_LENGTH or set(name) & set(NOT_IN_PROJECT):
-        raise ConfigError(
-            f"logger.wandb_project={name}: W&B knows no such names; use at most {PROJECT_LENGTH} "
-            f"characters, none of {' '.join(NOT_IN_PROJECT)} (a team: export WANDB_ENTITY=TEAM)"
-        )
+def patient(method: Callable[..., None]) -> Callable[..., None]:
+    """The method of a logger that gives up on W&B, with one line, when its service dies.
+
+    A tracker is not worth a training. What was logged until then lies in the run directory, and
+    ``metrics.csv`` is whole in any case.
+    """
+
+    def attempt(self: PatientWandbLogger, *args: Any, **kwargs: Any) -> None:
+        if self.gave_up:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.gave_up = True
+            print(
+                f"W&B failed ({type(error).__name__}: {error}); training goes on without it, "
+                "metrics.csv has all figures",
+                file=sys.stderr,
+            )
+
+    return attempt
+
+
+class PatientWandbLogger(WandbLogger):
+    """Lightning's logger, made so that nothing that befalls W&B stops a training."""
+
+    gave_up = False
+    log_metrics = patient(WandbLogger.log_metrics)
+    log_image = patient(WandbLogger.log_image)
+    finalize = patient(WandbLogger.finalize)
+
+    @patient
+    def summarise(self, row: dict[str, float]) -> None:
+        """Let W&B show and judge this run by its best epoch, not by its last."""
+        self.experiment.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
+
+    def close(self, failed: bool, preempted: bool = False) -> None:
+        """Write out and close the run; a preempted one is expected back."""
+        try:
+            if preempted:
+                self.experiment.mark_preempting()
+            self.experiment.finish(exit_code=int(failed))
+        except Exception as error:
+            print(f"W&B could not be closed ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def has_api_key() -> bool:
     """Whether a W&B key is configured, without asking W&B."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(host))
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -45,62 +80,36 @@ def wandb_mode(wanted: str) -> str:
     """``online``, ``offline`` or ``off``: "auto" goes online only where a key is configured."""
     if wanted == "auto" and os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return "off" if os.environ["WANDB_MODE"] == "disabled" else "offline"
-    if wanted in ("auto", "online") and not has_api_key():
-        if wanted == "online":
-            raise ConfigError(
-                "logger.wandb=online needs a key: set WANDB_API_KEY or run 'wandb login', or use "
-                "logger.wandb=offline"
-            )
-        return "offline"
-    return "online" if wanted == "auto" else wanted
+    if wanted == "online" and not has_api_key():
+        raise ConfigError(
+            "logger.wandb=online needs a key. Set WANDB_API_KEY, run 'wandb login', or use "
+            "logger.wandb=offline."
+        )
+    return {"auto": "online" if has_api_key() else "offline"}.get(wanted, wanted)
 
 
-def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> Any | None:
-    """A WandbLogger of the run directory's own W&B run, or None where W&B is off.
+def in_sweep() -> bool:
+    """Whether W&B's sweep agent started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
-    The run's id is kept in the run directory: however often a job is requeued, it stays one run.
-    In a sweep W&B's agent chooses id and project (WANDB_RUN_ID); forcing ours would be refused.
 
-    Raises:
-        ConfigError: W&B cannot even keep it offline.
-    """
+def start_wandb(
+    config: LoggerConfig, folder: Path, settings: dict[str, Any]
+) -> PatientWandbLogger | None:
+    """The logger of the run directory's own W&B run; None where W&B is off."""
     mode = wandb_mode(config.wandb)
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # what matters is printed by the run itself
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports
-    import wandb
-    from pytorch_lightning.utilities import rank_zero_only
+    import wandb  # reads the environment when it is imported
 
-    from experiments.training.logger import PatientWandbLogger
-
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return PatientWandbLogger(project=config.wandb_project, save_dir=str(folder))
-    options: dict[str, Any] = {
-        "name": "-".join(folder.parts[-3:]),
-        "resume": "allow",
-        "dir": str(folder),
-        "config": settings,
-        # The configuration and the figures, nothing of the machine, its files or its code.
-        "settings": wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            init_timeout=ANSWER_SECONDS,
-            finish_timeout=UPLOAD_SECONDS,
-        ),
-    }
-    if not in_sweep():
-        options |= {"project": config.wandb_project, "id": run_id(folder)}
     # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
-    wrong = (wandb.errors.Error, wandb.errors.UsageError, ValueError)
+    refusals = (wandb.errors.Error, wandb.errors.UsageError, ValueError)
+    options = options_of(config, folder, settings)
     try:
         run = wandb.init(mode="online" if mode == "online" else "offline", **options)
-    except wrong as error:
+    except refusals as error:
         # No network on a compute node, a key that expired or is mistyped, an address without https.
         reason = " ".join(str(error).split())
         print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
@@ -111,10 +120,10 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
         address = os.environ.pop("WANDB_BASE_URL", "")  # read offline too, may be what was refused
         try:
             run = wandb.init(mode="offline", **options)
-        except wrong as again:
+        except refusals as again:
             raise ConfigError(
-                f"W&B cannot keep this run offline ({' '.join(str(again).split())}); correct its "
-                "settings (WANDB_... in the environment, wandb/settings), or use logger.wandb=off"
+                f"W&B cannot keep this run offline ({' '.join(str(again).split())}). Correct its "
+                "settings (WANDB_... in the environment, wandb/settings), or use logger.wandb=off."
             ) from again
         finally:
             os.environ |= {"WANDB_BASE_URL": address} if address else {}
@@ -124,6 +133,30 @@ def wandb_logger(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -
     return PatientWandbLogger(experiment=run, save_dir=str(folder))
 
 
+def options_of(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``wandb.init``: the configuration and figures, nothing of the machine.
+
+    The run's id is kept in the run directory: however often a job is requeued, it stays one run.
+    In a sweep W&B's agent chooses id and project (WANDB_RUN_ID); forcing ours would be refused.
+    """
+    import wandb
+
+    quiet = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        init_timeout=ANSWER_SECONDS,
+        finish_timeout=UPLOAD_SECONDS,
+    )
+    own = {} if in_sweep() else {"project": config.wandb_project, "id": run_id(folder)}
+    own |= {"name": "-".join(folder.parts[-3:]), "resume": "allow", "dir": str(folder)}
+    return {**own, "config": settings, "settings": quiet}
+
+
 def run_id(folder: Path) -> str:
     """The id of the run directory's W&B run, made at its first start.
 
@@ -131,47 +164,5 @@ def run_id(folder: Path) -> str:
     """
     file = folder / "wandb_id"
     if not file.is_file() or not file.read_text().strip():
-        partial = folder / "wandb_id.partial"
-        partial.write_text(uuid.uuid4().hex[:12])
-        partial.replace(file)
+        write_text(file, uuid.uuid4().hex[:12])
     return file.read_text().strip()
-
-
-def in_sweep() -> bool:
-    """Whether W&B's sweep agent started this process."""
-    return bool(os.environ.get("WANDB_SWEEP_ID"))
-
-
-def summarise(row: dict[str, float]) -> None:
-    """Let W&B show and judge this process's run by its best epoch, not by its last."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    # Its service may have died; the training is whole all the same.
-    with contextlib.suppress(Exception):
-        wandb.run.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
-
-
-def report_finished(
-    config: LoggerConfig, folder: Path, settings: dict[str, Any], row: dict[str, float]
-) -> None:
-    """Tell a sweep of W&B's the figures of a run that was finished before the agent asked for it.
-
-    The agent has begun a run of its own for it, which otherwise would stay empty.
-    """
-    if in_sweep() and wandb_logger(config, folder, settings) is not None:
-        summarise(row)
-        close_wandb(failed=False)
-
-
-def close_wandb(failed: bool, preempted: bool = False) -> None:
-    """Write out and close this process's W&B run; a preempted one is expected back."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    try:
-        if preempted:
-            wandb.run.mark_preempting()
-        wandb.finish(exit_code=int(failed))
-    except Exception as error:  # its service died: the training is whole all the same
-        print(f"W&B could not be closed ({type(error).__name__}: {error})", file=sys.stderr)

@@ -28,25 +28,6 @@ def agreement(
         float32 scalars: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that
         occur), ``auroc``, ``kappa``, ``study_kappa`` and ``study_kappa/<body part>``. AUROC and
         kappa are NaN where only one class occurs.
-
-    Example:
-        >>> import torch
-        >>> figures = agreement(
-        ...     probability=torch.tensor([0.9, 0.4, 0.2, 0.1, 0.3, 0.7]),
-        ...     label=torch.tensor([1, 1, 0, 0, 0, 1]),
-        ...     study=torch.tensor([0, 0, 1, 2, 3, 3]),
-        ...     body_part=torch.tensor([0, 0, 0, 0, 1, 1]),
-        ...     names=["hand", "wrist"],
-        ... )
-        >>> for name, value in figures.items():
-        ...     print(name, round(value.item(), 3))
-        accuracy 0.833
-        balanced_accuracy 0.833
-        auroc 1.0
-        kappa 0.667
-        study_kappa 0.5
-        study_kappa/hand 1.0
-        study_kappa/wrist nan
     """
     if bool(probability.isnan().any()):
         raise FloatingPointError(

@@ -47,11 +47,6 @@ def areas(region: np.ndarray) -> np.ndarray:
     Returns:
         float32 ``(K, 4)``: left, top, right and bottom edge in pixels; right and bottom are the
         first column and row outside.
-
-    Example:
-        >>> import numpy as np
-        >>> areas(np.array([[1, 0, 0, 0], [0, 1, 0, 1]], dtype=bool)).tolist()
-        [[0.0, 0.0, 2.0, 2.0], [3.0, 1.0, 4.0, 2.0]]
     """
     # CCOMP: outer outlines have no parent, also of an area inside another one's hole.
     outlines, nesting = cv2.findContours(

@@ -76,15 +76,7 @@ def average_precision(score: Tensor, lesion: Tensor) -> Tensor:
 def hit(maps: Tensor, mask: Tensor) -> Tensor:
     """Whose peak lies in the lesion, bool ``(B,)``; a constant map misses.
 
-    Args:
-        maps: ``(B, 1, H, W)``, any range.
-        mask: ``(B, 1, H, W)`` in [0, 1], or bool; lesion is at least 0.5.
-
-    Example:
-        >>> import torch
-        >>> mask = torch.ones(1, 1, 2, 2)
-        >>> hit(torch.eye(2).view(1, 1, 2, 2), mask), hit(torch.zeros(1, 1, 2, 2), mask)
-        (tensor([True]), tensor([False]))
+    Of maps ``(B, 1, H, W)`` of any range and masks in [0, 1], or bool; lesion is at least 0.5.
     """
     x, y = peak(maps).long().unbind(dim=1)
     lesion = mask[:, 0] >= 0.5
@@ -93,10 +85,6 @@ def hit(maps: Tensor, mask: Tensor) -> Tensor:
 
 def peak_distance(maps: Tensor, mask: Tensor) -> Tensor:
     """Distance from a map's peak to the lesion, from pixel centre to pixel centre.
-
-    Args:
-        maps: ``(B, 1, H, W)``, any range.
-        mask: ``(B, 1, H, W)`` in [0, 1], or bool; lesion is at least 0.5.
 
     Returns:
         float32 ``(B,)``, as a fraction of the image's diagonal ``sqrt(H^2 + W^2)``: 0 in the

@@ -25,20 +25,8 @@ def claimed(maps: Tensor, threshold: float | Tensor) -> Tensor:
 def iou(region: Tensor, lesion: Tensor) -> Tensor:
     """Intersection over union: ``|R and L| / |R or L|`` (Jaccard 1901).
 
-    Args:
-        region: bool ``(B, 1, H, W)``, or a mask in [0, 1] that counts from 0.5 on.
-        lesion: The same.
-
-    Returns:
-        float32 ``(B,)`` in [0, 1]; NaN where both are empty, as in CheXlocalize (Saporta et al.
-        2022).
-
-    Example:
-        >>> import torch
-        >>> region = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).view(2, 1, 1, 4)
-        >>> lesion = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0]]).view(2, 1, 1, 4)
-        >>> iou(region, lesion)
-        tensor([0.3333,    nan])
+    Of regions and lesions ``(B, 1, H, W)``, bool or masks, float32 ``(B,)``; NaN where both are
+    empty, as in CheXlocalize (Saporta et al. 2022).
     """
     one, other = _bool(region).flatten(1), _bool(lesion).flatten(1)
     return ((one & other).sum(dim=1).double() / (one | other).sum(dim=1)).float()
@@ -49,21 +37,12 @@ def energy_in_mask(maps: Tensor, lesion: Tensor) -> Tensor:
 
     The proportion of the energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv
     1910.01279), with the lesion's outline where they have a box. A map that knows nothing, the same
-    everywhere, gets the lesion's share of the image.
-
-    Args:
-        maps: ``(B, 1, H, W)``; negative values count as 0: they are no evidence for the class.
-        lesion: ``(B, 1, H, W)``, bool, or a mask in [0, 1] that counts from 0.5 on.
+    everywhere, gets the lesion's share of the image. Negative values count as 0: they are no
+    evidence for the class.
 
     Returns:
         float32 ``(B,)`` in [0, 1]; 0 for a map without positive values, which claims nothing; NaN
         without a lesion.
-
-    Example:
-        >>> import torch
-        >>> maps = torch.tensor([0.0, 0.2, 0.6, 0.2]).view(1, 1, 1, 4)
-        >>> energy_in_mask(maps, torch.tensor([0, 0, 1, 1]).view(1, 1, 1, 4))
-        tensor([0.8000])
     """
     check_finite(maps)
     energy = maps.double().relu().flatten(1)
@@ -80,18 +59,10 @@ def otsu_threshold(maps: Tensor) -> Tensor:
     :data:`OTSU_BINS` equal bins between the map's own minimum and maximum: the split maximises ``w0
     w1 (m0 - m1)^2``; of equal ones the lowest. It knows the map alone, no mask.
 
-    Args:
-        maps: ``(B, 1, H, W)``, any range.
-
     Returns:
         ``(B,)`` of the map's type: the smallest value above the split, so that
         ``maps >= threshold`` is exactly the upper class. Infinite for a constant map: it claims
         nothing.
-
-    Example:
-        >>> import torch
-        >>> otsu_threshold(torch.tensor([0.0, 0.1, 0.1, 0.7, 0.9, 0.8]).view(1, 1, 2, 3))
-        tensor([0.7000])
     """
     check_finite(maps)
     values = maps.flatten(1)
@@ -123,22 +94,14 @@ def level_counts(maps: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tenso
     A pixel has level l if it reaches the threshold l of :func:`threshold_grid` and not the next:
     the levels from l on hold exactly the pixels that :func:`claimed` claims at that threshold.
 
-    Args:
-        maps: ``(B, 1, H, W)`` in [0, 1].
-        lesion: ``(B, 1, H, W)``, bool, or a mask in [0, 1] that counts from 0.5 on.
-        levels: Number of thresholds, at least 2.
-
     Returns:
         Pixels of the lesion and all pixels of each level, two int64 ``(B, levels)``.
 
     Example:
         >>> import torch
         >>> maps = torch.tensor([0.0, 0.4, 0.5, 1.0]).view(1, 1, 1, 4)
-        >>> lesion_pixels, pixels = level_counts(maps, maps > 0.45, levels=3)
-        >>> lesion_pixels, pixels
+        >>> level_counts(maps, maps > 0.45, levels=3)
         (tensor([[0, 1, 1]]), tensor([[2, 1, 1]]))
-        >>> iou_curve(lesion_pixels, pixels)  # at the thresholds 0, 0.5 and 1
-        tensor([[0.5000, 1.0000, 0.5000]])
     """
     check_finite(maps)
     if maps.numel() and not bool(((maps >= 0) & (maps <= 1)).all()):
@@ -154,33 +117,15 @@ def level_counts(maps: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tenso
     return _histogram(inside, levels + 1)[:, :levels], _histogram(level, levels)
 
 
-def iou_curve(lesion_pixels: Tensor, pixels: Tensor) -> Tensor:
-    """IoU at every threshold, float32 ``(B, levels)``, from the two answers of ``level_counts``.
-
-    NaN where region and lesion are empty.
-    """
-    both = lesion_pixels.double().flip(1).cumsum(dim=1).flip(1)
-    region = pixels.double().flip(1).cumsum(dim=1).flip(1)
-    return (both / (region + both[:, :1] - both)).float()
-
-
 def best_threshold(curves: Tensor) -> tuple[float, float]:
     """The one threshold at which the mean IoU over images is largest, and that mean.
 
     Tuned on val it is a setting; found on the masks that judge, the mean is an upper bound. The
-    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark.
+    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
+    equal ones the lowest; both NaN without an image.
 
     Args:
         curves: IoU at each threshold of :func:`threshold_grid`, ``(N, levels)``; NaN is left out.
-
-    Returns:
-        The threshold (of equal ones the lowest) and the mean IoU; both NaN without an image.
-
-    Example:
-        >>> import torch
-        >>> threshold, mean = best_threshold(torch.tensor([[0.1, 0.6, 0.5], [0.2, 0.0, 0.4]]))
-        >>> threshold, round(mean, 2)
-        (1.0, 0.45)
     """
     mean = curves.double().nanmean(dim=0).nan_to_num(-1.0)
     place = 1 + int(mean[1:].argmax())

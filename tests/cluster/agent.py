@@ -22,11 +22,7 @@ RUN = f"lambda{LAMBDA}-seed0"
 
 
 def perform(scene: Scene) -> None:
-    """Let the agent train, preempt it, and look at what ranks and server were told.
-
-    Raises:
-        Failure, AssertionError: it did not hold.
-    """
+    """Let the agent train, preempt it, and look at what ranks and server were told."""
     scene.prepare_data()
     sweep = yaml.safe_load(SHIPPED.read_text())
     settings = [*scene.words, f"run.root={scene.folder / NAME}", "trainer.devices=2"]

@@ -28,8 +28,8 @@ class UnhurriedRecorder(Recorder):
         job, go = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.folder = self.folder / Path(trainer.default_root_dir).name / f"{job:06d}-{go:03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {"words": sys.argv[1:], "began": time.time()}
-        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(told))
+        given = {"words": sys.argv[1:], "began": time.time()}
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(given))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         time.sleep(float(os.environ["RECORD_PAUSE"]))
@@ -68,11 +68,11 @@ def notes(run: Path) -> list[Go]:
 
 def read(go: Path) -> Go:
     """The notes of a go."""
-    told = [json.loads(path.read_text()) for path in sorted(go.glob("rank*.json"))]
+    given = [json.loads(path.read_text()) for path in sorted(go.glob("rank*.json"))]
     return Go(
         job=str(int(go.name.split("-")[0])),
-        words=[rank["words"] for rank in told],
+        words=[rank["words"] for rank in given],
         steps=steps(go),
-        began=min(rank["began"] for rank in told),
+        began=min(rank["began"] for rank in given),
         ended=max(path.stat().st_mtime for path in go.glob("rank*.jsonl")),
     )

@@ -27,11 +27,7 @@ SHORT = [("USR1", 4)]
 
 
 def perform(scene: Scene, nodes: int, plan: list[tuple[str, int]]) -> None:
-    """Train once undisturbed, once disturbed; both must come to the same.
-
-    Raises:
-        Failure, AssertionError: they did not.
-    """
+    """Train once undisturbed, once disturbed; both must come to the same."""
     scene.prepare_data()
     play(scene, nodes, plan)
     check_steps(scene, plan)
@@ -43,10 +39,10 @@ def submit(scene: Scene, name: str, nodes: int) -> str:
     """Submit the stage 3 run ``name`` of two ranks; the job's id."""
     cluster = ["--gpus=0", "--cpus=1", "--time=60", f"--nodes={nodes}", f"--ranks={2 // nodes}"]
     root = f"run.root={scene.folder / name}"
-    told = scene.run(
+    given = scene.run(
         "experiments.submit", "stage3", *cluster, *scene.words, root, **scene.noting(name)
     )
-    scene.jobs.append(told.split()[1])
+    scene.jobs.append(given.split()[1])
     return scene.jobs[-1]
 
 

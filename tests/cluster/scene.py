@@ -92,11 +92,7 @@ class Scene:
 
 
 def wait_in_job(job: str, what: str, ready) -> None:
-    """Until ``ready``.
-
-    Raises:
-        Failure: the job ended before.
-    """
+    """Until ``ready``."""
     slurm.wait_for(f"{what} of job {job}", lambda: slurm.ended(job) or ready())
     if slurm.ended(job) and not ready():
         raise Failure(f"job {job} {slurm.state(job)} before {what}")

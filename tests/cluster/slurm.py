@@ -38,11 +38,7 @@ def state(job: str) -> str:
 
 
 def wait_for(what: str, ready: Callable[[], bool], seconds: float = 1800) -> None:
-    """Poll until ``ready``.
-
-    Raises:
-        Failure: it takes longer than ``seconds``.
-    """
+    """Poll until ``ready``."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:

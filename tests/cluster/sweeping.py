@@ -12,10 +12,7 @@ import sys
 from typing import NamedTuple
 
 import matplotlib.image
-import optuna
 import pandas as pd
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from tests.cluster import slurm
 from tests.cluster.scene import SAVE_EVERY, Scene, ok, say, wait_in_job
@@ -37,15 +34,11 @@ class Latest(NamedTuple):
 
 
 def perform(scene: Scene) -> None:
-    """Sweep, disturb it, end it by the same command and look at what is there.
-
-    Raises:
-        Failure, AssertionError: it did not hold.
-    """
+    """Sweep, disturb it, end it by the same command and look at what is there."""
     scene.prepare_data()
     cut_off = play(scene)
     check_trials(scene, cut_off)
-    check_study(scene)
+    check_results(scene)
 
 
 def submit(scene: Scene) -> list[str]:
@@ -133,17 +126,12 @@ def check_trials(scene: Scene, cut_off: list[float]) -> None:
     )
 
 
-def check_study(scene: Scene) -> None:
-    """A row and a dot each; by the journal each lambda was completed once."""
+def check_results(scene: Scene) -> None:
+    """A row and a dot each."""
     folder = scene.folder / NAME / "phantom" / "sweeps" / "sweep_lambda"
-    assert [path.name for path in folder.glob("study.*")] == ["study.journal"]
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    trials = optuna.load_study(study_name="sweep", storage=storage).trials
-    done = [t.user_attrs["values"]["loss.lambda_lesion"] for t in trials if t.state.name != "FAIL"]
-    assert sorted(done) == list(LAMBDAS), done
     table = pd.read_csv(folder / "results.csv")
     assert table["loss.lambda_lesion"].tolist() == list(LAMBDAS)
     assert table["state"].tolist() == ["done"] * len(LAMBDAS), table["state"]
     assert table["val/fcn/pixel_ap"].notna().all()
     assert matplotlib.image.imread(folder / "plot.png").std() > 0.05
-    ok(f"study.journal, results.csv and plot.png hold {len(LAMBDAS)} trials, each done once")
+    ok(f"results.csv and plot.png hold {len(LAMBDAS)} trials, each done")

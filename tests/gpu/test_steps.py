@@ -24,9 +24,9 @@ def step(module, batch, device, precision=torch.float32, layout=torch.channels_l
     """Named losses, and the gradient, of a copy of the network on ``device``."""
     module = copy.deepcopy(module).to(device, memory_format=layout)
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        losses, _, pyramid = module.losses(move_data_to_device(batch, device))
+        losses, outputs = module.losses(move_data_to_device(batch, device))
     losses["loss"].backward()
-    assert all(one.is_contiguous(memory_format=layout) for one in pyramid)
+    assert all(one.is_contiguous(memory_format=layout) for one in outputs.pyramid)
     return {name: value.item() for name, value in losses.items()}, gradient(module)
 
 

@@ -1,0 +1,88 @@
+"""Validate and keep an average of the weights instead of the latest ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of all weights and BatchNorm statistics, step by step.
+
+    With a few hundred images to validate on, the figures of the latest weights jump from epoch to
+    epoch, and the best checkpoint and the paper's alpha jump with them. Training goes on with the
+    latest weights; validation, maps, panels and the weights in a checkpoint are of the average.
+
+    Must stand behind all callbacks that look at the network when validation ends. ``epochs`` is the
+    time constant; at first the average is shorter, a ninth of the steps so far.
+    """
+
+    def __init__(self, epochs: float = 1.0) -> None:
+        super().__init__()
+        self.epochs = epochs
+        self._horizon = 1.0
+        self._buffers: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn how long an epoch is; go where the network has gone."""
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        self._horizon = max(1.0, self.epochs * steps)
+        assert self._average_model is not None, "setup() made it"
+        self._average_model.to(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the step's weights in, the first ones as they are."""
+        step, first = trainer.global_step, not self._latest_update_step
+        if step == self._latest_update_step:
+            return
+        # At the beginning a shorter average: the first weights are not worth remembering.
+        decay = 0.0 if first else min(1 - 1 / self._horizon, (1 + step) / (10 + step))
+        assert self._average_model is not None, "setup() made it"
+        # Not by update_parameters, which asks the device at each step how many it has seen.
+        averaged, latest = (
+            [*module.parameters(), *module.buffers()]
+            for module in (self._average_model.module, pl_module)
+        )
+        for kind in {tensor.dtype for tensor in averaged}:
+            pairs = [p for p in zip(averaged, latest, strict=True) if p[0].dtype == kind]
+            get_ema_multi_avg_fn(decay)(*map(list, zip(*pairs, strict=True)), None)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in place."""
+        if self._average_model is not None:
+            self._swap_models(pl_module)
+            self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the latest weights back."""
+        if self._average_model is None:
+            return
+        # What validation found, such as the scale of the maps, is no weight to be averaged.
+        found = {
+            name: buffer.clone()
+            for name, buffer in pl_module.named_buffers()
+            # DDP sends the first rank's BatchNorm statistics around in validation, too.
+            if "running_" not in name and not torch.equal(buffer, self._buffers[name])
+        }
+        self._swap_models(pl_module)
+        for name, value in found.items():
+            pl_module.get_buffer(name).copy_(value)
+
+    # Lightning swaps at the ends of the epoch's loop: there the module has yet to set its map scale
+    # and the panels have yet to be drawn.
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: see ``on_validation_start``."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: see ``on_validation_end``."""

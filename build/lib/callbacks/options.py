@@ -1,0 +1,18 @@
+"""The options of what happens around training; form as of ``lightning_modules.options``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+# Scores are compared as they are printed, since a val split of some hundred images knows no fourth
+# decimal. Of equal ones the latest is best: it had the most training, at the lowest learning rate.
+DECIMALS = 3
+
+
+@dataclass
+class Checkpoint:
+    """How much work a killed run may lose: whichever of the two comes first."""
+
+    every_minutes: Annotated[float, "(0, inf)"] = 10.0
+    every_steps: Annotated[int | None, "[1, inf)"] = None  # null: by the clock alone

@@ -1,0 +1,159 @@
+"""Figure-2 panels: what the maps show on a few fixed validation images, each epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+CELL_GAP = 4
+HEADER = 22
+
+
+class MapPanels(Callback):
+    """Write ``epoch_NNN.png``: a row an image, image | maps | lesion mask.
+
+    The images are the first of the val loader, of as many body parts as there are: up to three
+    quarters abnormal, those with a mask first, the rest normal. Maps are drawn over the image with
+    the run's scale, not stretched image by image: a dark map says that the network saw little.
+
+    Args:
+        folder: where the panels go.
+        count: rows of a panel.
+        to_loggers: also hand them to W&B. Radiographs leave the machine only when asked.
+    """
+
+    def __init__(self, folder: str | Path, count: int = 8, to_loggers: bool = False) -> None:
+        self.folder = Path(folder)
+        self.count = count
+        self.to_loggers = to_loggers
+        self._chosen: dict[str, Tensor] = {}
+        self._complete = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look for the fixed images, once."""
+        if self._complete or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        names = ("image", "label", "lesion_mask", "has_lesion", "body_part")
+        images = {name: batch[name].cpu() for name in names if name in batch}
+        if self._chosen:
+            images = {name: torch.cat([self._chosen[name], images[name]]) for name in images}
+        keep = _spread(images, self.count)
+        self._chosen = {name: values[keep] for name, values in images.items()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the panel of this epoch."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self._complete = True
+        network = cast(Any, pl_module)
+        with torch.no_grad():
+            maps = network.maps(self._chosen["image"].to(network.device))
+        panel = draw_panel(
+            self._chosen["image"],
+            {name: maps[name].cpu() for name in network.judged_maps},
+            self._chosen["lesion_mask"],
+            self._chosen["label"],
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"epoch_{trainer.current_epoch + 1:03d}.png"
+        cv2.imwrite(str(path), panel)
+        if self.to_loggers:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("panel", [str(path)])
+
+
+def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
+    """Places of up to ``count`` images: three quarters abnormal, masked ones first, then normal."""
+    abnormal = batch["label"] == 1
+    part = batch.get("body_part", torch.zeros_like(batch["label"])).tolist()
+    kinds = abnormal & batch["has_lesion"], abnormal & ~batch["has_lesion"], ~abnormal
+    masked, unmasked, normal = (
+        _by_turns(torch.nonzero(kind).flatten().tolist(), part) for kind in kinds
+    )
+    lesion = (masked + unmasked)[: count - count // 4]
+    return torch.tensor(lesion + normal[: count - len(lesion)], dtype=torch.int64)
+
+
+def _by_turns(places: list[int], part: list[int]) -> list[int]:
+    """The first place of every part, then the second of every part, and so on."""
+    seen: dict[int, int] = {}
+    turns = []
+    for place in places:
+        seen[part[place]] = seen.get(part[place], 0) + 1
+        turns.append((seen[part[place]], place))
+    return [place for _, place in sorted(turns)]
+
+
+def draw_panel(
+    image: Tensor, maps: dict[str, Tensor], mask: Tensor, label: Tensor, cell: int = 192
+) -> np.ndarray:
+    """Draw rows of image | each map over the image | lesion outline.
+
+    Images (B, 1, H, W) of any range are stretched to their own minimum and maximum; maps and masks
+    lie in [0, 1]. ``cell`` is the side of a cell in pixels; BGR, as OpenCV writes it.
+    """
+    names = ["radiograph", *[name.upper() for name in maps], "lesion mask"]
+    step = cell + CELL_GAP
+    canvas = np.full((HEADER + len(image) * step, len(names) * step, 3), 255, dtype=np.uint8)
+    for column, name in enumerate(names):
+        _write(canvas, name, (column * step + 4, HEADER - 7), (30, 30, 30))
+    for row in range(len(image)):
+        grey = _grey(image[row, 0].numpy(), cell)
+        outlined = _outline(grey, mask[row, 0].numpy())
+        cells = [grey, *[overlay(grey, m[row, 0].numpy()) for m in maps.values()], outlined]
+        for column, picture in enumerate(cells):
+            top, left = HEADER + row * step, column * step
+            canvas[top : top + cell, left : left + cell] = picture
+        place = (4, HEADER + row * step + cell - 6)
+        name = "abnormal" if label[row] else "normal"
+        _write(canvas, name, place, (0, 0, 0), 3)  # an edge, to be read on white film
+        _write(canvas, name, place, (255, 255, 255))
+    return canvas
+
+
+def overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a map (h, w) in [0, 1] over a grey image (H, W, 3): transparent at 0, colours to 1.
+
+    Inferno rises in lightness alone, so that it survives colour blindness and grey print.
+    """
+    heat = cv2.resize(heat.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colour = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    strength = np.sqrt(heat.clip(0, 1))[..., None] * 0.75
+    return (grey * (1 - strength) + colour * strength).astype(np.uint8)
+
+
+def _grey(image: np.ndarray, cell: int) -> np.ndarray:
+    low, high = float(image.min()), float(image.max())
+    stretched = ((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    resized = cv2.resize(stretched, (cell, cell), interpolation=cv2.INTER_LINEAR)
+    return cv2.cvtColor(resized, cv2.COLOR_GRAY2BGR)
+
+
+def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    scaled = cv2.resize(mask.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    contours, _ = cv2.findContours(
+        (scaled >= 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    return cv2.drawContours(grey.copy(), contours, -1, (80, 220, 80), 1, cv2.LINE_AA)
+
+
+def _write(
+    canvas: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int, ...], thick: int = 1
+) -> None:
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thick, cv2.LINE_AA)

@@ -1,0 +1,79 @@
+"""Random changes to training images; the only file that knows albumentations.
+
+What happens to an image is a pure function of (seed, epoch, image): the transform is seeded anew
+for every sample, so the number of workers, ranks and restarts cannot change it. (Unseeded, forked
+workers would draw the same augmentations as each other.)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import cv2
+import numpy as np
+
+# Without this the import asks PyPI for a newer version; compute nodes have no network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+from datamodules.options import Augmentation
+
+
+class Augmenter:
+    """Augment an image and its lesion mask together; an option of 0 switches its change off."""
+
+    def __init__(self, strength: Augmentation, seed: int) -> None:
+        self.seed = seed
+        steps: list[A.BasicTransform] = []
+        if strength.flip:
+            steps.append(A.HorizontalFlip(p=strength.flip))
+        if strength.rotate or strength.scale or strength.shift:
+            steps.append(
+                A.Affine(
+                    rotate=(-strength.rotate, strength.rotate),
+                    scale=(1 - strength.scale, 1 + strength.scale),
+                    translate_percent=(-strength.shift, strength.shift),
+                    interpolation=cv2.INTER_LINEAR,
+                    mask_interpolation=cv2.INTER_LINEAR,
+                    p=1.0,
+                )
+            )
+        if strength.brightness or strength.contrast:
+            steps.append(
+                A.RandomBrightnessContrast(
+                    brightness_limit=strength.brightness, contrast_limit=strength.contrast, p=1.0
+                )
+            )
+        if strength.noise:
+            steps.append(A.GaussNoise(std_range=(0.0, strength.noise), p=1.0))
+        self.steps = steps
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Change ``image`` and ``mask`` (both (H, W) uint8) as (seed, epoch, index) decides.
+
+        To the bit what ``A.Compose`` of the steps makes, without what takes it longer than the
+        changes themselves.
+        """
+        draw = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+        generator = np.random.default_rng(draw)  # the noise's alone
+        for step in self.steps:
+            step.set_random_state(generator, random.Random(draw))
+            if isinstance(step, A.Affine):
+                matrix = step.get_params_dependent_on_data({"shape": image.shape}, {})["matrix"]
+                image = _warp(image, matrix)
+                mask = None if mask is None else _warp(mask, matrix)
+            else:
+                # albumentations wants a channel axis for noise to be drawn per pixel, not per row
+                targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
+                changed = step(**targets)
+                image, mask = changed["image"][..., 0], changed.get("mask")
+        return image, mask
+
+
+def _warp(square: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Bilinearly, black outside."""
+    height, width = square.shape
+    return cv2.warpAffine(square, matrix[:2], (width, height), flags=cv2.INTER_LINEAR)

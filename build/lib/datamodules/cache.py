@@ -1,0 +1,295 @@
+"""Decoded, letterboxed images in one memory-mapped file, built once, in parallel, atomically.
+
+A cache is a folder ``<cache_dir>/<source>-<key>`` that holds the checked index (``index.csv``), the
+pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``), of
+which files (``stamps.json``) and ``meta.json``, written last. The key covers the settings and small
+files that shaped the content; the folder gets its name only when everything in it has reached the
+disk, so that a half-written cache is never used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import ChainMap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from datamodules.decode import decode, decode_noted, read_content
+from datamodules.files import locked, usable_cores, whole_folder
+from datamodules.geometry import Geometry, content_box, letterbox, to_square, wrong_size
+from datamodules.index import COLUMNS, DataError, hash_pixels
+
+log = logging.getLogger(__name__)
+
+# Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
+FORMAT = 2
+# Images that could not be read, with the reason.
+UNREADABLE = "unreadable.csv"
+# Size and time of each image and mask, readable or not, taken before it was read.
+STAMPS = "stamps.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What turns an original into a cached square; part of the key."""
+
+    image_size: int
+    crop: str = "none"
+    contrast: str = "none"
+
+    def apply(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        """Return the cached square (size, size) uint8 of an upright image and its geometry."""
+        box = content_box(image) if self.crop == "content" else None
+        height, width = image.shape
+        geometry = letterbox(height, width, self.image_size, box)
+        square = to_square(image, geometry, self.image_size)
+        return _contrast(square, geometry, self.contrast), geometry
+
+
+def _contrast(square: np.ndarray, geometry: Geometry, method: str) -> np.ndarray:
+    """Spread the grey values inside the letterbox; the bars stay black."""
+    if method == "none":
+        return square
+    g = geometry
+    inside = np.s_[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
+    inner = square[inside]
+    if method == "clahe":
+        inner = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(
+            np.ascontiguousarray(inner)
+        )
+    low, high = np.percentile(inner, (1.0, 99.5))
+    stretched = (inner.astype(np.float32) - low) * (255.0 / max(high - low, 1.0))
+    result = square.copy()
+    result[inside] = np.clip(np.rint(stretched), 0, 255).astype(np.uint8)
+    return result
+
+
+class PixelCache:
+    """An opened cache: the index table, and the squares and hashes that belong to its rows."""
+
+    def __init__(self, folder: Path) -> None:
+        meta = json.loads((folder / "meta.json").read_text())
+        self.image_hash: str = meta["image_hash"]  # of what the images show, at original size
+        self.mask_hash: str = meta["mask_hash"]
+        self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
+        arrays = np.load(folder / "geometry.npz")
+        self.geometry = arrays["geometry"]  # (N, 10) int32, see Geometry
+        # Row i's image lies in slot[i], its mask in mask_slot[i] (-1: none).
+        self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
+        side = meta["image_size"]
+        self.images, self.masks = (  # (slots, S, S) uint8; in masks 255 = lesion
+            np.memmap(folder / f"{kind}.u8", np.uint8, "r", shape=(meta[kind], side, side))
+            if meta[kind]
+            else np.zeros((0, side, side), np.uint8)
+            for kind in ("images", "masks")
+        )
+
+    def image(self, row: int) -> np.ndarray:
+        """The cached square (S, S) uint8 of an index row."""
+        return self.images[self.slot[row]]
+
+    def mask(self, row: int) -> np.ndarray | None:
+        """The cached lesion mask (S, S) uint8 of an index row, None where there is none."""
+        slot = self.mask_slot[row]
+        return None if slot < 0 else self.masks[slot]
+
+    def geometry_of(self, row: int) -> Geometry:
+        """How the row's image came into the cache."""
+        return Geometry(*(int(value) for value in self.geometry[row]))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether ``folder`` holds a finished cache whose files have the sizes that were written."""
+    try:
+        files = json.loads((folder / "meta.json").read_text())["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def cache_key(parts: dict[str, object]) -> str:
+    """Twelve hex digits over everything that shapes the cache."""
+    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def build(
+    folder: Path,
+    build_index: Callable[[], pd.DataFrame],
+    root: Path,
+    recipe: Recipe,
+    on_unreadable: str,
+    check: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+) -> None:
+    """Build the cache in ``folder``, unless it is of today's files; processes wait for each other.
+
+    ``build_index`` answers with paths below ``root``. Images that cannot be read are a DataError
+    where ``on_unreadable`` is "error", else left out; ``check`` sees the rows that are left.
+    """
+    fault = _fault(folder, root)
+    if not fault:
+        return  # also where the folder is read-only
+    if folder.exists():
+        log.warning("%s %s; it is built anew", folder, fault)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if not _fault(folder, root):
+                return
+            table = build_index()  # where that fails, nothing is lost
+            shutil.rmtree(folder, ignore_errors=True)
+            with whole_folder(folder, alone=True) as partial:
+                _fill(partial, table, root, recipe, on_unreadable, check)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the cache to {folder.parent} ({error.strerror or error}). Fix: make "
+            "room and write access there, or set data.cache_dir to another folder"
+        ) from error
+
+
+def _fault(folder: Path, root: Path) -> str:
+    """What keeps the cache in ``folder`` from being used, "" where nothing does."""
+    if not is_whole(folder):
+        return "is damaged"
+    noted = json.loads((folder / STAMPS).read_text())
+    now = _stamps(root, list(noted))
+    away = not any(now[name] for name in noted if not os.path.isabs(name))
+    changed = [name for name in noted if now[name] != noted[name] and (now[name] or not away)]
+    if changed:
+        count = f"{len(changed):,} of {len(noted):,}"
+        return f"is out of date ({count} images and masks changed, such as {changed[0]})"
+    if away:
+        log.warning("%s: no image is there; using the cache %s as it is", root, folder)
+    return ""
+
+
+def _stamps(root: Path, files: list[str]) -> dict[str, str]:
+    """Size and time of each of ``files`` (below ``root`` or absolute), "" where it is missing."""
+
+    def stamp(name: str) -> str:
+        try:
+            stat = os.stat(os.path.join(root, name))
+        except OSError:
+            return ""
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    # Network file systems answer slowly but in parallel; a job a file would cost more than it asks.
+    parts = [files[start::32] for start in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        return dict(ChainMap(*pool.map(lambda part: {name: stamp(name) for name in part}, parts)))
+
+
+def _fill(
+    folder: Path,
+    table: pd.DataFrame,
+    root: Path,
+    recipe: Recipe,
+    on_unreadable: str,
+    check: Callable[[pd.DataFrame], pd.DataFrame],
+) -> None:
+    masked = (table["lesion_mask"] != "").to_numpy()
+    mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
+    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
+    rows = _write_squares(folder, table, mask_slot, root, recipe)
+    if notes := [f"{row.path}: {row.note}" for row in rows if row.note]:
+        log.warning("%d images have a note:\n  %s", len(notes), "\n  ".join(notes[:5]))
+    if errors := [row for row in rows if row.error]:
+        examples = "\n  ".join(row.error for row in errors[:5])
+        what = f"{len(errors)} of {len(rows)} images cannot be read"
+        if on_unreadable == "error":
+            raise DataError(
+                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
+            )
+        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
+        reasons = [(row.path, row.error) for row in errors]
+        pd.DataFrame(reasons, columns=["path", "reason"]).to_csv(folder / UNREADABLE, index=False)
+    kept = np.flatnonzero([not row.error for row in rows])
+    check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
+    geometry = np.array([row.geometry for row in rows if not row.error], dtype=np.int32)
+    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
+    (folder / STAMPS).write_text(json.dumps(stamps))
+    meta = {
+        "image_size": recipe.image_size,
+        "images": len(table),
+        "masks": int(masked.sum()),
+        "image_hash": hash_pixels(table.assign(drawn=[row.image for row in rows]).iloc[kept]),
+        "mask_hash": hash_pixels(table.assign(drawn=[row.mask for row in rows]).iloc[kept]),
+        "files": {path.name: path.stat().st_size for path in folder.iterdir()},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for path in folder.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+class _Row(NamedTuple):
+    """An image in the cache: its place, what it and its mask show (hashes), or what is wrong."""
+
+    path: str
+    geometry: Geometry | None = None
+    image: str = ""
+    mask: str = ""
+    note: str = ""
+    error: str = ""
+
+
+def _write_squares(
+    folder: Path, table: pd.DataFrame, mask_slot: np.ndarray, root: Path, recipe: Recipe
+) -> list[_Row]:
+    """Write ``images.u8`` and ``masks.u8``, a square a row and a mask."""
+    square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
+    free, needed = shutil.disk_usage(folder).free, (count + masks) * square
+    if free < needed * 1.05:
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+
+    def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
+        # Not a memory map: a full disk is an error here, there a SIGBUS. The last write before it
+        # may be short without an error.
+        if os.pwrite(file.fileno(), pixels.tobytes(), slot * square) != square:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> _Row:
+        try:
+            image, note = decode_noted(read_content(root / path), root / path)
+        except DataError as error:
+            return _Row(path, error=str(error))
+        pixels, geometry = recipe.apply(image)
+        write(image_file, slot, pixels)
+        image_hash, mask_hash = f"{image.shape} {_hash(image)}", ""
+        if mask_path:
+            mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
+            if mask.shape != image.shape:
+                raise DataError(f"{mask_path} {wrong_size(mask.shape, image.shape)}")
+            mask_hash = _hash(mask)
+            write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
+        return _Row(path, geometry, image_hash, mask_hash, note)
+
+    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
+    columns = range(count), table["path"], table["lesion_mask"], mask_slot.tolist()
+    with (
+        (folder / "images.u8").open("wb") as image_file,
+        (folder / "masks.u8").open("wb") as mask_file,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
+        made = pool.map(convert, *columns)
+        rows = list(tqdm(made, "caching images", count, leave=False, unit=" images", disable=None))
+        image_file.truncate(count * square)  # unreadable ones at the end were not written
+        mask_file.truncate(masks * square)
+    return rows
+
+
+def _hash(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

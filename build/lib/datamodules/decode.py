@@ -1,0 +1,139 @@
+"""Decode one radiograph to upright 8-bit grey, or say what is wrong with its file."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from datamodules.index import DataError
+from datamodules.pixels import JPEG, MOST_BYTES, check_size, damaged, strict_jpeg, window_16bit
+from datamodules.pixels import MOST_PIXELS as MOST_PIXELS
+from datamodules.pixels import WINDOW_TAIL as WINDOW_TAIL
+
+PNG = b"\x89PNG\r\n\x1a\n"
+DICOM, DICOM_AT = b"DICM", 128
+# Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
+# is), then its representation, or a length that such an element may have.
+BARE_DICOM = re.compile(
+    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
+)
+# What image files of a data set are called; inside, the content decides.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def decode(path: Path) -> np.ndarray:
+    """Read a PNG, JPEG or DICOM as it should be looked at: uint8 ``(H, W)``, grey, upright.
+
+    Colour becomes grey, alpha is ignored, an EXIF orientation applied, 16 bits are windowed
+    (``pixels.ramp_16bit``). The content decides, not the suffix. A DataError names a file that is
+    missing, damaged, far too large or of another kind. It runs without Python's lock: call it from
+    as many threads as there are cores.
+    """
+    return decode_noted(read_content(path), path)[0]
+
+
+def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
+    """Decode the content of a file (``path`` is for messages) as :func:`decode` does.
+
+    Returns:
+        The pixels, and a note for people where they are not shown as usual, else "".
+    """
+    if is_dicom(data):
+        from datamodules.dicom import decode_dicom  # seldom needed, and pydicom takes half a second
+
+        return decode_dicom(data, path)
+    if data.startswith(JPEG):
+        try:
+            check_size(simplejpeg.decode_jpeg_header(data, strict=False)[1::-1], path)
+            grey = strict_jpeg(data)
+        except DataError:
+            raise
+        except (KeyError, ValueError) as error:
+            if re.search("precision|conversion|arithmetic", str(error)):
+                raise DataError(f"{path}: {error}. Fix: convert it to PNG") from error
+            raise damaged(path, f"the JPEG is cut short or damaged: {error}") from error
+        if b"Exif\0\0" not in data:
+            return grey, ""
+    elif data.startswith(PNG):
+        check_png(data, path)
+    else:
+        raise DataError(
+            f"{path}: expected a PNG, JPEG or DICOM file, got something else, whatever its name "
+            "says. Fix: convert it to PNG, or take it out of the data"
+        )
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # e.g. more pixels than OpenCV accepts
+        raise damaged(path, str(error).strip()) from error
+    if pixels is None or pixels.size == 0:
+        raise damaged(path, "its content cannot be decoded")
+    return (pixels, "") if pixels.dtype == np.uint8 else window_16bit(pixels)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """``(height, width)`` of what :func:`decode` gives: it decodes, and raises the same errors."""
+    height, width = decode(path).shape
+    return height, width
+
+
+def is_opaque(path: Path) -> bool:
+    """Whether no pixel of a file that ``decode`` reads is see-through: ``decode`` ignores alpha."""
+    try:
+        with Image.open(path) as image:
+            if not image.has_transparency_data:
+                return True
+            return bool((np.array(image.convert("RGBA"))[..., 3] == 255).all())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def check_png(data: bytes, path: Path) -> None:
+    """Walk the chunks of a PNG (OpenCV would print or guess); a DataError where one is damaged."""
+    view, place = memoryview(data), len(PNG)
+    while place + 12 <= len(data):
+        length = int.from_bytes(view[place : place + 4], "big")
+        kind, end = bytes(view[place + 4 : place + 8]), place + 12 + length
+        if end > len(data):
+            break
+        stored = int.from_bytes(view[end - 4 : end], "big")
+        if zlib.crc32(view[place + 4 : end - 4]) != stored:
+            raise damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
+        if kind == b"IHDR":
+            check_size(struct.unpack(">2I", view[place + 8 : place + 16]), path)
+        if kind == b"IEND":
+            return
+        place = end
+    raise damaged(path, "the PNG is cut short")
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file's content, or its first 132 bytes, is DICOM's, with or without a preamble."""
+    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    return whole or BARE_DICOM.match(data) is not None
+
+
+def read_content(path: Path) -> bytes:
+    """The content of an image file; a DataError where it is missing, empty or far too large."""
+    try:
+        if (size := os.stat(path).st_size) > MOST_BYTES:
+            raise DataError(
+                f"{path}: has {size:,} bytes, more than {MOST_BYTES:,}. Fix: make the image smaller"
+            )
+        data = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{path}: cannot be read ({reason}). Fix: check the path and its rights"
+        ) from error
+    if not data:
+        raise DataError(f"{path}: the file is empty. Fix: fetch it again")
+    return data

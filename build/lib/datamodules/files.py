@@ -1,0 +1,98 @@
+"""Write whole or not at all, hold a lock, count cores: how the house meets the file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it gets its name when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name on an empty file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all; names of files that are no UTF-8 survive."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
+    """An empty folder beside ``path`` to fill; it gets its name when the block ends without error.
+
+    ``path`` must not exist, or be an empty folder: nothing is overwritten. ``alone``: the caller
+    holds a lock on ``path``, so that what killed processes left beside it is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.partial") if alone else ():
+        shutil.rmtree(left, ignore_errors=True)
+    # A name that no other process has, on any node that shares the disk.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for an exclusive lock on the file ``path`` and hold it; the kernel frees a dead owner's.
+
+    Some network file systems have no locks: there each process goes on, and the first one wins.
+    """
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+
+
+def take(handle: IO[str]) -> bool:
+    """Lock an open file for as long as this process has it open; False if another one holds it.
+
+    A record lock: unlike flock's, loader processes do not keep it when their parent is killed, and
+    it holds over NFS. A process never meets its own. OSError: the file system has no locks.
+    """
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # either, says POSIX
+        return False
+    return True
+
+
+def usable_cores() -> int:
+    """Threads worth starting: the cores that affinity and a container's quota leave, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such system, or "max": no quota
+        pass
+    return max(1, cores)

@@ -1,0 +1,121 @@
+"""How an image came into the cache, and how a map finds its way back.
+
+An upright radiograph is cropped to a box, scaled to fit a square and centred on black (letterbox).
+All three steps are one axis-parallel affine; ``Geometry`` keeps it as whole pixels, so that masks
+go in and maps come back without drift.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# Film outside the exposed field, letterbox bars: the value of no exposure.
+BLACK = 0
+# A row or column of which most is brighter than this is a bar, not a limb; EDGE: thinner ones,
+# pixels of the small copy that are not looked at (the margin gives them back where a limb leaves
+# the film).
+BAR, EDGE = 225, 6
+# Film is a grey level +- FILM_SPREAD that at least FILM_SHARE of the pixels have.
+FILM_SPREAD, FILM_SHARE = 5, 0.2
+
+
+class Geometry(NamedTuple):
+    """Box of the original that was kept, and the box of the square that it fills (pixels)."""
+
+    height: int
+    width: int
+    crop_left: int
+    crop_top: int
+    crop_width: int
+    crop_height: int
+    left: int
+    top: int
+    inner_width: int
+    inner_height: int
+
+
+def letterbox(
+    height: int, width: int, size: int, box: tuple[int, int, int, int] | None = None
+) -> Geometry:
+    """Fit an image (or its ``box``: left, top, width, height) into a square of ``size`` pixels."""
+    crop = box or (0, 0, width, height)
+    scale = size / max(crop[2:])
+    inner_width, inner_height = (max(1, round(side * scale)) for side in crop[2:])
+    left, top = (size - inner_width) // 2, (size - inner_height) // 2
+    return Geometry(height, width, *crop, left, top, inner_width, inner_height)
+
+
+def wrong_size(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What is wrong with a mask of another ``(H, W)`` than its upright original."""
+    actual, wanted = (f"{width}x{height} px" for height, width in (shape, expected))
+    return f"is {actual}: expected {wanted}, as its image is upright. Fix: draw it on the original"
+
+
+def to_square(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
+    """Bring an original (H, W) image or mask into the cached square (size, size), same dtype."""
+    g = geometry
+    crop = image[g.crop_top : g.crop_top + g.crop_height, g.crop_left : g.crop_left + g.crop_width]
+    # Area averaging keeps thin fracture lines when shrinking; it cannot enlarge.
+    shrinks = g.inner_width < g.crop_width or g.inner_height < g.crop_height
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    inner = cv2.resize(crop, (g.inner_width, g.inner_height), interpolation=method)
+    square = np.full((size, size), BLACK, dtype=image.dtype)
+    square[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width] = inner
+    return square
+
+
+def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Bring a map (size, size) back to the original upright image (H, W); zero outside the crop."""
+    g = geometry
+    inner = square[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
+    crop = cv2.resize(inner, (g.crop_width, g.crop_height), interpolation=cv2.INTER_LINEAR)
+    if crop.shape == (g.height, g.width):  # most are not cropped: no second copy
+        return crop
+    full = np.zeros((g.height, g.width), dtype=square.dtype)
+    full[g.crop_top : g.crop_top + g.crop_height, g.crop_left : g.crop_left + g.crop_width] = crop
+    return full
+
+
+def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
+    """Find the exposed limb: left, top, width, height of the bright content of a radiograph.
+
+    Film is one grey level that covers much of a radiograph (scans are seldom black): on a small
+    blurred copy, the commonest level of the darker half, if enough pixels share it. What rises
+    above it is exposed; bright bars along an edge (the table, a film holder) do not count. The box
+    holds every region of at least a twentieth of the largest, so that two views on one film both
+    stay and a lone side marker goes, and ``margin`` of the longer side around them. An image
+    without film, filled by the body, keeps all of itself: cutting too little costs resolution,
+    cutting too much costs the lesion.
+    """
+    height, width = image.shape
+    scale = 128 / max(height, width)
+    sides = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (5, 5), 0)
+    counts = np.bincount(small.ravel(), minlength=256)
+    near = np.convolve(counts, np.ones(2 * FILM_SPREAD + 1), mode="same")
+    level = int(near[: max(1, round(float(small.mean())))].argmax())
+    if near[level] < FILM_SHARE * small.size:
+        return 0, 0, width, height
+    exposed = small > level + 2 * FILM_SPREAD
+    exposed[np.percentile(small, 40, axis=1) > BAR] = False
+    exposed[:, np.percentile(small, 40, axis=0) > BAR] = False
+    exposed[:EDGE] = exposed[-EDGE:] = False
+    exposed[:, :EDGE] = exposed[:, -EDGE:] = False
+    _, _, stats, _ = cv2.connectedComponentsWithStats(exposed.astype(np.uint8))
+    regions = stats[1:]
+    if len(regions) == 0:
+        return 0, 0, width, height
+    regions = regions[regions[:, cv2.CC_STAT_AREA] > 0.05 * regions[:, cv2.CC_STAT_AREA].max()]
+    x0, y0 = regions[:, 0].min(), regions[:, 1].min()
+    x1, y1 = (regions[:, 0] + regions[:, 2]).max(), (regions[:, 1] + regions[:, 3]).max()
+    pad = margin * max(height, width)
+    left, top = max(0, int(x0 / scale - pad)), max(0, int(y0 / scale - pad))
+    right = min(width, int(np.ceil(x1 / scale + pad)))
+    bottom = min(height, int(np.ceil(y1 / scale + pad)))
+    if (right - left) * (bottom - top) < 0.05 * height * width:
+        return 0, 0, width, height
+    return left, top, right - left, bottom - top

@@ -1,0 +1,240 @@
+"""Lesion masks: the canonical folder they come in, their images, and which of them are trained on.
+
+A lesion folder holds ``lesions.csv`` (header ``image,mask,lesion_type``: the image relative to
+``data.root``, the mask relative to the folder) and 8-bit PNG masks, 0 background and 255 lesion, of
+the size of the upright original. Masks follow their image's split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from datamodules.decode import IMAGE_SUFFIXES, decode, is_opaque, upright_size
+from datamodules.files import usable_cores, whole_folder
+from datamodules.geometry import wrong_size
+from datamodules.index import DataError, lacks_class
+from datamodules.tables import check_rows, read_csv
+
+log = logging.getLogger(__name__)
+
+CSV = "lesions.csv"
+# The split of images whose masks judge a training that must not see them (cross-fitting).
+LEFT_OUT = "left_out"
+COLUMNS = ["image", "mask", "lesion_type"]
+
+
+class Lesion(NamedTuple):
+    """What is marked on an image: its path below ``data.root``, mask uint8 (H, W) 0 / 255, type."""
+
+    image: str
+    mask: np.ndarray
+    lesion_type: str = ""
+
+
+def read_lesions(folder: Path) -> pd.DataFrame:
+    """Read ``lesions.csv``: image, mask, lesion_type ("" where unknown), by row of the file.
+
+    A DataError where a field lacks, or an image or a mask is listed twice, however it is spelled.
+    """
+    csv = folder / CSV
+    if not csv.is_file():
+        raise DataError(
+            f"lesions.path={folder}: expected a folder with {CSV} in it. Fix: give the folder, or "
+            f"write the file with the header {','.join(COLUMNS)} and a row a mask"
+        )
+    rows = read_csv(csv, COLUMNS[:2]).reindex(columns=COLUMNS, fill_value="")
+    blank = "no {} is given, or it is not separated as the header is"
+    check_rows(csv, rows, {blank.format(name): rows[name] == "" for name in COLUMNS[:2]})
+    rows["image"] = rows["image"].map(os.path.normpath)
+    _check_once(csv, rows, "image", rows["image"])
+    _check_once(csv, rows, "mask", rows["mask"].map(lambda mask: os.path.realpath(folder / mask)))
+    return rows
+
+
+def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFrame:
+    """Fill ``lesion_mask`` and ``lesion_type`` of the index ``table`` from a lesion folder.
+
+    An image may also be given with the name of ``root`` in front (``MURA-v1.1/train/...``), or by
+    its absolute path. Masks of images that exist but that the index left out on purpose are not
+    used, with a notice. A DataError names the row of a mask that cannot serve.
+
+    Returns:
+        A copy of ``table`` with both columns filled, "" where an image has no mask.
+    """
+    csv, rows = folder / CSV, read_lesions(folder)
+    labels = table.set_index("path")["label"]
+    rows["image"] = [_name_in(labels.index, image, root) for image in rows["image"]]
+    _check_once(csv, rows, "image", rows["image"])
+    absent = ~rows["image"].isin(labels.index)
+    is_image = rows["image"].map(lambda image: _is_image(root, image)).astype(bool)
+    # Path.is_file raises where a name is too long.
+    is_mask = rows["mask"].map(lambda mask: os.path.isfile(folder / mask)).astype(bool)
+    unknown = "unknown image {image}. Fix: give its path relative to data.root"
+    normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
+    lacking = "the mask {mask} does not exist. Fix: add it, or take the row out"
+    is_normal = rows["image"].map(labels) == 0
+    checks = {unknown: absent & ~is_image, normal: is_normal, lacking: ~absent & ~is_mask}
+    check_rows(csv, rows, checks)
+    if absent.any():
+        example = rows["image"][absent].iloc[0]
+        log.warning("%s: %d masks are of images left out, such as %s", csv, absent.sum(), example)
+    rows = rows[~absent]
+    files = [folder / mask for mask in rows["mask"]], [root / image for image in rows["image"]]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        faults = pd.Series(list(pool.map(_fault_of_file, *files)), rows.index, dtype=str)
+    check_rows(csv, rows.assign(fault=faults), {"the mask {mask} {fault}": faults != ""})
+    rows = rows.set_index("image").reindex(table["path"], fill_value="")
+    # Links within the folder stay: where one leads elsewhere later, the masks have changed.
+    masks = [mask and str(folder.resolve() / mask) for mask in rows["mask"]]
+    return table.assign(lesion_mask=masks, lesion_type=rows["lesion_type"].tolist())
+
+
+def write_lesions(
+    folder: Path, lesions: Iterable[Lesion], finish: Callable[[Path], None] | None = None
+) -> int:
+    """Write a lesion folder, whole or not at all; returns the number of masks.
+
+    ``lesions`` may be a generator: one mask is held at a time. ``finish`` may put more files into
+    the folder, which has another name until all is there. A ValueError names an unusable lesion.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} already exists. Fix: remove it, or choose another folder")
+    rows = []
+    try:
+        with whole_folder(folder) as draft:
+            for lesion in lesions:
+                if fault := _fault(lesion.mask):
+                    raise ValueError(f"mask of {lesion.image}: {fault}")
+                if _lies_outside(lesion.image):
+                    raise ValueError(f"{lesion.image} does not lie below data.root")
+                mask = f"masks/{lesion.image}.png"
+                (draft / mask).parent.mkdir(parents=True, exist_ok=True)
+                # Not cv2.imwrite: on a full disk it only returns False.
+                (draft / mask).write_bytes(cv2.imencode(".png", lesion.mask)[1].tobytes())
+                rows.append((lesion.image, mask, lesion.lesion_type))
+            pd.DataFrame(rows, columns=COLUMNS).to_csv(draft / CSV, index=False)
+            if finish is not None:
+                finish(draft)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return len(rows)
+
+
+def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    """Pick at most ``count`` train images whose lesion masks are trained on: ascending row numbers.
+
+    One image a patient before any patient's second, body parts in turn; within that an order that
+    only hashes of ``seed`` and names decide. So the choice for 50 is part of the choice for 100,
+    and does not depend on the order of the table.
+    """
+    rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
+    pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)
+    pool["key"] = [_key(f"{seed}/{path}") for path in pool["path"]]
+    pool = pool.sort_values("key")
+    pool["round"] = pool.groupby("patient").cumcount()
+    pool["turn"] = pool.groupby(["round", "body_part"]).cumcount()
+    chosen = pool.sort_values(["round", "turn", "key"])["row"].to_numpy(np.int64)[: max(count, 0)]
+    return np.sort(chosen)
+
+
+def leave_out_fold(
+    table: pd.DataFrame, rows: np.ndarray, folds: int, fold: int, seed: int
+) -> pd.DataFrame:
+    """Give the train images of one fold of the lesion subset's patients the split ``left_out``.
+
+    For who owns masks of train images only: ``folds`` (2 or more) trainings, each judged on the
+    masks that it has not seen, together judge all of them. ``rows`` is the lesion subset, as
+    ``choose_lesions`` picks it; ``fold`` counts from 0.
+    """
+    names = table["patient"].iloc[rows].unique()
+    patients = sorted(names, key=lambda name: _key(f"fold/{seed}/{name}"))
+    if len(patients) < folds:
+        raise DataError(
+            f"lesions.folds={folds}, but the lesion masks of train are of {len(patients)} "
+            "patients. Fix: choose fewer folds, or give more masks"
+        )
+    train = table["split"] == "train"
+    chosen = train & table["patient"].isin(patients[fold::folds])
+    if held := lacks_class(table["label"][train & ~chosen]):
+        raise DataError(
+            f"lesions.folds={folds}: without fold {fold} train holds {held} images, and needs "
+            "both classes. Fix: choose more folds, or give more data"
+        )
+    return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_once(csv: Path, rows: pd.DataFrame, name: str, files: pd.Series) -> None:
+    """Raise a DataError where two rows give the same one of ``files``, whatever they call it."""
+    twice = files[files.duplicated()]
+    if len(twice):
+        first, second = files.index[files == twice.iloc[0]][:2]
+        raise DataError(
+            f"{csv}, row {second}: the {name} {rows[name][second]} is listed twice (row {first}: "
+            f"{rows[name][first]}). Fix: join all lesions of an image in one mask of its own"
+        )
+
+
+def _name_in(paths: pd.Index, image: str, root: Path) -> str:
+    """The one of ``paths`` that ``image``, counted from ``root`` or its parent, or absolute, is."""
+    path = os.path.abspath(root / image)
+    # First as it is spelled: folders inside root may be links to elsewhere.
+    real = os.path.realpath(path), os.path.realpath(root)
+    for place, base in ((path, os.path.abspath(root)), real):
+        if Path(place).is_relative_to(base):
+            image = Path(place).relative_to(base).as_posix()
+            break
+    # The folder may be known by a link's name, too.
+    inner = image.removeprefix(f"{root.name}/").removeprefix(f"{root.resolve().name}/")
+    return image if image in paths else inner
+
+
+def _is_image(root: Path, image: str) -> bool:
+    is_named = image.lower().endswith(IMAGE_SUFFIXES) and not _lies_outside(image)
+    return is_named and os.path.isfile(root / image)
+
+
+def _lies_outside(image: str) -> bool:
+    return ".." in Path(image).parts or Path(image).is_absolute()
+
+
+def _fault_of_file(path: Path, image: Path) -> str:
+    """What keeps a mask file from serving its image, or ""."""
+    try:
+        mask, opaque = decode(path), is_opaque(path)
+    except DataError as error:
+        return f"cannot be read: {error}"
+    if not opaque:
+        return "has see-through pixels. Fix: flatten it to grey, 0 for background, 255 for lesion"
+    try:
+        size = upright_size(image)
+    except DataError:  # whether an unreadable image is an error is for the cache to decide
+        size = mask.shape
+    return _fault(mask) or ("" if mask.shape == size else wrong_size(mask.shape, size))
+
+
+def _fault(mask: np.ndarray) -> str:
+    """What keeps ``mask`` from being a canonical one, or ""."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        return f"must be uint8 (H, W), is {mask.dtype} {mask.shape}"
+    values = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
+    odd = [value for value in values if value not in (0, 255)]
+    if odd:
+        return f"holds the grey value {odd[0]}. Fix: use 0 for background and 255 for lesion"
+    return {
+        (0,): "is empty. Fix: mark the lesion, or take its row out",
+        (255,): "covers the whole image: is it inverted? Fix: mark the lesion alone",
+    }.get(tuple(values), "")

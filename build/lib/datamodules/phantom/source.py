@@ -1,0 +1,232 @@
+"""The phantom: synthetic radiographs drawn on first use, in MURA's own tree and CSVs.
+
+Whoever has no MURA yet can run every stage on it. Below ``data.root``::
+
+    MURA-v1.1/train/XR_HAND/patient00001/study1_positive/image1.png   and the four CSVs
+    lesions/lesions.csv, lesions/masks/...                            exact masks of all lesions
+    phantom.json                                                      what was drawn
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pandas as pd
+from tqdm import tqdm
+
+from datamodules import index
+from datamodules.files import locked, usable_cores, whole_folder
+from datamodules.index import DataError
+from datamodules.lesions import CSV as LESIONS_CSV
+from datamodules.lesions import Lesion, attach_lesions, write_lesions
+from datamodules.mura import CSVS, IMAGES_CSV, STUDIES_CSV, read_mura_tree
+from datamodules.options import Data
+from datamodules.phantom.drawing import VERSION, Case, case, draw
+from datamodules.radiographs import RadiographDataModule
+
+MURA = "MURA-v1.1"
+NOTE = "phantom.json"
+# Bytes an image takes on disk with its mask, generously: small files fill whole blocks.
+BYTES = 64 * 1024
+# From so many images on the work pays for starting processes, each of which imports torch.
+MANY = 4000
+
+
+class PhantomDataModule(RadiographDataModule):
+    """Synthetic radiographs of seven body parts, about 45 % abnormal, with a mask for every lesion.
+
+    ``data.count`` images are drawn, train and test together, by ``data.seed``.
+    """
+
+    name = "phantom"
+    default_image_size = 160
+    default_crop = "none"
+    unreadable = "error"
+    shows_people = False
+    licence = "MIT, as this project: drawings, no patient's images"
+
+    def __init__(self, data: Data, *more: Any, **others: Any) -> None:
+        super().__init__(data, *more, **others)
+        self.count = data.count
+        self.bytes_on_disk = data.count * BYTES
+
+    @classmethod
+    def default_root(cls, data: Data) -> str:
+        """A folder a drawing: another seed or count never meets the one that is there."""
+        return str(Path("data") / f"phantom-{data.count}-seed{data.seed}")
+
+    def is_drawn(self) -> bool:
+        """Whether the tree is there; a DataError where other things are. Nothing is written."""
+        return _is_drawn(self.root, _wanted(self.seed, self.count))
+
+    def prepare_source(self) -> None:
+        """Draw the tree, unless it is there."""
+        draw_tree(self.root, self.seed, self.count)
+
+    def build_index(self) -> pd.DataFrame:
+        """Read the tree as MURA is read; every abnormal image has a mask."""
+        try:
+            table = index.assign_val(read_mura_tree(self.root), self.seed)
+            if self.lesions_path is None:
+                table = attach_lesions(table, self.root / "lesions", self.root)
+        except DataError as error:
+            # What is wrong, without the remedy at its end, which is for data that was downloaded.
+            what = str(error).partition(". Fix: ")[0]
+            raise DataError(
+                f"the phantom is damaged: {what}. Fix: delete {self.root} to have it drawn anew"
+            ) from error
+        if self.lesions_path is not None:
+            table = attach_lesions(table, self.lesions_path, self.root)
+        hardware = (table["lesion_type"] == "hardware").astype(int)
+        return table.assign(hardware=hardware)
+
+    def fingerprint(self) -> list[Path]:
+        """The CSVs and the note of what was drawn."""
+        return [*_csvs(self.root), self.root / NOTE]
+
+
+def draw_tree(root: Path, seed: int, count: int) -> None:
+    """Draw ``count`` images below ``root``, or see that they are there.
+
+    The tree gets its name only when complete, so that a half-drawn one is never used; of two
+    processes that start together one draws, the other waits. A DataError where ``root`` holds
+    something else, the disk has no room, or a split would be empty.
+    """
+    wanted = _wanted(seed, count)
+    if _is_drawn(root, wanted):
+        return
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with locked(root.parent / f".{root.name}.lock"):
+            if _is_drawn(root, wanted):
+                return
+            free, needed = shutil.disk_usage(root.parent).free, count * BYTES
+            if free < needed:
+                raise DataError(
+                    f"{root.parent} has {free / 1e6:.0f} MB free, and {count} images need "
+                    f"{needed / 1e6:.0f} MB. Fix: choose another data.root or a smaller data.count"
+                )
+            with whole_folder(root, alone=True) as draft:
+                _fill(draft, wanted)
+    except OSError as error:
+        if _is_drawn(root, wanted):
+            return  # another process was faster, on a disk without locks
+        raise DataError(
+            f"the phantom cannot be drawn into data.root={root} ({error.strerror or error}). Fix: "
+            "choose another data.root, or make room and write access there"
+        ) from error
+
+
+def image_path(about: Case, split: str) -> str:
+    """Return the path of an image in MURA's tree, from ``MURA-v1.1/`` on."""
+    label = "positive" if about.label else "negative"
+    return (
+        f"{MURA}/{split}/XR_{about.body_part.upper()}/patient{about.patient:05d}/"
+        f"study{about.visit}_{label}/image{about.view + 1}.png"
+    )
+
+
+def _wanted(seed: int, count: int) -> dict[str, int]:
+    return {"seed": seed, "count": count, "version": VERSION}
+
+
+def _csvs(root: Path) -> list[Path]:
+    return [*(root / MURA / name for name in CSVS), root / "lesions" / LESIONS_CSV]
+
+
+def _hash_csvs(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _csvs(root):
+        digest.update(path.read_bytes() if path.is_file() else b"missing")
+    return digest.hexdigest()[:16]
+
+
+def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
+    """Whether ``root`` holds the wanted phantom; anything else in it is an error."""
+    anew = "delete that folder to have it drawn anew"
+    try:
+        note = json.loads((root / NOTE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+            raise DataError(
+                f"data.root={root} is no phantom and not empty. Fix: choose another data.root for "
+                "the phantom (it is drawn there), or the data.name that belongs to this folder"
+            ) from None
+        return False
+    except ValueError as error:
+        raise DataError(f"{root / NOTE} is damaged ({error}). Fix: {anew}") from error
+    differing = [
+        f"{name} {note.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if note.get(name) != value
+    ]
+    if differing:
+        raise DataError(
+            f"data.root={root} holds another phantom ({', '.join(differing)}). Fix: choose another "
+            f"data.root, or {anew}"
+        )
+    if note.get("csv_hash") != _hash_csvs(root):
+        raise DataError(f"data.root={root}: the phantom's CSVs were changed. Fix: {anew}")
+    return True
+
+
+def _fill(folder: Path, wanted: dict[str, int]) -> None:
+    """Write images, CSVs, lesion masks and, last, the note."""
+    seed, count = wanted["seed"], wanted["count"]
+    cases = [case(seed, number) for number in range(count)]
+    patients = [f"{about.patient:05d}" for about in cases]
+    table = pd.DataFrame({"patient": patients, "label": [about.label for about in cases]})
+    splits = index.assign_groups(table, seed, (0.8, 0.0, 0.2))["split"]
+    if splits.nunique() < 2:
+        raise DataError(
+            f"data.count={count} images are of too few patients for a train and a test split. Fix: "
+            "use a larger data.count"
+        )
+    paths = [
+        image_path(about, "valid" if split == "test" else "train")
+        for about, split in zip(cases, splits, strict=True)
+    ]
+    for study in {path.rpartition("/")[0] for path in paths}:
+        (folder / study).mkdir(parents=True)
+    write_lesions(folder / "lesions", _draw_images(folder, seed, paths))
+    for split in ("train", "valid"):
+        images = sorted(path for path in paths if path.startswith(f"{MURA}/{split}/"))
+        studies = sorted({path.rpartition("/")[0] for path in images})
+        rows = [f"{study}/,{int(study.endswith('positive'))}" for study in studies]
+        for name, lines in ((IMAGES_CSV, images), (STUDIES_CSV, rows)):
+            (folder / MURA / name.format(split)).write_text("".join(f"{x}\n" for x in lines))
+    note = {**wanted, "csv_hash": _hash_csvs(folder)}
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+
+
+def _draw_images(folder: Path, seed: int, paths: list[str]) -> Iterator[Lesion]:
+    """Draw and write all images; yield the lesion of each abnormal one."""
+    draw_one = partial(_draw_image, folder, seed)
+    with contextlib.ExitStack() as stack:
+        made: Iterator[Lesion | None] = map(draw_one, range(len(paths)), paths)
+        if len(paths) >= MANY:
+            spawn = get_context("spawn")  # a fork of a process with threads may hang
+            pool = stack.enter_context(ProcessPoolExecutor(usable_cores(), mp_context=spawn))
+            made = pool.map(draw_one, range(len(paths)), paths, chunksize=64)
+        progress = tqdm(
+            made, "drawing the phantom", len(paths), unit=" images", leave=False, disable=None
+        )
+        yield from (lesion for lesion in progress if lesion is not None)
+
+
+def _draw_image(folder: Path, seed: int, number: int, path: str) -> Lesion | None:
+    """Draw image ``number`` into ``folder / path`` and return its lesion, if it has one."""
+    drawing = draw(seed, number)
+    # Not cv2.imwrite: on a full disk it only returns False.
+    (folder / path).write_bytes(cv2.imencode(".png", drawing.image)[1].tobytes())
+    return Lesion(path, drawing.mask, drawing.lesion_type) if drawing.label else None

@@ -1,0 +1,96 @@
+"""Read a CSV that a person may have edited, and name the first row in which something is wrong."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from datamodules.decode import IMAGE_SUFFIXES
+from datamodules.index import DataError
+
+log = logging.getLogger(__name__)
+
+
+def read_text(csv: Path) -> str:
+    """The text of a CSV: UTF-8, or UTF-16 as Excel's "Unicode text" is; else a DataError."""
+    try:
+        data = csv.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeError as error:
+        raise DataError(f"{csv}: is no UTF-8 text ({error}). Fix: save it as UTF-8") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{csv}: cannot be read ({reason}). Fix: check its rights") from error
+    if "\0" in text:  # UTF-16 without byte order mark passes for UTF-8
+        raise DataError(f"{csv}: is no UTF-8 text (it holds zero bytes). Fix: save it as UTF-8")
+    return text
+
+
+def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
+
+    Spreadsheets write semicolons or tabs for commas, programs on Windows backslashes in paths: the
+    header settles what separates, and the columns image and mask get slashes. A DataError where a
+    column of ``columns`` lacks, or where it is no CSV.
+    """
+    text = read_text(csv)
+    settled = text[:5].strip('"').lower().startswith("sep=")  # Excel's own first line
+    header = "".join(text.lstrip().split("\n", 2)[settled:][:1]).strip()
+    names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
+    separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
+    try:
+        rows = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skiprows=int(settled),
+            skip_blank_lines=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
+        raise DataError(
+            f"{csv}: its rows have more fields than the header. Fix: take the separators at their "
+            f"ends out, or put a field that holds one ({separator!r}) in quotes"
+        )
+    rows.index += 2 + settled
+    rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
+    if lacking := [name for name in columns if name not in rows.columns]:
+        raise DataError(
+            f"{csv}: lacks the column {lacking[0]!r}: expected the header {','.join(columns)} (or "
+            f"with semicolons or tabs), got {header[:80]!r}"
+        )
+    for name in rows.columns.intersection(["image", "mask"]):
+        rows[name] = rows[name].str.replace("\\", "/", regex=False)
+    return rows[(rows != "").any(axis=1)]
+
+
+def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -> None:
+    """Raise a DataError for the first row, by the index, that fails a check.
+
+    ``checks``: by message, in which ``{column}`` stands for the row's value, which rows are wrong.
+    """
+    for message, wrong in checks.items():
+        if wrong.any():
+            row = rows[wrong].iloc[0]
+            raise DataError(f"{csv}, row {row.name}: {message.format(**row)}")
+
+
+def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
+    """Raise a DataError for files that are ``listed`` but not present; warn of images besides."""
+    missing = listed[~listed.isin(present)]
+    if len(missing):
+        examples = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
+        raise DataError(
+            f"{csv}: {len(missing):,} of {len(listed):,} images that it lists are missing, such as "
+            f"{examples}. Fix: unpack the archive again, or take their rows out"
+        )
+    surplus = sorted(set(present) - set(listed))
+    if surplus := [name for name in surplus if name.lower().endswith(IMAGE_SUFFIXES)]:
+        examples = ", ".join(surplus[:3])
+        log.warning("%s: %d images are not listed and not used: %s", csv, len(surplus), examples)

@@ -1,0 +1,150 @@
+"""Deletion and insertion: does the class score follow the pixels that a map names first?
+
+Petsiuk et al. 2018 (RISE), section 4.2. An image whose pixels go, the highest of the map first,
+should lose the score at once (deletion: a low area under the curve); one in which they come first
+should reach it at once (insertion: a high area).
+
+What is gone is blurred, in both. Petsiuk et al. delete to one grey; on radiographs a grey patch is
+an abnormality itself: on the phantom the score of an image *rises* as random patches turn grey, and
+blotting out the very lesion fares no better than a random order.
+
+The limit of both: half-deleted images are none that the network has learned from. Only differences
+between orders of the same images mean something, not the areas themselves; hence the random order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from experiments.evaluation.baselines import smooth
+from lightning_modules.attention import upsample
+from lightning_modules.encoder import STRIDE
+
+# Shares of the image at which the score is read: densely at the size of a lesion, 1 to 4 %.
+SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+# The area that is told: beyond it, an image's fate hangs on what no lesion is. Over all shares, an
+# edge filter's order deletes better than that of the lesion mask itself (docs/audit.md).
+EARLY = 0.1
+# Standard deviation of the blur as a share of the side: at 1/16 no lesion is left to see.
+BLUR = 1 / 16
+
+
+def perturbed(
+    score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
+) -> dict[str, Tensor]:
+    """Scores while pixels go and while they come, the highest of the map first.
+
+    Args:
+        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        image: ``(B, 1, H, W)``.
+        map: ``(B, 1, H, W)``.
+        seed: Draws the order within ties.
+
+    Returns:
+        ``deletion``, from the whole to the blurred image, and ``insertion``, from the blurred to
+        the whole one, each ``(B, len(SHARES))``.
+    """
+    order, gone = pixel_order(map, seed), blurred(image)
+    return {
+        "deletion": curve(score, image, gone, order),
+        "insertion": curve(score, gone, image, order),
+    }
+
+
+def curve(
+    score: Callable[[Tensor], Tensor],
+    start: Tensor,
+    end: Tensor,
+    order: Tensor,
+    shares: Sequence[float] = SHARES,
+) -> Tensor:
+    """Scores while ``start`` becomes ``end``, pixel by pixel.
+
+    Args:
+        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        start: ``(B, 1, H, W)``.
+        end: The same shape.
+        order: Pixel numbers ``(B, H * W)``, the first to change first.
+        shares: Of the pixels that have changed, at each value of the curve.
+
+    Returns:
+        ``(B, len(shares))``.
+
+    Example:
+        >>> import torch
+        >>> black, white = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+        >>> right = lambda image: image[:, 0, 0, 1]
+        >>> curve(right, black, white, torch.tensor([[1, 0]]), (0, 0.5, 1))
+        tensor([[0., 1., 1.]])
+    """
+    # The place of each pixel in the order.
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous()
+    )
+    place = place.view_as(start)
+    scores = [
+        score(torch.where(place < round(share * order.shape[1]), end, start)) for share in shares
+    ]
+    return torch.stack(scores, dim=1)
+
+
+def area_under(scores: Tensor, shares: Sequence[float] = SHARES, until: float = 1.0) -> Tensor:
+    """Mean height of curves up to a share of the pixels: the area under them, by trapezoids.
+
+    Args:
+        scores: ``(B, len(shares))``.
+        shares: Where they were read, from 0 on, rising.
+        until: One of the shares.
+
+    Returns:
+        ``(B,)``; a curve of one value has that value.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+        >>> area_under(scores, (0, 0.5, 1)), area_under(scores, (0, 0.5, 1), until=0.5)
+        (tensor([0.2500, 1.0000]), tensor([0.5000, 1.0000]))
+    """
+    end = list(shares).index(until) + 1
+    x = torch.tensor(shares[:end], device=scores.device)
+    return torch.trapezoid(scores[:, :end], x, dim=1) / until
+
+
+def pixel_order(map: Tensor, seed: int = 0) -> Tensor:
+    """Pixel numbers ``(B, H * W)`` from the highest value of a map down; ties in random order.
+
+    Ties are many: a map that is cut at 0 has nothing to say of most pixels.
+
+    Args:
+        map: ``(B, 1, H, W)``.
+        seed: Draws the order of ties, the same for all images of a batch.
+    """
+    values = map.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(values.shape[1], generator=generator).to(map.device)
+    return shuffled[values[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+
+
+def random_map(image: Tensor, number: int) -> Tensor:
+    """Noise ``(1, 1, H, W)`` for an image of that size, as coarse as the encoder's maps.
+
+    A random order of single pixels would destroy every texture at once; this one leaves and takes
+    patches as a map does.
+
+    Args:
+        image: ``(1, 1, H, W)``.
+        number: Draws it.
+    """
+    height, width = (side // STRIDE for side in image.shape[-2:])
+    cells = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(number)).to(
+        image.device
+    )
+    return upsample(cells, image.shape[-2:])
+
+
+def blurred(image: Tensor) -> Tensor:
+    """The image without its details: a Gaussian of :data:`BLUR` of its side, edges continued."""
+    return smooth(image, BLUR)

@@ -1,0 +1,261 @@
+"""The rows of ``experiments.bench``: ours and its peers by turns, so that noise meets them alike.
+
+A step is what training does to a batch: move it, losses, backward, optimiser; without loading,
+validation or averaging. Peers are written plainly and get no handicap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils import benchmark, collect_env, data
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]  # no type hints
+from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+
+from experiments.build import build_data, build_module
+from experiments.config import load_config
+from experiments.evaluation.statistics import estimate, patient_weights
+from experiments.evaluation.weighted import auroc
+from experiments.hardware import choose_device, choose_precision, describe_device
+from lightning_modules import Stage1Classifier
+
+PEAK, BANDWIDTH = "matrix peak", "memory bandwidth"
+IMAGES, PATIENTS = 3197, 783  # of MURA's test split
+Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """What is timed, and the images (or resamples) of a call; TF32 of cuBLAS and of cuDNN."""
+
+    call: Callable[[], object]
+    amount: float
+    tf32: tuple[bool, bool] = (False, True)  # PyTorch's defaults, as in training
+    counted: bool = False  # also as shares of what the device can do at most
+
+
+Cases = dict[str, Case]
+
+
+class Bench:
+    """What all rows share: a training batch, and the stopwatch."""
+
+    def __init__(self, words: list[str], rounds: int, turn: float, cpu: bool) -> None:
+        # A worker's processor time would not be counted.
+        alone = ["trainer.accelerator=cpu", "data.num_workers=0"] if cpu else []
+        self.words = [*words, *alone]
+        self.rounds, self.turn, self.cpu = rounds, turn, cpu
+        self.missing: list[str] = []
+        config = load_config("stage1", self.words)
+        self.device = choose_device(config.trainer["accelerator"])
+        self.cuda = self.device.type == "cuda"
+        precision = config.trainer["precision"] or choose_precision(config.trainer["accelerator"])
+        self.dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        self.machine = {
+            "device": describe_device(self.device),
+            "torch": torch.__version__,
+            "driver": collect_env.get_nvidia_driver_version(collect_env.run) if self.cuda else None,
+            "precision": precision,
+        }
+        self.data = build_data(config)
+        self.data.prepare_data()
+        self.data.setup()
+        self.batch = next(iter(self.data.train_dataloader()))
+        torch.backends.cudnn.benchmark = True  # the search for fast kernels, as in training
+        if cpu:
+            cv2.setNumThreads(0)
+
+    def compare(self, row: str, ours: Case, peers: Cases, unit: str = "images/s") -> list[Row]:
+        """A row for each peer, all by turns."""
+        memory, calls = None, {}
+        if self.cuda:
+            ours.call()  # cuDNN's search takes memory of its own
+            torch.cuda.reset_peak_memory_stats()
+            ours.call()
+            memory = torch.cuda.max_memory_allocated() / 1e6
+        cases = {"ours": ours, **peers, **(self.ceilings(ours) if ours.counted else {})}
+        for name, case in cases.items():
+            try:
+                warm = self.seconds(case)
+            except RuntimeError as error:  # out of memory, or no compiler for torch.compile
+                if name == "ours":
+                    raise
+                self.missing.append(f"{row} beside {name}: {error}")
+                continue
+            calls[name] = max(1, round(self.turn / warm))
+        turns = [
+            {name: cases[name].amount / self.seconds(cases[name], calls[name]) for name in calls}
+            for _ in range(self.rounds)
+        ]
+        speeds = pd.DataFrame(turns)
+        own = speeds.pop("ours")
+        ratios = speeds.rdiv(own, axis="index").quantile([0.5, 0, 1])
+        ratios = ratios.set_axis(["ratio", "low", "high"]).to_dict()
+        common = {
+            "row": row,
+            "value": own.median(),
+            "unit": unit,
+            "share_of_peak": ratios.pop(PEAK, {}).get("ratio"),
+            "share_of_bandwidth": ratios.pop(BANDWIDTH, {}).get("ratio"),
+            "peak_memory_mb": memory,
+        }
+        return [common | {"beside": peer} | spread for peer, spread in ratios.items()]
+
+    def seconds(self, case: Case, calls: int = 1) -> float:
+        """Mean of a warm turn."""
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = case.tf32
+        timer = benchmark.Timer(
+            "call()",
+            timer=time.process_time if self.cpu else benchmark.timer,  # the latter waits for a GPU
+            globals={"call": case.call},
+            num_threads=1 if self.cpu else torch.get_num_threads(),  # waiting is processor time too
+        )
+        return timer.timeit(calls).mean
+
+    def ceilings(self, ours: Case) -> Cases:
+        """A large product and copy, with the images whose operations or bytes these are."""
+        with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+            ours.call()
+        side, size = (8192, 2**30) if self.cuda else (2048, 2**28)
+        one, other = torch.randn(2, side, side, device=self.device).to(self.dtype)
+        source, target = torch.ones(2, size, dtype=torch.uint8, device=self.device)
+        product = ours.amount * 2 * side**3 / flops.get_total_flops()
+        copied = ours.amount * 2 * size / traffic.total
+        return {
+            # Our float32 convolutions may take TF32: so may the product.
+            PEAK: Case(lambda: torch.mm(one, other), product, (True, True)),
+            BANDWIDTH: Case(lambda: target.copy_(source), copied),
+        }
+
+    def network(self, stage: str, layout: torch.memory_format) -> Stage1Classifier:
+        """A stage's network as it begins, in training mode."""
+        torch.manual_seed(0)
+        module = build_module(load_config(stage, self.words), self.data)
+        return module.to(self.device, memory_format=layout).train()
+
+    def step(self, stage: str = "stage1", compiled: bool = False, plain: bool = False) -> Case:
+        """A step as it is trained; ``plain``: contiguous and without autocast."""
+        module = self.network(stage, torch.contiguous_format if plain else torch.channels_last)
+        if compiled:
+            module.encoder.compile()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+        mixed = self.dtype == torch.bfloat16 and not plain
+
+        def take() -> None:
+            batch = self.data.transfer_batch_to_device(self.batch, self.device, 0)
+            batch = self.data.on_after_batch_transfer(batch, 0)
+            # Without a cache of cast weights, as Lightning has it.
+            with torch.autocast(self.device.type, torch.bfloat16, mixed, cache_enabled=False):
+                if plain:
+                    loss = torch.nn.functional.cross_entropy(module(batch["image"]), batch["label"])
+                else:
+                    loss = module.losses(batch)[0]["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return Case(take, len(self.batch["label"]), counted=True)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operators read and write, were nothing kept in caches."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and count its tensors unless it only views them."""
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:  # an expanded tensor holds less than its shape says
+            tensors = (part for part in tree_leaves((args, kwargs, out)) if torch.is_tensor(part))
+            self.total += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors)
+        return out
+
+
+def step(bench: Bench) -> list[Row]:
+    """Stage 1's step beside plain code of the same network."""
+    ours, plain = bench.step(), bench.step(plain=True)
+    peers = {"plain float32": plain._replace(tf32=(False, False))}
+    if bench.cuda:
+        peers["TF32"] = plain._replace(tf32=(True, True))
+        peers["torch.compile"] = bench.step(compiled=True)
+    return bench.compare("step", ours, peers)
+
+
+def stages(bench: Bench) -> list[Row]:
+    """Steps of stages 2 and 3 beside one of stage 1."""
+    peer, rows = {"stage 1 step": bench.step()}, []
+    for stage in ("stage2", "stage3"):
+        rows += bench.compare(stage, bench.step(stage), peer)
+    return rows
+
+
+def batches(bench: Bench) -> list[Row]:
+    """Training batches from the cache beside ImageFolder's of the same files, and the step."""
+    loader: Any = bench.data.train_dataloader()
+    batch, workers = bench.data.batch_size, bench.data.num_workers
+    images = 5 * max(1, workers) * batch  # so that filling the pipeline weighs little
+    loader.sampler.rows = np.resize(loader.sampler.rows, images)
+    size, table = bench.data.recipe.image_size, bench.data.table
+    train = {str(bench.data.root / path) for path in table["path"][table["split"] == "train"]}
+    steps = [
+        v2.Resize(size=None, max_size=size),
+        v2.CenterCrop(size),  # pads what is smaller: the letterbox
+        v2.RandomHorizontalFlip(),
+        v2.RandomAffine(10, (0.05, 0.05), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
+        v2.ColorJitter(brightness=0.1, contrast=0.1),
+        v2.PILToTensor(),
+    ]
+    files = ImageFolder(
+        bench.data.root,
+        v2.Compose(steps),
+        loader=lambda path: Image.open(path).convert("L"),  # faster than RGB, and than tensors
+        is_valid_file=train.__contains__,
+        allow_empty=True,  # its classes are not ours, which costs no time
+    )
+    plain = data.DataLoader(
+        files,
+        batch,
+        sampler=data.RandomSampler(files, replacement=True, num_samples=images),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=bench.cuda,
+    )
+    ours = Case(lambda: deque(loader, maxlen=0), images)
+    theirs = Case(lambda: deque(plain, maxlen=0), images)
+    peers = {"ImageFolder and torchvision": theirs, "stage 1 step": bench.step()}
+    return bench.compare("data", ours, peers)
+
+
+def maps(bench: Bench) -> list[Row]:
+    """Probability, CAM and PCAM of a batch beside the plain forward pass, in float32."""
+    module = bench.network("stage1", torch.channels_last).eval()
+    image = bench.batch["image"].to(bench.device, torch.float32)
+    without_graph = torch.inference_mode()
+    ours = Case(without_graph(lambda: module.explain(image)), len(image))
+    forward = Case(without_graph(lambda: module(image)), len(image))
+    return bench.compare("maps", ours, {"plain forward pass": forward})
+
+
+def evaluation(bench: Bench) -> list[Row]:
+    """AUROC in resamples of patients, beside a loop over scikit-learn."""
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # no type hints
+
+    rng = np.random.default_rng(0)
+    patient, label = rng.integers(0, PATIENTS, IMAGES), rng.integers(0, 2, IMAGES)
+    score, weights = label + rng.normal(size=IMAGES), patient_weights(patient)
+    ours = Case(lambda: estimate(auroc(score, label), weights), len(weights))
+    theirs = Case(lambda: roc_auc_score(label, score, sample_weight=weights[0]), 1)
+    return bench.compare("evaluation", ours, {"scikit-learn": theirs}, "resamples/s")
+
+
+ROWS = {"step": step, "stages": stages, "data": batches, "maps": maps, "evaluation": evaluation}

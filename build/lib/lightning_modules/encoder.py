@@ -1,0 +1,156 @@
+"""The encoder that all three stages train: ResNet-23, stride 16, 128 feature maps.
+
+Counting rule (the usual one of the ResNet paper, He et al. 2016): convolutions on the main path
+and the fully connected layer count, projections of shortcuts do not. One 7x7 stem, seven
+bottleneck blocks of three convolutions and the classifier's FC layer make 1 + 7 * 3 + 1 = 23.
+
+The layout 1-2-4 and its widths are ours, the paper gives neither. They were chosen for capacity
+per second on a processor: a block at stride 4 costs most (80 x 80 positions at 320 px), so there is
+one, and most of the weights sit at stride 16, where CAM reads. All default widths are multiples
+of 32, which is what vectorised bf16 convolutions fill without padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Encoder(nn.Module):
+    """What the stages need of an encoder of one-channel images; ``ENCODERS`` lists those there are.
+
+    Called with ``(B, 1, H, W)``, it returns a pyramid: features ``(B, C, H / s, W / s)``, from fine
+    to coarse. CAM reads the last one, which must be >= 0.
+    """
+
+    channels: tuple[int, ...]  # C of each level
+    strides: tuple[int, ...]  # s of each level, pixels of the image per position
+
+    def blocks(self) -> list[str]:
+        """Names of the parts that hold all weights, from the last one down to the stem."""
+        raise NotImplementedError
+
+
+# Pixels of the image per position of ResNet-23's last feature maps, in x and y.
+STRIDE = 16
+# Filters of the last convolution (paper, section "Experiments").
+_OUT_CHANNELS = 128
+_STEM_WIDTH = 32
+# (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
+_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, _OUT_CHANNELS, 2))
+
+
+class ResNet23(Encoder):
+    """ResNet-23 without its FC layer; ``width`` scales all channel counts but the final 128."""
+
+    strides = (4, 8, STRIDE)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        stem_width = _scaled(_STEM_WIDTH, width)
+        # The maximum is taken before BatchNorm and ReLU, unlike in the usual ResNet: memory-bound
+        # both, they then work on a quarter of the positions.
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, stem_width, kernel_size=7, stride=2, padding=3, bias=False),
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(stem_width),
+            nn.ReLU(inplace=True),
+        )
+        self.stages = nn.ModuleList()
+        channels = [stem_width]
+        for number, (blocks, inner, out, stride) in enumerate(_STAGES, start=1):
+            # CAM's FC weights, the decoder and exported models rely on 128 maps: never scaled.
+            out = _OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
+            inner = _scaled(inner, width)
+            first = Bottleneck(channels[-1], inner, out, stride)
+            self.stages.append(
+                nn.Sequential(first, *(Bottleneck(out, inner, out) for _ in range(blocks - 1)))
+            )
+            channels.append(out)
+        self.channels = tuple(channels[1:])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """The pyramid of images ``(B, 1, H, W)``, H and W divisible by 16; all features >= 0."""
+        _check_image(image)
+        features = []
+        x = self.stem(image)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def blocks(self) -> list[str]:
+        """``stages.2.3`` to ``stages.0.0``, then ``stem``."""
+        numbers = [(s, b) for s, (blocks, *_) in enumerate(_STAGES) for b in range(blocks)]
+        return [*(f"stages.{stage}.{block}" for stage, block in reversed(numbers)), "stem"]
+
+
+ENCODERS: dict[str, type[Encoder]] = {"resnet23": ResNet23}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut.
+
+    The 3x3 convolution strides, not the first 1x1: no position of the input is skipped.
+    """
+
+    def __init__(self, channels_in: int, inner: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, inner, kernel_size=1, bias=False)
+        self.normalise1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.normalise2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels_out, kernel_size=1, bias=False)
+        self.normalise3 = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels_out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, channels_in, H, W)`` to ``(B, channels_out, H / stride, W / stride)``, >= 0."""
+        y = self.relu(self.normalise1(self.conv1(x)))
+        y = self.relu(self.normalise2(self.conv2(y)))
+        y = self.normalise3(self.conv3(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize features bilinearly to where in the image they look.
+
+    All strided layers here have odd kernels and symmetric padding, so that cell i at stride s looks
+    around pixel s * i, and not around the middle of pixels s * i to s * i + s - 1 as plain resizing
+    assumes: that would move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16.
+
+    From ``(B, C, h, w)`` to ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the
+    last cell its value.
+    """
+    height, width = size
+    padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
+    grown = functional.interpolate(
+        padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True
+    )
+    return grown[..., :height, :width]
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(8, round(channels * width / 8) * 8)
+
+
+def _check_image(image: Tensor) -> None:
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[1] != 1:
+        raise ValueError(f"the encoder expects grey images (B, 1, H, W), got {shape}")
+    height, width = shape[2:]
+    if height % STRIDE or width % STRIDE or not height or not width:
+        raise ValueError(
+            f"the encoder expects sides divisible by {STRIDE}, got {height} x {width} pixels "
+            "(H x W). Fix: another data.image_size, such as 160 or 320."
+        )

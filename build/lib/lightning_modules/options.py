@@ -1,0 +1,69 @@
+"""The options of the network, its losses and its optimiser; what is allowed stands in the type.
+
+``Annotated[float, "(0, inf)"]`` is an interval, ``Annotated[str, "own | image"]`` a choice:
+``experiments.config`` checks both and prints all options as a table. Nothing heavy is imported
+here: a typing mistake is answered before torch is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+# Encoders, and the pixels of the image per position of their last features.
+STRIDES = {"resnet23": 16}
+
+
+@dataclass
+class Model:
+    """The network."""
+
+    encoder: Annotated[str, " | ".join(STRIDES)] = "resnet23"
+    init_from: str | None = None  # run directory or checkpoint to start from; null: from scratch
+    width: Annotated[float, "(0, inf)"] = 1.0  # factor on the number of filters
+    dropout: Annotated[float, "[0, 1)"] = 0.0  # probability, before the last layer
+
+
+@dataclass
+class Loss:
+    """The terms of the loss."""
+
+    class_weights: Annotated[str, "balanced | none"] = "balanced"
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0  # share of the label given to the other class
+    # confidence in the attention: e^P / e of this P on val, epoch by epoch, or a fixed number
+    alpha: Annotated[float | int | str, "accuracy | balanced_accuracy | [0, 1]"] = "accuracy"
+    lambda_lesion: Annotated[float, "[0, inf)"] = 1.0  # weight of the lesion term L3
+    classification: bool = True  # false: the lesion masks alone train (stage 3)
+    # weight of L4, PCAM against its target (stage 3; ours)
+    lambda_attention: Annotated[float, "[0, inf)"] = 0.0
+    normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
+
+
+@dataclass
+class Attention:
+    """The soft mask T(A) = sigmoid(omega (A - sigma)) of the second pass."""
+
+    omega: Annotated[float, "(0, inf)"] = 10.0  # steepness
+    sigma: Annotated[float, "[0, 1]"] = 0.5  # threshold on the map, which runs from 0 to 1
+    # whose map: "true" leaks the label through the mask's shape, "fcn" is stage 3's (ours)
+    source: Annotated[str, "abnormal | predicted | true | fcn"] = "abnormal"
+    # of L4: the drawn lesions (masks), or (fcn) elsewhere what the FCN draws
+    target: Annotated[str, "fcn | masks"] = "fcn"
+    # BatchNorm in the masked pass: its own running statistics, or the whole images'
+    statistics: Annotated[str, "own | image"] = "own"
+    # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
+    fill: Annotated[float, "[-1, 4]"] = 0.0
+
+
+@dataclass
+class Optimizer:
+    """How the weights move: AdamW."""
+
+    learning_rate: Annotated[float, "(0, inf)"] = 1e-3  # highest, after the warm-up
+    # a step takes learning_rate * weight_decay of each weight
+    weight_decay: Annotated[float, "[0, inf)"] = 0.3
+    warmup_epochs: Annotated[float, "[0, inf)"] = 1.0  # epochs, fractions allowed
+    schedule: Annotated[str, "cosine | constant"] = "cosine"  # after the warm-up
+    gradient_clip: Annotated[float, "[0, inf)"] = 0.0  # highest gradient norm; 0: off
+    # weights are judged and kept as an average over so many epochs; 0: off
+    average_epochs: Annotated[float, "[0, inf)"] = 1.0

@@ -1,0 +1,298 @@
+"""Stage 1: a ResNet-23 classifies radiographs; CAM and PCAM show where it looked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from lightning_modules.attention import cam, pcam, scale_map, upsample
+from lightning_modules.encoder import ENCODERS
+from lightning_modules.metrics.agreement import agreement
+from lightning_modules.metrics.localisation import Localisation
+from lightning_modules.options import Attention, Loss, Model, Optimizer
+from lightning_modules.running_means import RunningMeans
+
+Batch = dict[str, Tensor]
+Section = TypeVar("Section", Model, Loss, Attention, Optimizer)
+SECTIONS = ("model", "loss", "attention", "optimizer")
+ABNORMAL = 1
+# Share of val images whose peak may exceed the map scale: a single outlier must not darken all
+# others.
+SCALE_QUANTILE = 0.99
+# AdamW's memory of squared gradients: some 50 steps instead of the usual 1000, a third of a short
+# training here.
+BETA2 = 0.98
+
+
+@dataclass
+class Outputs:
+    """What the network gives for a batch; losses, the mask and the maps share it."""
+
+    pyramid: list[Tensor]  # features of the unmasked pass, fine to coarse
+    logits: Tensor  # class scores (B, 2) of the unmasked pass
+    masked: Tensor | None = None  # class scores (B, 2) of the masked pass, from stage 2 on
+    # maps (B, 1, H, W) that are no function of the last features: the FCN's, from stage 3 on
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stage1Classifier(LightningModule):
+    """Normal / abnormal classifier whose class activation maps need neither hooks nor gradients.
+
+    All stages are constructed here, from options or from their plain values, as ``hparams`` and
+    checkpoints hold them; a later stage extends ``configure_network``.
+
+    Args:
+        model: the network.
+        loss: what is minimised.
+        attention: the soft mask, from stage 2 on.
+        optimizer: how the weights move.
+        body_parts: names behind the batch's ``body_part`` codes.
+        class_weights: (normal, abnormal) weight of an image in the loss, mean about 1.
+    """
+
+    stage = "stage1"
+    map_methods: tuple[str, ...] = ("cam", "pcam")
+    has_masked_pass = False  # whether there are masked_logits
+    class_weights: Tensor
+    map_scale: Tensor
+
+    def __init__(
+        self,
+        model: Model | Mapping[str, Any] | None = None,
+        loss: Loss | Mapping[str, Any] | None = None,
+        attention: Attention | Mapping[str, Any] | None = None,
+        optimizer: Optimizer | Mapping[str, Any] | None = None,
+        body_parts: Sequence[str] = (),
+        class_weights: Sequence[float] = (1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.model, self.loss = options(Model, model), options(Loss, loss)
+        self.attention = options(Attention, attention)
+        self.optimizer = options(Optimizer, optimizer)
+        self.body_parts = list(body_parts)
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        plain = {name: asdict(section) for name, section in sections.items()}
+        data = {"body_parts": self.body_parts, "class_weights": list(class_weights)}
+        self.save_hyperparameters({**plain, **data}, logger=False)  # loggers know the configuration
+        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        # One scale a map method and run, so that maps of different images compare.
+        self.register_buffer("map_scale", torch.ones(len(self.map_methods)))
+        self.configure_network()
+        self.configure_metrics()
+
+    def configure_network(self) -> None:
+        """Create all that has weights; a later stage's come after those of the one before."""
+        self.encoder = ENCODERS[self.model.encoder](width=self.model.width)
+        self.dropout = nn.Dropout(self.model.dropout)
+        self.fc = nn.Linear(self.encoder.channels[-1], 2)
+
+    def configure_metrics(self) -> None:
+        """Create what accumulates over an epoch."""
+        self.train_means = RunningMeans()
+        self._resumed_means: dict[str, list[float]] = {}
+        self.val_means = RunningMeans()
+        # A row an image: probability, label, study, body part, the maximum of each raw map.
+        # agreement refuses a NaN; looking for it here too would make a GPU wait.
+        self.rows = CatMetric(nan_strategy="disable")
+        self.localisation = nn.ModuleDict({name: Localisation() for name in self.map_methods})
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the FC layer learns."""
+        return True
+
+    @property
+    def judged_maps(self) -> tuple[str, ...]:
+        """Maps that training teaches something, the best last; figures are logged of these."""
+        return self.map_methods
+
+    @property
+    def best_map(self) -> str:
+        """The map to show where one must do."""
+        return self.judged_maps[-1]
+
+    # The network ----------------------------------------------------------------------------------
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class scores (B, 2) float32 of the last features (B, C, h, w)."""
+        # A lesion fills one position in a hundred: in bf16 its share of the mean would be rounded
+        # away. The plain mean, since AdaptiveAvgPool2d has no deterministic backward on CUDA.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.fc(self.dropout(features.float().mean((2, 3))))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class scores (B, 2) of images (B, 1, H, W) as ``on_after_batch_transfer`` leaves them."""
+        return self.classify(self.encoder(image)[-1])
+
+    def unmasked_pass(self, image: Tensor) -> Outputs:
+        """The pass that classifies and that all maps come from."""
+        pyramid = self.encoder(image)
+        return Outputs(pyramid, self.classify(pyramid[-1]))
+
+    def raw_maps(
+        self, pyramid: list[Tensor], drawn: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Equations (1) and (2) for the abnormal class: (B, 1, h, w) float32, unbounded."""
+        features, weight = pyramid[-1], self.fc.weight[ABNORMAL : ABNORMAL + 1]
+        return {"cam": cam(features, weight), "pcam": pcam(features, weight)}
+
+    def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Probability of abnormal (B,) and the maps of ``maps``, from one pass."""
+        outputs = self.unmasked_pass(image)
+        raw = self.raw_maps(outputs.pyramid, outputs.drawn)
+        scaled = {
+            name: upsample(scale_map(raw[name], scale), image.shape[-2:])
+            for name, scale in zip(self.map_methods, self.map_scale, strict=True)
+        }
+        return outputs.logits.softmax(1)[:, ABNORMAL], scaled
+
+    def maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Maps of the abnormal class from the unmasked pass, each float32 (B, 1, H, W) in [0, 1].
+
+        Negative values are cut, then one scale a run (over val, kept in the checkpoint) maps to 1:
+        a normal image may stay dark, and maps of different images compare.
+        """
+        return self.explain(image)[1]
+
+    # The steps ------------------------------------------------------------------------------------
+
+    def classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Class-weighted cross-entropy, mean over images (L1 of the paper)."""
+        smoothing = self.loss.label_smoothing
+        losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+        # Dividing by the images and not by their weights keeps the mean over ranks exact.
+        return (losses * self.class_weights[label]).mean()
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
+        """Named losses, of which ``loss`` is optimised, and what they were computed from."""
+        outputs = self.unmasked_pass(batch["image"])
+        l1 = self.classification_loss(outputs.logits, batch["label"])
+        return {"loss": l1, "l1": l1}, outputs
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch; its named parts are averaged over the epoch."""
+        losses, outputs = self.losses(batch)
+        if self.classifies:
+            losses["accuracy"] = accuracy(outputs.logits, batch["label"])
+        self.train_means.add(losses, len(batch["label"]))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect probabilities and maps of a batch; on several ranks it may be empty."""
+        if not len(batch["label"]):
+            return
+        losses, outputs = self.losses(batch)
+        means = {"loss": losses["loss"]}
+        if outputs.masked is not None:
+            means["masked_accuracy"] = accuracy(outputs.masked, batch["label"])
+        self.val_means.add(means, len(batch["label"]))
+        raw = self.raw_maps(outputs.pyramid, outputs.drawn)
+        row = [
+            outputs.logits.softmax(1)[:, ABNORMAL],
+            batch["label"],
+            batch.get("study", batch["index"]),  # without studies each image is one
+            batch.get("body_part", torch.zeros_like(batch["label"])),
+            *(raw[name].amax((1, 2, 3)).clamp(min=0) for name in self.map_methods),
+        ]
+        # Flat: a rank without images offers none, and no number of columns.
+        self.rows.update(torch.stack([values.float() for values in row], dim=1).flatten())
+        # An empty mask cannot be hit. Without any lesion the metrics still hear of the batch.
+        lesion = batch["lesion_mask"] >= 0.5
+        judged = (batch["has_lesion"] & lesion.flatten(1).any(dim=1)).nonzero()[:, 0]
+        for name in self.judged_maps:
+            shown = upsample(raw[name][judged].clamp(min=0), lesion.shape[-2:])
+            cast(Localisation, self.localisation[name]).update(shown, lesion[judged])
+
+    # The ends of epochs ---------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Take up the running means of an epoch that was cut in two, a share of them each rank."""
+        self.train_means.load(self._resumed_means, 1 / self.trainer.world_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop a run that diverged before its figures are computed."""
+        loss = self.train_means.compute(self.trainer.strategy).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} in epoch {self.current_epoch + 1}. Fix: a lower "
+                "optimizer.learning_rate, or trainer.precision=32-true."
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        means = self.train_means.compute(self.trainer.strategy)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.train_means.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log agreement and localisation on val; set the map scale."""
+        figures: dict[str, Any] = dict(self.val_means.compute(self.trainer.strategy))
+        self.val_means.reset()
+        rows = self.rows.compute().view(-1, 4 + len(self.map_methods))
+        self.rows.reset()
+        if self.classifies:
+            probability, label, study, body_part = rows[:, :4].unbind(dim=1)
+            figures |= agreement(probability, label, study, body_part, self.body_parts)
+        self.map_scale.copy_(rows[:, 4:].quantile(SCALE_QUANTILE, dim=0))
+        for name in self.judged_maps:
+            metric = cast(Localisation, self.localisation[name])
+            figures |= {f"{name}/{figure}": value for figure, value in metric.compute().items()}
+            metric.reset()
+        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+
+    # Optimisation and state -----------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW; a schedule by step: linear warm-up, then cosine to zero (or constant)."""
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        plain = [p for p in self.parameters() if p.ndim <= 1]  # biases and BatchNorm
+        groups = [
+            {"params": decayed, "weight_decay": self.optimizer.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        rate = self.optimizer.learning_rate
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
+        total = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))
+        warmup = min(total - 1, round(self.optimizer.warmup_epochs * steps_per_epoch))
+        cosine = self.optimizer.schedule == "cosine"
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if not cosine:
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the running means, so that a resumed epoch logs the whole epoch's."""
+        checkpoint["stage"] = self.stage
+        checkpoint["train_means"] = self.train_means.state(self.trainer.strategy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the running means until the number of ranks is known."""
+        self._resumed_means = checkpoint["train_means"]
+
+
+def options(kind: type[Section], given: Section | Mapping[str, Any] | None) -> Section:
+    """A section of options, also from its plain values; all defaults for None."""
+    return kind(**(given or {})) if given is None or isinstance(given, Mapping) else given
+
+
+def accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Share of right classes, a scalar."""
+    return (logits.argmax(1) == label).float().mean()

@@ -1,0 +1,53 @@
+"""FracAtlas's own tree, made up for tests."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+
+from tests.test_duplicates import picture
+
+HEADER = (
+    "image_id,hand,leg,hip,shoulder,mixed,hardware,multiscan,fractured,fracture_count,"
+    "frontal,lateral,oblique"
+)
+
+
+class Archive:
+    """Writes images, rows and outlines into FracAtlas's own tree."""
+
+    def __init__(self, root):
+        self.root = root
+        self.rows = []
+        categories = [{"id": 0, "name": "fractured"}]
+        self.coco = {"images": [], "annotations": [], "categories": categories}
+        for folder in ("Fractured", "Non_fractured"):
+            (root / "images" / folder).mkdir(parents=True)
+        (root / "Annotations" / "COCO JSON").mkdir(parents=True)
+
+    def add(self, number, fractured, /, pixels=None, orientation=1, **fields):
+        name = f"IMG{number:07d}.jpg"
+        values = dict.fromkeys(HEADER.split(","), 0)
+        values |= {"image_id": name, "hand": 1, "fractured": fractured, "fracture_count": fractured}
+        self.rows.append(",".join(str(value) for value in (values | fields).values()))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        folder = "Fractured" if fractured else "Non_fractured"
+        path = self.root / "images" / folder / name
+        pixels = picture(number) if pixels is None else pixels
+        Image.fromarray(pixels).save(path, quality=95, exif=exif)
+        if fractured:
+            height, width = pixels.shape if orientation == 1 else pixels.shape[::-1]
+            entry = {"id": number, "file_name": name, "height": height, "width": width}
+            self.coco["images"].append(entry)
+            corners = [10, 20, 19, 20, 19, 29, 10, 29]
+            about = {"id": len(self.coco["annotations"]), "image_id": number, "category_id": 0}
+            self.coco["annotations"].append({**about, "segmentation": [corners]})
+        return path
+
+    def write(self):
+        (self.root / "dataset.csv").write_text("\n".join([HEADER, *self.rows]) + "\n")
+        path = self.root / "Annotations" / "COCO JSON" / "COCO_fracture_masks.json"
+        path.write_text(json.dumps(self.coco))
+        return self.root
