@@ -1,306 +1,299 @@
 """The page for people: what it claims, which pictures it shows, that it opens alone."""
 
+import base64
 import itertools
+import json
 import re
-from html.parser import HTMLParser
+import shutil
+from collections import defaultdict
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import report
-from experiments.evaluation.compare import compare_runs
+from experiments import report, train
 from experiments.evaluation.groups import group
+from experiments.reporting import page as room
 from experiments.reporting.cases import pick
-from experiments.reporting.claim import beside_trivial, best_map, claim, tiles
-from experiments.reporting.page import columns_of, hero, render
-from experiments.reporting.plots import curves, reliability_plot, sweep_plots, with_ids
-from experiments.reporting.runs import train_command
+from experiments.reporting.plots import curves, reliability_plot, sweep_plots
 from tests.test_comparison import made
 
-
-class Page(HTMLParser):
-    """What a browser would load, and what a screen reader would say."""
-
-    EMPTY = frozenset(("meta", "img", "br", "link", "input"))
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.wrong, self.text = [], [], [], []
-        self.feed(text)
-        self.close()
-        self.wrong += self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def of(self, *names):
-        return [attrs for tag, attrs in self.tags if tag in names]
-
-    def said(self):
-        return re.sub(r"\s+", " ", " ".join(self.text).replace("\xa0", " "))
+NAN, IMAGES = float("nan"), "evaluation/test/images.csv"
+HOSTILE = '<script>alert("x")</script>&{{ 999 * 999 }}'
 
 
-def check(text):
-    """Assert what holds of every page, and return it parsed."""
-    page = Page(text)
-    assert page.wrong == []
-    assert text.startswith("<!DOCTYPE html>")
-    assert page.of("html")[0]["lang"] == "en"
-    assert page.of("script", "link", "iframe", "object") == []
-    for attrs in (attrs for _, attrs in page.tags):
-        assert not re.match("https?:", attrs.get("src") or "")
-        assert (attrs.get("href") or "#").startswith("#")
-        assert not any(name.startswith("on") for name in attrs)
-    assert "url(http" not in text
-    assert "@import" not in text
-    assert all(attrs["src"].startswith("data:image/") and attrs["alt"] for attrs in page.of("img"))
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+def read(path):
+    """Assert what holds of every page, and return its text and the words that people read."""
+    text = path.read_text()
+    assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
+    root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
+    tags = [(element.tag.rpartition("}")[2], element.attrib) for element in root.iter()]
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not re.search(r"url\(http|@import", text)
+    attributes = [pair for _, attrs in tags for pair in attrs.items()]
+    ids = [f"#{value}" for name, value in attributes if name == "id"]
     assert len(set(ids)) == len(ids)
-    targets = {attrs["href"][1:] for attrs in page.of("a", "use") if "href" in attrs}
-    assert targets <= set(ids)
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert {value for name, value in attributes if name.endswith("href")} <= set(ids)
+    assert not [name for name, _ in attributes if name.startswith("on")]
+    assert all(value.startswith("data:image/") for name, value in attributes if name == "src")
+    assert all(attrs["alt"] for tag, attrs in tags if tag == "img")
+    assert all(attrs["scope"] for tag, attrs in tags if tag == "th")
+    assert text.count("<caption") == text.count("<table")
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
-    assert all(new <= old + 1 for old, new in itertools.pairwise(levels))
-    assert levels.count(1) == 1
-    tables = text.count("<table")
-    assert text.count("<caption") == tables
-    assert all(attrs.get("scope") for attrs in page.of("th"))
-    return page
+    assert all(1 < new <= old + 1 for old, new in itertools.pairwise(levels))
+    return text, re.sub(r"\s+", " ", " ".join(root.find("body").itertext()))
 
 
-def joined(*runs):
-    return group(runs)
+@pytest.fixture
+def show(monkeypatch, tmp_path):
+    """Write the page of made runs, which have no network; its words."""
+
+    def show(*runs, **more):
+        for run in runs:
+            run.folder = run.target = tmp_path / run.folder
+            run.folder.mkdir(parents=True, exist_ok=True)
+            (run.folder / "config.yaml").write_text(HOSTILE)
+            run.about |= {"checkpoint": "best.ckpt", "epoch": 1, "epochs": 1}
+        opened = {"content": {"pytorch-lightning_version": "2"}, "trained_on": defaultdict(str)}
+        monkeypatch.setattr(room, "judged", lambda *_: list(runs))
+        monkeypatch.setattr(room, "open_run", lambda *_: SimpleNamespace(**opened))
+        content = room.gather([], "test", [], images=False) | {"words": [HOSTILE]} | more
+        room.write_page(tmp_path / "page.html", **content)
+        return read(tmp_path / "page.html")[1]
+
+    return show
 
 
-def test_the_claim_counts_the_lesions_and_names_the_map_of_the_last_stage():
-    runs = joined(made("stage3"), made("stage1"))
-    assert best_map(runs)[1] == "fcn"
-    said = claim(runs, "test").replace("\xa0", " ")
-    assert said.startswith(
-        "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies "
-        "inside the lesion: 100 %"
-    )
-    # All right: the bootstrap has no width, which is no certainty.
-    assert "no interval can be told" in said
-    values = [tile.value.replace("\xa0", " ") for tile in tiles(runs)]
-    assert values == ["100 %", "50 %", "1.000"]
+def unmasked(run):
+    """Make of a run one on images without lesion masks."""
+    run.table["lesion_area"] = NAN
+    run.estimates |= {
+        f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps
+    }
+    return run
 
 
-def test_seeds_are_joined_by_their_mean():
-    low, high = ({"cam": 0.2, "pcam": share} for share in (0.4, 0.8))
-    runs = joined(made("stage1", 1, shares=high), made("stage1", 0, shares=low))
-    assert [run.config.seed for run in runs[0].runs] == [0, 1]
-    found = runs[0].estimate("pcam/hit")
-    assert found.value == pytest.approx(0.6)
-    assert found.low < 0.6 < found.high
-    assert "In 60 % of 20 test" in claim(runs, "test").replace("\xa0", " ")
-    assert "mean of 2 trainings" in claim(runs, "test")
-
-
-def test_without_masks_the_claim_is_of_classification():
-    run = made("stage1")
-    run.table["lesion_area"] = np.nan
-    for method in ("cam", "pcam"):
-        run.table[f"{method}_hit"] = np.nan
-        run.estimates[f"{method}/hit"] = run.estimates["cam/hit"]._replace(value=float("nan"))
-    said = claim(joined(run), "test")
-    assert said.startswith("The network tells abnormal from normal test images with an AUROC of 1")
-    assert "nobody can say whether its maps show it" in said
+RIVAL = "The best map that knows nothing of the image, noise, reaches 0 %: "
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
-    [(0.0, "that PCAM’s is better is not shown"), (1.0, "the difference is shown")],
-)
-def test_whether_the_map_beats_one_that_knows_nothing_is_said(share, said):
-    runs = [made("stage1", shares={"cam": 0.0, "pcam": share}, trivial=True)]
-    found = beside_trivial(joined(*runs), compare_runs(runs).table)
-    assert found.replace("\xa0", " ").startswith("The best map that knows nothing of the image, ")
-    assert said in found
-    assert beside_trivial(joined(made("stage1")), compare_runs([made("stage1")]).table) == ""
-
-
-def cases(count=9, normal=4):
-    total = count + normal
-    lesion = np.arange(total) < count
-    return pd.DataFrame(
-        {
-            "path": [f"{number:02d}.png" for number in range(total)],
-            "label": lesion.astype(int),
-            "lesion_area": np.where(lesion, 0.02, np.nan),
-            "probability": np.linspace(0.9, 0.1, total),
-            # Two of equal overlap, 0: the nearer peak is the better one.
-            "fcn_iou": np.where(lesion, np.maximum(0.7 - 0.1 * np.arange(total), 0), np.nan),
-            "fcn_iou_otsu": np.nan,
-            "fcn_distance": np.where(lesion, np.where(np.arange(total) == 7, 0.5, 0.1), np.nan),
-            "fcn_area": np.where(lesion, 0.1, [0.0] * count + [0.01, 0.0, 0.2, 0.03][:normal]),
-        }
-    )
-
-
-def test_pictures_are_picked_by_the_rule_whatever_the_order():
-    table = cases().sample(frac=1, random_state=3)
-    rule, picks = pick(table, "fcn")
-    found = [(one.kind, table["path"].iloc[one.row]) for one in picks]
-    assert found == [
-        ("Best", "00.png"),
-        ("Best", "01.png"),
-        ("Median", "04.png"),
-        ("Median", "05.png"),
-        ("Worst", "08.png"),
-        ("Worst", "07.png"),
-        ("False positive", "11.png"),
-        ("False positive", "12.png"),
-    ]
-    assert picks[-1].rank == "number 2 of 3 normal images on which a lesion is shown (4 in all)"
-    assert "at val’s threshold" in rule
-
-
-def test_no_picture_is_shown_twice_and_the_middle_one_comes_first():
-    _, picks = pick(cases(1, 0), "fcn")
-    assert [(one.kind, one.row) for one in picks] == [("Median", 0)]
-    _, picks = pick(cases(4, 0), "fcn")
-    assert len({one.row for one in picks}) == len(picks) == 4
-
-
-def test_without_masks_pictures_are_picked_by_probability():
-    table = cases().assign(lesion_area=np.nan)
-    rule, picks = pick(table, "fcn")
-    assert "ordered by the probability" in rule
-    assert [one.row for one in picks if one.kind == "Worst"] == [7, 8]
-    assert all(one.kind != "False positive" for one in picks)  # none is called abnormal
-    assert pick(table.drop(columns="probability"), "")[1] == []
-
-
-def test_columns_are_those_of_the_papers_figure():
-    runs = joined(*(made(stage) for stage in ("stage1", "stage2", "stage3")))
-    names = [column.name for column in columns_of(runs)]
-    assert names == [
-        "Stage 1, CAM",
-        "Stage 1, PCAM",
-        "Stage 2, PCAM",
-        "Stage 3, PCAM",
-        "Stage 3, FCN",
-    ]
-    cells = [{"name": name} for name in ("Radiograph", *names, "Lesion mask")]
-    shown = hero([{"kind": "Median", "cells": cells}], columns_of(runs)[-1])
-    assert [one["name"] for one in shown["cells"]] == [
-        "Lesion mask",
-        "Stage 1, PCAM",
-        "Stage 3, FCN",
-    ]
-    assert hero([], columns_of(runs)[-1]) is None
-
-
-def test_plots_take_the_pages_colours_and_say_what_they_show():
-    table = pd.DataFrame(
-        {
-            "epoch": range(3),
-            "train/l1": [0.7, 0.5, 0.3],
-            "train/l3": [0.1, 0.02, 0.01],
-            "train/alpha": [0.6, 0.7, 0.8],
-            "val/accuracy": [0.5, 0.7, 0.9],
-            "val/pcam/hit": [0.1, np.nan, 0.4],
-        }
-    )
-    bins = pd.DataFrame({"images": [3, 0, 5], "probability": [0.1, np.nan, 0.9]})
-    sweep = pd.DataFrame({"loss.lambda_lesion": [1.0, 0.0], "val/fcn/hit": [0.9, 0.1]})
-    plots = [
-        *curves([table, table], [2, 3], ["pcam"], True),
-        reliability_plot([bins.assign(abnormal=[0.0, np.nan, 1.0])], "Stage 1"),
-        *sweep_plots(sweep),
-    ]
-    assert len(plots) == 5
-    # A network of masks alone was taught no class and no PCAM.
-    assert [plot.title for plot in curves([table], [2], ["fcn"], False)] == ["Loss terms on train"]
-    for plot in with_ids(plots, "a"):
-        assert "var(--series1)" in plot.svg
-        assert "#0a00" not in plot.svg
-        assert "http" not in plot.svg
-        assert "<style" not in plot.svg
-    assert "L1 from 0.7 to 0.3; L3 from 0.1 to 0.01" in plots[0].alt
-    assert "1.00 at 0.90 (5 images)" in plots[3].alt
-    assert "at lambda 0, 1: FCN 0.10, 0.90" in plots[4].alt
-
-
-def test_the_training_command_names_what_differs_from_the_stages_own_settings():
-    run = made("stage3", 2, words=["loss.lambda_lesion=3", "run.name=my run", "loss.alpha=0.5"])
-    assert train_command(run.config) == (
-        "python -m experiments.train stage3 data.name=phantom seed=2 loss.alpha=0.5 "
-        "loss.lambda_lesion=3.0 'run.name=my run'"
-    )
-    run = made("stage1", words=["data.root=/a b", "loss.class_weights=none"])
-    assert "'data.root=/a b'" in train_command(run.config)
-
-
-HOSTILE = '<script>alert("x")</script>&{{ 7 * 7 }}'
-
-
-def test_what_is_inserted_is_escaped():
-    table = {"count": "", "heads": [(HOSTILE, "")], "sections": []}
-    cell = {"name": HOSTILE, "said": HOSTILE, "alt": HOSTILE, "src": "data:image/jpeg;base64,"}
-    case = {"kind": "Best", "rank": HOSTILE, "about": HOSTILE, "path": HOSTILE, "cells": [cell]}
-    run = {"name": HOSTILE, "folder": HOSTILE, "seed": 0, "checkpoint": HOSTILE, "epoch": "1"}
-    run |= {"lightning": "2", "hashes": {HOSTILE: HOSTILE}, "config": HOSTILE, "train": HOSTILE}
-    text = render(
-        {
-            **dict.fromkeys(("title", "about", "data", "split", "claim", "trivial"), HOSTILE),
-            **dict.fromkeys(("rule", "pictured", "written", "patients_are"), HOSTILE),
-            **dict.fromkeys(("maps", "classifiers", "lesions"), table),
-            "parts": {**table, "sections": [{"heading": "", "rows": []}]},
-            "tiles": [{"value": HOSTILE, "interval": HOSTILE, "words": HOSTILE}],
-            **{name: [HOSTILE] for name in ("alerts", "notes", "commands")},
-            "hero": case,
-            "cases": [case],
-            "images": True,
-            "seeds": 1,
-            **dict.fromkeys(("compared", "curves", "reliability", "sweeps"), ()),
-            "runs": [run],
-            "versions": {HOSTILE: HOSTILE},
-        }
-    )
-    page = check(text)
-    assert "<script" not in text
-    assert "49" not in page.said()
-    assert page.said().count('<script>alert("x")</script>') > 15
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
+    ("runs", "claim"),
     [
-        ([], "name a run directory, such as"),
-        (["nowhere/seed0"], "nowhere/seed0 is no run directory"),
-        (["data.root=x"], "name a run directory"),
+        (
+            lambda: [made("stage3"), made()],
+            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map "
+            # The bootstrap of equal values has no width, which is no certainty.
+            "lies inside the lesion: 100 % (all patients alike, so that no interval can be told).",
+        ),
+        (lambda: [made("stage3"), made()], "50 % of lesions: the same for the classifier’s own"),
+        (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "In 60 % of 20 test"),
+        (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "mean of 2 trainings"),
+        (lambda: [unmasked(made())], "no test image has a lesion mask, so that nobody can say"),
+        (
+            lambda: [made(shares={"pcam": 0.0}, trivial=True)],
+            f"{RIVAL}that PCAM’s is better is not shown.",
+        ),
+        (lambda: [made(shares={"pcam": 1.0}, trivial=True)], f"{RIVAL}the difference is shown (p"),
     ],
 )
-def test_what_cannot_be_reported_is_said(words, said, capsys):
-    assert report.main(words) == 2
-    assert said in capsys.readouterr().err
+def test_the_claim_is_of_the_last_map_of_the_last_stage(show, runs, claim):
+    assert claim in show(*runs())
 
 
-def test_only_its_own_page_is_overwritten(tmp_path):
-    page = report.own_page(tmp_path / "new" / "folder")
-    assert page.parent.is_dir()
-    page.write_text(f"<!DOCTYPE html><head>{report.MARK}</head>")
-    assert report.own_page(page.parent) == page
-    page.write_text("my own notes")
-    with pytest.raises(ValueError, match="was not written by this command; name another --out"):
-        report.own_page(page.parent)
-    with pytest.raises(ValueError, match="cannot be written"):
-        report.own_page(page)
-    assert page.read_text() == "my own notes"
-    assert [path.name for path in page.parent.iterdir()] == ["report.html"]
+def test_what_is_inserted_is_escaped(show):
+    run = made(name=HOSTILE)
+    run.table = run.table.assign(body_part=HOSTILE, lesion_type=HOSTILE, path=HOSTILE)
+    run.notes, run.estimates = [HOSTILE, f"half finished: {HOSTILE}"], {}
+    run.__post_init__()
+    picture = {"name": HOSTILE, "src": "data:image/jpeg;base64,", "hit": 1.0, "area": NAN}
+    case = run.table.iloc[0].to_dict() | {"kind": "Median", "number": 1, "count": 1}
+    said = show(run, cases=[{**case, "pictures": [picture]}], rule="val")
+    assert "998001" not in said
+    assert said.count('<script>alert("x")</script>') > 15
+
+
+def cases(count=9, normal=4, **columns):
+    """Images of which lesion 0 is found best, normal image 11 claimed most; in no order."""
+    number = np.arange(count + normal)
+    values = {
+        "path": [f"{n:02d}" for n in number],
+        "label": number < count,
+        "lesion_area": 0.02,
+        "probability": 0.9 - 0.07 * number,
+        # Two of equal overlap, 0: the nearer peak is the better one.
+        "fcn_iou": np.maximum(0.7 - 0.1 * number, 0),
+        "fcn_iou_otsu": number / 20,
+        "fcn_distance": np.where(number == 7, 0.5, 0.1),
+        "fcn_area": [*[0.1] * count, *[0.01, 0.0, 0.2, 0.03][:normal]],
+    }
+    table = pd.DataFrame(values).assign(**columns).sample(frac=1, random_state=3)
+    lesion_figures = ["lesion_area", "fcn_iou", "fcn_iou_otsu", "fcn_distance"]
+    table.loc[~table["label"], lesion_figures] = NAN
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "rule", "rows"),
+    [
+        (cases(), "val", "B00 B01 M04 M05 W08 W07 F11 F12"),
+        (cases(fcn_iou=NAN), "Otsu", "B08 B07 M04 M03 W01 W00 F11 F12"),
+        (cases(1, 0), "val", "M00"),  # the middle one comes first, and none twice
+        (cases(4, 0), "val", "B00 M01 M02 W03"),
+        (cases(lesion_area=NAN), "probability", "B00 B01 M04 M05 W07 W08"),
+        (cases(lesion_area=NAN).drop(columns="probability"), "", ""),
+    ],
+)
+def test_pictures_are_picked_by_a_rule(table, rule, rows):
+    by, picked = pick(table, "fcn")
+    found = [f"{row['kind'][0]}{row['path']}" for row in picked.to_dict("records")]
+    assert (by, " ".join(found)) == (rule, rows)
+    if "F11" in rows:
+        assert picked["number"].tolist() == [1, 2, 5, 6, 8, 9, 1, 2]
+        assert picked["count"].tolist() == [9] * 6 + [3] * 2
+
+
+def test_plots_take_the_pages_colours_and_say_what_they_show(tmp_path):
+    run = made(shares={"pcam": 0.5})
+    run.folder, run.about["epoch"] = tmp_path, 2
+    logged = {"epoch": range(3), "train/l1": [0.7, 0.5, 0.3], "train/l3": [0.1, 0.02, 0.01]}
+    logged |= {"train/alpha": [0.6, 0.7, 0.8], "val/auroc": 0.5, "val/pcam/hit": [0.1, NAN, 0.4]}
+    pd.DataFrame(logged).to_csv(tmp_path / "metrics.csv")
+    sweep = pd.DataFrame({"loss.lambda_lesion": [1.0, 0.0], "val/fcn/hit": [0.9, 0.1]})
+    (one,) = group([run])
+    plots = [*curves(one), reliability_plot(one), *sweep_plots(sweep)]
+    said = ["L1 from 0.7 to 0.3; L3 from 0.1 to 0.01", "alpha from 0.6 to 0.8; AUROC from 0.5 to"]
+    said += ["PCAM from 0.1 to 0.4", "0.00 at 0.20 (20 images), 1.00 at 0.90 (20 images)"]
+    said += ["at lambda 0, 1: FCN 0.10, 0.90"]
+    for plot, words in zip(plots, said, strict=True):
+        assert words in plot.alt
+        assert "var(--series1)" in plot.svg
+        assert not re.search(r"#[0-9a-f]{6}\b|<metadata|<\?xml", plot.svg)
+    run.maps, run.fitted = {"fcn": run.maps["pcam"]}, None  # of masks alone: no class, no PCAM
+    assert [plot.title for plot in curves(one)] == ["Loss terms on train"]
+
+
+def test_the_training_command_names_what_differs_from_the_stages_own():
+    words = ["data.root=/a b", "data.crop=none", "loss.lambda_lesion=3", "run.name=my run"]
+    config = made("stage3", 2, words=[*words, "loss.alpha=0.5"]).config
+    room.resolve(config, room.build_data(config))
+    assert room.train_command(config) == (
+        "python -m experiments.train stage3 data.name=phantom seed=2 'data.root=/a b' "
+        "loss.alpha=0.5 loss.lambda_lesion=3.0 'run.name=my run'"
+    )
+
+
+# On real runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """A run of each stage, reported as ``make report`` does."""
+    root = tmp_path_factory.mktemp("runs")
+    copies = [trained.copy(stage, root) for stage in ("stage1", "stage2", "stage3")]
+    assert report.main([*map(str, copies)]) == 0
+    return copies
+
+
+@pytest.mark.slow
+def test_the_page_holds_what_was_judged(runs):
+    text, said = read(runs[0].parents[1] / "report" / "report.html")
+    judged = [json.loads((run / "evaluation/test/summary.json").read_text()) for run in runs]
+    hits = round(judged[2]["fcn/hit"] * judged[2]["lesions"])
+    assert f"In {hits} of {judged[2]['lesions']} test images with a drawn lesion" in said
+    cell = r'<td><span class="value">([\d.]+)</span>\s*<span class="interval">([^<]*)<'
+    wanted = [
+        (method.upper(), f"{one[f'{method}/hit']:.2f}", f"{low:.2f} to {high:.2f}")
+        for one, methods in zip(judged, ("cam pcam", "cam pcam", "cam pcam fcn"), strict=True)
+        for method in methods.split()
+        for low, high in [one["intervals"][f"{method}/hit"]]
+    ]
+    assert re.findall(rf'<th scope="row">(\w+)</th>\s*{cell}', text)[:7] == wanted
+    words = [f"{one['auroc']:.3f}" for one in judged] + [f"seed 0: {run}" for run in runs]
+    words += ["hash of images, labels and splits", "drawings of the phantom and show nobody"]
+    assert [word for word in words if word not in said] == []
+    first, rest = text.split('id="cases"')
+    maps = ["Stage 1, CAM", "Stage 1, PCAM", "Stage 2, PCAM", "Stage 3, PCAM", "Stage 3, FCN"]
+    name = "<figcaption><b>([^<]*)</b>"
+    assert re.findall(name, first) == ["Lesion mask", "Stage 1, PCAM", "Stage 3, FCN"]
+    assert re.findall(name, rest)[:7] == ["Radiograph", *maps, "Lesion mask"]
+    jpeg = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)[-1]
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), cv2.IMREAD_COLOR)
+    assert max(picture.shape) == 480
+
+
+@pytest.mark.slow
+def test_without_images_no_data_is_needed_and_only_what_is_stale_is_judged(runs, tmp_path, capsys):
+    run = shutil.copytree(runs[0], tmp_path / 'a <b>"x"</b> & {{ y }}' / "seed0")
+    words = [str(run), "--no-images", "--out", str(tmp_path)]
+    assert report.main([*words, "data.root=/none/"]) == 0
+    text, said = read(tmp_path / "report.html")
+    assert not re.search("<img|XR_", text)
+    assert f"seed 0: {run}" in said
+    assert "All radiographs were left out" in said
+    assert "judging" not in capsys.readouterr().out
+    (run / "evaluation" / "test" / "summary.json").unlink()
+    assert report.main(words) == 0
+    assert "judging" in capsys.readouterr().out
+
+
+MURA = ("with an AUROC of", "ordered by the probability", "DenseNet-169, ImageNet (published, on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "claims", "never"),
+    [
+        (["stage1", "data.name=mura"], [*MURA, "radiographs of mura"], "Images with a lesion"),
+        (["stage3", "loss.classification=false"], ["the FCN’s map"], "AUROC"),
+    ],
+)
+def test_pages_without_masks_and_of_masks_alone(words, claims, never, trained, tmp_path, capsys):
+    mura = "data.name=mura" in words
+    own = ("data.count", "lesions") if mura else ("no word",)
+    words = [*words, *(word for word in trained.words if not word.startswith(own))]
+    assert train.main([*words, "trainer.max_epochs=1", f"run.root={tmp_path}"]) == 0
+    (run,) = tmp_path.glob("*/stage*/*")
+    assert report.main([str(run)]) == 0
+    assert ("before you pass it on" in capsys.readouterr().out) == mura
+    _, said = read(run.parents[1] / "report" / "report.html")
+    assert [claim for claim in claims if claim not in said] == []
+    assert never not in said
+
+
+ARRANGE = {
+    "": lambda run: None,
+    "lost": lambda run: (run / "checkpoints" / "best.ckpt").unlink(),
+    "masks": lambda run: (
+        pd.read_csv(run / IMAGES)  # judged by masks of another size
+        .eval("lesion_area = 2 * lesion_area")
+        .to_csv(run / IMAGES, index=False)
+    ),
+    "notes": lambda run: (run.parent / "report.html").write_text("my own notes"),
+    "file": lambda run: (run.parent / "file").write_text(""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrange", "words", "message"),
+    [
+        ("", "data.root=x", "no run directory. Fix: name one, such as"),
+        ("", "nowhere/seed0", "nowhere/seed0 is no run directory"),
+        ("", "{run} {run}/checkpoints/best.ckpt", "are of one run"),
+        ("lost", "{run}", "best.ckpt does not exist"),
+        ("masks", "{run} --out {run}", "was judged on other data than phantom is today"),
+        ("notes", "{run} --out {run}/..", "was not written by this command. Fix: name another"),
+        ("file", "{run} --out {run}/../file/x", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_reported_is_named(runs, tmp_path, arrange, words, message, capsys):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    ARRANGE[arrange](run)
+    assert report.main(words.format(run=run).split()) == 2
+    assert message in capsys.readouterr().err
+    pages = [path.read_text() for path in tmp_path.rglob("report.html")]
+    assert pages == ["my own notes"] * (arrange == "notes")

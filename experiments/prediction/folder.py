@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from datamodules import DataError
 from datamodules.decode import read_content
 from datamodules.files import take, usable_cores, write_text
+from datamodules.index import DataError
 from experiments.prediction.inputs import ABOUT, Input
 from experiments.runs import LOCK, RunError
 
@@ -110,8 +110,7 @@ class PredictionFolder:
     def settle(self, inputs: Iterable[Input]) -> tuple[int, int]:
         """Drop the rows of images that have changed, and of those gone without a prediction.
 
-        Returns:
-            How many predictions are dropped, and how many are kept of images that are gone.
+        Returns how many predictions are dropped, and how many are kept of images that are gone.
         """
         now, rows = {item.name: item for item in inputs}, list(self.rows.values())
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import DataError, cache
+from datamodules import cache
 from datamodules.cache import Recipe
+from datamodules.index import DataError
 from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
 from experiments.config import ConfigError

@@ -1,9 +1,15 @@
-"""A report's page: what was judged, put into the template."""
+"""What a report's page is about: the groups, maps and pictures that its templates show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +17,48 @@ import jinja2
 import pandas as pd
 
 from datamodules import SOURCES
-from experiments.evaluation.compare import compare_runs, population
-from experiments.evaluation.figures import reliability
+from datamodules.files import write_text
+from experiments.build import build_data, open_run
+from experiments.config import Config, load_config, to_plain
+from experiments.evaluation import compare, figures, names
 from experiments.evaluation.groups import Group, group
-from experiments.evaluation.run import Evaluation
-from experiments.metrics_csv import read_metrics
-from experiments.report import MARK
-from experiments.reporting.cases import Column, Networks, draw_cases, pick
-from experiments.reporting.claim import beside_trivial, best_map, claim, tiles
-from experiments.reporting.plots import Plot, curves, reliability_plot, sweep_plots, with_ids
-from experiments.reporting.runs import commands, runs_of, versions
-from experiments.reporting.tables import (
-    compared,
-    method_name,
-    table_of_classifiers,
-    table_of_lesions,
-    table_of_maps,
-    table_of_parts,
+from experiments.evaluation.run import check_different
+from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.store import judged
+from experiments.reporting import plots
+from experiments.reporting.cases import Column, draw, pick
+from experiments.runs import RunError, find_checkpoint
+from experiments.schema import flatten, show
+from experiments.training.loop import resolve
+
+# In the head of every page: a file without it is somebody else's and is not overwritten.
+MARK = '<meta name="generator" content="decision-basis experiments.report"'
+PACKAGES = (
+    *("decision-basis", "torch", "torchvision", "pytorch-lightning", "torchmetrics"),
+    *("albumentations", "opencv-python-headless", "numpy", "scipy", "pandas", "matplotlib"),
 )
 
-LAMBDA = "loss.lambda_lesion"
-# Beginnings of notes without which the claim would mislead.
-ALERTS = ("half finished", "labels or lesion masks changed")
 
-
-def write_page(page: Path, runs: list[Evaluation], words: Sequence[str], images: bool) -> int:
-    """Write the page, whole or not at all; returns how many radiographs it holds.
-
-    Args:
-        page: Its path.
-        runs: What was judged, on the same images.
-        words: Of the command, to be shown.
-        images: Whether radiographs are shown.
-
-    Raises:
-        RunError: The runs were judged on different images, or on other data than there is today.
-        DataError: The data cannot be found.
-    """
-    content = gather(runs, words, images)
-    unfinished = page.with_name(f".{page.name}.partial")
+def page_of(runs: Sequence[Path], out: Path | None) -> Path:
+    """Where the page of these runs goes; tried now, and not after minutes of judging."""
+    if not runs:
+        raise RunError("no run directory. Fix: name one, such as runs/phantom/stage1/seed0.")
+    check_different(runs)
+    beside = find_checkpoint(runs[0])[0] / ".." / ".." / "report"
+    page = (out or Path(os.path.normpath(beside))) / "report.html"
     try:
-        unfinished.write_text(render(content), encoding="utf-8")
-        unfinished.replace(page)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return len(content["cases"])
+        page.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=page.parent).close()
+        ours = not page.exists() or MARK.encode() in page.read_bytes()[:4096]
+    except OSError as error:
+        raise RunError(f"--out {page.parent} cannot be written: {error.strerror}") from error
+    if not ours:
+        raise RunError(f"{page} was not written by this command. Fix: name another --out.")
+    return page
 
 
-def render(content: dict[str, Any]) -> str:
-    """The page of what :func:`gather` found; whatever is inserted is escaped."""
+def write_page(page: Path, **content: Any) -> None:
+    """Write what :func:`gather` returned, whole or not at all; all that is inserted is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -67,125 +66,104 @@ def render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(**content, mark=MARK)
+    write_text(page, environment.get_template("page.html.j2").render(content, MARK=MARK))
 
 
-def gather(runs: list[Evaluation], words: Sequence[str], images: bool) -> dict[str, Any]:
-    """All that the template shows, as plain values."""
-    joined = group(runs)
-    split = str(runs[0].about["split"])
-    chosen, method = best_map(joined)
-    several = len(joined) > 1 or any(len(run.maps) > 1 for run in runs)
-    differences = compare_runs(runs).table if several else None
-    columns = columns_of(joined)
-    reference = next(
-        (one for one in columns if one.run is chosen.runs[0] and one.method == method),
-        Column(chosen.runs[0], method, ""),
-    )
-    rule, picks = pick(chosen.runs[0].table, method) if images else ("", [])
-    cases = draw_cases(picks, columns, reference, Networks())
+def gather(
+    paths: Sequence[Path], split: str, settings: Sequence[str], images: bool
+) -> dict[str, Any]:
+    """What the page shows of runs on the same images; those that were not judged are judged now."""
+    runs = judged(paths, split, settings)
+    groups = group(runs)
+    opened = {
+        run.target: open_run(run.folder / "checkpoints" / run.about["checkpoint"], settings)
+        for run in runs
+    }
+    # It is about the last map of the last stage: to choose the best one by test would flatter it.
+    best = next(one for one in groups if one.stage == groups[-1].stage)
+    columns: list[Column] = []  # those of the paper's second figure
+    for one in groups:
+        for method in one.methods:
+            if method != "cam" or all(column.method != "cam" for column in columns):
+                name = f"{one.name[0].upper()}{one.name[1:]}, {names.method_name(method).heading}"
+                columns.append(Column(name, one, opened[one.runs[0].target], method))
+    reference = [column for column in columns if column.group is best][-1]
+    rule, rows = pick(best.runs[0].table, reference.method)
+    cases = rows.to_dict("records") if images else []
+    several = len(groups) > 1 or any(len(run.maps) > 1 for run in runs)
+    # The same for all runs on the same data, but not every run was judged beside them.
+    trivial = [f"{name}/hit" for name in names.TRIVIAL_METHODS]
+    judged_beside = (one for one in (best, *groups) if any(defined(one, key) for key in trivial))
+    methods = {f"{name}/" for one in groups for name in one.runs[0].maps}
     return {
-        "title": f"{runs[0].about['data']}: what the maps are worth",
-        "about": population(runs[0].table, split).removeprefix("On "),
-        "patients_are": SOURCES[runs[0].config.data.name].patients_are,
-        "data": runs[0].about["data"],
-        "split": split,
-        "claim": claim(joined, split),
-        "tiles": tiles(joined),
-        "trivial": "" if differences is None else beside_trivial(joined, differences),
-        **notes_of(joined),
-        "hero": hero(cases, reference),
-        "rule": rule,
-        "pictured": f"{chosen.name}, seed {chosen.runs[0].config.seed}",
-        "seeds": max(len(one.runs) for one in joined),
-        "cases": cases,
+        "groups": groups,
+        "opened": opened,
+        "best": best,
+        "columns": columns,
+        "reference": reference,
+        "trivial": next(judged_beside, None),
+        "map_figures": explained(names.MAP_FIGURES, groups, methods),
+        "class_figures": explained(names.CLASS_FIGURES, groups, ("", "tuned/")),
+        "differences": compare.compare_runs(runs).table if several else pd.DataFrame(),
         "images": images,
-        "maps": table_of_maps(joined),
-        "classifiers": table_of_classifiers(joined),
-        "lesions": table_of_lesions(joined, [one for one in columns if one.method != "cam"]),
-        "parts": table_of_parts(joined),
-        "compared": compared(differences),
-        "curves": curves_of(joined),
-        "reliability": reliability_of(joined),
-        "sweeps": sweeps_of(runs[0].folder),
-        "runs": runs_of(joined),
+        "rule": rule,
+        "cases": [{**case, "pictures": draw(case, columns, reference)} for case in cases],
+        "figure": defined,
+        "source": SOURCES[runs[0].config.data.name],
+        "now": datetime.now(timezone.utc),
+        "train_command": train_command,
         "versions": versions(),
-        "commands": commands(joined, split, words),
-        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "quote": shlex.quote,
+        **{"compare": compare, "figures": figures, "names": names, "plots": plots},
     }
 
 
-def notes_of(joined: Sequence[Group]) -> dict[str, list[str]]:
-    """What a reader must know: ``alerts`` at the top of the page, ``notes`` beside the figures."""
-    alerts: list[str] = []
-    notes: list[str] = []
-    for one in joined:
-        for run in one.runs:
-            name = f"{one.name}, seed {run.config.seed}"
-            if "leaks" in run.about:
-                alerts.append(f"{name}: {run.about['leaks']}, so that patients leak into the test.")
-            for note in run.notes:
-                (alerts if note.startswith(ALERTS) else notes).append(f"{name}: {note}.")
-    return {"alerts": alerts, "notes": notes}
+def explained(
+    table: Mapping[str, names.FigureName], groups: Sequence[Group], prefixes: Iterable[str]
+) -> dict[str, names.FigureName]:
+    """The figures with a meaning that any of the groups has."""
+    return {
+        key: name
+        for key, name in table.items()
+        if name.meaning and any(defined(one, p + key) for one in groups for p in prefixes)
+    }
 
 
-def columns_of(joined: Sequence[Group]) -> list[Column]:
-    """The maps of the paper's second figure: CAM once, then PCAM and the FCN of each stage."""
-    found: list[Column] = []
-    for one in joined:
-        for method in one.methods:
-            if method != "cam" or all(column.method != "cam" for column in found):
-                name = f"{one.name[0].upper()}{one.name[1:]}, {method_name(method)}"
-                found.append(Column(one.runs[0], method, name))
-    return found
+def defined(one: Group, key: str) -> Estimate | None:
+    """A figure, where it is defined on these images."""
+    figure = one.estimate(key)
+    return None if figure is None or figure.value != figure.value else figure
 
 
-def hero(cases: list[dict[str, Any]], reference: Column) -> dict[str, Any] | None:
-    """The middle case, with its lesion, the earliest PCAM, and the map that the claim is about."""
-    case = next((one for one in cases if one["kind"] == "Median"), None)
-    if case is None:
-        return None
-    cells = case["cells"]
-    marked = next((cell for cell in cells if cell["name"] == "Lesion mask"), cells[0])
-    early = next((cell["name"] for cell in cells if cell["name"].endswith("PCAM")), "")
-    wanted = {early, reference.name}
-    return {**case, "cells": [marked, *(cell for cell in cells if cell["name"] in wanted)]}
+def train_command(config: Config) -> str:
+    """The command that trains a run of this configuration."""
+    name, root = f"data.name={config.data.name}", f"data.root={config.data.root or '.'}"
+    usual = load_config(config.stage, [name, root])
+    resolve(usual, build_data(usual))
+    before = flatten(to_plain(usual)) | {"data.root": None}
+    plain = flatten(to_plain(config))
+    words = [f"{key}={show(plain[key])}" for key in plain if plain[key] != before.get(key)]
+    return shlex.join(["python", "-m", "experiments.train", config.stage, name, *words])
 
 
-def curves_of(joined: Sequence[Group]) -> list[dict[str, Any]]:
-    """What training logged, of each group."""
-    found = []
-    for place, one in enumerate(joined):
-        tables = [read_metrics(run.folder) for run in one.runs]
-        plots = curves(
-            tables, [int(run.about["epoch"]) for run in one.runs], one.methods, one.classifies
-        )
-        found.append({"name": one.name, "plots": with_ids(plots, f"run{place}-")})
-    return found
+def versions() -> dict[str, str]:
+    """Of the project, Python, and the packages that figures and pictures depend on."""
+    installed = {package.name: package.version for package in metadata.distributions()}
+    return {
+        "decision-basis": "from source",
+        **({"commit": commit} if (commit := _commit()) else {}),
+        "Python": platform.python_version(),
+        **{name: installed[name] for name in PACKAGES if name in installed},
+    }
 
 
-def reliability_of(joined: Sequence[Group]) -> list[Plot]:
-    """How far the probabilities of each group that classifies can be believed."""
-    plots = [
-        reliability_plot(
-            [reliability(run.table["probability"], run.table["label"]) for run in one.runs],
-            one.name[0].upper() + one.name[1:],
-        )
-        for one in joined
-        if one.classifies
-    ]
-    return with_ids(plots, "reliability-")
-
-
-def sweeps_of(folder: Path) -> list[dict[str, Any]]:
-    """The sweeps over lambda that lie beside the stages of a run."""
-    found: list[dict[str, Any]] = []
-    for path in sorted((folder / ".." / ".." / "sweeps").glob("*/results.csv")):
-        table = pd.read_csv(path)
-        if LAMBDA not in table or "state" not in table:
-            continue
-        done = table[table["state"] == "done"]
-        if done[LAMBDA].nunique() > 1:
-            plots = with_ids(sweep_plots(done), f"sweep{len(found)}-")
-            found.append({"name": path.parent.name, "count": len(done), "plots": plots})
-    return found
+def _commit() -> str:
+    """The commit of this source, with a + where it has changed since; "" where git cannot tell."""
+    house = Path(__file__).resolve().parents[2]
+    if not (house / ".git").exists():  # or it would be that of a repository around an environment
+        return ""
+    git = ["git", "-C", str(house), "describe", "--always", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run([*git, "--dirty=+"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
