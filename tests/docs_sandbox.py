@@ -30,7 +30,7 @@ TRAINING = (
 TINY = {
     r"-m experiments\.train": TRAINING,
     r"-m experiments\.sweep": TRAINING,
-    r"-m experiments\.import_lesions": DATA,  # the same phantom
+    r"-m experiments\.(import|select)_lesions": DATA,  # the same phantom
     r"-m experiments\.evaluate --maps": DATA,
     r"-m experiments\.evaluate .*--audit": "--audit-images 4",
     r"-m experiments\.bench": "--quick --rounds=1 --rows=maps",

@@ -14,7 +14,7 @@ from datamodules.annotations.marks import Mark, draw
 from datamodules.annotations.recognition import READERS, recognise
 from datamodules.index import DataError
 from tests import annotation_samples as samples
-from tests.annotation_samples import HEIGHT, WIDTH, png, result, square
+from tests.annotation_samples import HEIGHT, WIDTH, png, square
 
 FILES = {
     "coco": ("coco.json", json.dumps(samples.COCO)),
@@ -72,93 +72,12 @@ def test_the_square_is_drawn_to_the_pixel(tmp_path, kind):
         assert recognise(source) == kind.partition(" ")[0]
 
 
-def test_ellipses_and_rectangles_turn(tmp_path):
+def test_ellipses_turn(tmp_path):
     for kind in ("cvat", "via"):  # half axes 1.5 across and 1 down, a quarter turn on
         (image,) = read(tmp_path, kind).images
         outline = [mark.outline for mark in image.marks if len(mark.outline) > 99][-1]
         x, y = np.ptp(np.array(outline), axis=0)
         assert (x, y) == (pytest.approx(2, abs=1e-3), pytest.approx(3, abs=1e-3))
-    turned = task({"result": [result("rectangle", rotation=90, **samples.RECTANGLE)]})
-    (image,) = read(tmp_path, "label-studio", turned).images  # about its upper left corner
-    expected = [(6, 4), (6, 8), (2, 8), (2, 4)]
-    np.testing.assert_allclose(image.marks[0].outline, expected, atol=1e-9)
-
-
-# Label Studio -------------------------------------------------------------------------------------
-
-
-def task(*annotations, image="a.png"):
-    return [{"id": 1, "data": {"image": image}, "annotations": annotations}]
-
-
-def test_raters_of_label_studio_are_numbers(tmp_path):
-    (image,) = read(tmp_path, "label-studio").images
-    assert [mark.rater for mark in image.marks] == ["rater 1"] * 4 + ["rater 2"]
-    assert "somebody" not in repr(image)
-    rows = samples.LABEL_STUDIO_MIN  # rows of one task belong together
-    (image,) = read(tmp_path, "label-studio", [*rows, {**rows[0], "annotator": "b@x.org"}]).images
-    assert [mark.rater for mark in image.marks] == ["rater 1"] * 4 + ["rater 2"] * 4
-
-
-APART = {**result("rectangle", **samples.RECTANGLE), "type": "rectangle"}
-APART["value"] = samples.RECTANGLE
-LABELS = {**APART, "type": "labels", "value": {"labels": ["metal"]}}
-LINK = {"from_id": "r1", "to_id": "r2", "type": "relation", "direction": "right"}
-CHOICE = {"type": "choices", "value": {"choices": ["good"]}}
-BITMASK = result("bitmask", "r9", imageDataURL="data:image/png;base64,")
-
-
-@pytest.mark.parametrize(
-    ("results", "labels", "what"),
-    [
-        ([APART, LABELS, CHOICE, LINK], [("metal",)], None),  # answers and links draw nothing
-        ([BITMASK], [], "result 'r9': 'bitmask' is not read; draw it as polygon, ellipse, brush"),
-        ([{"id": "r9", "type": "cube", "value": {}}], [], "'cube' is not read"),
-        ([{"id": "r9", "type": "polygon", "value": 3}], [], "'polygon' is not read"),
-    ],
-)
-def test_what_label_studio_draws_is_read_or_a_mistake(tmp_path, results, labels, what):
-    ((image,), mistakes) = read(tmp_path, "label-studio", task({"result": results}))
-    assert [mark.labels for mark in image.marks] == labels
-    assert len(mistakes) == (what is not None)
-    assert all(what in f"{one.where}: {one.what}" for one in mistakes)
-    assert all(one.images == ("a.png",) for one in mistakes)
-
-
-SIZE = {"original_width": WIDTH, "original_height": HEIGHT}
-
-
-@pytest.mark.parametrize(
-    ("drawn", "what"),
-    [
-        ({"x": 1, "y": 1, "width": 0.3, "keypointlabels": ["x"]}, "'keypoint' marks no area; outl"),
-        ({**SIZE, "imageDataURL": "data:", "bitmasklabels": ["x"]}, "'bitmask' is not read"),
-    ],
-)
-def test_json_min_names_no_type_but_what_is_drawn_is_told_apart(tmp_path, drawn, what):
-    row = {"id": 1, "image": "a.png", "tag": [drawn], "history": [{"read": "twice"}]}
-    ((image,), (mistake,)) = read(tmp_path, "label-studio", [row])
-    assert image.marks == []
-    assert what in mistake.what
-    assert mistake.labels == ("x",) or "key" in what
-
-
-@pytest.mark.parametrize(
-    ("address", "name"),
-    [
-        ("https://example.org/x%20y/a.png?sign=%2F", "x y/a.png"),
-        ("s3://bucket/hand/a.png", "hand/a.png"),
-        ("/data/local-files/?d=hand%2Fp1%2Fa.png", "hand/p1/a.png"),
-        ("/data/upload/3/0a1b2c3d-a.png", "0a1b2c3d-a.png"),
-        ("http://localhost:8080/data/upload/3/0a1b2c3d-a.png", "0a1b2c3d-a.png"),
-        ("C:\\films\\hand\\a.png", "films/hand/a.png"),
-        ("../../etc/a.png", "etc/a.png"),
-    ],
-)
-def test_names_of_images(tmp_path, address, name):
-    data = {"note": "x", "film": address} if "local" in address else {"image": address}
-    ((image,), mistakes) = read(tmp_path, "label-studio", [{"data": data, "annotations": []}])
-    assert (image.name, mistakes) == (name, [])
 
 
 # Wrong entries ------------------------------------------------------------------------------------
@@ -240,7 +159,6 @@ COLLINEAR = [[1, 2], [3, 4], [5, 6]]
     ("changed", "what"),
     [
         (labelme(shape_type="point"), "shape number 0: 'point' marks no area; outline"),
-        (labelme(shape_type="linestrip"), "'linestrip' marks no area"),
         (labelme(points=[[1, 2], [3, 4]]), "a polygon of 2 points; draw three or more"),
         (labelme(points=COLLINEAR), "all its points lie on one line"),
         (labelme(points=[[1, 2], [3, 4], [5]]), "its points are not [[x, y], ...]"),
@@ -256,10 +174,8 @@ COLLINEAR = [[1, 2], [3, 4], [5, 6]]
         (studio(type="keypointlabels"), "'keypoint' marks no area"),
         (studio(original_width=None), "lacks 'original_width'"),
         (studio(image_rotation=90), "the image was turned in Label Studio"),
-        (studio(value={"points": [[1, 2]]}), "a polygon of 1 points"),
         (studio(value={"points": 1, "closed": False}), "the polygon is not closed"),
         (brush(1 << 40), "brush strokes cannot be"),
-        (brush([0, 1, 2, 300]), "strokes cannot be"),
         (brush([255] * 40), "hold 4294967295 values"),
         (brush(samples.RESULTS[1]["value"]["rle"][:-2]), "brush strokes cannot be read"),
         (via(name="point"), "'point' marks no area"),
@@ -268,8 +184,6 @@ COLLINEAR = [[1, 2], [3, 4], [5, 6]]
         (via(name="ellipse", cx=1, cy=1, rx=1, ry=-1), "an ellipse of 1 x -1 pixels"),
         (via(name="rect", x=1, y=1, width=0, height=1), "a box of 0 x 1 pixels"),
         (cvat('<points label="x" points="1,2"/>'), "points number 0 on hand/a.png: 'points'"),
-        (cvat('<polyline points="1,2;3,4"/>'), "'polyline' marks no area"),
-        (cvat('<tag label="x"/>'), "'tag' marks no area"),
         (cvat('<polygon points="1,2;3,4,5"/>'), "its points are not 'x,y;x,y;...'"),
         (cvat('<box xtl="1" ytl="2" xbr="0" ybr="4"/>'), "a box of -1 x 2 pixels"),
         (cvat_mask("1,2"), "covers 3 pixels"),
@@ -283,10 +197,7 @@ COLLINEAR = [[1, 2], [3, 4], [5, 6]]
         (yolo("0 .5 .5 .1 nan"), "is in pixels or no number"),
         (yolo("bone .5 .5 .1 .1"), "its class is 'bone', no number"),
         (segmented([[1, 1, 2, 2]]), "annotation 0 on hand/a.png: a polygon is x, y"),
-        (segmented([[1, 1, 2, 2, 3, 3, 4]]), "a polygon is x, y"),
-        (segmented([[1, 1, 2, 2, 3, None]]), "y is None, no number"),
         (segmented([[1, 1, 2, 2, 3, True]]), "y is True, no number"),
-        (segmented([[1, 1, 2, 2, 3, float("nan")]]), "y is nan, far outside the image"),
         (segmented([[1, 1, 2, 2, 3, 10**400]]), "no number"),
         (segmented([]), "has no segmentation and no box"),
         (runs([600], (WIDTH, HEIGHT)), "RLE is of size [30, 20], the image of"),

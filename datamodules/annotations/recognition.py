@@ -22,7 +22,7 @@ from datamodules.annotations.voc import read_voc
 from datamodules.annotations.yolo import is_yolo, list_yolo, read_yolo
 from datamodules.decode import PNG, is_dicom
 from datamodules.index import DataError
-from datamodules.lesions import read_csv
+from datamodules.tables import read_csv
 
 READERS: dict[str, Callable[[Path], Marking]] = {
     "masks": read_masks,

@@ -17,7 +17,7 @@ from datamodules.annotations.fields import EntryError, catch, check, field, item
 from datamodules.annotations.files import only_file, read_bytes, read_json
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Point
 from datamodules.index import DataError
-from datamodules.lesions import read_csv
+from datamodules.tables import read_csv
 
 # Attributes whose value is the label, where a region has several.
 LABELS = ("label", "class", "category", "type", "name")

@@ -70,13 +70,9 @@ def import_marks(
     entries: dict[str, list[Entry]] = defaultdict(list)
     for source, marked in ((name, one) for name, read in sources.items() for one in read.images):
         result.listed += 1
-        marks = _by_standing(marked.marks, wanted, result)
+        marks = _by_standing(marked, wanted, result)
         paths = finder.find_marked(marked)
-        for mark in marks["unclear"]:
-            what = f"has the class {'+'.join(mark.labels) or 'none'!r}: nobody can tell whether it "
-            what += "is a lesion; give it one class"
-            result.faults.append(Fault(UNCLEAR, f"{marked.where}, {mark.entry}", what))
-            broken.update(paths)
+        broken.update(paths if marks["unclear"] else ())
         if not marks["lesion"] and broken.isdisjoint(paths):
             result.unmarked += 1
             if len(paths) == 1 and paths[0] in abnormal:
@@ -145,10 +141,10 @@ def _add_mistakes(
     return broken
 
 
-def _by_standing(marks: Iterable[Mark], wanted: set[str], result: Import) -> dict[str, list[Mark]]:
+def _by_standing(marked: MarkedImage, wanted: set[str], result: Import) -> dict[str, list[Mark]]:
     """Marks by what they are: lesion, reserved, other (not wanted) or unclear; also counted."""
     parts: dict[str, list[Mark]] = defaultdict(list)
-    for mark in marks:
+    for mark in marked.marks:
         reserved = sum(map(_is_reserved, mark.labels))
         if reserved:
             standing = "reserved" if reserved == len(mark.labels) else "unclear"
@@ -160,6 +156,10 @@ def _by_standing(marks: Iterable[Mark], wanted: set[str], result: Import) -> dic
         result.labels.update(mark.labels or ("",))
         if standing != "lesion":
             result.aside.update(mark.labels or ("",))
+        if standing == "unclear":
+            what = f"has the class {'+'.join(mark.labels) or 'none'!r}: nobody can tell whether it "
+            what += "is a lesion; give it one class"
+            result.faults.append(Fault(UNCLEAR, f"{marked.where}, {mark.entry}", what))
     return parts
 
 

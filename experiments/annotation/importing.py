@@ -15,8 +15,9 @@ import pandas as pd
 
 from datamodules.annotations.recognition import READERS, recognise
 from datamodules.index import DataError
-from datamodules.lesions import CSV, LEFT_OUT, Lesion, read_csv, write_lesions
+from datamodules.lesions import CSV, LEFT_OUT, Lesion, write_lesions
 from datamodules.radiographs import RadiographDataModule
+from datamodules.tables import read_csv
 from experiments.annotation.describe import (
     describe,
     describe_faults,

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from datamodules.annotations.marks import MarkedImage
 from datamodules.index import DataError
-from datamodules.lesions import read_csv
+from datamodules.tables import read_csv
 
 MAPPING_COLUMNS = ("name", "image")
 # What radiographs and their copies in annotation tools are called.
