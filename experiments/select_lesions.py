@@ -1,7 +1,7 @@
 """Choose what to annotate: ``python -m experiments.select_lesions --count N --out DIR ...``.
 
 Draws N abnormal images, spread over patients, body parts and studies, and writes a package to
-``--out`` that CVAT, Label Studio and LabelMe open (docs/select_lesions.md): by ``data.seed`` at
+``--out`` that CVAT, Label Studio and LabelMe open (docs/lesions.md): by ``data.seed`` at
 random, or, with ``--run RUN_DIR``, by that run's uncertainty and coverage
 (experiments/annotation/choosing.py).
 

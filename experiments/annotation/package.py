@@ -2,7 +2,7 @@
 
 ``images/`` holds upright 8-bit grey PNGs of the original size, so that whatever is drawn on them is
 in the frame that lesion masks are in; they carry no metadata. ``mapping.csv`` leads back from their
-flat names to the data set's paths. docs/select_lesions.md lists the files; their formats are CVAT
+flat names to the data set's paths. docs/lesions.md lists the files; their formats are CVAT
 for images 1.1, Label Studio's JSON with predictions and labelling configuration, LabelMe's JSON.
 """
 
