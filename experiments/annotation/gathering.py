@@ -58,8 +58,7 @@ def import_marks(
         labels: Only marks of these classes count, and only mistakes in these; none: all do. A text
             that is no class itself is several, with commas between.
         raters: How several raters make one mask, see :func:`combine`.
-        drawn: Sources whose images all should have a mark: a folder of masks, where one without is
-            an empty mask. In others it is an image that nobody has annotated.
+        drawn: Sources that are folders of masks: there an image without a mark is an empty mask.
     """
     wanted = _wanted(labels, sources.values())
     rows = {path: row for row, path in enumerate(table["path"])}
