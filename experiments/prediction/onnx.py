@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
 from datamodules.cache import Recipe
-from datamodules.decode import WINDOW_TAIL
 from datamodules.phantom.drawing import draw
+from datamodules.pixels import WINDOW_TAIL
 from datamodules.radiographs import MEAN, STD, to_model_input
 from datamodules.sources import SOURCES
 from experiments.prediction.network import CLASSES, Trained, project_version
