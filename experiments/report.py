@@ -1,6 +1,6 @@
 """One page on runs, for people: ``python -m experiments.report RUN_DIR... --out DIR``.
 
-Writes ``DIR/report.html``, a single file that opens from disk without a network (docs/report.md);
+Writes ``DIR/report.html``, a file that opens from disk without a network (docs/evaluation.md);
 DIR is ``report`` beside the stages' folders unless named. A run that was not judged is judged now.
 The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``,
 which needs no data. Exit status: 0 done, 2 the request cannot be carried out.

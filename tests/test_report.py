@@ -71,7 +71,9 @@ def show(monkeypatch, tmp_path):
 def unmasked(run):
     """Make of a run one on images without lesion masks."""
     run.table["lesion_area"] = NAN
-    run.estimates |= {f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps}
+    run.estimates |= {
+        f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps
+    }
     return run
 
 
@@ -83,9 +85,9 @@ RIVAL = "The best map that knows nothing of the image, noise, reaches 0 %: "
     [
         (
             lambda: [made("stage3"), made()],
-            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies "
+            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map "
             # The bootstrap of equal values has no width, which is no certainty.
-            "inside the lesion: 100 % (all patients alike, so that no interval can be told).",
+            "lies inside the lesion: 100 % (all patients alike, so that no interval can be told).",
         ),
         (lambda: [made("stage3"), made()], "50 % of lesions: the same for the classifier’s own"),
         (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "In 60 % of 20 test"),
@@ -182,6 +184,8 @@ def test_the_training_command_names_what_differs_from_the_stages_own():
         "python -m experiments.train stage3 data.name=phantom seed=2 'data.root=/a b' "
         "loss.alpha=0.5 loss.lambda_lesion=3.0 'run.name=my run'"
     )
+
+
 # On real runs ---------------------------------------------------------------------------------
 
 
@@ -263,9 +267,11 @@ def test_pages_without_masks_and_of_masks_alone(words, claims, never, trained, t
 ARRANGE = {
     "": lambda run: None,
     "lost": lambda run: (run / "checkpoints" / "best.ckpt").unlink(),
-    "masks": lambda run: pd.read_csv(run / IMAGES)  # judged by masks of another size
-    .eval("lesion_area = 2 * lesion_area")
-    .to_csv(run / IMAGES, index=False),
+    "masks": lambda run: (
+        pd.read_csv(run / IMAGES)  # judged by masks of another size
+        .eval("lesion_area = 2 * lesion_area")
+        .to_csv(run / IMAGES, index=False)
+    ),
     "notes": lambda run: (run.parent / "report.html").write_text("my own notes"),
     "file": lambda run: (run.parent / "file").write_text(""),
 }
