@@ -213,13 +213,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _config_file(word: str) -> Path:
     path = Path(word).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(word, STAGES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"unknown stage {word!r}: use {', '.join(STAGES)} or a YAML file{hint}")
-    if not path.is_file():
-        raise ConfigError(f"{word}: no such file; use {', '.join(STAGES)} or an existing YAML file")
-    return path
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    expected = f"{' | '.join(STAGES)} or an existing YAML file"
+    near = difflib.get_close_matches(word, STAGES, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"unknown stage {word!r}: expected {expected}{hint}")
 
 
 def _load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

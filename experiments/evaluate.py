@@ -1,7 +1,7 @@
 """Judge runs, or a folder of maps: ``python -m experiments.evaluate RUN_DIR... [key=value ...]``.
 
 Writes ``evaluation/<split>/`` into each run directory and prints the figures: docs/evaluation.md,
-docs/maps.md, docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
+docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str
         out = options.out or beside / f"comparison-{options.split}"
         print(f"written  {', '.join(map(str, compare.write_comparison(compared, out)))}")
     if options.audit:
-        from experiments.audit.files import audit_all
+        from experiments.audit.table import audit_all
 
         audit_all(evaluations, methods, options.audit_images)
     return 0

@@ -13,13 +13,7 @@ from experiments.audit import audit
 from experiments.audit import sample as audit_sample
 from experiments.audit.cascade import steps
 from experiments.audit.perturbation import SHARES
-from experiments.audit.words import (
-    cascade_says,
-    describe_audit,
-    leak_says,
-    perturbation_says,
-    repeatability_says,
-)
+from experiments.audit.table import above_until, describe_audit, differs
 from experiments.evaluation.baselines import Edges
 from experiments.evaluation.statistics import Difference, Estimate
 from experiments.evaluation.store import plain
@@ -115,7 +109,7 @@ def test_a_split_without_abnormal_images_is_refused():
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = audit_sample.draw_maps(module, [Edges()], sample.batch)
+    maps = audit_sample.make_maps(module, [Edges()], sample.batch)
     assert list(maps) == [*module.map_methods, "edges"]
     for drawn in maps.values():
         assert drawn.shape == (IMAGES, 1, SIZE, SIZE)
@@ -131,7 +125,7 @@ def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
 
 
 def test_the_cascade_of_a_network(module, sample):
-    maps = audit_sample.draw_maps(module, [Edges()], sample.batch)
+    maps = audit_sample.make_maps(module, [Edges()], sample.batch)
     found = audit.audit_cascade(module, [Edges()], sample, maps, draws=(7, 8))
     names = [name for name, _ in steps(module)]
     for result in found.values():
@@ -144,7 +138,7 @@ def test_the_cascade_of_a_network(module, sample):
     assert found["cam"]["steps"]["stem"]["rank"].value < 0.9
     first, second = found["cam"]["draws"]["stem"]["rank"]
     assert first != second
-    again = audit_sample.draw_maps(module, [Edges()], sample.batch)
+    again = audit_sample.make_maps(module, [Edges()], sample.batch)
     assert all(torch.equal(maps[name], again[name]) for name in maps)
 
 
@@ -153,7 +147,7 @@ def test_what_a_map_does_not_read_does_not_change_it(sample):
     module = settled(network("stage3")).eval()
     with torch.no_grad():
         module.decoder.output.weight.add_(1.0)
-    maps = audit_sample.draw_maps(module, [], sample.batch)
+    maps = audit_sample.make_maps(module, [], sample.batch)
     found = audit.audit_cascade(module, [], sample, maps, draws=(7,))
     assert found["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # the decoder's output layer
     # The decoder below its output is none of CAM's business.
@@ -177,21 +171,19 @@ def result_of(rank, ssim, unchanged=False):
 
 
 @pytest.mark.parametrize(
-    ("rank", "ssim", "words"),
+    ("rank", "ssim", "unchanged", "until"),
     [
-        ((0.0, 0.05, -0.3), (0, 0, 0), "no more like it than another image's map once fc"),
-        ((0.5, 0.0, 0.0), (0, 0, 0), "like it until fc, no more .* from stages.2.3 on"),
-        ((0.5, 0.0, 0.0), (0, 0.2, 0), "like it until stages.2.3, no more .* from stem on"),
-        ((0.5, 0.0, 0.2), (0, 0, 0), "still like it with all weights random"),
-        ((0.5, 0.5, 0.0), (0, 0, 0), "like it until fc, no more .* from stem on"),
+        ((0.0, 0.05, -0.3), (0, 0, 0), False, "nothing"),
+        ((0.5, 0.0, 0.0), (0, 0, 0), False, "fc"),
+        ((0.5, 0.0, 0.0), (0, 0.2, 0), False, "stages.2.3"),
+        ((0.5, 0.0, 0.2), (0, 0, 0), False, "all layers"),
+        ((0.5, 0.5, 0.0), (0, 0, 0), False, "fc"),  # the second step does not concern the map
+        ((float("nan"),) * 3, (0, 0, 0), False, "-"),
+        ((0, 0, 0), (0, 0, 0), True, "does not read the network"),
     ],
 )
-def test_what_is_said_of_a_cascade(rank, ssim, words):
-    assert re.search(words, cascade_says(result_of(rank, ssim)))
-
-
-def test_what_is_said_of_a_map_without_a_network():
-    assert "does not read the network" in cascade_says(result_of((0,) * 3, (0,) * 3, True))
+def test_until_when_a_map_stays_like_the_trained_one(rank, ssim, unchanged, until):
+    assert above_until(result_of(rank, ssim, unchanged)) == until
 
 
 def test_a_mean_over_draws_leaves_out_dark_maps():
@@ -204,15 +196,13 @@ def test_a_mean_over_draws_leaves_out_dark_maps():
 
 
 def test_the_same_run_twice_repeats_itself(module, sample):
-    maps = audit_sample.draw_maps(module, [], sample.batch)
+    maps = audit_sample.make_maps(module, [], sample.batch)
     found = audit.audit_repeatability([maps, maps], sample)["cam"]
     for measure in audit.MEASURES:
         assert found["alike"][measure].value == pytest.approx(1)
         assert found["floor"][measure].value < 1
         assert found["pairs"][measure] == [pytest.approx(1)]
-    assert repeatability_says(found) == (
-        "comes again, more than another image's map, in its whole map and strongest 5 %"
-    )
+    assert {differs(found["excess"][measure]) for measure in audit.MEASURES} == {"higher"}
 
 
 def test_three_runs_make_three_pairs(sample):
@@ -224,7 +214,7 @@ def test_three_runs_make_three_pairs(sample):
     assert len(found["pairs"]["rank"]) == 3
     assert found["alike"]["rank"].value == pytest.approx(np.mean(found["pairs"]["rank"]))
     assert abs(found["alike"]["rank"].value) < 0.05
-    assert "no more like it than that of another image" in repeatability_says(found)
+    assert differs(found["excess"]["rank"]) == "no"
 
 
 def test_one_run_repeats_nothing(sample):
@@ -272,12 +262,8 @@ def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
     assert found[audit.LESION]["deletion"].value < 0.3
     assert found[audit.LESION]["deletion"].undefined == 0
     assert len(found["spot"]["curves"]["deletion"]) == len(SHARES)
-    assert perturbation_says(found["spot"]) == (
-        "deletion better than the random order; insertion better than the random order"
-    )
-    assert perturbation_says(found["rest"]) == (
-        "deletion worse than the random order; insertion worse than the random order"
-    )
+    assert against(found["spot"]) == {"deletion": ["lower"], "insertion": ["higher"]}
+    assert against(found["rest"]) == {"deletion": ["higher"], "insertion": ["lower"]}
 
 
 def test_a_map_is_also_compared_with_the_edges():
@@ -285,15 +271,9 @@ def test_a_map_is_also_compared_with_the_edges():
     image = sample.batch["image"]
     found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
     assert list(found["edges"]["less"]["deletion"]) == [audit.RANDOM]
-    assert perturbation_says(found["rest"]) == (
-        "deletion worse than the random order and the edges; "
-        "insertion worse than the random order and the edges"
-    )
+    assert against(found["rest"]) == {"deletion": ["higher"] * 2, "insertion": ["lower"] * 2}
     found = audit.audit_perturbation(Spot(), sample, {"edges": image, "same": image})
-    assert perturbation_says(found["same"]) == (
-        "deletion better than the random order and as the edges; "
-        "insertion better than the random order and as the edges"
-    )
+    assert against(found["same"]) == {"deletion": ["lower", "no"], "insertion": ["higher", "no"]}
 
 
 def test_a_random_map_is_as_the_random_order():
@@ -301,21 +281,22 @@ def test_a_random_map_is_as_the_random_order():
     one = sample.batch["image"][:1]
     noise = [audit.perturbation.random_map(one, number) for number in range(1000, 1100)]
     found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)})
-    assert perturbation_says(found["noise"]) == (
-        "deletion as the random order; insertion as the random order"
-    )
+    assert against(found["noise"]) == {"deletion": ["no"], "insertion": ["no"]}
 
 
-def test_without_an_interval_nothing_is_said_of_deletion_and_insertion():
+def test_images_of_one_patient_have_no_interval():
     sample = spots(10)._replace(patient=np.repeat("one", 10))
     image = sample.batch["image"]
     found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
-    assert perturbation_says(found["rest"]).endswith("nothing can be said")
-    found["rest"]["less"]["insertion"][audit.RANDOM] = Difference(0.2, 0.1, 0.3, 0.0, 0.01)
-    assert perturbation_says(found["rest"]) == (
-        "deletion not comparable with the random order and the edges; "
-        "insertion better than the random order and not comparable with the edges"
-    )
+    assert against(found["rest"]) == {"deletion": ["-"] * 2, "insertion": ["-"] * 2}
+
+
+def against(result):
+    """How the first 10 % of a map's order differ from the random order and the edges."""
+    return {
+        way: [differs(value) for value in result["less"][way].values()]
+        for way in ("deletion", "insertion")
+    }
 
 
 # The leak -----------------------------------------------------------------------------------------
@@ -324,24 +305,19 @@ LABEL = np.repeat([1, 0], 20)
 
 
 @pytest.mark.parametrize(
-    ("swapped", "words", "abnormal"),
+    ("swapped", "beside_one_answer", "abnormal"),
     [
-        (LABEL, "no leak seen", {"abnormal": 1.0, "normal": 0.0}),
-        (1 - LABEL, "the answer follows the mask", {"abnormal": 0.0, "normal": 1.0}),
-        (np.zeros(40), "or a mask that hides the lesion", {"abnormal": 0.0, "normal": 0.0}),
+        (LABEL, "higher", {"abnormal": 1.0, "normal": 0.0}),
+        (1 - LABEL, "lower", {"abnormal": 0.0, "normal": 1.0}),
+        (np.zeros(40), "no", {"abnormal": 0.0, "normal": 0.0}),
     ],
 )
-def test_a_leak_is_told(swapped, words, abnormal):
+def test_a_leak_is_seen(swapped, beside_one_answer, abnormal):
     found = audit.audit_leak(table_of(LABEL, swapped, LABEL))
     assert found["masked_accuracy"].value == 1
     assert found["one_answer"].value == 0.5
     assert found["swapped_abnormal"] == abnormal
-    assert words in leak_says(found)
-
-
-def test_without_an_interval_nothing_is_said_of_a_leak():
-    found = audit.audit_leak(table_of(LABEL, LABEL, LABEL).assign(patient="one"))
-    assert leak_says(found).endswith("nothing can be said")
+    assert differs(found["excess"]) == beside_one_answer
 
 
 # All of it ----------------------------------------------------------------------------------------
@@ -360,7 +336,7 @@ def test_a_whole_audit_is_written_and_told(module, sample):
     text = describe_audit(found, IMAGES)
     assert max(len(line) for line in text.splitlines()) <= 100
     for method in (*module.map_methods, "edges"):
-        assert f"    {method}: " in text
+        assert len(re.findall(rf"^ +{method} ", text, re.M)) == 4
     assert "NaN" not in json.dumps(plain(found))
 
 

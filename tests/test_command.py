@@ -155,20 +155,89 @@ def test_a_fault_of_ours_is_no_missing_package():
         command.run(main)
 
 
+class Trap:
+    """A pickle that leaves a file behind when it is run."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")
+
+
+def flip(content):
+    content[len(content) // 2] ^= 4
+    return bytes(content)
+
+
+def lose(*keys):
+    """Save ``last`` again without one part."""
+
+    def damage(last, trace):
+        content = load_checkpoint(last)
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        torch.save(content, last)
+
+    return damage
+
+
+NO_WHOLE = "last.ckpt is no whole checkpoint of this project"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_lost_last_checkpoint_does_not_start_over(trained, run, capsys, epoch):
-    """Unless the best is the first epoch's: a kill between its two saves."""
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda last, trace: last.write_bytes(last.read_bytes()[:-1000]), NO_WHOLE),
+        (lambda last, trace: last.write_bytes(b""), f"{NO_WHOLE} (the file is empty)"),
+        (lambda last, trace: last.write_bytes(flip(bytearray(last.read_bytes()))), NO_WHOLE),
+        (lambda last, trace: last.write_bytes(pickle.dumps(Trap(trace))), NO_WHOLE),
+        (lambda last, t: torch.save({**load_checkpoint(last), "x": Trap(t)}, last), NO_WHOLE),
+        (lambda last, trace: torch.save({"state_dict": {}, "epoch": 3}, last), NO_WHOLE),
+        (lambda last, trace: torch.save(7, last), NO_WHOLE),
+        (lose("loops", "fit_loop"), NO_WHOLE),
+        (lose("random_state"), NO_WHOLE),
+        # a state that is lost does not start anew
+        (lose("callbacks", "RunCheckpoints"), "it lacks RunCheckpoints"),
+        (lose("PhantomDataModule"), "it lacks PhantomDataModule"),
+        (lose("current_model_state"), "it lacks current_model_state"),
+        # nor does a run whose last save is gone, or whose configuration is
+        (lambda last, trace: last.unlink(), "last.ckpt is lost, and training would start over"),
+        (
+            lambda last, trace: (last.parents[1] / "config.yaml").unlink(),
+            "holds checkpoints but no config.yaml",
+        ),
+    ],
+)
+def test_a_damaged_run_is_said_left_alone_and_never_executed(
+    trained, run, tmp_path, capsys, damage, message
+):
+    last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"
+    best = last.with_name("best.ckpt")
+    torch.save({**load_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
+    damage(last, trace)
+    before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
+    assert again(trained, run, "trainer.max_epochs=4") == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert str(run) in told
+    assert {path: path.read_bytes() for path in run.rglob("*.ckpt")} == before
+    if message.startswith(NO_WHOLE) and "random_state" not in told:
+        assert evaluate.main([str(last)]) == 2
+        assert NO_WHOLE in capsys.readouterr().err
+    assert not trace.exists()
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_first_epochs_two_saves_starts_over(trained, run):
     best = run / "checkpoints" / "best.ckpt"
-    torch.save({**load_checkpoint(best), "epoch": epoch}, best)
-    before = best.read_bytes()
+    torch.save({**load_checkpoint(best), "epoch": 0}, best)
     best.with_name("last.ckpt").unlink()
-    assert again(trained, run, "optimizer.learning_rate=0.5") == 2
-    assert "holds a run of another configuration" in capsys.readouterr().err
-    assert again(trained, run) == (0 if epoch == 0 else 2)
-    if epoch:
-        assert "last.ckpt is lost, and training would start over" in capsys.readouterr().err
-        assert best.read_bytes() == before
+    assert again(trained, run) == 0
+    same_results(trained.stage1, run)
 
 
 @pytest.mark.slow
@@ -183,106 +252,11 @@ def test_a_lost_best_checkpoint_leads_to_the_last(trained, run, capsys):
 
 
 @pytest.mark.slow
-def test_a_lost_configuration_is_not_made_up(trained, run, capsys):
-    (run / "config.yaml").unlink()
-    assert again(trained, run, "optimizer.learning_rate=0.5") == 2
-    assert "holds checkpoints but no config.yaml" in capsys.readouterr().err
-    assert not (run / "config.yaml").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("part", "inner"),
-    [
-        ("callbacks", "RunCheckpoints"),
-        ("PhantomDataModule", None),
-        ("current_model_state", None),
-        ("random_state", None),
-    ],
-)
-def test_a_state_that_is_lost_does_not_start_anew(trained, run, capsys, part, inner):
-    last = run / "checkpoints" / "last.ckpt"
-    content = load_checkpoint(last)
-    del (content[part] if inner else content)[inner or part]
-    torch.save(content, last)
-    before = last.read_bytes()
-    assert again(trained, run, "trainer.max_epochs=4") == 2
-    told = capsys.readouterr().err
-    assert "last.ckpt is no whole checkpoint of this" in told
-    assert (inner or part) in told
-    assert last.read_bytes() == before
-
-
-@pytest.mark.slow
 def test_damaged_figures_stop_nothing(trained, run, caplog):
     (run / "metrics.csv").write_bytes(b"")
     assert again(trained, run) == 0
     assert again(trained, run, "trainer.max_epochs=4") == 0
     assert "metrics.csv is damaged" in caplog.text
-
-
-class Trap:
-    """A pickle that leaves a file behind when it is run."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return open, (str(self.trace), "w")
-
-
-def truncated(last, trace):
-    last.write_bytes(last.read_bytes()[:-1000])
-
-
-def emptied(last, trace):
-    last.write_bytes(b"")
-
-
-def flipped(last, trace):
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 4
-    last.write_bytes(content)
-
-
-def pickled(last, trace):
-    last.write_bytes(pickle.dumps(Trap(trace)))
-
-
-def trapped(last, trace):
-    torch.save({**load_checkpoint(last), "extra": Trap(trace)}, last)
-
-
-def of_another_schema(last, trace):
-    torch.save({"state_dict": {}, "epoch": 3}, last)
-
-
-def of_no_schema(last, trace):
-    torch.save(7, last)
-
-
-def without_loops(last, trace):
-    torch.save({**load_checkpoint(last), "loops": {}}, last)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage",
-    [truncated, emptied, flipped, pickled, trapped, of_another_schema, of_no_schema, without_loops],
-    ids=lambda f: f.__name__,
-)
-def test_a_damaged_checkpoint_is_said_and_never_run(trained, run, tmp_path, capsys, damage):
-    last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"
-    damage(last, trace)
-    before = last.read_bytes()
-    assert again(trained, run) == 2
-    told = capsys.readouterr().err
-    assert "last.ckpt is no whole checkpoint of this project" in told
-    assert f"delete {run} to start over" in told
-    assert last.read_bytes() == before
-    assert evaluate.main([str(last)]) == 2
-    assert "last.ckpt is no whole checkpoint of this project" in capsys.readouterr().err
-    assert not trace.exists()
 
 
 @pytest.mark.slow

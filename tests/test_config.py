@@ -208,10 +208,9 @@ def test_a_file_never_runs_code(write, tmp_path):
 
 
 def test_unknown_stage():
-    with pytest.raises(ConfigError, match=r"use stage1, stage2, stage3 or a YAML file"):
-        load_config("stage4", [])
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
-        load_config("nowhere.yaml", [])
+    for word in ("stage4", "nowhere.yaml"):
+        with pytest.raises(ConfigError, match="expected stage1 .* or an existing YAML file"):
+            load_config(word, [])
 
 
 def test_saved_configuration_reads_back_equal(tmp_path):

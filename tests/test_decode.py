@@ -19,6 +19,7 @@ from tests.real import real_data
 
 RANDOM = np.random.default_rng(0)
 GREY = np.add.outer(np.arange(24) * 6, np.arange(40) * 2).astype(np.uint8)
+ORIENTATION = 0x0112
 UNDO = {  # what a viewer does for each EXIF orientation, written with NumPy alone
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -78,7 +79,7 @@ def test_exif_orientation_is_applied_and_a_jpeg_grey_to_the_coding_error(
     read, mode, orientation, kind
 ):
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[ORIENTATION] = orientation
     options = {"quality": 98} if kind == "JPEG" else {}
     pixels, expected = (
         read(encoded(GREY, kind, mode, exif=exif, **options)),
@@ -215,6 +216,12 @@ def tiff(turn, order="<"):
     return head + field(1, 0x0112, 3, 1, turn, 0, 26) + field(1, 0x0112, 3, 1, 8, 0, 0)
 
 
+def jpeg_with(grey, segments):
+    """A JPEG with more segments at its beginning, and bytes behind its end."""
+    whole = encoded(grey, "JPEG", quality=98)
+    return whole[:2] + segments + whole[2:] + b"behind its end"
+
+
 XMP = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
 XMP_APP = app(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
 JFIF = app(0xE0, b"JFIF\0\1\2\0\0\1\0\1\0\0")
@@ -239,9 +246,7 @@ RAW_PROFILE = b"\nexif\n      50\n" + (b"Exif\0\0" + tiff(6)).hex().encode() + b
     ids=range(11),
 )
 def test_what_turns_an_image_and_what_does_not(read, put_in, turn):
-    whole = encoded(GREY, "JPEG", quality=98)
-    is_jpeg = put_in[0] == 0xFF
-    data = whole[:2] + put_in + whole[2:] + b"behind" if is_jpeg else png(GREY, extra=put_in)
+    data = jpeg_with(GREY, put_in) if put_in[0] == 0xFF else png(GREY, extra=put_in)
     pixels, expected = read(data), UNDO[turn](GREY)
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= 4

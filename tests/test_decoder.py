@@ -4,26 +4,18 @@ import torch
 from lightning_modules.decoder import Decoder
 from lightning_modules.encoder import ResNet23
 from lightning_modules.losses import lesion_loss
+from tests.stages import names_without_gradient
 
 
-@pytest.mark.parametrize("width", [0.5, 1.0])
 @pytest.mark.parametrize("size", [(64, 64), (32, 48)])
-def test_map_has_the_size_of_the_image(width, size):
-    encoder = ResNet23(width=width).eval()
+def test_map_has_the_size_of_the_image(size):
+    encoder = ResNet23(width=0.5).eval()
     decoder = Decoder(encoder.channels).eval()
     with torch.no_grad():
         map = decoder(encoder(torch.rand(2, 1, *size)))
     assert map.shape == (2, 1, *size)
     assert map.dtype == torch.float32
     assert 0 <= map.min() <= map.max() <= 1
-
-
-def test_map_starts_dark():
-    encoder = ResNet23(width=0.5)
-    decoder = Decoder(encoder.channels)
-    with torch.no_grad():
-        map = decoder(encoder(torch.rand(2, 1, 32, 32)))
-    assert map.mean() < 0.2
 
 
 def test_features_can_raise_the_map_above_the_bias_and_lower_it():
@@ -39,14 +31,10 @@ def test_every_parameter_of_the_decoder_takes_part_even_without_masks():
     encoder = ResNet23(width=0.25)
     decoder = Decoder(encoder.channels)
     output = decoder(encoder(torch.rand(2, 1, 32, 32)))
-    lesion_loss(output, torch.zeros_like(output), torch.zeros(2).bool()).backward()
-    assert [name for name, p in decoder.named_parameters() if p.grad is None] == []
+    assert output.mean() < 0.2  # it starts dark
+    lesion_loss(output, torch.zeros_like(output), torch.zeros(2).bool()).backward(retain_graph=True)
+    assert names_without_gradient(decoder) == []
     assert all(p.grad.abs().sum() == 0 for p in decoder.parameters())
-
-
-def test_gradient_reaches_the_shared_encoder():
-    encoder = ResNet23(width=0.25)
-    output = Decoder(encoder.channels)(encoder(torch.rand(2, 1, 32, 32)))
     lesion_loss(output, torch.ones_like(output), torch.ones(2).bool()).backward()
     assert encoder.stem[0].weight.grad.abs().sum() > 0
     assert encoder.stages[-1][-1].normalise3.weight.grad.abs().sum() > 0

@@ -186,7 +186,7 @@ def test_a_run_is_said_to_be_judged_on_what_was_replaced(
     assert evaluate.main([str(run), f"data.root={copy}", "--split", "left_out"]) == 2
     assert f"{copy}: {refused} changed since this run" in capsys.readouterr().err
     if where != "lesions":
-        assert load_trained(run, judge_val=False).notes == (REPLACED,)  # as predict says
+        assert load_trained(run).notes == (REPLACED,)  # as predict says
         assert report.main([str(run), f"data.root={root}"]) == 2  # drawn would be other images
         assert "(see its images, which were replaced); judge anew" in capsys.readouterr().err
 

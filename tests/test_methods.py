@@ -11,11 +11,10 @@ from experiments.evaluation.baselines import STEP, Centre, Edges, MeanMask, Nois
 from experiments.evaluation.methods import fit_scale, raw_map, shown_map
 from experiments.evaluation.peers import GRADIENT_METHODS, PEERS, choose, peers
 from experiments.runs import RunError
-from lightning_modules import STAGES
 from lightning_modules.attention import normalise, peak, upsample
-from lightning_modules.stage1 import Stage1Classifier
+from lightning_modules.stages import STAGES
+from tests import stages
 from tests.stages import SIZE as SQUARE
-from tests.stages import settled, small_batch
 
 SIZE = 64
 
@@ -91,12 +90,12 @@ def test_blurring_keeps_the_sum_and_a_constant():
 @pytest.fixture(scope="module", params=sorted(STAGES))
 def module(request):
     torch.manual_seed(0)
-    return settled(STAGES[request.param](width=0.25)).eval()
+    return stages.settled(stages.network(request.param)).eval()
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return small_batch(images=2)
+    return stages.small_batch(images=2)
 
 
 def draw(name, module, batch):
@@ -148,7 +147,7 @@ def test_a_peer_depends_on_its_image_alone_and_changes_nothing(module, batch, na
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(draw(name, module, batch), raw)
     with pytest.raises(ValueError, match="in training mode: call eval"):
-        draw(name, Stage1Classifier(width=0.25), batch)
+        draw(name, stages.network(), batch)
 
 
 class BrightSquares(torch.nn.Module):

@@ -14,13 +14,13 @@ from datamodules.lesions import Lesion, write_lesions
 from datamodules.mura import CSVS, MuraDataModule, find_mura, read_mura_tree
 from datamodules.options import Data, Lesions
 
-STUDIES = {  # folder of the study -> images
-    "train/XR_HAND/patient00001/study1_positive": 2,
-    "train/XR_HAND/patient00001/study2_negative": 1,
-    "train/XR_WRIST/patient00001/study1_negative": 3,
-    "train/XR_ELBOW/patient00002/study1_positive": 1,
-    "valid/XR_ELBOW/patient00009/study1_negative": 2,
-    "valid/XR_SHOULDER/patient00010/study1_positive": 1,
+STUDIES = {  # split, part, patient, study, label -> images
+    ("train", "HAND", 1, 1, "positive"): 2,
+    ("train", "HAND", 1, 2, "negative"): 1,
+    ("train", "WRIST", 1, 1, "negative"): 3,
+    ("train", "ELBOW", 2, 1, "positive"): 1,
+    ("valid", "ELBOW", 9, 1, "negative"): 2,
+    ("valid", "SHOULDER", 10, 1, "positive"): 1,
 }
 IMAGES, LABELS = "train_image_paths.csv", "train_labeled_studies.csv"
 HAND = "MURA-v1.1/train/XR_HAND/patient00001/study1_positive/"
@@ -32,7 +32,8 @@ def build(parent, studies=STUDIES, archive="MURA-v1.1"):
     for csv in CSVS:
         root.mkdir(exist_ok=True)
         (root / csv).touch()
-    for folder, count in studies.items():
+    for study, count in studies.items():
+        folder = "{}/XR_{}/patient{:05d}/study{}_{}".format(*study)
         (root / folder).mkdir(parents=True)
         names = [f"{folder}/image{number}.png" for number in range(1, count + 1)]
         for name in names:
@@ -55,8 +56,7 @@ def many(tmp_path):
     patients = [("train", number) for number in range(40)]
     patients += [("valid", number) for number in range(100, 110)]
     words = ("positive", "negative")
-    studies = {f"{s}/XR_HAND/patient{n:05d}/study1_{words[n % 2]}": 2 for s, n in patients}
-    return build(tmp_path, studies)
+    return build(tmp_path, {(s, "HAND", n, 1, words[n % 2]): 2 for s, n in patients})
 
 
 def test_every_image_has_its_label_patient_study_part_and_split(mura):
@@ -182,7 +182,7 @@ def test_a_wrong_row_is_named(mura, csv, old, new, message):
 
 
 def test_a_patient_in_both_splits_is_named(tmp_path):
-    build(tmp_path, {**STUDIES, "valid/XR_HAND/patient00001/study3_positive": 1})
+    build(tmp_path, {**STUDIES, ("valid", "HAND", 1, 3, "positive"): 1})
     with pytest.raises(DataError, match=r"patient00001 in train \(.*\) and test \("):
         check_patients_apart(read_mura_tree(tmp_path), "mura")
 

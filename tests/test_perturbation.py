@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from experiments.audit.perturbation import (
+    BLUR,
     SHARES,
     area_under,
-    blurred,
     curve,
     perturbed,
     pixel_order,
     random_map,
 )
+from experiments.evaluation.baselines import smooth
 
 SIDE = 40
 LESION = (slice(None), slice(None), slice(10, 14), slice(20, 24))  # 16 of 1600 pixels: 1 %
@@ -36,7 +37,7 @@ def perfect(image):
 
 def test_a_perfect_map_deletes_the_score_at_once(image, perfect):
     scores = perturbed(brightness, image, perfect)["deletion"]
-    gone = brightness(blurred(image)).item()
+    gone = brightness(smooth(image, BLUR)).item()
     assert gone < 0.5
     assert scores[0].tolist() == pytest.approx([1.0] + [gone] * (len(SHARES) - 1))
     assert area_under(scores).item() == pytest.approx(gone + 0.01 * (1 - gone) / 2)
@@ -45,14 +46,14 @@ def test_a_perfect_map_deletes_the_score_at_once(image, perfect):
 
 def test_a_perfect_map_inserts_the_score_at_once(image, perfect):
     scores = perturbed(brightness, image, perfect)["insertion"]
-    before = brightness(blurred(image)).item()
+    before = brightness(smooth(image, BLUR)).item()
     assert scores[0].tolist() == pytest.approx([before] + [1.0] * (len(SHARES) - 1))
     assert area_under(scores).item() == pytest.approx(1 - 0.01 * (1 - before) / 2)
 
 
 def test_a_map_of_all_but_the_lesion_does_the_reverse(image, perfect):
     scores = perturbed(brightness, image, 1 - perfect)["deletion"]
-    gone = brightness(blurred(image)).item()
+    gone = brightness(smooth(image, BLUR)).item()
     assert scores[0].tolist() == pytest.approx([1.0] * (len(SHARES) - 1) + [gone])
     assert area_under(scores).item() == pytest.approx(1 - 0.2 * (1 - gone) / 2)
     assert area_under(scores, until=0.1).item() == pytest.approx(1)
@@ -63,7 +64,7 @@ def test_random_orders_lie_between(image, perfect):
         area_under(perturbed(brightness, image, random_map(image, number))["deletion"]).item()
         for number in range(20)
     ]
-    gone = brightness(blurred(image)).item()
+    gone = brightness(smooth(image, BLUR)).item()
     assert sum(areas) / len(areas) == pytest.approx((1 + gone) / 2, abs=0.15)
 
 
@@ -107,4 +108,4 @@ def test_a_random_map_is_of_its_number(image):
 
 def test_blurring_keeps_the_mean_grey():
     image = torch.full((1, 1, 32, 32), 0.7)
-    torch.testing.assert_close(blurred(image), image)
+    torch.testing.assert_close(smooth(image, BLUR), image)

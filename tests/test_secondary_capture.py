@@ -13,9 +13,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from datamodules import DataError
 from datamodules.decode import decode
 from datamodules.dicom import read_dicom
+from datamodules.index import DataError
 from experiments.prediction.capture import secondary_capture
 from tests.dicoms import SECRET, content, radiograph
 

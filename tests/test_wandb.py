@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import wandb
 
+from callbacks import MapPanels
+from experiments.build import build_data
 from experiments.config import ConfigError, load_config
 from experiments.training import wandb as ours
+from experiments.training.loop import build_callbacks
+from experiments.training.preemption import StopRequest
 from tests.sweeps import HOUSE
 from tests.wandb_server import WandbServer
 
@@ -78,21 +82,29 @@ def is_kept(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("address", "key", "reason"),
+    ("address", "key", "shared", "reason"),
     [
-        (NOWHERE, "0" * 40, "connection refused"),
-        (NOWHERE, "short", "API key must have 40+"),
-        ("127.0.0.1:9", "0" * 40, "valid URL"),
+        (NOWHERE, "0" * 40, False, "connection refused"),
+        (NOWHERE, "0" * 40, True, "connection refused"),
+        (NOWHERE, "short", False, "API key must have 40+"),
+        ("127.0.0.1:9", "0" * 40, False, "valid URL"),
     ],
 )
-def test_without_server_key_or_address_a_run_is_kept_offline(tmp_path, address, key, reason):
-    process = start(RUN, tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY=key)
+def test_without_server_key_or_address_a_run_is_kept_offline(
+    tmp_path, address, key, shared, reason
+):
+    owner = start(SERVICE if shared else "input()", tmp_path)
+    service = owner.stdout.readline().strip() if shared else ""
+    variables = {"WANDB_BASE_URL": address, "WANDB_API_KEY": key, "WANDB_SERVICE": service}
+    process = start(RUN, tmp_path / "run", **variables)
     output, errors = process.communicate("\n\n\n", timeout=120)
+    owner.communicate("\n", timeout=60)
+    assert owner.returncode == 0  # its service is left to it
     assert output.split("\n")[0] == "mode offline", errors
     assert "closed" in output
-    assert f"{reason}" in errors
+    assert reason in errors
     assert "this run is kept offline" in errors
-    assert is_kept(tmp_path)
+    assert is_kept(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["team/project", "a" * 129, "50%"])
@@ -104,17 +116,6 @@ def test_a_project_that_wandb_refuses_is_refused_before_training(tmp_path, name)
     _, errors = process.communicate("\n\n\n", timeout=120)
     assert "ConfigError: W&B cannot keep this run offline (" in errors
     assert "logger.wandb=off" in errors
-
-
-def test_under_a_shared_service_too_a_run_is_kept_offline(tmp_path):
-    owner = start(SERVICE, tmp_path)
-    service = owner.stdout.readline().strip()
-    process = start(RUN, tmp_path / "run", WANDB_BASE_URL=NOWHERE, WANDB_SERVICE=service)
-    output, errors = process.communicate("\n\n\n", timeout=120)
-    owner.communicate("\n", timeout=60)
-    assert output.split("\n")[0] == "mode offline", errors
-    assert is_kept(tmp_path / "run")
-    assert owner.returncode == 0
 
 
 @pytest.mark.parametrize("dies", ["server", "service"])
@@ -203,3 +204,22 @@ def test_online_needs_a_key_and_a_mode_must_be_one(tmp_path, monkeypatch):
     assert ours.wandb_mode("online") == "online"
     with pytest.raises(ConfigError, match=r"logger\.wandb"):
         load_config("stage1", ["logger.wandb=onlin"])
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "sent"),
+    [
+        ("phantom", "null", True),
+        ("phantom", "false", False),
+        ("mura", "null", False),
+        ("mura", "true", True),
+        ("fracatlas", "null", False),
+    ],
+)
+def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked, sent):
+    words = [f"data.name={source}", f"data.root={tmp_path}", f"logger.wandb_images={asked}"]
+    config = load_config("stage1", words)
+    callbacks = build_callbacks(config, tmp_path, build_data(config), StopRequest())
+    (panels,) = [one for one in callbacks if isinstance(one, MapPanels)]
+    assert panels.to_loggers is sent
+    assert panels.count == 8

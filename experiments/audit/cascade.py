@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_modules import Stage1Classifier
+
 # Images a batch when running statistics are measured, as many as a step of training takes.
 AT_ONCE = 32
 
 
-def steps(module: Any) -> list[tuple[str, tuple[str, ...]]]:
-    """Steps of the cascade, from the class score and the drawn map down to the stem.
-
-    Args:
-        module: A network of any stage.
+def steps(module: Stage1Classifier) -> list[tuple[str, tuple[str, ...]]]:
+    """Steps of the cascade, from the class score and the FCN's map down to the stem.
 
     Returns:
         Name of each step, and the beginnings of the names of the weights that it initialises.
@@ -33,18 +31,16 @@ def steps(module: Any) -> list[tuple[str, tuple[str, ...]]]:
         >>> [name for name, _ in steps(STAGES["stage3"]())][:3]
         ['fc', 'decoder', 'stages.2.3']
     """
-    draws = hasattr(module, "decoder")
-    # CAM does not read the decoder, the FCN's map not the FC layer: their tops share a step.
-    found = [("fc", ("fc", "decoder.output") if draws else ("fc",))]
-    if draws:
-        found.append(("decoder", ("decoder",)))
-    for number, stage in reversed(list(enumerate(module.encoder.stages))):
-        for block in reversed(range(len(stage))):
-            found.append((f"stages.{number}.{block}", (f"encoder.stages.{number}.{block}",)))
-    return [*found, ("stem", ("encoder.stem",))]
+    top: list[tuple[str, tuple[str, ...]]] = [("fc", ("fc",))]
+    if "fcn" in module.map_methods:
+        # CAM does not read the decoder, the FCN's map not the FC layer: their tops share a step.
+        top = [("fc", ("fc", "decoder.output")), ("decoder", ("decoder",))]
+    return [*top, *((name, (f"encoder.{name}",)) for name in module.encoder.blocks())]
 
 
-def cascade(module: Any, images: Tensor, seed: int = 0) -> Iterator[tuple[str, Any]]:
+def cascade(
+    module: Stage1Classifier, images: Tensor, seed: int = 0
+) -> Iterator[tuple[str, Stage1Classifier]]:
     """Yield a copy of the network, one step of :func:`steps` more of it random each time.
 
     Weights come from a network of the same arguments, initialised as training initialises it, from
@@ -53,9 +49,9 @@ def cascade(module: Any, images: Tensor, seed: int = 0) -> Iterator[tuple[str, A
     and variance 1, features would explode or vanish, and maps change for that reason alone.
 
     Args:
-        module: The trained network in evaluation mode; it stays as it is.
+        module: the trained network in evaluation mode; it stays as it is.
         images: ``(N, 1, S, S)`` as the network gets them.
-        seed: Of the random weights.
+        seed: of the random weights.
 
     Yields:
         The name of the step and the copy, in evaluation mode; the next step changes that very copy.
@@ -75,14 +71,8 @@ def cascade(module: Any, images: Tensor, seed: int = 0) -> Iterator[tuple[str, A
         yield name, changed
 
 
-def measure_statistics(module: Any, beginnings: Sequence[str], images: Tensor) -> None:
-    """Set BatchNorm's running statistics below ``beginnings`` to those of ``images``.
-
-    Args:
-        module: In evaluation mode, which all of it is in afterwards, too.
-        beginnings: Of the names of the layers.
-        images: ``(N, 1, S, S)``.
-    """
+def measure_statistics(module: Stage1Classifier, beginnings: Sequence[str], images: Tensor) -> None:
+    """Set BatchNorm's running statistics below ``beginnings`` to those of ``images``."""
     norms = [
         part
         for key, part in module.named_modules()

@@ -1,15 +1,7 @@
 """Deletion and insertion: does the class score follow the pixels that a map names first?
 
-Petsiuk et al. 2018 (RISE), section 4.2. An image whose pixels go, the highest of the map first,
-should lose the score at once (deletion: a low area under the curve); one in which they come first
-should reach it at once (insertion: a high area).
-
-What is gone is blurred, in both. Petsiuk et al. delete to one grey; on radiographs a grey patch is
-an abnormality itself: on the phantom the score of an image *rises* as random patches turn grey, and
-blotting out the very lesion fares no better than a random order.
-
-The limit of both: half-deleted images are none that the network has learned from. Only differences
-between orders of the same images mean something, not the areas themselves; hence the random order.
+Petsiuk et al. 2018 (RISE), section 4.2. What is gone is blurred, where Petsiuk et al. delete to
+grey: on radiographs a grey patch is an abnormality itself (docs/audit.md).
 """
 
 from __future__ import annotations
@@ -25,29 +17,28 @@ from lightning_modules.encoder import STRIDE
 
 # Shares of the image at which the score is read: densely at the size of a lesion, 1 to 4 %.
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
-# The area that is told: beyond it, an image's fate hangs on what no lesion is. Over all shares, an
-# edge filter's order deletes better than that of the lesion mask itself (docs/audit.md).
+# Until here the area is reported: beyond it, the score depends on what is no lesion. Over all
+# shares, an edge filter's order deletes better than that of the lesion mask itself.
 EARLY = 0.1
 # Standard deviation of the blur as a share of the side: at 1/16 no lesion is left to see.
 BLUR = 1 / 16
+Score = Callable[[Tensor], Tensor]  # from images (B, 1, H, W) to (B,)
 
 
-def perturbed(
-    score: Callable[[Tensor], Tensor], image: Tensor, map: Tensor, seed: int = 0
-) -> dict[str, Tensor]:
+def perturbed(score: Score, image: Tensor, map: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """Scores while pixels go and while they come, the highest of the map first.
 
     Args:
-        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        score: of images.
         image: ``(B, 1, H, W)``.
         map: ``(B, 1, H, W)``.
-        seed: Draws the order within ties.
+        seed: draws the order within ties.
 
     Returns:
-        ``deletion``, from the whole to the blurred image, and ``insertion``, from the blurred to
-        the whole one, each ``(B, len(SHARES))``.
+        ``deletion``, from the whole to the blurred image, and ``insertion``, the way back, each
+        ``(B, len(SHARES))``.
     """
-    order, gone = pixel_order(map, seed), blurred(image)
+    order, gone = pixel_order(map, seed), smooth(image, BLUR)
     return {
         "deletion": curve(score, image, gone, order),
         "insertion": curve(score, gone, image, order),
@@ -55,23 +46,16 @@ def perturbed(
 
 
 def curve(
-    score: Callable[[Tensor], Tensor],
-    start: Tensor,
-    end: Tensor,
-    order: Tensor,
-    shares: Sequence[float] = SHARES,
+    score: Score, start: Tensor, end: Tensor, order: Tensor, shares: Sequence[float] = SHARES
 ) -> Tensor:
-    """Scores while ``start`` becomes ``end``, pixel by pixel.
+    """Scores ``(B, len(shares))`` while ``start`` becomes ``end``, pixel by pixel.
 
     Args:
-        score: From images ``(B, 1, H, W)`` to ``(B,)``.
+        score: of images.
         start: ``(B, 1, H, W)``.
-        end: The same shape.
-        order: Pixel numbers ``(B, H * W)``, the first to change first.
-        shares: Of the pixels that have changed, at each value of the curve.
-
-    Returns:
-        ``(B, len(shares))``.
+        end: the same shape.
+        order: pixel numbers ``(B, H * W)``, the first to change first.
+        shares: of the pixels that have changed, at each value of the curve.
 
     Example:
         >>> import torch
@@ -80,11 +64,7 @@ def curve(
         >>> curve(right, black, white, torch.tensor([[1, 0]]), (0, 0.5, 1))
         tensor([[0., 1., 1.]])
     """
-    # The place of each pixel in the order.
-    place = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous()
-    )
-    place = place.view_as(start)
+    place = order.argsort(dim=1).view_as(start)
     scores = [
         score(torch.where(place < round(share * order.shape[1]), end, start)) for share in shares
     ]
@@ -92,15 +72,7 @@ def curve(
 
 
 def area_under(scores: Tensor, shares: Sequence[float] = SHARES, until: float = 1.0) -> Tensor:
-    """Mean height of curves up to a share of the pixels: the area under them, by trapezoids.
-
-    Args:
-        scores: ``(B, len(shares))``.
-        shares: Where they were read, from 0 on, rising.
-        until: One of the shares.
-
-    Returns:
-        ``(B,)``; a curve of one value has that value.
+    """Mean height ``(B,)`` of curves ``(B, len(shares))`` up to a share of the pixels.
 
     Example:
         >>> import torch
@@ -117,10 +89,6 @@ def pixel_order(map: Tensor, seed: int = 0) -> Tensor:
     """Pixel numbers ``(B, H * W)`` from the highest value of a map down; ties in random order.
 
     Ties are many: a map that is cut at 0 has nothing to say of most pixels.
-
-    Args:
-        map: ``(B, 1, H, W)``.
-        seed: Draws the order of ties, the same for all images of a batch.
     """
     values = map.flatten(1)
     generator = torch.Generator().manual_seed(seed)
@@ -129,22 +97,13 @@ def pixel_order(map: Tensor, seed: int = 0) -> Tensor:
 
 
 def random_map(image: Tensor, number: int) -> Tensor:
-    """Noise ``(1, 1, H, W)`` for an image of that size, as coarse as the encoder's maps.
+    """Noise ``(1, 1, H, W)`` drawn by ``number``, as coarse as the encoder's maps.
 
     A random order of single pixels would destroy every texture at once; this one leaves and takes
     patches as a map does.
-
-    Args:
-        image: ``(1, 1, H, W)``.
-        number: Draws it.
     """
     height, width = (side // STRIDE for side in image.shape[-2:])
     cells = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(number)).to(
         image.device
     )
     return upsample(cells, image.shape[-2:])
-
-
-def blurred(image: Tensor) -> Tensor:
-    """The image without its details: a Gaussian of :data:`BLUR` of its side, edges continued."""
-    return smooth(image, BLUR)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.radiographs import RadiographDataModule
 from experiments.evaluation.methods import Batch, MapMethod, raw_map
 from experiments.evaluation.statistics import patient_weights
+from experiments.hardware import choose_device
+from lightning_modules import Stage1Classifier
 from lightning_modules.attention import non_negative, upsample
 from lightning_modules.stage1 import ABNORMAL
 
@@ -23,9 +26,9 @@ class Sample(NamedTuple):
     """The images of an audit.
 
     Attributes:
-        batch: As the network gets it, all of the images.
-        patient: The patient of each, ``(N,)``.
-        other: For each image the place of another one, of another patient, ``(N,)``; -1: none.
+        batch: as the network gets it, all of the images.
+        patient: of each image, ``(N,)``.
+        other: for each image the place of one of another patient, ``(N,)``; -1: none.
     """
 
     batch: Batch
@@ -38,37 +41,29 @@ class Sample(NamedTuple):
         return patient_weights(self.patient)
 
 
-def draw_sample(data: Any, split: str, images: int = IMAGES, seed: int = 0) -> Sample:
-    """Draw abnormal images of a split, in random order: all of them where there are fewer.
-
-    Args:
-        data: The data module, set up.
-        split: Where from.
-        images: How many at most.
-        seed: Draws them; of the same data always the same, whatever run is audited.
-
-    Raises:
-        ValueError: The split has fewer than two abnormal images.
-    """
+def draw_sample(
+    data: RadiographDataModule, split: str, images: int = IMAGES, seed: int = 0
+) -> Sample:
+    """At most ``images`` abnormal images of a split, in random order, whatever run is audited."""
     rows = np.asarray(data.rows_of(split))
     rows = rows[(data.table["label"].to_numpy()[rows] == ABNORMAL)]
     if len(rows) < 2:
         raise ValueError(f"{split} has {len(rows)} abnormal images: an audit needs two or more")
-    drawn = np.random.default_rng(seed).permutation(rows)[:images]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = np.random.default_rng(seed).permutation(rows)[:images]
+    device = choose_device()
     parts = []
     for batch in data.evaluation_dataloader(split):
-        wanted = torch.from_numpy(np.isin(batch["index"].numpy(), drawn))
+        wanted = torch.from_numpy(np.isin(batch["index"].numpy(), chosen))
         parts.append({name: values[wanted].to(device) for name, values in batch.items()})
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     place = {row: place for place, row in enumerate(whole["index"].tolist())}
-    order = torch.tensor([place[row] for row in drawn.tolist()], device=device)
+    order = torch.tensor([place[row] for row in chosen.tolist()], device=device)
     batch = data.on_after_batch_transfer({name: v[order] for name, v in whole.items()}, 0)
-    patient = data.table["patient"].to_numpy()[drawn].astype(str)
+    patient = data.table["patient"].to_numpy()[chosen].astype(str)
     return Sample(batch, patient, _others(patient))
 
 
-def draw_maps(module: Any, methods: Sequence[MapMethod], batch: Batch) -> Maps:
+def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Batch) -> Maps:
     """Maps of all images, the network's own and those of ``methods``.
 
     Returns:
@@ -76,27 +71,23 @@ def draw_maps(module: Any, methods: Sequence[MapMethod], batch: Batch) -> Maps:
         needed where only the shape counts.
     """
     own = module.judged_maps
-    found: dict[str, list[Tensor]] = {name: [] for name in (*own, *(m.name for m in methods))}
+    every: dict[str, list[Tensor]] = {name: [] for name in (*own, *(m.name for m in methods))}
     for start in range(0, len(batch["image"]), AT_ONCE):
         part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}
         image = part["image"]
         with torch.inference_mode():
             raw = module.raw_maps(module.encoder(image))
-        drawn = {name: raw[name] for name in own}
-        drawn |= {method.name: raw_map(method, module, image, part) for method in methods}
-        for name, maps in drawn.items():
+        raw = {name: raw[name] for name in own}
+        raw |= {method.name: raw_map(method, module, image, part) for method in methods}
+        for name, maps in raw.items():
             size, maps = image.shape[-2:], non_negative(maps)
-            found[name].append(maps if maps.shape[-2:] == size else upsample(maps, size))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            every[name].append(maps if maps.shape[-2:] == size else upsample(maps, size))
+    return {name: torch.cat(parts) for name, parts in every.items()}
 
 
 def _others(patient: np.ndarray) -> np.ndarray:
     """For each place the next one, going round, of another patient; -1 where all are of one."""
-    found = np.full(len(patient), -1)
-    for place in range(len(patient)):
-        for step in range(1, len(patient)):
-            other = (place + step) % len(patient)
-            if patient[other] != patient[place]:
-                found[place] = other
-                break
-    return found
+    place, count = np.arange(len(patient)), len(patient)
+    steps = (place - place[:, None]) % count
+    steps[patient == patient[:, None]] = count
+    return np.where(steps.min(axis=1) < count, steps.argmin(axis=1), -1)

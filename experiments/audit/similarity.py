@@ -16,12 +16,12 @@ MEASURES = ("ssim", "rank", "iou")
 
 
 def similarity(one: Tensor, other: Tensor) -> dict[str, Tensor]:
-    """All :data:`MEASURES` of two maps, each float32 ``(B,)``.
-
-    Args:
-        one: ``(B, 1, H, W)``, at least 0.
-        other: The same shape.
-    """
+    """All :data:`MEASURES` of two maps ``(B, 1, H, W)``, each float32 ``(B,)``."""
+    if one.ndim != 4 or one.shape[1] != 1 or one.shape != other.shape:
+        raise ValueError(
+            f"maps cannot be compared: expected two of shape (B, 1, H, W), got {tuple(one.shape)} "
+            f"and {tuple(other.shape)}"
+        )
     return {
         "ssim": ssim(one, other),
         "rank": rank_correlation(one, other),
@@ -36,12 +36,8 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     the shapes are compared: a map and its tenfold are the same. Two dark areas are alike, so that
     maps with little in them score high whatever they show.
 
-    Args:
-        one: ``(B, 1, H, W)``, both sides at least 6 pixels.
-        other: The same shape.
-
     Returns:
-        float32 ``(B,)`` in [-1, 1]; NaN where a map has one value only and so no shape.
+        float32 ``(B,)`` in [-1, 1]; NaN where a map is constant and so has no shape.
 
     Example:
         >>> import torch
@@ -51,7 +47,6 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
         >>> ssim(map, torch.zeros_like(map))
         tensor([nan])
     """
-    _check(one, other)
     value = structural_similarity_index_measure(
         normalise(one).float(), normalise(other).float(), data_range=1.0, reduction="none"
     )
@@ -62,12 +57,8 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     """Spearman's rank correlation over the pixels of two maps; ties share their mean rank.
 
-    Args:
-        one: ``(B, 1, H, W)``.
-        other: The same shape.
-
     Returns:
-        float32 ``(B,)`` in [-1, 1]; NaN where a map has one value only.
+        float32 ``(B,)`` in [-1, 1]; NaN where a map is constant.
 
     Example:
         >>> import torch
@@ -75,7 +66,6 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
         >>> rank_correlation(one, one.square()), rank_correlation(one, -one)
         (tensor([1.]), tensor([-1.]))
     """
-    _check(one, other)
     a, b = (_ranks(map) for map in (one, other))
     spread = (a.square().sum(1) * b.square().sum(1)).sqrt()
     value = (a * b).sum(1) / torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -86,17 +76,7 @@ def top_region(map: Tensor, share: float = TOP) -> Tensor:
     """The pixels of the highest values, ``share`` of the image.
 
     More where the last of them ties with others; fewer where fewer rise above the map's minimum:
-    the dark rest of a map is no region.
-
-    Args:
-        map: ``(B, 1, H, W)``.
-        share: In (0, 1].
-
-    Returns:
-        bool ``(B, 1, H, W)``; nothing of a map of one value.
-
-    Raises:
-        ValueError: If the share is outside (0, 1].
+    the dark rest of a map is no region, nor is a constant map.
 
     Example:
         >>> import torch
@@ -105,8 +85,6 @@ def top_region(map: Tensor, share: float = TOP) -> Tensor:
         >>> top_region(torch.tensor([0.0, 5.0, 0.0, 7.0]).view(1, 1, 1, 4), 0.75).int().flatten()
         tensor([0, 1, 0, 1], dtype=torch.int32)
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"a region of {share} of the image: it must be above 0 and at most 1")
     values = map.flatten(1)
     count = max(1, round(share * values.shape[1]))
     least = values.topk(count, dim=1).values[:, -1:]
@@ -125,11 +103,3 @@ def _ranks(map: Tensor) -> Tensor:
 def _where_both_peak(value: Tensor, one: Tensor, other: Tensor) -> Tensor:
     nothing = torch.full_like(value, float("nan"))
     return torch.where(has_peak(one) & has_peak(other), value, nothing)
-
-
-def _check(one: Tensor, other: Tensor) -> None:
-    if one.ndim != 4 or one.shape[1] != 1 or one.shape != other.shape:
-        raise ValueError(
-            f"maps of shapes {tuple(one.shape)} and {tuple(other.shape)} cannot be compared: both "
-            "must be (B, 1, H, W)"
-        )

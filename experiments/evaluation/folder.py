@@ -1,4 +1,4 @@
-"""A folder of anybody's maps, judged as a run's are, but for the network; see docs/maps.md.
+"""A folder of anybody's maps, judged as a run's are, but for the network; see docs/evaluation.md.
 
 A map is called as ``predict`` calls it, ``<image's path below data.root>.<method>.png`` or
 ``.npy``.
@@ -56,9 +56,7 @@ def evaluate_maps(
     rows, val_rows = choose_rows(files, table), choose_rows(files, of_val) if tuned else []
     val = _judge(data, files, val_rows, "val", tuning=split != "val")
     judged = val if split == "val" else _judge(data, files, rows, split)
-    thresholds = {
-        name: val.maps[name].best_threshold() if tuned else float("nan") for name in files
-    }
+    thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
     judged_table = whole_table(judged, thresholds)
     notes = _notes(data, files, rows, split)
     for name in files:

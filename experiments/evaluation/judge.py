@@ -57,30 +57,25 @@ def judge(
     judged = Judged(data, names, tuning)
     # Raw maps of val, until their scale is known.
     waiting: list[tuple[int, dict[str, Tensor]]] = []
-
-    def shown(raw: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
-        return {name: shown_map(one, scales[name], size)[0] for name, one in raw.items()}
-
     for batch in _batches(data, split, device):
         columns, own = _outputs(module, batch) if module else ({}, {})
         raw = {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods}
         size = batch["image"].shape[-2:]
         with one_thread():
             for place, row in enumerate(batch["index"].tolist()):
-                squares = {name: maps[place] for name, maps in own.items()}
+                judged.add_image(row, {name: float(v[place]) for name, v in columns.items()})
+                judged.add_squares(row, {name: maps[place] for name, maps in own.items()})
                 of_row = {name: maps[place : place + 1] for name, maps in raw.items()}
                 if scales is None:
                     waiting.append((row, of_row))
                 else:
-                    squares |= shown(of_row, scales)
-                judged.add_image(row, {name: float(v[place]) for name, v in columns.items()})
-                judged.add_squares(row, squares)
+                    judged.add_squares(row, _shown(of_row, scales, size))
     if scales is None:
         peaks = {m.name: [float(maps[m.name].max()) for _, maps in waiting] for m in methods}
         scales = {name: fit_scale(values) for name, values in peaks.items()}
         with one_thread():
             for row, of_row in waiting if methods else ():
-                judged.add_squares(row, shown(of_row, scales))
+                judged.add_squares(row, _shown(of_row, scales, size))
     judged.scales = dict(scales)
     return judged
 
@@ -169,6 +164,8 @@ class MapRecorder:
 
     def best_threshold(self) -> float:
         """The threshold with the largest mean IoU on these masks; NaN where there are none."""
+        if not self._rows:
+            return NAN
         return overlap.best_threshold(torch.from_numpy(iou_curves(self.rows)))[0]
 
     def table(self, threshold: float) -> pd.DataFrame:
@@ -213,6 +210,12 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
                 columns["masked_probability"] = masked.softmax(1)[:, 1]
                 columns["swapped_masked_probability"] = swapped.softmax(1)[:, 1]
     return columns, {name: maps[name] for name in module.judged_maps}
+
+
+def _shown(
+    raw: Mapping[str, Tensor], scales: Mapping[str, float], size: torch.Size
+) -> dict[str, Tensor]:
+    return {name: shown_map(one, scales[name], size)[0] for name, one in raw.items()}
 
 
 def _batches(data: RadiographDataModule, split: str, device: torch.device) -> Iterator[Batch]:

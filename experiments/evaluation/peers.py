@@ -8,8 +8,9 @@ and HiResCAM are CAM / (h w), and LayerCAM is PCAM / (h w). Tests hold them to t
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,18 +42,20 @@ def peers(names: Sequence[str] = PEERS) -> list[MapMethod]:
     """Map methods by name."""
     if unknown := [name for name in names if name not in PEERS]:
         raise RunError(f"{', '.join(unknown)}: no peer method; there are {', '.join(PEERS)}")
-    slow = {"scorecam": ScoreCam, "occlusion": Occlusion}
-    return [slow[name]() if name in slow else GradientCam(name) for name in names]
+    return [Peer(name) for name in names]
 
 
 class Peer:
-    """A peer: it needs a network in evaluation mode, and sees it in float32.
+    """A peer by its name, one of :data:`PEERS`."""
 
-    Attributes:
-        name: of :data:`PEERS`.
-    """
-
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.maps: Callable[[Stage1Classifier, Tensor], Tensor] = score_cam
+        if name == "occlusion":
+            library_class = library("captum.attr", "captum").Occlusion
+            self.maps = functools.partial(fall_of_score, library_class)
+        elif name != "scorecam":
+            self.maps = functools.partial(gradient_cam, name)
 
     def __call__(self, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps float32, at least 0."""
@@ -61,75 +64,51 @@ class Peer:
         with torch.autocast(image.device.type, enabled=False):
             return self.maps(module, image).float().relu()
 
-    def maps(self, module: Stage1Classifier, image: Tensor) -> Tensor:
-        """Raw maps ``(B, 1, h, w)``."""
-        raise NotImplementedError
 
-
-class GradientCam(Peer):
+def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
     """Grad-CAM, HiResCAM, LayerCAM, and Grad-CAM++ with the score where the paper has its exp."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def maps(self, module: Stage1Classifier, image: Tensor) -> Tensor:
-        """A weighted sum of the features ``(B, 128, h, w)``."""
-        features = module.encoder(image)[-1].float()
-        cells = features.shape[-2] * features.shape[-1]
-        weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient
-        if self.name == "layercam":
-            weight = weight.relu()
-        elif self.name == "gradcampp":
-            total = features.sum((2, 3), keepdim=True)
-            # Of grad-cam, equation (19) of Chattopadhay et al. 2018 with 1e-6 in its divisor.
-            share = weight**2 / (2 * weight**2 + total * weight**3 + 1e-6)
-            weight = torch.where(weight > 0, cells * weight * share, 0.0)
-        return (weight * features).sum(1, keepdim=True)
+    features = module.encoder(image)[-1].float()
+    cells = features.shape[-2] * features.shape[-1]
+    weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient
+    if name == "layercam":
+        weight = weight.relu()
+    elif name == "gradcampp":
+        total = features.sum((2, 3), keepdim=True)
+        # Of grad-cam, equation (19) of Chattopadhay et al. 2018 with 1e-6 in its divisor.
+        share = weight**2 / (2 * weight**2 + total * weight**3 + 1e-6)
+        weight = torch.where(weight > 0, cells * weight * share, 0.0)
+    return (weight * features).sum(1, keepdim=True)
 
 
-class ScoreCam(Peer):
+def score_cam(module: Stage1Classifier, image: Tensor) -> Tensor:
     """Feature maps weighed by the score of the image that each of them masks (Wang et al. 2020).
 
     Masks are enlarged as CAM is; what they hide fades to 0 of the network's input, a dark grey.
     """
-
-    name = "scorecam"
-
-    def maps(self, module: Stage1Classifier, image: Tensor) -> Tensor:
-        """An image at a time: its 128 masks are as large as 128 images."""
-        maps = []
-        for one in image.split(1):
-            features = module.encoder(one)[-1].float()
-            masks = normalise(upsample(features, image.shape[-2:])).transpose(0, 1)
-            scores = [module(one * part)[:, ABNORMAL] for part in masks.split(AT_ONCE)]
-            weight = torch.cat(scores).softmax(0)[:, None, None]
-            maps.append((weight * features).sum(1, keepdim=True))
-        return torch.cat(maps)
+    maps = []
+    for one in image.split(1):  # its 128 masks are as large as 128 images
+        features = module.encoder(one)[-1].float()
+        masks = normalise(upsample(features, image.shape[-2:])).transpose(0, 1)
+        scores = [module(one * part)[:, ABNORMAL] for part in masks.split(AT_ONCE)]
+        weight = torch.cat(scores).softmax(0)[:, None, None]
+        maps.append((weight * features).sum(1, keepdim=True))
+    return torch.cat(maps)
 
 
-class Occlusion(Peer):
-    """By how much the score falls where a window (:data:`WINDOW`) of dark grey hides the image."""
-
-    name = "occlusion"
-
-    def __init__(self) -> None:
-        self.method = library("captum.attr", "captum").Occlusion
-
-    def maps(self, module: Stage1Classifier, image: Tensor) -> Tensor:
-        """At the image's size; where windows overlap, their mean."""
-        window, step = (
-            (1, *(max(1, round(share * side)) for side in image.shape[-2:]))
-            for share in (WINDOW, STEP)
-        )
-        fall: Tensor = self.method(module).attribute(
-            image,
-            sliding_window_shapes=window,
-            strides=step,
-            baselines=0.0,
-            target=ABNORMAL,
-            perturbations_per_eval=max(1, AT_ONCE // len(image)),
-        )
-        return fall
+def fall_of_score(occlusion: Any, module: Stage1Classifier, image: Tensor) -> Tensor:
+    """By how much the score falls where a window of dark grey hides the image (overlaps: mean)."""
+    window, step = (
+        (1, *(max(1, round(share * side)) for side in image.shape[-2:])) for share in (WINDOW, STEP)
+    )
+    fall: Tensor = occlusion(module).attribute(
+        image,
+        sliding_window_shapes=window,
+        strides=step,
+        baselines=0.0,
+        target=ABNORMAL,
+        perturbations_per_eval=max(1, AT_ONCE // len(image)),
+    )
+    return fall
 
 
 def library(module: str, package: str) -> Any:

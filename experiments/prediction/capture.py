@@ -14,8 +14,8 @@ from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
-from datamodules import DataError
 from datamodules.dicom import hush
+from datamodules.index import DataError
 from experiments.prediction.network import project_version
 
 MAKER, SERIES = "decision-basis", "Evidence map, RESEARCH USE ONLY"
@@ -35,15 +35,11 @@ ORIENTATION = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 
 
 def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivation: str) -> bytes:
-    """The file of a Secondary Capture: of the source's patient and study, but a series of its own.
+    """The file of a Secondary Capture: of the source's patient and study, in another series.
 
-    A DataError names elements of the source by keyword, and never repeats a value.
-
-    Args:
-        source: The radiograph; its pixels are not needed.
-        picture: RGB, uint8 ``(H, W, 3)``, "research use only" burnt in.
-        series: What the series is of, such as a network's hash: a study has one series of it.
-        derivation: How the picture was made; no ids.
+    A DataError names elements of the source by keyword, and never repeats a value. ``picture`` is
+    RGB, uint8 ``(H, W, 3)``, with "research use only" burnt in. ``series`` says what the series is
+    of, such as a network's hash: a study has one series of it. ``derivation`` holds no ids.
     """
     import highdicom  # of an extra
 

@@ -6,22 +6,23 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
-from datamodules import SOURCES
 from datamodules.files import whole_file
+from datamodules.sources import SOURCES
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import Trained, load_trained
-from experiments.prediction.onnx import EXTRA, TOLERANCE, build, check_images, describe, differences
+from experiments.prediction.onnx import TOLERANCE, build, check_images, describe, differences
 from experiments.runs import RunError
 
-# The figures of a summary that a card shows: of images and studies, and of each map.
-OF_IMAGES = ("auroc", "tuned/accuracy", "tuned/sensitivity", "tuned/specificity", "tuned/kappa")
-OF_STUDIES = ("study_auroc", "tuned/study_kappa", "ece")
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+EXTRA = "pip install -c constraints.txt -e '.[onnx]'"
+# The figures of a summary that a card shows: of images, and of each map.
+TUNED = ("tuned/accuracy", "tuned/sensitivity", "tuned/specificity", "tuned/kappa")
+OF_IMAGES = ("auroc", *TUNED, "study_auroc", "tuned/study_kappa", "ece")
 OF_MAPS = ("hit", "pixel_ap", "iou", "shown_normal")
 
 
@@ -29,6 +30,8 @@ def export(run: Path, file: Path, force: bool) -> None:
     """Write the network of a run as ``file``, with its card beside it, and print a summary."""
     card = file.with_suffix(".md")
     check_target(file, card, force)
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise RunError(f"an ONNX file needs {', '.join(missing)}. Fix: {EXTRA}")
     trained = load_trained(run)
     for note in trained.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -80,6 +83,9 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     ``largest`` is its difference from PyTorch.
     """
     summary = trained.run.summary("test") or {}
+    names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}
+    for method in trained.map_thresholds:
+        names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -94,21 +100,8 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         tolerance=f"{TOLERANCE:g}",
         about=describe(trained),
         summary=summary,
-        figures=figures(summary, trained.map_thresholds),
+        figures={key: name for key, name in names.items() if summary.get(key) is not None},
         people=SOURCES[trained.run.config.data.name].patients_are,
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )
-
-
-def figures(summary: dict[str, Any], methods: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Name, value and 95 % interval of the figures that are shown and defined."""
-    names = {key: figure_name(key).phrase for key in (*OF_IMAGES, *OF_STUDIES)}
-    for method in methods:
-        names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
-    lines = []
-    for key in (key for key in names if summary.get(key) is not None):
-        low, high = summary["intervals"].get(key) or (None, None)
-        interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        lines.append((names[key], f"{summary[key]:.3f}", interval))
-    return lines

@@ -16,18 +16,15 @@ ABOUT, ASKED = "about.json", b'"undecided_maps"'
 
 
 class Input(NamedTuple):
-    """A file to predict on.
+    """A file to predict on, under a name of its own by which outputs are called.
 
-    Attributes:
-        name: Unique; outputs are called by it. Its POSIX path below the given folder, with its
-            suffix; with several inputs, after the folder's name. UTF-8, see :func:`readable`.
-        file: Where it lies.
-        error: Why there is nothing to predict on, or "".
+    The name is its POSIX path below the given folder, with its suffix; with several inputs, after
+    the folder's name. It is UTF-8, see :func:`readable`.
     """
 
     name: str
     file: Path
-    error: str = ""
+    error: str = ""  # why there is nothing to predict on
 
 
 def readable(path: str | Path) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import DataError, cache
+from datamodules import cache
 from datamodules.cache import Recipe
+from datamodules.index import DataError
 from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
 from experiments.config import ConfigError
@@ -90,8 +91,9 @@ def load_trained(place: Path) -> Trained:
 
 def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     """The summary that holds what val decided, where it is from, and notes."""
-    if known := run.decisions():
-        return known[0], f"val, as {known[1]} says", []
+    if decisions := run.decisions():
+        summary, file = decisions
+        return summary, f"val, as {file} says", []
     why = "this checkpoint has not been judged"
     try:
         data = build_data(run.config)

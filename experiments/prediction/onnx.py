@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
-from datamodules import SOURCES
 from datamodules.cache import Recipe
-from datamodules.decode import WINDOW_TAIL
 from datamodules.phantom.drawing import draw
+from datamodules.pixels import WINDOW_TAIL
 from datamodules.radiographs import MEAN, STD, to_model_input
+from datamodules.sources import SOURCES
 from experiments.prediction.network import CLASSES, Trained, project_version
 from experiments.runs import RunError
 from lightning_modules.attention import scale_map, upsample
@@ -37,7 +36,6 @@ OUTPUTS = {
 TOLERANCE = 1e-4
 # Where the check's images come from: other drawings than any training's, whose seeds are small.
 CHECK_SEED = 20_261_125
-EXTRA = "pip install -c constraints.txt -e '.[onnx]'"
 
 
 def build(trained: Trained) -> bytes:
@@ -46,7 +44,8 @@ def build(trained: Trained) -> bytes:
     Its outputs are what the network was taught: from the lesion masks alone nobody taught it a
     class, and there is no probability, CAM or PCAM.
     """
-    onnx, _, _ = (library(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    import onnx  # of an extra
+
     about, size = describe(trained), trained.recipe.image_size
     try:
         graph = _Graph(trained.run.module.cpu()).eval()
@@ -64,9 +63,8 @@ def build(trained: Trained) -> bytes:
         )
     except OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"torch cannot write this network as ONNX ({reason}). Fix: {EXTRA}"
-        ) from error
+        fix = "Fix: install the versions of constraints.txt"
+        raise RunError(f"torch cannot write this network as ONNX ({reason}). {fix}") from error
     assert program is not None, "dynamo=True gives a program"
     model = program.model_proto
     # The exporter's notes on each node name files and folders of this machine.
@@ -126,8 +124,9 @@ def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -
     ONNX Runtime answers for one of the images, uint8 ``(N, 1, S, S)``, and for all at once. A
     difference is infinite where an output is not finite or has another shape.
     """
-    providers = ["CPUExecutionProvider"]
-    session = library("onnxruntime").InferenceSession(content, providers=providers)
+    import onnxruntime  # of an extra
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest: dict[str, float] = {}
     for part in (images[:1], images):
         with torch.inference_mode():
@@ -140,14 +139,6 @@ def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -
                 difference = float(np.abs(answer.astype(np.float64) - expected).max())
             largest[output.name] = max(largest.get(output.name, 0.0), difference)
     return largest
-
-
-def library(name: str) -> Any:
-    """A package of the extra ``onnx``; a RunError where it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RunError(f"an ONNX file needs {name} ({error}). Fix: {EXTRA}") from error
 
 
 def describe(trained: Trained) -> dict[str, Any]:

@@ -55,11 +55,8 @@ def describe_start(
 
 def describe_batch(config: Config, trainer: Trainer, batch_size: int) -> list[str]:
     """How many images a step and BatchNorm see, and that the learning rate knows nothing of it."""
-    ranks, batches, optimizer = (
-        trainer.world_size,
-        trainer.accumulate_grad_batches,
-        config.optimizer,
-    )
+    ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
+    optimizer = config.optimizer
     lines = [
         f"batch      {batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         + f"x {batches} batches a step " * (batches > 1)

@@ -25,21 +25,12 @@ from callbacks import (
     StoppedInTraining,
 )
 from datamodules import RadiographDataModule
+from experiments import runs
 from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config, to_plain
 from experiments.hardware import choose_device, choose_precision, slurm_fault
 from experiments.metrics_csv import best_row
-from experiments.runs import (
-    MetricsCsv,
-    RunError,
-    check_config,
-    check_network,
-    check_states,
-    epochs_done,
-    lock_run,
-    resume_point,
-)
 from experiments.training.describe import describe_data, describe_start, print_results
 from experiments.training.preemption import StopRequest, is_first_rank, leave
 from experiments.training.wandb import in_sweep, start_wandb
@@ -65,8 +56,8 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     # Lightning's own rank: no trainer is there to be asked yet.
     if getattr(rank_zero_only, "rank", 0) != 0:
         return train_in(folder, config, data, stop)  # the first rank locks and writes the folder
-    with lock_run(folder):
-        check_config(folder, config)
+    with runs.lock_run(folder):
+        runs.check_config(folder, config)
         return train_in(folder, config, data, stop)
 
 
@@ -80,16 +71,16 @@ def resolve(config: Config, data: RadiographDataModule) -> None:
 
 def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: StopRequest) -> int:
     """Train in a run directory that is this process's own."""
-    resume, checkpoint = resume_point(folder)
+    resume, checkpoint = runs.resume_point(folder)
     if resume:
         check_origin(checkpoint, resume, config, data)
     if is_first_rank():
         # Not before: paths may differ from those that the run began with, the data may not.
         save_config(config, folder / "config.yaml")
-    if resume and epochs_done(checkpoint) >= config.trainer["max_epochs"]:
-        check_network(build_module(config, data), checkpoint, resume)
+    if resume and runs.epochs_done(checkpoint) >= config.trainer["max_epochs"]:
+        runs.check_network(build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
-        say_finished(config, folder, epochs_done(checkpoint))
+        say_finished(config, folder, runs.epochs_done(checkpoint))
         return 0
 
     quiet_known_warnings()
@@ -98,13 +89,13 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     trainer = build_trainer(config, folder, callbacks)
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
-        check_network(module, checkpoint, resume)
-        check_states(checkpoint, resume, states_of(callbacks))
+        runs.check_network(module, checkpoint, resume)
+        runs.check_states(checkpoint, resume, states_of(callbacks))
     elif config.model.init_from:
         start_from(module, config, data)
     # Only now, when nothing can be wrong any more.
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
-    trainer.loggers = [MetricsCsv(folder, epochs_done(checkpoint), last)]
+    trainer.loggers = [runs.MetricsCsv(folder, runs.epochs_done(checkpoint), last)]
     remote = None
     if trainer.is_global_zero:
         if remote := start_wandb(config.logger, folder, to_plain(config)):
@@ -141,12 +132,12 @@ def check_origin(
     """Refuse a checkpoint of another stage, without the data's state, or of other data."""
     stage = checkpoint.get("stage", config.stage)
     if stage != config.stage:
-        raise RunError(
+        raise runs.RunError(
             f"{path} is a checkpoint of {stage}, not of {config.stage}; delete {path.parents[1]} "
             "or choose another run.name"
         )
     source = type(data).__qualname__  # under which Lightning keeps the data module's state
-    check_states(checkpoint, path, [source])
+    runs.check_states(checkpoint, path, [source])
     data.check_same_data(checkpoint[source])
 
 
@@ -203,11 +194,12 @@ def build_callbacks(
     config: Config, folder: Path, data: RadiographDataModule, stop: StopRequest
 ) -> list[Callback]:
     """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
-    classifies, images = config.loss.classification, config.logger.wandb_images
+    classifies, asked = config.loss.classification, config.logger.wandb_images
+    # Radiographs leave the machine only when asked, or where no patient is shown.
+    leave_machine = not data.shows_people if asked is None else asked
     callbacks: list[Callback] = [
         EpochProgress(None if classifies else MASKS_ALONE),
-        # Radiographs leave the machine only when asked, or where no patient is shown.
-        MapPanels(folder / "panels", not data.shows_people if images is None else images),
+        MapPanels(folder / "panels", to_loggers=leave_machine),
     ]
     if config.stage != "stage1" and classifies:
         callbacks.insert(0, Confidence(config.loss.alpha))
