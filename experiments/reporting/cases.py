@@ -63,20 +63,18 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     if len(masked):
         rule = "val" if masked[f"{method}_iou"].notna().any() else "Otsu"
         score = masked[f"{method}_iou" if rule == "val" else f"{method}_iou_otsu"]
-        order = masked.assign(score=score, near=-masked[f"{method}_distance"])
+        order = masked.assign(missed=-score, far=masked[f"{method}_distance"])
         claimed, least = normal[f"{method}_area"], 0.0
     elif "probability" in table:
         rule = "probability"
         abnormal, claimed, least = table[table["label"] == 1], normal["probability"], 0.5
-        order = abnormal.assign(score=abnormal["probability"], near=0)
+        order = abnormal.assign(missed=-abnormal["probability"], far=0)
     else:
         return "", table[:0]
-    false = normal.assign(score=claimed, near=0)[claimed > least]
+    false = normal.assign(missed=-claimed, far=0)[claimed > least]
+    order, false = (rows.sort_values(["missed", "far", "path"]) for rows in (order, false))
     order, false = (
-        rows.sort_values(["score", "near", "path"], ascending=[False, False, True]).assign(
-            number=range(1, len(rows) + 1), count=len(rows)
-        )
-        for rows in (order, false)
+        rows.assign(number=range(1, len(rows) + 1), count=len(rows)) for rows in (order, false)
     )
     last, middle = len(order) - 1, (len(order) - 1) // 2
     kinds = {last: "Worst", last - 1: "Worst", 0: "Best", 1: "Best"}
