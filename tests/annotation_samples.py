@@ -92,15 +92,7 @@ LABELME = {
     "version": "5.5.0",
     "flags": {},
     "shapes": [
-        {
-            "label": "fracture",
-            "points": CORNERS,
-            "group_id": None,
-            "description": "",
-            "shape_type": "polygon",
-            "flags": {},
-            "mask": None,
-        },
+        {"label": "fracture", "points": CORNERS, "shape_type": "polygon", "mask": None},
         {
             "label": "fracture",
             "points": [[6.0, 4.0], [10.0, 8.0]],
@@ -119,17 +111,10 @@ LABELME = {
 
 def result(kind, identity="r1", **value):
     """A region as Label Studio exports it."""
-    return {
-        "id": identity,
-        "type": f"{kind}labels",
-        "from_name": "tag",
-        "to_name": "image",
-        "origin": "manual",
-        "image_rotation": 0,
-        "original_width": WIDTH,
-        "original_height": HEIGHT,
-        "value": {**value, f"{kind}labels": ["fracture"]},
-    }
+    names = {"from_name": "tag", "to_name": "image", "origin": "manual", "image_rotation": 0}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    value = {**value, f"{kind}labels": ["fracture"]}
+    return {"id": identity, "type": f"{kind}labels", **names, **size, "value": value}
 
 
 RECTANGLE = dict(zip(("x", "y", "width", "height"), (20, 20, 400 / WIDTH, 20), strict=True))
@@ -145,12 +130,7 @@ LABEL_STUDIO = [
         "data": {"image": "/data/local-files/?d=hand/a.png"},
         "annotations": [
             {"id": 11, "completed_by": 7, "was_cancelled": False, "result": RESULTS},
-            {
-                "id": 12,
-                "completed_by": {"id": 9, "email": "somebody@example.org"},
-                "was_cancelled": False,
-                "result": RESULTS[:1],
-            },
+            {"id": 12, "completed_by": {"id": 9, "email": "a@somebody.org"}, "result": RESULTS[:1]},
             {"id": 13, "completed_by": 7, "was_cancelled": True, "result": RESULTS},
         ],
         "predictions": [{"result": RESULTS}],
@@ -161,9 +141,6 @@ LABEL_STUDIO_MIN = [
         "image": "https://example.org/hand/a.png?sign=1",
         "id": 1,
         "annotator": 7,
-        "annotation_id": 11,
-        "created_at": "2026-01-01T00:00:00Z",
-        "lead_time": 4.2,
         "tag": [
             {"original_width": WIDTH, "original_height": HEIGHT, **each["value"]}
             for each in RESULTS
@@ -182,14 +159,7 @@ SHAPES = [
 REGIONS = [
     {"shape_attributes": shape, "region_attributes": {"label": "fracture"}} for shape in SHAPES
 ]
-VIA = {
-    "hand/a.png123": {
-        "filename": "hand/a.png",
-        "size": 123,
-        "regions": REGIONS,
-        "file_attributes": {},
-    }
-}
+VIA = {"hand/a.png123": {"filename": "hand/a.png", "size": 123, "regions": REGIONS}}
 VIA_PROJECT = {"_via_settings": {}, "_via_attributes": {}, "_via_img_metadata": VIA}
 
 

@@ -54,16 +54,6 @@ def test_thousands_of_strokes_take_the_memory_of_one():
 # Real files ---------------------------------------------------------------------------------------
 
 
-def test_grazpedwri_is_read_or_refused_clearly():
-    folder = real_data("grazpedwri_sample")
-    (image,) = READERS["voc"](folder).images
-    assert image.name == "0003_0662359226_01_WRI-R1_M011.png"
-    assert [mark.labels for mark in image.marks] == [("text",), ("fracture",), ("fracture",)]
-    assert image.marks[1].outline[::2] == ((210, 661), (335, 731))
-    with pytest.raises(DataError, match=r"F009\.txt: line 1: .* is in pixels"):
-        READERS["yolo"](folder / "5791_0288377040_02_WRI-R1_F009.txt")
-
-
 @pytest.fixture(scope="module")
 def four_ways(tmp_path_factory):
     """FracAtlas's lesions by format and image."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -228,16 +227,6 @@ def test_a_mask_that_is_no_lesion_is_a_mistake(importing, masks, status, message
     printed = importing.printed()
     assert all(message in printed for message in messages)
     assert ("empty, full or inverted mask: 1\n" in printed) == (len(messages) == 1)
-
-
-def test_a_wrong_row_of_via_keeps_its_whole_image_out(importing):
-    good = {"name": "rect", "x": 10, "y": 5, "width": 10, "height": 8}
-    rows = [(ONE, good), (ONE, good | {"width": "wide"}), (OTHER, good)]
-    cells = [f'{name},"{json.dumps(row).replace(chr(34), chr(34) * 2)}",{{}}' for name, row in rows]
-    head = "filename,region_shape_attributes,region_attributes"
-    assert importing.run({"via.csv": "\n".join([head, *cells])}) == 1
-    assert list(importing.pixels()) == [OTHER]
-    assert f"row 3 on {ONE}: width is 'wide', no number" in importing.printed()
 
 
 @pytest.mark.parametrize(

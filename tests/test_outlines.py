@@ -41,40 +41,33 @@ def test_outlines_of_unknown_files_are_counted(archive, caplog):
     assert "such as IMG0009999.jpg" in caplog.text
 
 
-def test_outlines_of_other_images_altogether_are_refused(archive, tmp_path):
-    root = rename(archive, lambda name: f"scan_{name}")
-    message = (
-        r"COCO_fracture_masks\.json: 20 of 20 outlined .* such as scan_IMG0000001\.jpg\. Fix: give"
-    )
-    with pytest.raises(DataError, match=message):
-        module(root, tmp_path).build_index()
+def scanned(archive):
+    for image in archive.coco["images"]:
+        image["file_name"] = f"scan_{image['file_name']}"
 
 
-def test_a_file_under_two_ids_is_named(archive, tmp_path):
-    archive.coco["images"][1]["file_name"] = "Fractured/IMG0000001.jpg"
-    message = r"COCO_fracture_masks\.json: Fractured/IMG0000001\.jpg is outlined under two ids"
-    with pytest.raises(DataError, match=message):
-        module(archive.write(), tmp_path).build_index()
-    assert not list(tmp_path.glob("cache/*"))
+NAMED = "COCO_fracture_masks.json: "
 
 
-def test_outlines_of_another_size_are_an_error(archive, tmp_path):
-    archive.coco["images"][0]["width"] = WIDTH + 1
-    with pytest.raises(DataError, match=r"IMG0000001\.jpg is 81x96 px: expected 80x96 px"):
-        module(archive.write(), tmp_path).build_index()
-    assert not list(tmp_path.glob("cache/*"))
-
-
-def test_outlines_on_a_normal_image_are_an_error(archive, tmp_path):
-    archive.coco["images"][0]["file_name"] = "IMG0000000.jpg"
-    with pytest.raises(
-        DataError, match=r"IMG0000000\.jpg is labelled normal but has a lesion mask"
-    ):
-        module(archive.write(), tmp_path).build_index()
-
-
-def test_a_missing_coco_file_is_named(archive, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (scanned, f"{NAMED}20 of 20 outlined .* such as scan_IMG0000001.jpg. Fix: give"),
+        ((1, "file_name", "Fractured/IMG0000001.jpg"), "IMG0000001.jpg is outlined under two ids"),
+        ((0, "width", WIDTH + 1), "IMG0000001.jpg is 81x96 px: expected 80x96 px"),
+        ((0, "file_name", "IMG0000000.jpg"), "IMG0000000.jpg is labelled normal but has a lesion"),
+        (None, "COCO_fracture_masks.json is missing"),
+    ],
+)
+def test_outlines_that_cannot_be_theirs_are_an_error(archive, tmp_path, change, message):
+    if callable(change):
+        change(archive)
+    elif change:
+        place, key, value = change
+        archive.coco["images"][place][key] = value
     root = archive.write()
-    (root / "Annotations/COCO JSON/COCO_fracture_masks.json").unlink()
-    with pytest.raises(DataError, match=r"COCO_fracture_masks\.json is missing"):
+    if change is None:
+        (root / "Annotations/COCO JSON/COCO_fracture_masks.json").unlink()
+    with pytest.raises(DataError, match=message):
         module(root, tmp_path).build_index()
+    assert "normal" in message or not list(tmp_path.glob("cache/*"))
