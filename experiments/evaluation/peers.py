@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,11 +50,12 @@ class Peer:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        occlusion = library("captum.attr", "captum").Occlusion if name == "occlusion" else None
-        self.maps = {
-            "scorecam": score_cam,
-            "occlusion": functools.partial(fall_of_score, occlusion),
-        }.get(name, functools.partial(gradient_cam, name))
+        self.maps: Callable[[Stage1Classifier, Tensor], Tensor] = score_cam
+        if name == "occlusion":
+            library_class = library("captum.attr", "captum").Occlusion
+            self.maps = functools.partial(fall_of_score, library_class)
+        elif name != "scorecam":
+            self.maps = functools.partial(gradient_cam, name)
 
     def __call__(self, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
         """Raw maps float32, at least 0."""
