@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 Batch = dict[str, Tensor]
+# Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
+MEAN, STD = 0.2, 0.2
 
 
 class BatchDataset(Dataset[Batch]):
@@ -63,6 +65,11 @@ class BatchDataset(Dataset[Batch]):
             "index": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
             **{name: torch.from_numpy(values[rows]) for name, values in self.codes.items()},
         }
+
+
+def to_model_input(image: Tensor) -> Tensor:
+    """Turn uint8 images (B, 1, H, W) into float32, black at -1 and white at 4."""
+    return (image.float() / 255.0 - MEAN) / STD
 
 
 def load_batches(

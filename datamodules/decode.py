@@ -15,8 +15,6 @@ from PIL import Image
 
 from datamodules.index import DataError
 from datamodules.pixels import JPEG, MOST_BYTES, check_size, damaged, strict_jpeg, window_16bit
-from datamodules.pixels import MOST_PIXELS as MOST_PIXELS
-from datamodules.pixels import WINDOW_TAIL as WINDOW_TAIL
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DICOM, DICOM_AT = b"DICM", 128

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules import cache, index
 from datamodules.batches import Batch, BatchDataset, default_workers, load_batches
+from datamodules.batches import to_model_input as to_model_input
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 log = logging.getLogger(__name__)
-
-# Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
-MEAN, STD = 0.2, 0.2
-
-
-def to_model_input(image: Tensor) -> Tensor:
-    """Turn uint8 images (B, 1, H, W) into float32, black at -1 and white at 4."""
-    return (image.float() / 255.0 - MEAN) / STD
 
 
 class RadiographDataModule(LightningDataModule):

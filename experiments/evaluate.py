@@ -1,7 +1,7 @@
 """Judge runs, or a folder of maps: ``python -m experiments.evaluate RUN_DIR... [key=value ...]``.
 
 Writes ``evaluation/<split>/`` into each run directory and prints the figures: docs/evaluation.md,
-docs/maps.md, docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
+docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations

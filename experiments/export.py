@@ -1,6 +1,6 @@
 """Write a trained network as an ONNX file: ``python -m experiments.export RUN --out FILE.onnx``.
 
-docs/onnx.md says what the file holds; a model card, FILE.md, is written beside it.
+docs/predict.md says what the file holds; a model card, FILE.md, is written beside it.
 Exit status: 0 done, 2 the request cannot be carried out.
 """
 

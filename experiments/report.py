@@ -1,6 +1,6 @@
 """One page on runs, for people: ``python -m experiments.report RUN_DIR... --out DIR``.
 
-Writes ``DIR/report.html``, a single file that opens from disk without a network (docs/report.md);
+Writes ``DIR/report.html``, a file that opens from disk without a network (docs/evaluation.md);
 DIR is ``report`` beside the stages' folders unless named. A run that was not judged is judged now.
 The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``,
 which needs no data. Exit status: 0 done, 2 the request cannot be carried out.
@@ -31,7 +31,7 @@ def main(words: list[str] | None = None) -> int:
     content = gather(runs, options.split, settings, images=not options.no_images)
     write_page(page, words=words, **content)
     print(f"written  {page} ({page.stat().st_size / 1e6:.1f} MB), to be opened in a browser")
-    if (count := len(content["cases"])) and content["source"].name != "phantom":
+    if (count := len(content["cases"])) and content["source"].shows_people:
         print(
             f"It holds {count} radiographs: keep it where they may lie, and check your data's "
             "terms before you pass it on; --no-images leaves them out"

@@ -69,11 +69,8 @@ def lock_run(folder: Path) -> Iterator[None]:
             free = take(handle)
         except OSError as error:
             free = True
-            print(
-                f"{folder}: its file system has no locks ({error.strerror}); never train there "
-                "twice at a time",
-                file=sys.stderr,
-            )
+            problem = f"its file system has no locks ({error.strerror})"
+            print(f"{folder}: {problem}; never train there twice at a time", file=sys.stderr)
         if not free:
             raise RunError(
                 f"another process trains in {folder}. Fix: wait for it, or choose another run.name."
@@ -99,16 +96,15 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         best = last.with_name("best.ckpt")
         # A kill between the first epoch's two saves may leave this one alone.
         if best.is_file() and read_checkpoint(best)["epoch"] > 0:
-            raise RunError(
-                f"{last} is lost, and training would start over and overwrite best.ckpt. Fix: put "
-                "it back, choose another run.name, or delete the folder to start over."
-            )
+            problem = f"{last} is lost, and training would start over and overwrite best.ckpt"
+            raise RunError(f"{problem}. {_remedy(folder)}")
         return None, {}
-    remedy = (
-        f". Its training is lost (best.ckpt can still be evaluated). Fix: delete {folder} to start "
-        "over, or choose another run.name."
-    )
+    remedy = f" (best.ckpt can still be evaluated). {_remedy(folder)}"
     return last, read_checkpoint(last, remedy, (*PARTS, *STATES))
+
+
+def _remedy(folder: Path) -> str:
+    return f"Fix: put it back, choose another run.name, or delete {folder} to start over."
 
 
 def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) -> None:
@@ -119,11 +115,8 @@ def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) 
     """
     present = checkpoint.keys() | checkpoint["callbacks"].keys()
     if absent := [name for name in wanted if name not in present]:
-        raise RunError(
-            f"{path} is no whole checkpoint of this run (it lacks the state of "
-            f"{', '.join(absent)}). Fix: put this run's own back, choose another run.name, or "
-            f"delete {path.parents[1]} to start over."
-        )
+        problem = f"{path} is no whole checkpoint of this run (it lacks {', '.join(absent)})"
+        raise RunError(f"{problem}. {_remedy(path.parents[1])}")
 
 
 def read_checkpoint(
@@ -164,10 +157,8 @@ def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Pa
         if name not in OF_THE_DATA and before.get(name) != now.get(name)
     ]
     if changed:
-        raise RunError(
-            f"{path} is of another run: it was trained with {'; '.join(changed)}. Fix: put this "
-            f"run's own back, choose another run.name, or delete {path.parents[1]} to start over."
-        )
+        problem = f"{path} is of another run: it was trained with {'; '.join(changed)}"
+        raise RunError(f"{problem}. {_remedy(path.parents[1])}")
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

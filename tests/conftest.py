@@ -50,3 +50,10 @@ def shown(tmp_path):
         return decode(path)
 
     return show
+
+
+@pytest.fixture
+def importing(tmp_path, capsys):
+    from tests.lesion_files import Importing
+
+    return Importing(tmp_path, capsys)

@@ -30,7 +30,7 @@ TRAINING = (
 TINY = {
     r"-m experiments\.train": TRAINING,
     r"-m experiments\.sweep": TRAINING,
-    r"-m experiments\.import_lesions": DATA,  # the same phantom
+    r"-m experiments\.(import|select)_lesions": DATA,  # the same phantom
     r"-m experiments\.evaluate --maps": DATA,
     r"-m experiments\.evaluate .*--audit": "--audit-images 4",
     r"-m experiments\.bench": "--quick --rounds=1 --rows=maps",
@@ -65,13 +65,6 @@ TOOLS = {
     "scancel": "[[ $1 == --signal=USR1 && $# == 2 ]]",
     "wandb": "[[ $1 == sweep && -f $2 || $1 == agent && $2 == */*/* ]]",
 }
-# The three names of it that docs/lesions.md uses: a volume is indexed x, y, z.
-SIMPLE_ITK = """
-import numpy as np
-from PIL import Image
-def ReadImage(path): return np.load(open(path, "rb")).T
-def WriteImage(image, path): Image.fromarray(image.T.astype(np.uint8)).save(path)
-"""
 
 
 class Block(NamedTuple):
@@ -111,7 +104,6 @@ def furnish(folder: Path, address: Path) -> None:
     for name, script in TOOLS.items():
         (folder / "bin" / name).write_text("#!/bin/bash\n" + textwrap.dedent(script) + "\n")
         (folder / "bin" / name).chmod(0o755)
-    (folder / "SimpleITK.py").write_text(SIMPLE_ITK)
 
 
 def give_data(folder: Path, tree: Path) -> None:
@@ -137,10 +129,6 @@ def give_data(folder: Path, tree: Path) -> None:
     xml = f"<annotations><version>1.1</version>{''.join(marked)}</annotations>"
     (folder / "annotations.xml").write_text(xml)
     own_images(folder, next(iter(drawn.values())))
-    volume = np.zeros((1, 30, 20), np.uint8)
-    volume[0, 5:9, 3:5] = 2
-    with (folder / "a.nrrd").open("wb") as file:
-        np.save(file, volume)
 
 
 def own_images(folder: Path, pixels: np.ndarray) -> None:

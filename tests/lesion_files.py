@@ -1,4 +1,4 @@
-"""A small tree like MURA's, and annotation files of it as tools write them."""
+"""A small tree like MURA's, annotation files of it as tools write them, and the import command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from experiments import import_lesions
@@ -13,7 +14,17 @@ from experiments import import_lesions
 HEIGHT, WIDTH = 30, 40
 PATIENTS = {"train": range(1, 31), "valid": range(101, 109)}
 # A box from (10, 5) to (19, 12), both drawn: 10 x 8 pixels.
-BOX = [10, 5, 19, 5, 19, 12, 10, 12]
+BOX, PIXELS = [10, 5, 19, 5, 19, 12, 10, 12], 80
+CORNERS = [[10, 5], [19, 5], [19, 12], [10, 12]]
+
+
+def image(patient: int, number: int = 1, split: str = "train") -> str:
+    """Path of an image below the tree's root."""
+    label = "negative" if patient % 2 else "positive"
+    return f"{split}/XR_HAND/patient{patient:05d}/study1_{label}/image{number}.png"
+
+
+ONE, OTHER = image(2), image(4)
 
 
 def build(parent: Path) -> Path:
@@ -22,10 +33,9 @@ def build(parent: Path) -> Path:
     for split, patients in PATIENTS.items():
         images, studies = [], []
         for patient in patients:
-            label = "negative" if patient % 2 else "positive"
-            study = f"{split}/XR_HAND/patient{patient:05d}/study1_{label}"
+            study = image(patient, split=split).rpartition("/")[0]
             (root / study).mkdir(parents=True)
-            studies.append(f"MURA-v1.1/{study}/,{int(label == 'positive')}")
+            studies.append(f"MURA-v1.1/{study}/,{1 - patient % 2}")
             for number in range(1, 4 if patient == 2 else 2):
                 save(root / study / f"image{number}.png", seed=patient)
                 images.append(f"MURA-v1.1/{study}/image{number}.png")
@@ -44,47 +54,119 @@ def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
     Image.fromarray(pixels).save(path, exif=exif)
 
 
-def run_import(root: Path, out: Path, *words: object) -> int:
-    """Run the command on the tree; its exit status."""
-    words = [*map(str, words), "--out", str(out), "data.name=mura", f"data.root={root}"]
-    return import_lesions.main(words)
+class Importing:
+    """The import command on the tree: what it is given, what it writes and prints."""
+
+    def __init__(self, folder: Path, capsys) -> None:
+        self.root, self.out, self.source = build(folder), folder / "lesions", folder / "source"
+        self.capsys = capsys
+
+    def put(self, files: dict[str, object]) -> Path:
+        """Write source files, text or JSON; return the only one, or their folder."""
+        for name, content in files.items():
+            path = self.source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return self.source if len(files) > 1 else path
+
+    def run(self, source: object, *words: object, out: Path | None = None) -> int:
+        """Import a path, files by their names, or the content of one file; the exit status."""
+        if not isinstance(source, Path):
+            is_files = isinstance(source, dict) and source and all("." in name for name in source)
+            suffix = "xml" if isinstance(source, str) else "json"
+            source = self.put(source if is_files else {f"a.{suffix}": source})
+        given = [str(word) for word in (source, *words, "--out", out or self.out)]
+        return import_lesions.main([*given, "data.name=mura", f"data.root={self.root}"])
+
+    def printed(self) -> str:
+        out, err = self.capsys.readouterr()
+        return out + err
+
+    def table(self, name: str = "lesions.csv") -> pd.DataFrame:
+        return pd.read_csv(self.out / name)
+
+    def mask(self, name: str = ONE) -> np.ndarray:
+        return np.array(Image.open(self.out / "masks" / f"{name}.png"))
+
+    def pixels(self) -> dict[str, int]:
+        """Marked pixels of each image that was written."""
+        images = self.table()["image"].tolist() if self.out.is_dir() else []
+        return {name: int((self.mask(name) > 0).sum()) for name in images}
 
 
-def image(patient: int, number: int = 1, split: str = "train") -> str:
-    """Path of an image below the tree's root."""
-    label = "negative" if patient % 2 else "positive"
-    return f"{split}/XR_HAND/patient{patient:05d}/study1_{label}/image{number}.png"
+def box(left: int = 10, top: int = 5, right: int = 19, bottom: int = 12) -> np.ndarray:
+    """A mask of the tree's images, both ends marked."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[top : bottom + 1, left : right + 1] = 255
+    return mask
 
 
-def write_coco(
-    path: Path, *entries: tuple[str, list[list[float]]], size: tuple[int, int] = (HEIGHT, WIDTH)
-) -> Path:
-    """Write a COCO file: of each image its name and its polygons, an annotation each."""
-    images, annotations = [], []
-    for number, (name, polygons) in enumerate(entries):
-        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
+def coco(*annotations: dict, categories=({"id": 1, "name": "fracture"},), **about) -> dict:
+    """COCO of one image."""
+    images = [{"id": 1, "file_name": ONE, "height": HEIGHT, "width": WIDTH, **about}]
+    whole = [{"id": 1, "image_id": 1, "category_id": 1, **entry} for entry in annotations]
+    return {"images": images, "annotations": whole, "categories": categories}
+
+
+def coco_of(*entries: tuple[str, list], size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict:
+    """COCO of several images: the name of each and its polygons, an annotation each."""
+    content = coco()
+    content["images"] = [
+        {"id": number, "file_name": name, "height": size[0], "width": size[1]}
+        for number, (name, _) in enumerate(entries)
+    ]
+    for number, (_, polygons) in enumerate(entries):
         for points in polygons:
-            about = {"id": len(annotations) + 1, "image_id": number, "category_id": 1}
-            annotations.append({**about, "segmentation": [points]})
-    categories = [{"id": 1, "name": "fracture"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    path.write_text(json.dumps(content))
-    return path
+            place = len(content["annotations"]) + 1
+            about = {"id": place, "image_id": number, "category_id": 1}
+            content["annotations"].append({**about, "segmentation": [points]})
+    return content
 
 
-def write_label_studio(path: Path, name: str, *boxes: tuple[str, list[int]]) -> Path:
-    """Write a Label Studio export: an image, and of each rater the polygon of a box x, y, w, h."""
+def labelme(*shapes: dict, path: str = ONE) -> dict:
+    return {"shapes": shapes, "imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH}
+
+
+def shape(label: str = "fracture", points=CORNERS, kind: str = "polygon") -> dict:
+    return {"label": label, "points": points, "shape_type": kind}
+
+
+def studio(data: dict, *results: dict, **task) -> list[dict]:
+    """A task of Label Studio with one annotation."""
+    return [{"id": 1, "data": data, "annotations": [{"id": 5, "result": results}], **task}]
+
+
+def region(labels=("fracture",), at=(25, 20, 25, 20), to_name="image", **more) -> dict:
+    """A rectangle of Label Studio at x, y, width and height in percent."""
+    value = dict(zip(("x", "y", "width", "height"), at, strict=True), rectanglelabels=[*labels])
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    return {"type": "rectanglelabels", "to_name": to_name, "value": value, **size, **more}
+
+
+def rated(name: str, **boxes: tuple[int, int, int, int]) -> list[dict]:
+    """A task of Label Studio: of each rater a box x, y, w, h in pixels, as a polygon."""
     annotations = []
-    for number, (rater, (x, y, width, height)) in enumerate(boxes):
+    for rater, (x, y, width, height) in boxes.items():
         corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
         points = [[a * 100 / WIDTH, b * 100 / HEIGHT] for a, b in corners]
-        result = {
-            "id": f"r{number}",
-            "type": "polygonlabels",
-            "original_width": WIDTH,
-            "original_height": HEIGHT,
-            "value": {"points": points, "closed": True, "polygonlabels": ["fracture"]},
-        }
-        annotations.append({"id": number, "completed_by": rater, "result": [result]})
-    path.write_text(json.dumps([{"id": 1, "data": {"image": name}, "annotations": annotations}]))
-    return path
+        result = {"type": "polygonlabels", "original_width": WIDTH, "original_height": HEIGHT}
+        result["value"] = {"points": points, "polygonlabels": ["fracture"]}
+        annotations.append({"completed_by": rater, "result": [result]})
+    return [{"id": 1, "data": {"image": name}, "annotations": annotations}]
+
+
+def cvat(*shapes: str, labels: str = "", name: str = ONE) -> str:
+    meta = f"<meta><job><labels><label><name>{labels}</name></label></labels></job></meta>"
+    inner = f'<image name="{name}" width="{WIDTH}" height="{HEIGHT}">{"".join(shapes)}</image>'
+    return f"<annotations>{meta if labels else ''}{inner}</annotations>"
+
+
+def drawn(label: str = "lesion", points: str = "10,5;19,5;19,12;10,12") -> str:
+    return f'<polygon label="{label}" points="{points}" z_order="0"/>'
+
+
+def voc(inner: str = "", name: str = ONE, more: str = "", ends=(10, 5, 19, 12)) -> str:
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), ends, strict=True)
+    bounds = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+    thing = f"<object><name>fracture</name><bndbox>{bounds}</bndbox>{inner}</object>"
+    return f"<annotation><filename>{name}</filename>{more}{thing}</annotation>"

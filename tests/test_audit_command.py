@@ -96,10 +96,10 @@ def _numbers(found):
     ("words", "error"),
     [
         (["--peers", "gradcat"], "gradcat: no peer method; there are gradcam"),
-        (["--audit-images", "6"], "--audit-images is of the audit: add --audit"),
-        (["--audit", "--audit-images", "1"], "--audit-images 1: two or more are needed"),
+        (["--audit-images", "6"], "--audit-images needs --audit"),
+        (["--audit", "--audit-images", "1"], "--audit-images needs --audit, and two or more"),
     ],
 )
-def test_what_cannot_be_asked_is_told(capsys, words, error):
+def test_refused_requests(capsys, words, error):
     assert evaluate.main(["somewhere", *words]) == 2
     assert error in capsys.readouterr().err

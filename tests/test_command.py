@@ -201,9 +201,9 @@ NO_WHOLE = "last.ckpt is no whole checkpoint of this project"
         (lose("loops", "fit_loop"), NO_WHOLE),
         (lose("random_state"), NO_WHOLE),
         # a state that is lost does not start anew
-        (lose("callbacks", "RunCheckpoints"), "it lacks the state of RunCheckpoints"),
-        (lose("PhantomDataModule"), "it lacks the state of PhantomDataModule"),
-        (lose("current_model_state"), "it lacks the state of current_model_state"),
+        (lose("callbacks", "RunCheckpoints"), "it lacks RunCheckpoints"),
+        (lose("PhantomDataModule"), "it lacks PhantomDataModule"),
+        (lose("current_model_state"), "it lacks current_model_state"),
         # nor does a run whose last save is gone, or whose configuration is
         (lambda last, trace: last.unlink(), "last.ckpt is lost, and training would start over"),
         (

@@ -28,7 +28,6 @@ PAGES = {
 COMMAND = re.compile(r"\s*(\$ |\.venv/|(make|python3?|pip|sbatch|wandb|git) )")
 # After an empty line four blanks make code, unless an item of a list begins there.
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}|\t)(?!\s*(?:[-*]|\d+\.)\s).*\S.*|<pre\b.*")
-SCRIPT = re.compile(r"# (\w+\.py)\b")
 # What reads a table of these columns.
 TABLES = {"name,image": read_mapping}
 
@@ -62,7 +61,6 @@ def faults(page: str) -> list[str]:
     """What keeps blocks of a page from being executed."""
     blocks, prose = read_blocks(page)
     found = [f"code without a fence: {line}" for line in INDENTED.findall("\n".join(prose))]
-    shell = "".join(block.text for block in blocks if block.language == "sh")
     for line, language, text in blocks:
         if language not in LANGUAGES:
             found.append(f"line {line}: {language!r} is none of {', '.join(LANGUAGES)}")
@@ -70,8 +68,6 @@ def faults(page: str) -> list[str]:
             found.append(f"line {line}: holds a command: make it sh")
         elif language == "csv" and text.splitlines()[0] not in TABLES:
             found.append(f"line {line}: no reader is known of {text.splitlines()[0]}")
-        elif (script := SCRIPT.match(text)) and f"python {script[1]}" not in shell:
-            found.append(f"line {line}: no sh block runs {script[1]}")
     return found
 
 
@@ -91,7 +87,6 @@ def test_every_block_can_be_executed(name):
         ("```text\nmake stage1\n```", "line 1: holds a command"),
         ("```text\n.venv/bin/python -m x\n```", "line 1: holds a command"),
         ("```csv\na,b\n1,2\n```", "line 1: no reader is known of a,b"),
-        ("```python\n# a.py: this\n```\n```sh\npython b.py\n```", "line 1: no sh block runs a.py"),
         ("so:\n\n    make stage1", "code without a fence"),
         ("<pre>make stage1</pre>", "code without a fence"),
         ("```text\nwe make it\n```\n1. a\n    - b\n````sh\n```\n````", ""),
@@ -149,11 +144,7 @@ def ran(tmp_path_factory, python, trained):
                     shutil.copy2(path, folder)
             blocks, _ = read_blocks(PAGES[name].read_text())
             for block in blocks:
-                if script := SCRIPT.match(block.text):
-                    (folder / script[1]).write_text(block.text)
-            for block in blocks:
-                if not SCRIPT.match(block.text):
-                    LANGUAGES[block.language](folder, block.text)
+                LANGUAGES[block.language](folder, block.text)
             done[name] = folder
         return done[name]
 
@@ -168,10 +159,10 @@ def test_blocks_run_as_printed(name, ran):
     ran(name)
 
 
-# The example of docs/onnx.md ----------------------------------------------------------------------
+# The example of docs/predict.md -------------------------------------------------------------------
 
 
-ONNX = PAGES["docs/onnx.md"].read_text()
+PAGE = PAGES["docs/predict.md"].read_text()
 IMPORTS = "import numpy as np\nfrom pathlib import Path\nfrom datamodules.decode import decode"
 NETWORK = "RUN_DIR/checkpoints/last.ckpt"  # the last that the page exports
 
@@ -179,7 +170,7 @@ NETWORK = "RUN_DIR/checkpoints/last.ckpt"  # the last that the page exports
 @pytest.fixture(scope="session")
 def asked(ran):
     """The page's folder with ``answers/`` of ``predict``, and their table."""
-    folder = ran("docs/onnx.md")
+    folder = ran("docs/predict.md")
     if not (folder / "answers").exists():
         run(folder, f"python -m experiments.predict {NETWORK} my-images --out answers")
     return folder, pd.read_csv(folder / "answers" / "predictions.csv").set_index("path")
@@ -196,11 +187,11 @@ def asked(ran):
 def test_the_model_file_answers_as_predict_does(asked, image, square):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     folder, table = asked
-    (recipe,) = re.findall(r'`(np\.save\("image\.npy", .*?)`', ONNX, re.DOTALL)
+    (recipe,) = re.findall(r'`(np\.save\("image\.npy", .*?)`', PAGE, re.DOTALL)
     path = folder / "my-images" / image
     run_python(folder, f"{IMPORTS}\n{recipe.replace('hand.png', str(path))}\n")
-    said = run(folder, f"python square.py model.onnx {square} square.npy")
-    said += run(folder, "python ask.py model.onnx square.npy")
+    said = run(folder, f"python docs/square.py model.onnx {square} square.npy")
+    said += run(folder, "python docs/ask.py model.onnx square.npy")
     probability = re.search(r"(normal|abnormal): ([\d.]+)", said)
     wanted = table.loc[image]
     assert probability[1] == ("normal", "abnormal")[int(wanted["predicted_abnormal"])]
@@ -255,7 +246,7 @@ def refused_images(folder):
 )
 def test_the_example_refuses_what_it_cannot_turn_into_grey(asked, image, got):
     folder = refused_images(asked[0])
-    said = run(folder, f"! python square.py model.onnx {image} refused.npy")
+    said = run(folder, f"! python docs/square.py model.onnx {image} refused.npy")
     assert f"{image}: expected 8-bit grey and upright, {got}" in said
     assert 'Fix: np.save("image.npy", decode(Path(' in said
     assert "Traceback" not in said
@@ -263,7 +254,7 @@ def test_the_example_refuses_what_it_cannot_turn_into_grey(asked, image, got):
 
 
 def test_the_example_needs_neither_torch_nor_this_project():
-    scripts = [block.text for block in read_blocks(ONNX)[0] if SCRIPT.match(block.text)]
+    scripts = [(HOUSE / "docs" / name).read_text() for name in ("square.py", "ask.py")]
     imported = {
         name for text in scripts for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.M)
     }

@@ -7,96 +7,26 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.lesion_files import BOX, HEIGHT, WIDTH, build, image, run_import
-
-# pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-ONE, OTHER = image(2), image(4)
-PIXELS = 10 * 8  # of BOX, its last row and column drawn
-LEFT, TOP, RIGHT, BOTTOM = 10, 5, 19, 12
-CORNERS = [[10, 5], [19, 5], [19, 12], [10, 12]]
-
-
-@pytest.fixture
-def taken(tmp_path, capsys):
-    """Import files; the marked pixels of each image that is written, and all that is printed."""
-    root, out, source = build(tmp_path), tmp_path / "out", tmp_path / "source"
-
-    def taken(files, *words):
-        for name, content in files.items():
-            path = source / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
-        run_import(root, out, source if len(files) > 1 else path, *words)
-        masks = (out / "masks").rglob("*.png")
-        pixels = {
-            path.relative_to(out / "masks").as_posix().removesuffix(".png"): int(
-                (np.array(Image.open(path)) > 0).sum()
-            )
-            for path in masks
-        }
-        printed = capsys.readouterr()
-        return pixels, printed.out + printed.err
-
-    return taken
-
-
-def studio(data, *results, **task):
-    return [{"id": 1, "data": data, "annotations": [{"id": 5, "result": results}], **task}]
-
-
-BOX_IN_PERCENT = {"x": 25, "y": 20, "width": 25, "height": 20}
-
-
-def region(to_name="image", labels=("fracture",), value=BOX_IN_PERCENT, **more):
-    size = {"original_width": WIDTH, "original_height": HEIGHT}
-    value = {**value, "rectanglelabels": [*labels]}
-    return {"type": "rectanglelabels", "to_name": to_name, "value": value, **size, **more}
-
-
-def labelme(*shapes, path=ONE, **more):
-    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
-    return {"shapes": shapes, "imagePath": path, **size, **more}
-
-
-def shape(label="fracture", points=CORNERS, kind="polygon"):
-    return {"label": label, "points": points, "shape_type": kind}
-
-
-def coco(*annotations, categories=({"id": 1, "name": "fracture"},), **about):
-    images = [{"id": 1, "file_name": ONE, "height": HEIGHT, "width": WIDTH, **about}]
-    whole = [{"id": 1, "image_id": 1, "category_id": 1, **entry} for entry in annotations]
-    return {"images": images, "annotations": whole, "categories": categories}
-
-
-def cvat(*shapes, name=ONE):
-    meta, inner = "".join(s for s in shapes if s == META), "".join(s for s in shapes if s != META)
-    image = f'<image name="{name}" width="40" height="30">{inner}</image>'
-    return f"<annotations>{meta}{image}</annotations>"
-
-
-META = "<meta><job><labels><label><name>lesion</name></label></labels></job></meta>"
-
-
-def drawn(label, points="10,5;19,5;19,12;10,12"):
-    return f'<polygon label="{label}" points="{points}" z_order="0"/>'
-
-
-def voc(inner, name=ONE, more=""):
-    box = "".join(
-        f"<{key}>{value}</{key}>"
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (10, 5, 19, 12), strict=True)
-    )
-    return (
-        f"<annotation><filename>{name}</filename>{more}<object><name>fracture</name>"
-        f"<bndbox>{box}</bndbox>{inner}</object></annotation>"
-    )
-
+from tests.lesion_files import (
+    BOX,
+    CORNERS,
+    HEIGHT,
+    ONE,
+    OTHER,
+    PIXELS,
+    WIDTH,
+    coco,
+    cvat,
+    drawn,
+    labelme,
+    region,
+    shape,
+    studio,
+    voc,
+)
 
 FLAT = ONE.replace("/", "_").removesuffix(".png")
 FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
@@ -114,13 +44,17 @@ FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
             0,
             "holds several images",
         ),
-        ({"a.json": studio({"image": ONE}, region(), region("b"))}, 0, "holds several images"),
+        (
+            {"a.json": studio({"image": ONE}, region(), region(to_name="b"))},
+            0,
+            "holds several images",
+        ),
         (
             {
                 "a.json": [
                     {
                         "data": {"image": ONE},
-                        "annotations": [{"result": [region()]}, {"result": [region("b")]}],
+                        "annotations": [{"result": [region()]}, {"result": [region(to_name="b")]}],
                     }
                 ]
             },
@@ -137,8 +71,8 @@ FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
         ({f"{FLAT}.json": labelme(shape())}, PIXELS, ""),
         ({"annotation_12.json": labelme(shape())}, PIXELS, ""),
         ({f"{FLAT_OTHER}.json": labelme(shape())}, 0, "may be any of 2 images"),
-        ({f"{FLAT_OTHER}.xml": voc("")}, 0, "may be any of 2 images"),
-        ({"a.xml": voc("", more=f"<path>C:\\x\\{OTHER}</path>")}, 0, "may be any of 2 images"),
+        ({f"{FLAT_OTHER}.xml": voc()}, 0, "may be any of 2 images"),
+        ({"a.xml": voc(more=f"<path>C:\\x\\{OTHER}</path>")}, 0, "may be any of 2 images"),
         ({"a.json": coco({"segmentation": [BOX]}, path=f"/data/{OTHER}")}, 0, "any of 2 images"),
         (
             {"a.json": {f"{OTHER}123": {"filename": ONE, "regions": []}}},
@@ -151,15 +85,15 @@ FLAT_OTHER = OTHER.replace("/", "_").removesuffix(".png")
             0,
             "no JSON",
         ),
-        ({"a.xml": voc(""), f"{FLAT}.xml": "<annotation><obj"}, 0, "no XML"),
-        ({"a.xml": voc(""), "b.xml": "<annotation><obj"}, 0, "nothing else tells"),
+        ({"a.xml": voc(), f"{FLAT}.xml": "<annotation><obj"}, 0, "no XML"),
+        ({"a.xml": voc(), "b.xml": "<annotation><obj"}, 0, "nothing else tells"),
         ({"a.json": labelme(shape()), "b.json": '{"readme": 1}'}, PIXELS, "lacks the list"),
     ],
 )
-def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels, said):
-    masks, text = taken(files)
-    assert masks == ({ONE: pixels} if pixels else {})
-    assert said in text
+def test_a_mark_is_taken_where_one_image_alone_can_be_meant(importing, files, pixels, said):
+    importing.run(files)
+    assert importing.pixels() == ({ONE: pixels} if pixels else {})
+    assert said in importing.printed()
 
 
 @pytest.mark.parametrize(
@@ -170,14 +104,14 @@ def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels
         (labelme(shape(), shape("_background_", CORNERS)), (), 0, "covers part of one"),
         (labelme(shape("__ignore__")), (), 0, "no image has a mark"),
         (coco({"segmentation": [BOX]}, categories=[{"id": 1, "name": "background"}]), (), 0, ""),
-        (cvat(drawn("lesion"), drawn("Background", "12,7;15,7;15,9")), (), 0, "covers part"),
+        (cvat(drawn(), drawn("Background", "12,7;15,7;15,9")), (), 0, "covers part"),
         (
-            cvat(drawn("lesion"), drawn("background", "12,7;15,7;15,9")),
+            cvat(drawn(), drawn("background", "12,7;15,7;15,9")),
             ("--labels", "lesion"),
             0,
             "covers part",
         ),
-        (cvat(drawn("lesion"), drawn("background")), ("--labels", "background"), 0, "rename it"),
+        (cvat(drawn(), drawn("background")), ("--labels", "background"), 0, "rename it"),
         # What bears no class, two, or one that nobody lists cannot be judged.
         (labelme(shape(), shape("")), ("--labels", "fracture"), 0, "has the class 'none'"),
         (studio({"image": ONE}, region(labels=("fracture", "background"))), (), 0, "unclear"),
@@ -191,15 +125,15 @@ def test_a_mark_is_taken_where_one_image_alone_can_be_meant(taken, files, pixels
         (labelme(shape(), shape("metal")), ("--labels", "fracture"), PIXELS, "others   metal 1"),
         (labelme(shape("Don't care")), (), 0, "no image has a mark"),
         (coco({"segmentation": [BOX], "ignore": 1}), (), 0, "flagged as ignored"),
-        (cvat(META, drawn("metal")), (), 0, "not in <meta>"),
-        (cvat(META, drawn("lesion")), (), PIXELS, "weak"),
+        (cvat(drawn("metal"), labels="lesion"), (), 0, "not in <meta>"),
+        (cvat(drawn(), labels="lesion"), (), PIXELS, "weak"),
         ([{"image": ONE, "annotations": [{"label": "a", "coordinates": {}}]}], (), 0, "'result'"),
     ],
 )
-def test_only_what_is_certainly_a_lesion_is_marked(taken, files, words, pixels, said):
-    masks, text = taken({f"a.{'xml' if isinstance(files, str) else 'json'}": files}, *words)
-    assert masks == ({ONE: pixels} if pixels else {})
-    assert said in text
+def test_only_what_is_certainly_a_lesion_is_marked(importing, files, words, pixels, said):
+    importing.run(files, *words)
+    assert importing.pixels() == ({ONE: pixels} if pixels else {})
+    assert said in importing.printed()
 
 
 NOTES = '{"categories": [{"id": 0, "name": "b"}], "info": {"contributor": "Label Studio"}}'
@@ -239,10 +173,10 @@ def yolo(text, **classes):
         (yolo("0 .249999 .199999 .5 .2 .5 .4 .249999 .4"), 77, "weak"),
     ],
 )
-def test_columns_of_yolo_are_what_they_are_taken_for(taken, files, pixels, said):
-    masks, text = taken(files)
-    assert masks == ({ONE: pixels} if pixels else {})
-    assert said in text
+def test_columns_of_yolo_are_what_they_are_taken_for(importing, files, pixels, said):
+    importing.run(files)
+    assert importing.pixels() == ({ONE: pixels} if pixels else {})
+    assert said in importing.printed()
 
 
 def turned(name, value):
@@ -253,7 +187,6 @@ def turned(name, value):
 DIAMOND = {"x1": 14.5, "y1": 5, "x2": 19, "y2": 8.5, "x3": 14.5, "y3": 12, "x4": 10, "y4": 8.5}
 POLYGON = "".join(f"<{key}>{value}</{key}>" for key, value in DIAMOND.items())
 BBOX = [10, 5, 9, 7]
-SHARES = {"x": 0.3, "y": 0.3, "width": 0.2, "height": 0.2}
 RING = [12, 7, 17, 7, 17, 10, 12, 10]
 # A mask of 10 x 7 pixels in runs down the columns, as they should be, and along the rows.
 UPRIGHT = {"size": [30, 40], "counts": [305, *[7, 23] * 9, 7, 618]}
@@ -267,7 +200,7 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
         (coco({"segmentation": [[0.2, 0.2, 0.4, 0.2, 0.4, 0.3]]}), 0, "the first hundredth"),
         (labelme(shape(points=[[0.1, 0.1], [1, 0.1], [1, 1]])), 0, "the first hundredth"),
         (cvat(drawn("a", "0.2,0.2;0.6,0.2;0.6,0.9")), 0, "the first hundredth"),
-        (studio({"image": ONE}, region(value=SHARES)), 0, "the first hundredth"),
+        (studio({"image": ONE}, region(at=(0.3, 0.3, 0.2, 0.2))), 0, "the first hundredth"),
         # Attributes that turn a box.
         (coco({"bbox": BBOX, "attributes": {"rotation": 90}}), PIXELS, "weak"),
         (coco({"bbox": BBOX, "attributes": {"rotation": 0.0, "angle": "lateral"}}), PIXELS, ""),
@@ -300,15 +233,7 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
             68,
             "",
         ),
-        (
-            voc("")
-            .replace(">10<", ">1<")
-            .replace(">5<", ">0<")
-            .replace(">19<", ">40<")
-            .replace(">12<", ">30<"),
-            0,
-            "inverted",
-        ),
+        (voc(ends=(1, 0, 40, 30)), 0, "inverted"),
         # Arithmetic moves no pixel, nor do shares of six digits.
         (cvat(drawn("a", "9.9999999,5;19,5;19,12;9.9999999,12")), PIXELS, "weak"),
         # Untidy, but certain.
@@ -320,53 +245,49 @@ ACROSS = {"size": [30, 40], "counts": [210, *[10, 30] * 6, 10, 740]}
         ({"dm_format_version": "1.0", "categories": {}, "items": []}, 0, "is of Datumaro"),
     ],
 )
-def test_geometry_is_plausible_before_it_is_drawn(taken, content, pixels, said):
-    masks, text = taken({f"a.{'xml' if isinstance(content, str) else 'json'}": content})
-    assert masks == ({ONE: pixels} if pixels else {})
-    assert said in text
+def test_geometry_is_plausible_before_it_is_drawn(importing, content, pixels, said):
+    importing.run(content)
+    assert importing.pixels() == ({ONE: pixels} if pixels else {})
+    assert said in importing.printed()
 
 
-@pytest.mark.parametrize(("separator", "stated"), [(",", 1), (";", 1), ("\t", 1), (",", 2)])
-def test_a_csv_of_via_holds_all_regions_that_it_states(taken, separator, stated):
-    region = {"name": "rect", "x": 10, "y": 5, "width": 9, "height": 7}
-    row = [ONE, "99", str(stated), json.dumps(region).replace('"', '""'), "{}"]
-    names = [
-        "filename",
-        "file_size",
-        "region_count",
-        "region_shape_attributes",
-        "region_attributes",
-    ]
-    text = separator.join(names) + "\n" + separator.join(f'"{cell}"' for cell in row)
-    masks, said = taken({"a.csv": text})
-    assert masks == ({ONE: PIXELS} if stated == 1 else {})
-    assert ("its region_count is 2" in said) == (stated == 2)
+@pytest.mark.parametrize(("sign", "stated"), [(",", 1), (";", 1), ("\t", 1), (",", 2)])
+def test_a_csv_of_via_holds_all_regions_that_it_states(importing, sign, stated):
+    box = json.dumps({"name": "rect", "x": 10, "y": 5, "width": 9, "height": 7})
+    cells = [ONE, "99", str(stated), box.replace('"', '""'), "{}"]
+    names = ["filename", "file_size", "region_count"]
+    names += ["region_shape_attributes", "region_attributes"]
+    text = sign.join(names) + "\n" + sign.join(f'"{cell}"' for cell in cells)
+    importing.run({"a.csv": text})
+    assert importing.pixels() == ({ONE: PIXELS} if stated == 1 else {})
+    assert ("its region_count is 2" in importing.printed()) == (stated == 2)
 
 
 @pytest.mark.parametrize("colours", [["#800000"], ["#800000", "#008000"]])
-def test_of_a_folder_of_pascal_voc_the_classes_are_read(taken, tmp_path, colours):
+def test_of_a_folder_of_pascal_voc_the_classes_are_read(importing, colours):
     for kind in ("SegmentationClass", "SegmentationObject", "JPEGImages"):
-        (tmp_path / "source" / kind).mkdir(parents=True)
+        (importing.source / kind).mkdir(parents=True)
         for name, colour in zip((FLAT, FLAT_OTHER), colours, strict=False):
             picture = Image.new("RGB", (WIDTH, HEIGHT))
             picture.paste(colour if kind == "SegmentationClass" else "#123456", (10, 5, 20, 13))
-            picture.save(tmp_path / "source" / kind / f"{name}.png")
-    masks, text = taken({"labelmap.txt": "lesion:::\nmetal:::\n", "ImageSets/a.txt": FLAT})
-    assert masks == ({ONE: PIXELS} if len(colours) == 1 else {})
-    assert ("#800000" in text) == (len(colours) > 1)
+            picture.save(importing.source / kind / f"{name}.png")
+    importing.run({"labelmap.txt": "lesion:::\nmetal:::\n", "ImageSets/a.txt": FLAT})
+    assert importing.pixels() == ({ONE: PIXELS} if len(colours) == 1 else {})
+    assert ("#800000" in importing.printed()) == (len(colours) > 1)
     named = "# label:color_rgb:parts:actions\nlesion:128,0,0::\nignore:0,128,0::\n"
-    masks, text = taken({"labelmap.txt": named, "ImageSets/a.txt": FLAT})
-    assert masks == {ONE: PIXELS}
-    assert ("others   ignore 1" in text) == (len(colours) > 1)
+    importing.out = importing.out.with_name("named")
+    importing.run({"labelmap.txt": named, "ImageSets/a.txt": FLAT})
+    assert importing.pixels() == {ONE: PIXELS}
+    assert ("others   ignore 1" in importing.printed()) == (len(colours) > 1)
 
 
-def test_the_void_of_one_mask_is_no_lesion_beside_classes_of_others(taken, tmp_path):
-    (tmp_path / "source").mkdir()
+def test_the_void_of_one_mask_is_no_lesion_beside_classes_of_others(importing):
+    importing.source.mkdir()
     for name, value in ((FLAT, 255), (FLAT_OTHER, 1)):
         picture = Image.new("P", (WIDTH, HEIGHT))
         picture.putpalette([*range(256)] * 3)
         picture.paste(value, (10, 5, 20, 13))
-        picture.save(tmp_path / "source" / f"{name}.png")
-    masks, text = taken({"classes.md": "", "b.md": ""})
-    assert masks == {}
-    assert "holds 1 in" in text
+        picture.save(importing.source / f"{name}.png")
+    importing.run(importing.source)
+    assert importing.pixels() == {}
+    assert "holds 1 in" in importing.printed()

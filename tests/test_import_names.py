@@ -1,120 +1,56 @@
-"""Which image a name in an annotation file means: one that is certain, or none."""
+"""Which image a name in an annotation file means, which marks count: what is certain, or none."""
 
 from __future__ import annotations
 
 import re
-from functools import partial
 
-import pandas as pd
 import pytest
 
-from experiments.annotation.matching import ImageFinder, Matcher
-from tests.lesion_files import BOX, build, image, run_import, write_coco
+from experiments.annotation.matching import ImageFinder
+from tests.lesion_files import (
+    BOX,
+    ONE,
+    PIXELS,
+    coco,
+    coco_of,
+    cvat,
+    drawn,
+    image,
+    region,
+    studio,
+    voc,
+)
 
-# pycocotools 2.0.11 still speaks NumPy 1's array protocol; nothing to do about it here.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "lesions"
-
-
-@pytest.fixture
-def run(tmp_path, out):
-    """Run the command on the small tree; its exit status."""
-    return partial(run_import, build(tmp_path), out)
-
-
-def test_another_patients_path_never_matches():
-    known = [(1, 1), (2, 1), (2, 14)]
-    matcher = Matcher([f"train/patient{n}/study1/image{view}.png" for n, view in known])
-    for name in ("train/patient3/study1/image14.png", "patient3_study1_image14.png"):
-        assert matcher.find(name) == []
-    assert matcher.find("image14.png") == ["train/patient2/study1/image14.png"]
-
-
-def test_file_names_that_tell_images_apart_are_enough(tmp_path):
-    finder = ImageFinder(["images/A/IMG07.jpg", "images/B/IMG08.jpg"], tmp_path)
-    assert finder.find("some/where/IMG08.png") == ["images/B/IMG08.jpg"]
-    assert finder.find("scan_IMG08.png") == []
-
-
-def test_a_path_that_is_there_wins_over_one_that_ends_like_it():
-    matcher = Matcher(["a/x.png", "b/a/x.png", "b/a/x.jpg"])
-    assert matcher.find("a/x.png") == ["a/x.png"]
-    assert matcher.find("other/b/a/x.png") == ["b/a/x.png"]
-    assert matcher.find("b/a/x") == ["b/a/x.png", "b/a/x.jpg"]
-
-
-def test_flattened_names_that_two_paths_share_are_not_certain():
-    matcher = Matcher(["a/b_c.png", "a_b/c.png"])
-    assert matcher.find("a_b_c.png") == ["a/b_c.png", "a_b/c.png"]
+DIGITS = "0123456789abcdef0123456789abcdef"
+SETS = {
+    "mura": [f"p{n}/study1/image{view}.png" for n, view in ((1, 1), (2, 1), (2, 14))],
+    "names that tell": ["images/A/IMG07.jpg", "images/B/IMG08.jpg"],
+    "one ends like another": ["a/x.png", "b/a/x.png", "b/a/x.jpg"],
+    "flat alike": ["a/b_c.png", "a_b/c.png"],
+    "roboflow": ["a/b/image1.png", "a/c/image1.png", "a/c/image2_png.rf.01.png"],
+}
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("kind", "name", "places"),
     [
-        "MURA-v1.1/" + image(4),
-        "/home/anna/MURA-v1.1/" + image(4),
-        "C:\\data\\" + image(4).replace("/", "\\"),
-        "patient00004/study1_positive/image1.png",
-        image(4).replace(".png", ".jpg"),
-        image(4).replace("/", "_"),
-        image(4).replace("/", "__"),
-        image(4).replace("/", "-"),
-        image(4).replace("/", ""),
-        "MURA-v1.1_" + image(4).replace("/", "_"),
-        "1a2b3c4d-" + image(4).replace("/", "_"),
-        image(4).replace("/", "%2F"),
-        "../../" + image(4),
+        ("mura", "p3/study1/image14.png", []),  # another patient's path
+        ("mura", "p3_study1_image14.png", []),
+        ("mura", "image14.png", [2]),
+        ("names that tell", "some/where/IMG08.png", [1]),
+        ("names that tell", "scan_IMG08.png", []),
+        ("one ends like another", "a/x.png", [0]),
+        ("one ends like another", "other/b/a/x.png", [1]),
+        ("one ends like another", "b/a/x", [1, 2]),
+        ("flat alike", "a_b_c.png", [0, 1]),
+        ("roboflow", f"a_b_image1_png.rf.{DIGITS}.jpg", [0]),
+        ("roboflow", f"train/a_c_image1_png.rf.{DIGITS}", [1]),
+        ("roboflow", f"image1_png.rf.{DIGITS}.jpg", [0, 1]),
+        ("roboflow", "a/c/image2_png.rf.01.png", [2]),
     ],
 )
-def test_names_as_tools_write_them_are_matched(run, out, tmp_path, name):
-    assert run(write_coco(tmp_path / "a.json", (name, [BOX]))) == 0
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("image1.png", r"image1.png may be any of 38 images \(train/XR_HAND/.*, \.\.\.\); settle"),
-        ("study1_positive/image1.png", "may be any of 19 images"),
-        ("patient00099/study1_positive/image2.png", r"is no image of .* \(one is called train/"),
-        ("../../etc/x.png", "etc/x.png is no image of"),
-        ("/etc/passwd", "etc/passwd is no image of"),
-    ],
-)
-def test_a_name_that_is_not_certain_is_left_out(run, out, tmp_path, capsys, name, message):
-    source = write_coco(tmp_path / "a.json", (image(2), [BOX]), (name, [BOX]))
-    before = sorted(tmp_path.rglob("*"))
-    assert run(source, "--strict") == 2
-    assert "nothing is written (--strict): 1 mistake, listed above" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-    assert run(source) == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error), error
-    assert "left out: 1 mistake, listed above; written: 1 image" in error
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(2)]
-
-
-def test_a_mapping_settles_names(run, out, tmp_path):
-    mapping = tmp_path / "mapping.csv"
-    mapping.write_text(f"name,image\nimage1.png,{image(4)}\n0007.png,MURA-v1.1/{image(6)}\n")
-    source = write_coco(
-        tmp_path / "a.json", ("image1.png", [BOX]), ("images/1a2b3c4d-0007.png", [BOX])
-    )
-    assert run(source, "--mapping", mapping) == 0
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4), image(6)]
-
-
-def test_a_short_name_of_a_mapping_takes_no_other_patients_image(run, out, tmp_path):
-    mapping = tmp_path / "mapping.csv"
-    mapping.write_text(f"name,image\nimage1.png,{image(4)}\nstudy1_positive/x.png,{image(6)}\n")
-    names = ["MURA-v1.1/" + image(8), "patient99/image1.png", "patient00008/study1_positive/x.png"]
-    source = write_coco(tmp_path / "a.json", *((name, [BOX]) for name in names))
-    assert run(source, "--mapping", mapping) == 1
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(8)]
+def test_the_strictest_rule_that_fits_decides(tmp_path, kind, name, places):
+    assert ImageFinder(SETS[kind], tmp_path).find(name) == [SETS[kind][n] for n in places]
 
 
 def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
@@ -128,14 +64,78 @@ def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
     assert finder.find("other/x/y.png") == []
 
 
-@pytest.mark.parametrize(("sign", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16")])
-def test_a_mapping_may_come_from_a_spreadsheet(run, out, tmp_path, sign, encoding):
-    mapping = tmp_path / "mapping.csv"
-    path = image(4).replace("/", "\\")
-    mapping.write_text(f"name{sign}image\r\n0007.png{sign}{path}\r\n", encoding=encoding)
-    source = write_coco(tmp_path / "a.json", ("0007.png", [BOX]))
-    assert run(source, "--mapping", mapping) == 0
-    assert pd.read_csv(out / "lesions.csv")["image"].tolist() == [image(4)]
+FOUR = image(4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MURA-v1.1/" + FOUR,
+        "/home/anna/MURA-v1.1/" + FOUR,
+        "C:\\data\\" + FOUR.replace("/", "\\"),
+        "patient00004/study1_positive/image1.png",
+        FOUR.replace(".png", ".jpg"),
+        *(FOUR.replace("/", sign) for sign in ("_", "__", "-", "", "%2F")),
+        "MURA-v1.1_" + FOUR.replace("/", "_"),
+        "1a2b3c4d-" + FOUR.replace("/", "_"),
+        "../../" + FOUR,
+    ],
+)
+def test_names_as_tools_write_them_are_matched(importing, name):
+    assert importing.run(coco_of((name, [BOX]))) == 0
+    assert importing.pixels() == {FOUR: PIXELS}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("image1.png", r"image1.png may be any of 38 images \(train/XR_HAND/.*, \.\.\.\); settle"),
+        ("study1_positive/image1.png", "may be any of 19 images"),
+        ("patient00099/study1_positive/image2.png", r"is no image of .* \(one is called train/"),
+        ("../../etc/x.png", "etc/x.png is no image of"),
+        ("/etc/passwd", "etc/passwd is no image of"),
+    ],
+)
+def test_a_name_that_is_not_certain_is_left_out(importing, tmp_path, name, message):
+    source = importing.put({"a.json": coco_of((ONE, [BOX]), (name, [BOX]))})
+    before = sorted(tmp_path.rglob("*"))
+    assert importing.run(source, "--strict") == 2
+    assert "nothing is written (--strict): 1 mistake, listed above" in importing.printed()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert importing.run(source) == 1
+    printed = importing.printed()
+    assert re.search(message, printed), printed
+    assert "left out: 1 mistake, listed above; written: 1 image" in printed
+    assert importing.pixels() == {ONE: PIXELS}
+
+
+SHORT = f"name,image\nimage1.png,{FOUR}\nstudy1_positive/x.png,{image(6)}\n"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "names", "images"),
+    [
+        (
+            f"name,image\nimage1.png,{FOUR}\n0007.png,MURA-v1.1/{image(6)}\n",
+            ["image1.png", "images/1a2b3c4d-0007.png"],
+            [FOUR, image(6)],
+        ),
+        # A short name takes no other patient's image.
+        (
+            SHORT,
+            [f"MURA/{image(8)}", "patient99/image1.png", "patient00008/study1_positive/x.png"],
+            [image(8)],
+        ),
+        # From a spreadsheet, as Excel's "Unicode text" or with semicolons.
+        ("name;image\r\n0007.png;" + FOUR.replace("/", "\\"), ["0007.png"], [FOUR]),
+        ("\ufeffname\timage\r\n0007.png\t" + FOUR, ["0007.png"], [FOUR]),
+    ],
+)
+def test_a_mapping_settles_names(importing, tmp_path, mapping, names, images):
+    file = tmp_path / "mapping.csv"
+    file.write_text(mapping, encoding="utf-16-le" if "\t" in mapping else "utf-8")
+    importing.run(coco_of(*((name, [BOX]) for name in names)), "--mapping", file)
+    assert list(importing.pixels()) == images
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,102 @@ def test_a_mapping_may_come_from_a_spreadsheet(run, out, tmp_path, sign, encodin
     [
         ("name,path\na,b\n", "lacks the column 'image': expected the header name,image"),
         ("name,image\na.png,\n", "row 2: no image is given"),
-        (f"name,image\na.png,{image(2)}\na.png,{image(4)}\n", "row 3: a.png is .* in another row"),
+        (f"name,image\na.png,{ONE}\na.png,{FOUR}\n", "row 3: a.png is .* in another row"),
         ("name,image\na.png,b.png\n", "names 1 images that .* does not have"),
     ],
 )
-def test_a_wrong_mapping_is_refused(run, out, tmp_path, capsys, text, message):
-    mapping = tmp_path / "mapping.csv"
-    mapping.write_text(text)
-    assert run(write_coco(tmp_path / "a.json", (image(2), [BOX])), "--mapping", mapping) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error), error
-    assert not out.exists()
+def test_a_wrong_mapping_is_refused(importing, tmp_path, text, message):
+    (tmp_path / "mapping.csv").write_text(text)
+    assert importing.run(coco_of((ONE, [BOX])), "--mapping", tmp_path / "mapping.csv") == 2
+    assert re.search(message, importing.printed())
+    assert not importing.out.exists()
+
+
+def folder_of(name):
+    return name.rpartition("/")[0]
+
+
+@pytest.mark.parametrize(
+    ("about", "is_certain"),
+    [
+        (f"<path>/home/anna/MURA-v1.1/{FOUR}</path>", True),
+        ("<path>C:\\data\\" + FOUR.replace("/", "\\") + "</path>", True),
+        (f"<folder>{folder_of(FOUR)}</folder>", True),
+        (f"<folder>study1_positive</folder><path>{FOUR}</path>", True),
+        ("", False),
+        ("<folder>study1_positive</folder>", False),
+        (f"<path>{image(2, 2)}</path>", False),
+        (f"<path>{FOUR}</path><folder>{folder_of(ONE)}</folder>", False),  # at odds
+    ],
+)
+def test_path_or_folder_of_voc_settle_a_name_that_may_be_several(importing, about, is_certain):
+    assert importing.run(voc(name="image1.png", more=about)) == (0 if is_certain else 2)
+    assert importing.pixels() == ({FOUR: PIXELS} if is_certain else {})
+    assert is_certain or "image1.png may be any of 3" in importing.printed()
+
+
+# Classes ------------------------------------------------------------------------------------------
+
+
+def regions(*labels):
+    """A rectangle on patients 2, 4 and so on, each with the classes of one region."""
+    tasks = [studio({"image": image(2 * n + 2)}, region(own))[0] for n, own in enumerate(labels)]
+    return [task | {"id": n} for n, task in enumerate(tasks)]
+
+
+SIDE = '<points label="side marker" points="1,2"/>'
+VIA = {
+    "shape_attributes": {"name": "polygon", "all_points_x": BOX[::2], "all_points_y": BOX[1::2]},
+    "region_attributes": {"kind": {"lytic": True, "fracture": True, "metal": False}},
+}
+TWO = {"categories": ({"id": 1, "name": "fracture"}, {"id": 2, "name": "text"})}
+
+
+@pytest.mark.parametrize(
+    ("content", "labels", "types", "said"),
+    [
+        # What bears another class neither counts nor is in the way; what may be the lesion is.
+        (cvat(drawn() + SIDE), ["lesion"], {2: "lesion"}, "marks    lesion 1"),
+        (cvat(SIDE), ["lesion"], {}, "nothing is marked as that"),
+        (cvat(drawn() + '<points label="lesion"/>'), ["lesion"], {}, "'points' marks no area"),
+        (cvat(drawn() + '<points points="1,2"/>'), ["lesion"], {}, "'points' marks no area"),
+        (
+            coco({"segmentation": [BOX]}, {"segmentation": [[1, 1, 5, 1, 5, 3]], "category_id": 2})
+            | TWO,
+            ["fracture"],
+            {2: "fracture"},
+            "others   text 1",
+        ),
+        # A region of several classes, or a checkbox of VIA, is of each.
+        (
+            regions(["fracture"], ["fracture", "lytic"], ["text"]),
+            ["fracture"],
+            {2: "fracture", 4: "fracture+lytic"},
+            "marks    fracture 2, lytic 1, text 1",
+        ),
+        (
+            {"a": {"filename": ONE, "regions": [VIA]}},
+            ["lytic"],
+            {2: "fracture+lytic"},
+            "masks    1",
+        ),
+        # Classes are whole names.
+        (regions(["a"], ["b, c"], ["d"]), ["d, a"], {2: "a", 6: "d"}, ""),
+        (regions(["a"], ["b, c"], ["d"]), ["d", "a"], {2: "a", 6: "d"}, ""),
+        (regions(["a"], ["b, c"], ["d"]), ["b, c", "d"], {4: "b, c", 6: "d"}, ""),
+        (
+            regions(["a"], ["b, c"]),
+            ["a,b"],
+            {},
+            "'b': nothing is marked as that; there are 'a', 'b",
+        ),
+    ],
+)
+def test_marks_are_chosen_by_their_class(importing, content, labels, types, said):
+    importing.run(content, *(word for label in labels for word in ("--labels", label)))
+    assert said in importing.printed()
+    rows = importing.table() if types else None
+    assert (dict(zip(rows["image"], rows["lesion_type"], strict=True)) if types else {}) == {
+        image(patient): kind for patient, kind in types.items()
+    }
+    assert importing.out.exists() == bool(types)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from datamodules.annotations.fields import EntryError
 from datamodules.annotations.marks import Mark
-from experiments.annotation import checks as lesion_checks
+from experiments.annotation import checks
 from experiments.annotation.checks import MAX_CORNERS, check_mark, check_mask, crossing
-from experiments.annotation.raters import agreement, combine, mean_agreement
+from experiments.annotation.describe import describe_faults
+from experiments.annotation.joining import Fault, agreement, combine
 
 SIZE = (100, 200)
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
+TURN = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+RING = np.column_stack([500 + 300 * np.cos(TURN), 500 + 200 * np.sin(TURN)])
 
 
 @pytest.mark.parametrize(
@@ -30,30 +35,33 @@ SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
         # A slip of the hand: a loop of less than a pixel.
         ([(10, 10), (30, 10), (30, 30), (10.2, 30), (10.2, 9), (9, 9.5)], None),
         ([(10, 10), (30, 10), (30, 30), (25, 30), (25, 0), (15, 0), (15, 30)], (25, 10)),
+        # One of the last sides crosses one of the first.
+        (RING, None),
+        (np.vstack([RING, [850, 480], [850, 520], [400, 520]]), (799, 520)),
     ],
 )
 def test_an_outline_that_crosses_itself_is_found(outline, place):
-    found = crossing(outline)
-    assert found == (None if place is None else pytest.approx(place))
+    assert crossing(outline) == (place and pytest.approx(place, abs=1))
 
 
 def test_crossings_agree_with_a_slow_search_on_random_outlines(monkeypatch):
-    monkeypatch.setattr(lesion_checks, "LOOP_PIXELS", 0)
-    monkeypatch.setattr(lesion_checks, "LOOP_SHARE", 0)
+    monkeypatch.setattr(checks, "LOOP_PIXELS", 0)
+    monkeypatch.setattr(checks, "LOOP_SHARE", 0)
     random = np.random.default_rng(0)
     for _ in range(200):
         corners = random.uniform(0, 1000, (5, 2))
         assert (crossing(corners) is not None) == slow_crossing(corners)
 
 
-def test_a_crossing_of_sides_far_apart_is_found():
-    """Sides are compared in runs; here one of the last crosses one of the first."""
-    turn = np.linspace(0, 2 * np.pi, 300, endpoint=False)
-    ring = np.column_stack([500 + 300 * np.cos(turn), 500 + 200 * np.sin(turn)])
-    assert crossing(ring) is None
-    assert crossing(np.vstack([ring, [850, 480], [850, 520], [400, 520]])) == pytest.approx(
-        (799, 520), abs=1
-    )
+def slow_crossing(corners):
+    """Whether two sides meet between their ends."""
+    sides = list(zip(corners, np.roll(corners, -1, axis=0), strict=True))
+    for i, (a, b) in enumerate(sides):
+        for c, d in sides[i + 1 :]:
+            s, t = np.linalg.solve(np.column_stack([b - a, c - d]), c - a)
+            if 1e-9 < s < 1 - 1e-9 and 1e-9 < t < 1 - 1e-9:
+                return True
+    return False
 
 
 def test_many_corners_take_little_memory():
@@ -65,35 +73,8 @@ def test_many_corners_take_little_memory():
     assert most < 4 << 20
 
 
-@pytest.mark.parametrize(
-    ("box", "fault", "note"),
-    [
-        ((0, 0, 0, 0), "its mask is empty", ""),
-        ((0, 0, 20, 20), "the whole image is marked: is the mask inverted?", ""),
-        ((1, 1, 19, 19), "", "81 % of the image is marked"),
-        ((0, 0, 20, 18), "90.0 % of the image and most of its border are marked: is the mask", ""),
-        ((0, 0, 20, 5), "", ""),
-    ],
-)
-def test_a_mask_that_may_be_inverted_is_told(box, fault, note):
-    mask = np.zeros((20, 20), np.uint8)
-    left, top, right, bottom = box
-    mask[top:bottom, left:right] = 255
-    found = check_mask(mask)
-    assert found[0].startswith(fault)
-    assert (bool(found[0]), found[1]) == (bool(fault), note)
-
-
-def slow_crossing(corners):
-    """Whether two sides meet between their ends."""
-    sides = list(zip(corners, np.roll(corners, -1, axis=0), strict=True))
-    for i, (a, b) in enumerate(sides):
-        for c, d in sides[i + 1 :]:
-            matrix = np.column_stack([b - a, c - d])
-            s, t = np.linalg.solve(matrix, c - a)
-            if 1e-9 < s < 1 - 1e-9 and 1e-9 < t < 1 - 1e-9:
-                return True
-    return False
+def answer(fault):
+    return pytest.raises(EntryError, match=fault) if fault else nullcontext()
 
 
 @pytest.mark.parametrize(
@@ -106,25 +87,36 @@ def slow_crossing(corners):
         ([(-90, 10), (30, 10), (30, 30)], "most of it lies outside the 200x100 px image", ""),
         ([(210, 10), (230, 10), (230, 30)], "it lies outside the 200x100 px image", ""),
         ([(10, 101), (30, 101), (30, 130)], "it lies outside the 200x100 px image", ""),
-        (SQUARE[:2], "an outline of 2 points; three or more are needed", ""),
+        ([(0, 0), (1, 0), (1, 1)], "in the first hundredth of the image", ""),
         (SQUARE * MAX_CORNERS, "an outline of 20,000 points; simplify it to 5,000", ""),
     ],
 )
 def test_an_outline_lies_inside_its_image(outline, fault, note):
-    found = check_mark(Mark("mark", tuple(outline)), SIZE)
-    assert found[0].startswith(fault)
-    assert bool(found[0]) == bool(fault)
-    assert found[1] == note
+    with answer(fault):
+        assert check_mark(Mark("mark", tuple(outline)), SIZE) == note
 
 
-def test_runs_are_of_the_images_size():
-    fault, _ = check_mark(Mark("mark", runs={"size": [100, 100], "counts": b""}), SIZE)
-    assert "its mask is 100x100 px, the upright image 200x100 px" in fault
+@pytest.mark.parametrize(
+    ("box", "fault", "note"),
+    [
+        ((0, 0, 0, 0), "its mask is empty", ""),
+        ((0, 0, 20, 20), "the whole image is marked: is the mask inverted?", ""),
+        ((1, 1, 19, 19), "", "81 % of the image is marked"),
+        ((0, 0, 20, 18), "90.0 % of the image and most of its border are marked: is the mask", ""),
+        ((0, 0, 20, 5), "", ""),
+    ],
+)
+def test_a_mask_that_may_be_inverted_is_a_fault(box, fault, note):
+    mask = np.zeros((20, 20), np.uint8)
+    left, top, right, bottom = box
+    mask[top:bottom, left:right] = 255
+    with answer(fault):
+        assert check_mask(mask) == note
 
 
 def test_raters_are_joined_by_votes():
     masks = [np.uint8([[255, 255, 255, 0]]), np.uint8([[0, 255, 255, 0]])]
-    masks += [np.uint8([[0, 0, 255, 0]]), np.uint8([[0, 0, 255, 0]])]
+    masks += [np.uint8([[0, 0, 255, 0]])] * 2
     assert combine(masks, "union").tolist() == [[255, 255, 255, 0]]
     assert combine(masks, "majority").tolist() == [[0, 0, 255, 0]]  # two of four: a tie
     assert combine(masks[:3], "majority").tolist() == [[0, 255, 255, 0]]
@@ -133,11 +125,16 @@ def test_raters_are_joined_by_votes():
 
 def test_agreement_is_of_each_pair():
     masks = {"b": np.uint8([[1, 1, 0]]), "a": np.uint8([[1, 0, 0]]), "c": np.uint8([[0, 0, 1]])}
-    found = agreement(masks)
-    assert [(pair.raters, pair.iou, pair.dice) for pair in found] == [
+    assert agreement(masks) == [
         (("a", "b"), 0.5, pytest.approx(2 / 3)),
         (("a", "c"), 0.0, 0.0),
         (("b", "c"), 0.0, 0.0),
     ]
-    means = mean_agreement([*found, found[0]._replace(iou=1.0, dice=1.0)])
-    assert means[0] == (("a", "b"), 2, 0.75, pytest.approx(5 / 6))
+
+
+def test_of_many_faults_the_first_are_printed_and_the_others_counted():
+    faults = [Fault("unknown image", f"a.json: image {n}", "is none") for n in range(1234)]
+    lines = describe_faults([*faults, Fault("other size", "b.json", "is another")]).splitlines()
+    assert lines[0] == "unknown image: 1,234"
+    assert lines[50] == "  a.json: image 49: is none"
+    assert lines[51:] == ["  and 1,184 more", "other size: 1", "  b.json: is another"]

@@ -133,8 +133,8 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, phantoms,
         "in/good.png": (phantoms[0], ""),
         "in/lost.png": (b"", "cannot be read (No such file or directory)"),
         "in/one.png": (np.zeros((1, 1), np.uint8), "is 1 x 1 pixels, and no side may be below 32"),
-        "in/text.png": (NO_IMAGE, "neither a PNG nor a JPEG file nor DICOM"),
-        "in/v1.png": (NO_IMAGE, "neither"),
+        "in/text.png": (NO_IMAGE, "expected a PNG, JPEG or DICOM file"),
+        "in/v1.png": (NO_IMAGE, "expected a PNG"),
         missing: (b"", "there is no such file or folder"),
     }
     save(tmp_path, {name: image for name, (image, _) in expected.items() if name != missing})

@@ -68,45 +68,36 @@ def show(monkeypatch, tmp_path):
     return show
 
 
-def unmasked(run):
-    """Make of a run one on images without lesion masks."""
-    run.table["lesion_area"] = NAN
-    run.estimates |= {
-        f"{name}/hit": run.estimates["auroc"]._replace(value=NAN) for name in run.maps
-    }
-    return run
-
-
+PERFECT = (
+    "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies inside "
+    # The bootstrap of equal values has no width, which is no certainty.
+    "the lesion: 100 % (all patients alike, so that no interval can be told)."
+)
 RIVAL = "The best map that knows nothing of the image, noise, reaches 0 %: "
 
 
 @pytest.mark.parametrize(
-    ("runs", "claim"),
+    ("runs", "claims"),
     [
+        ([made("stage3"), made()], [PERFECT, "50 % of lesions: the same for the classifier’s own"]),
         (
-            lambda: [made("stage3"), made()],
-            "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies "
-            # The bootstrap of equal values has no width, which is no certainty.
-            "inside the lesion: 100 % (all patients alike, so that no interval can be told).",
+            [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)],
+            ["In 60 % of 20 test", "mean of 2 trainings", "joined by their mean"],
         ),
-        (lambda: [made("stage3"), made()], "50 % of lesions: the same for the classifier’s own"),
-        (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "In 60 % of 20 test"),
-        (lambda: [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)], "mean of 2 trainings"),
-        (lambda: [unmasked(made())], "no test image has a lesion mask, so that nobody can say"),
-        (
-            lambda: [made(shares={"pcam": 0.0}, trivial=True)],
-            f"{RIVAL}that PCAM’s is better is not shown.",
-        ),
-        (lambda: [made(shares={"pcam": 1.0}, trivial=True)], f"{RIVAL}the difference is shown (p"),
+        ([made(shares={"pcam": 0.0}, trivial=True)], [f"{RIVAL}that PCAM’s is better is not"]),
+        ([made(shares={"pcam": 1.0}, trivial=True)], [f"{RIVAL}the difference is shown (p ="]),
     ],
 )
-def test_the_claim_is_of_the_last_map_of_the_last_stage(show, runs, claim):
-    assert claim in show(*runs())
+def test_the_claim_is_of_the_last_map_of_the_last_stage(show, runs, claims):
+    said = show(*runs)
+    assert [claim for claim in claims if claim not in said] == []
 
 
 def test_what_is_inserted_is_escaped(show):
     run = made(name=HOSTILE)
-    run.table = run.table.assign(body_part=HOSTILE, lesion_type=HOSTILE, path=HOSTILE)
+    run.table = run.table.assign(
+        body_part=HOSTILE, lesion_type=HOSTILE, path=run.table.path + HOSTILE
+    )
     run.notes, run.estimates = [HOSTILE, f"half finished: {HOSTILE}"], {}
     run.__post_init__()
     picture = {"name": HOSTILE, "src": "data:image/jpeg;base64,", "hit": 1.0, "area": NAN}
@@ -240,18 +231,25 @@ def test_without_images_no_data_is_needed_and_only_what_is_stale_is_judged(runs,
     assert "judging" in capsys.readouterr().out
 
 
-MURA = ("with an AUROC of", "ordered by the probability", "DenseNet-169, ImageNet (published, on")
+MURA = ["with an AUROC of", "no test image has a lesion mask, so that nobody can say whether"]
+MURA += [
+    "ordered by the probability",
+    "DenseNet-169, ImageNet (published, on",
+    "radiographs of mura",
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "claims", "never"),
     [
-        (["stage1", "data.name=mura"], [*MURA, "radiographs of mura"], "Images with a lesion"),
+        (["stage1", "data.name=mura"], MURA, "Images with a lesion"),
         (["stage3", "loss.classification=false"], ["the FCN’s map"], "AUROC"),
     ],
 )
-def test_pages_without_masks_and_of_masks_alone(words, claims, never, trained, tmp_path, capsys):
+def test_pages_without_masks_and_of_masks_alone(
+    runs, words, claims, never, trained, tmp_path, capsys
+):
     mura = "data.name=mura" in words
     own = ("data.count", "lesions") if mura else ("no word",)
     words = [*words, *(word for word in trained.words if not word.startswith(own))]
@@ -264,36 +262,35 @@ def test_pages_without_masks_and_of_masks_alone(words, claims, never, trained, t
     assert never not in said
 
 
-ARRANGE = {
-    "": lambda run: None,
-    "lost": lambda run: (run / "checkpoints" / "best.ckpt").unlink(),
-    "masks": lambda run: (
-        pd.read_csv(run / IMAGES)  # judged by masks of another size
-        .eval("lesion_area = 2 * lesion_area")
-        .to_csv(run / IMAGES, index=False)
-    ),
-    "notes": lambda run: (run.parent / "report.html").write_text("my own notes"),
-    "file": lambda run: (run.parent / "file").write_text(""),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arrange", "words", "message"),
+    ("words", "arrange", "message"),
     [
-        ("", "data.root=x", "no run directory. Fix: name one, such as"),
-        ("", "nowhere/seed0", "nowhere/seed0 is no run directory"),
-        ("", "{run} {run}/checkpoints/best.ckpt", "are of one run"),
-        ("lost", "{run}", "best.ckpt does not exist"),
-        ("masks", "{run} --out {run}", "was judged on other data than phantom is today"),
-        ("notes", "{run} --out {run}/..", "was not written by this command. Fix: name another"),
-        ("file", "{run} --out {run}/../file/x", "cannot be written"),
+        ("data.root=x", None, "no run directory. Fix: name one, such as"),
+        ("nowhere/seed0", None, "nowhere/seed0 is no run directory"),
+        ("{run} {run}/checkpoints/best.ckpt", None, "are of one run"),
+        ("{run}", lambda run: (run / "checkpoints/best.ckpt").unlink(), "best.ckpt does not exist"),
+        ("{run} --out {run}/config.yaml/x", None, "cannot be written"),
+        (
+            "{run} --out {run}/..",
+            lambda run: (run.parent / "report.html").write_text("my own notes"),
+            "was not written by this command. Fix: name another",
+        ),
+        (
+            "{run} --out {run}",  # judged by masks of another size
+            lambda run: (
+                pd.read_csv(run / IMAGES)
+                .eval("lesion_area = 2 * lesion_area")
+                .to_csv(run / IMAGES, index=False)
+            ),
+            "was judged on other data than phantom is today",
+        ),
     ],
 )
-def test_what_cannot_be_reported_is_named(runs, tmp_path, arrange, words, message, capsys):
+def test_what_cannot_be_reported_is_named(runs, tmp_path, words, arrange, message, capsys):
     run = shutil.copytree(runs[0], tmp_path / "run")
-    ARRANGE[arrange](run)
+    if arrange:
+        arrange(run)
     assert report.main(words.format(run=run).split()) == 2
     assert message in capsys.readouterr().err
-    pages = [path.read_text() for path in tmp_path.rglob("report.html")]
-    assert pages == ["my own notes"] * (arrange == "notes")
+    assert {path.read_text() for path in tmp_path.rglob("report.html")} <= {"my own notes"}

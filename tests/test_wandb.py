@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import wandb
 
+from callbacks import MapPanels
+from experiments.build import build_data
 from experiments.config import ConfigError, load_config
 from experiments.training import wandb as ours
+from experiments.training.loop import build_callbacks
+from experiments.training.preemption import StopRequest
 from tests.sweeps import HOUSE
 from tests.wandb_server import WandbServer
 
@@ -200,3 +204,22 @@ def test_online_needs_a_key_and_a_mode_must_be_one(tmp_path, monkeypatch):
     assert ours.wandb_mode("online") == "online"
     with pytest.raises(ConfigError, match=r"logger\.wandb"):
         load_config("stage1", ["logger.wandb=onlin"])
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "sent"),
+    [
+        ("phantom", "null", True),
+        ("phantom", "false", False),
+        ("mura", "null", False),
+        ("mura", "true", True),
+        ("fracatlas", "null", False),
+    ],
+)
+def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked, sent):
+    words = [f"data.name={source}", f"data.root={tmp_path}", f"logger.wandb_images={asked}"]
+    config = load_config("stage1", words)
+    callbacks = build_callbacks(config, tmp_path, build_data(config), StopRequest())
+    (panels,) = [one for one in callbacks if isinstance(one, MapPanels)]
+    assert panels.to_loggers is sent
+    assert panels.count == 8

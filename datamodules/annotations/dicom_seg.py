@@ -16,17 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.filereader import read_file_meta_info
 
-from datamodules.annotations.entries import (
-    EntryError,
-    image_name,
-    image_size,
-    names,
-    noting_file,
-    show,
-)
-from datamodules.annotations.files import MAX_BYTES, list_files, read_bytes
-from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, Mistake, encode
+from datamodules.annotations import fields
+from datamodules.annotations.fields import EntryError
+from datamodules.annotations.files import MAX_BYTES, catch_file, list_files, read_bytes
+from datamodules.annotations.marks import MAX_PIXELS, Mark, MarkedImage, Marking, encode
 from datamodules.decode import is_dicom
 from datamodules.index import DataError
 
@@ -44,48 +40,39 @@ def read_dicom_seg(path: Path) -> Marking:
     """Read a segmentation, or all below a folder, where other DICOM files are the images.
 
     The label of a mark is that of its segment.
-
-    Raises:
-        DataError: There is no such file or folder, or no segmentation in it.
     """
-    images: list[MarkedImage] = []
-    mistakes: list[Mistake] = []
-    found = False
+    marking = Marking([], [])
+    is_there = False
     for file in list_files(path, ""):
-        with noting_file(mistakes, file, path) as whose:
-            if not is_dicom(data := read_bytes(file)):
+        with catch_file(marking, file, path) as concerned:
+            data = read_bytes(file)
+            if not is_dicom(data) or not is_segmentation(file):
                 continue
+            is_there = True
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of odd values, which may be a patient's
-                    if is_segmentation(file):
-                        found = True
-                        images += _read(file, data, whose)
+                    marking.images.extend(_read(file, data, concerned))
             except (EntryError, DataError):
                 raise
             except Exception as error:  # pydicom fails in many ways, with values in its texts
                 what = f"damaged DICOM ({type(error).__name__}); export it again"
                 raise EntryError(what) from error
-    if not found:
+    if not is_there:
         raise DataError(f"{path}: holds no DICOM segmentation (SEG); export one, or masks as PNG")
-    return Marking(images, mistakes)
+    return marking
 
 
 def is_segmentation(file: Path) -> bool:
     """Whether a DICOM file says that it is a segmentation."""
-    from pydicom.filereader import read_file_meta_info
-
     try:
         return str(read_file_meta_info(file).MediaStorageSOPClassUID) in SEGMENTATIONS
     except Exception:  # pydicom fails in many ways
         return False
 
 
-def _read(file: Path, content: bytes, whose: list[str]) -> list[MarkedImage]:
-    """Read the content of a segmentation; ``whose`` becomes the images that it refers to."""
-    from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
-
+def _read(file: Path, content: bytes, concerned: list[str]) -> list[MarkedImage]:
+    """Read a segmentation's content; ``concerned`` becomes the images that it refers to."""
     meta: Any = read_file_meta_info(file)
     syntax = str(meta.TransferSyntaxUID)
     if syntax == DEFLATED:
@@ -94,32 +81,30 @@ def _read(file: Path, content: bytes, whose: list[str]) -> list[MarkedImage]:
             raise DataError(f"inflates to over {MAX_BYTES >> 20} MiB; save it uncompressed")
     data = dcmread(BytesIO(content), stop_before_pixels=syntax not in UNCOMPRESSED)
     every = (item.value for item in data.iterall() if item.keyword == "ReferencedSOPInstanceUID")
-    whose[:] = dict.fromkeys(map(str, every)) or whose
+    concerned[:] = dict.fromkeys(map(str, every)) or concerned
     if syntax not in UNCOMPRESSED:
         raise EntryError(f"is compressed (transfer syntax {syntax[:64]}); save it uncompressed")
     count = int(data.get("NumberOfFrames") or 1)
-    size = image_size(data.Rows, data.Columns)
+    size = fields.image_size(data.Rows, data.Columns)
     if not 0 < count * size[0] * size[1] <= MAX_PIXELS:
-        raise EntryError(f"holds {show(count)} frames of {size[1]} x {size[0]}; split it")
-    frames = data.pixel_array.reshape(count, *size)
-    labels = {
-        int(item.SegmentNumber): names(str(item.SegmentLabel)) for item in data.SegmentSequence
-    }
+        raise EntryError(f"holds {fields.show(count)} frames of {size[1]} x {size[0]}; split it")
+    labels = {int(s.SegmentNumber): fields.names(str(s.SegmentLabel)) for s in data.SegmentSequence}
     images: dict[str, MarkedImage] = {}
-    for place, frame in enumerate(frames):
+    for place, frame in enumerate(data.pixel_array.reshape(count, *size)):
         name = _source(data, place)
         image = images.setdefault(name, MarkedImage(name, size, [], str(file), remedy=REMEDY))
         for segment, mask in _segments(data, place, frame):
-            if mask.any():
-                entry = f"segment {segment}, frame {place + 1}"
-                if segment not in labels:
-                    raise EntryError(f"{entry}: no segment of that number is described")
-                image.marks.append(Mark(entry, runs=encode(mask), labels=labels[segment]))
+            entry = f"segment {segment}, frame {place + 1}"
+            if not mask.any():
+                continue
+            if segment not in labels:
+                raise EntryError(f"{entry}: no segment of that number is described")
+            image.marks.append(Mark(entry, runs=encode(mask), labels=labels[segment]))
     return list(images.values())
 
 
-def _segments(data: Any, place: int, frame: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Give the segments of a frame: their number and what they mark, bool ``(H, W)``."""
+def _segments(data: Dataset, place: int, frame: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The segments of a frame: their number and what they mark, bool ``(H, W)``."""
     kind = str(data.SegmentationType)
     if kind == "LABELMAP":
         for segment in np.unique(frame[frame > 0]):
@@ -130,8 +115,8 @@ def _segments(data: Any, place: int, frame: np.ndarray) -> Iterator[tuple[int, n
     yield segment, frame >= half
 
 
-def _source(data: Any, place: int) -> str:
-    """Return the SOP Instance UID of the image that a frame marks."""
+def _source(data: Dataset, place: int) -> str:
+    """The SOP Instance UID of the image that a frame marks."""
     derivation = _group(data, place, "DerivationImageSequence")
     series = data.get("ReferencedSeriesSequence") or []
     listed = [image for item in series for image in item.ReferencedInstanceSequence]
@@ -143,11 +128,11 @@ def _source(data: Any, place: int) -> str:
         raise EntryError(f"frame {place + 1} is of {len(uids)} images, not one; export it again")
     if any(int(source.get("ReferencedFrameNumber") or 1) != 1 for source in sources):
         raise EntryError("it marks a frame of a film, not a radiograph; take it out")
-    return image_name(uids.pop())
+    return fields.image_name(uids.pop())
 
 
-def _group(data: Any, place: int, name: str) -> Any:
-    """Return the first item of a functional group of a frame, or of what all frames share."""
+def _group(data: Dataset, place: int, name: str) -> Any:
+    """The first item of a functional group of a frame, or of what all frames share."""
     own = data.get("PerFrameFunctionalGroupsSequence") or []
     shared = data.get("SharedFunctionalGroupsSequence") or []
     for item in [*own[place : place + 1], *shared[:1]]:

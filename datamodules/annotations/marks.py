@@ -1,7 +1,7 @@
-"""What annotation files say, in one form: images, what is marked on them, and what is wrong.
+"""The common form of all annotation formats: images, what is marked on them, and mistakes.
 
-Every reader of this folder turns files of one format into a :class:`Marking`. Coordinates are in
-pixels of the upright image, x to the right and y down, (0, 0) the outer corner of the first pixel.
+Coordinates are pixels of the upright image, x to the right and y down, (0, 0) the outer corner of
+the first pixel.
 """
 
 from __future__ import annotations
@@ -22,73 +22,44 @@ Point = tuple[float, float]
 
 
 class Mark(NamedTuple):
-    """One thing that somebody marked on an image.
+    """One thing that somebody marked on an image: an outline, or runs."""
 
-    Attributes:
-        entry: Which entry of the file says so, for messages: "annotation 12".
-        outline: Corners of a polygon, at least three; a box has four, an ellipse many. Empty where
-            ``runs`` is given.
-        runs: Instead of an outline, a mask as pycocotools encodes it: ``{"size": [H, W], "counts":
-            bytes}``. Masks would fill the memory, their runs do not.
-        labels: Names of its classes; none where the file has none.
-        rater: Who marked it, "" where the file does not say.
-        is_box: Whether it is only a box around the lesion, weaker than its outline.
-    """
-
-    entry: str
-    outline: tuple[Point, ...] = ()
+    entry: str  # which entry of the file, for messages: "annotation 12"
+    outline: tuple[Point, ...] = ()  # three corners or more: a box has four, an ellipse many
+    # A mask as pycocotools encodes it, {"size": [H, W], "counts": bytes}: pixels fill the memory.
     runs: dict[str, Any] | None = None
-    labels: tuple[str, ...] = ()
-    rater: str = ""
-    is_box: bool = False
+    labels: tuple[str, ...] = ()  # names of its classes; none where the file has none
+    rater: str = ""  # who marked it, "" where the file does not tell
+    is_box: bool = False  # only a box around the lesion, weaker than its outline
 
 
 class MarkedImage(NamedTuple):
-    """What a file says of one image.
+    """An image that a file lists, and what is marked on it."""
 
-    Attributes:
-        name: The image as the file names it: a path, or what a tool made of it.
-        size: ``(height, width)`` that the file states, pixels; None where it does not.
-        marks: What is marked on it; empty where the file lists the image without any.
-        where: The file, and the place in it, for messages.
-        in_shares: Outlines are shares of width and height (YOLO), to be scaled by the image's size.
-        also: Other names that the file gives the image, its own file name among them: where they
-            mean another image than ``name`` does, nobody can tell whose the marks are.
-        remedy: What to do where ``size`` is not the image's, for a format that has a way out.
-        note: What a person should know of the file, such as what its tool leaves out.
-    """
-
-    name: str
-    size: tuple[int, int] | None
+    name: str  # as the file names it: a path, or what a tool made of it
+    size: tuple[int, int] | None  # (height, width) that the file states, pixels
     marks: list[Mark]
-    where: str
-    in_shares: bool = False
+    where: str  # the file and the place in it, for messages
+    in_shares: bool = False  # outlines are shares of width and height (YOLO)
+    # Other names that the file gives the image, its own file name among them: where they mean
+    # another image than ``name`` does, nobody can tell whose the marks are.
     also: tuple[str, ...] = ()
-    remedy: str = ""
-    note: str = ""
+    remedy: str = ""  # what to do where ``size`` is not the image's, in a format with a way out
+    note: str = ""  # what a person should know of the file, such as what its tool leaves out
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong.
+    """One thing that is wrong; nothing is taken of the images that it may concern."""
 
-    Attributes:
-        where: The file, and the entry in it.
-        what: What is wrong, with the remedy.
-        images: Names of the images that it may concern, as in :attr:`MarkedImage.name`; nothing
-            of these is taken.
-        labels: Names of the classes of what is wrong, as in :attr:`Mark.labels`.
-        is_file: Whether a whole file cannot be read, so that it marks images nobody knows of.
-    """
-
-    where: str
-    what: str
-    images: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    is_file: bool = False
+    where: str  # the file, and the entry in it
+    what: str  # with the fix
+    images: tuple[str, ...] = ()  # names as in MarkedImage.name
+    labels: tuple[str, ...] = ()  # classes as in Mark.labels
+    is_file: bool = False  # a whole file cannot be read: it may mark images that nobody knows
 
 
 class Marking(NamedTuple):
-    """All that a source says; entries that are wrong are left out and listed."""
+    """The content of a source; entries that are wrong are left out and listed."""
 
     images: list[MarkedImage]
     mistakes: list[Mistake]
@@ -99,17 +70,14 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
 
     The rule is that of Pillow's ``ImageDraw.polygon`` with fill and outline, which LabelMe draws
     by: what the polygon encloses, and the line of pixels along its outline, so that a hairline
-    fracture outlined thinner than a pixel does not vanish. Corners lose what arithmetic adds, or
-    3.9999999 would fall into the pixel before. What lies outside the image is cut off.
-
-    Raises:
-        ValueError: The runs of a mark are of another size.
+    fracture outlined thinner than a pixel does not vanish. What lies outside the image is cut off.
     """
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
     joined = None
     for mark in marks:
         if mark.runs is None:
+            # Corners lose what arithmetic adds, or 3.9999999 would fall into the pixel before.
             corners = [(round(x, 4), round(y, 4)) for x, y in mark.outline]
             pen.polygon(corners, fill=255, outline=255)
         elif list(mark.runs["size"]) == [height, width]:
@@ -117,10 +85,10 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
             joined = mark.runs if joined is None else rle.merge([joined, mark.runs])
         else:
             raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
-    drawn = np.array(canvas)
+    mask = np.array(canvas)
     if joined is not None:
-        drawn |= rle.decode(joined) * np.uint8(255)
-    return drawn
+        mask |= rle.decode(joined) * np.uint8(255)
+    return mask
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

@@ -11,22 +11,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from datamodules.annotations.entries import (
-    LABEL_STUDIO,
-    EntryError,
-    image_name,
-    items,
-    noting,
-    noting_file,
-    show,
-    text,
-)
-from datamodules.annotations.files import list_files, read_bytes
-from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
-from datamodules.annotations.shapes import box, polygon
+from datamodules.annotations import fields, shapes
+from datamodules.annotations.fields import EntryError, catch, check, show
+from datamodules.annotations.files import catch_file, list_files, read_bytes
+from datamodules.annotations.marks import Mark, MarkedImage, Marking
 from datamodules.index import DataError
 
 CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", "notes.json")
@@ -46,40 +38,34 @@ def read_yolo(path: Path) -> Marking:
 
     A folder ``labels`` is left out of names: images lie in its twin ``images``. An empty file is an
     image without marks.
-
-    Raises:
-        DataError: There is no such file or folder, none of YOLO in it, the names of classes cannot
-            be read, or all that is marked is in pixels.
     """
-    names = read_classes(path)
-    images: list[MarkedImage] = []
-    mistakes: list[Mistake] = []
-    files = list_yolo(path)
+    classes, files = _read_classes(path), list_yolo(path)
     if not files:
         raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
-    notes = (file for file in _class_files(path) if file.suffix == ".json")
-    is_lossy = any(b"Label Studio" in read_bytes(file) for file in notes)
+    exports = [read_bytes(file) for file in _class_files(path) if file.suffix == ".json"]
+    note = fields.LABEL_STUDIO if any(b"Label Studio" in export for export in exports) else ""
+    marking = Marking([], [])
     for file in files:
-        with noting_file(mistakes, file, path) as whose:
-            folder = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
-            parts = [part for part in (*folder, file.stem) if part != "labels"]
-            whose[:] = [image_name("/".join(parts))]
+        with catch_file(marking, file, path) as concerned:
+            folders = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
+            parts = [part for part in (*folders, file.stem) if part != "labels"]
+            name = fields.image_name("/".join(parts))
+            concerned[:] = [name]
             lines = _lines(file)
-            note = LABEL_STUDIO if is_lossy else ""
-            image = MarkedImage(whose[0], None, [], str(file), in_shares=True, note=note)
-            images.append(image)
+            image = MarkedImage(name, None, [], str(file), in_shares=True, note=note)
+            marking.images.append(image)
             for place, line in enumerate(lines, 1):
-                with noting(mistakes, f"{file}: line {place}", image.name):
+                with catch(marking, f"{file}: line {place}", name):
                     if line.strip():
-                        image.marks.append(_mark(line.split(), f"line {place}", names))
-    wrong = [mistake for mistake in mistakes if IN_PIXELS in mistake.what]
-    if wrong and not any(image.marks for image in images):
+                        image.marks.append(_mark(line.split(), f"line {place}", classes))
+    wrong = [mistake for mistake in marking.mistakes if IN_PIXELS in mistake.what]
+    if wrong and not any(image.marks for image in marking.images):
         raise DataError(f"{wrong[0].where}: {wrong[0].what}")
-    return Marking(images, mistakes)
+    return marking
 
 
 def list_yolo(path: Path) -> list[Path]:
-    """Return the files that may be annotations: text, but no names of classes, list or README."""
+    """The files that may be annotations: text, but no names of classes, list or README."""
     return [
         file
         for file in list_files(path, ".txt")
@@ -88,35 +74,31 @@ def list_yolo(path: Path) -> list[Path]:
 
 
 def is_yolo(file: Path) -> bool:
-    """Whether a text file holds nothing but numbers in YOLO's order; an empty one may be it.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    fields = [line.split() for line in _lines(file) if line.strip()]
+    """Whether a text file holds nothing but numbers in YOLO's order; an empty one may be it."""
+    rows = [line.split() for line in _lines(file) if line.strip()]
     try:
-        return all(len([float(value) for value in line[1:]]) >= 4 for line in fields)
+        return all(len([float(value) for value in row[1:]]) >= 4 for row in rows)
     except ValueError:
         return False
 
 
-def read_classes(path: Path) -> list[str]:
-    """Return the names of classes, from beside the annotations or above; [] where there are none.
+def _lines(file: Path) -> list[str]:
+    if file.is_file() and file.stat().st_size == 0:
+        return []
+    try:
+        return read_bytes(file).decode("utf-8-sig").splitlines()
+    except UnicodeError as error:
+        raise DataError(f"{file}: is no UTF-8 text; export it again") from error
 
-    Raises:
-        DataError: They cannot be read, two files contradict each other, or it is a set of poses.
-    """
-    lists: dict[Path, list[str]] = {}
-    for file in _class_files(path):
-        if names := _read_names(file):
-            lists[file] = names
+
+def _read_classes(path: Path) -> list[str]:
+    """The names of classes, from beside the annotations or above; [] where there are none."""
+    lists = {file: names for file in _class_files(path) if (names := _read_names(file))}
     first, *others = lists or [path]
     for file in others:
         if lists[file] != lists[first]:
-            raise DataError(
-                f"{first} and {file}: name different classes, nobody can tell which were drawn by; "
-                "keep the right one"
-            )
+            both = f"{first} and {file}: name different classes"
+            raise DataError(f"{both}, nobody can tell which were drawn by; keep the right one")
     return lists.get(first, [])
 
 
@@ -131,66 +113,53 @@ def _class_files(path: Path) -> list[Path]:
 
 
 def _read_names(file: Path) -> list[str]:
+    if file.suffix not in (".yaml", ".json"):
+        return [line.strip() for line in "\n".join(_lines(file)).rstrip().splitlines()]
     data = read_bytes(file)
     try:
-        content = data.decode("utf-8-sig")
-        if file.suffix not in (".yaml", ".json"):
-            return [line.strip() for line in content.rstrip().splitlines()]
-        if len(data) > MAX_CLASSES_BYTES:
-            raise DataError(f"{file}: is too long for names of classes; take it out")
+        check(len(data) <= MAX_CLASSES_BYTES, "is too long for names of classes; take it out")
         # BaseLoader makes text, lists and dicts only; JSON is YAML, too.
-        content = yaml.load(content, Loader=yaml.BaseLoader)
-        if not isinstance(content, dict):
-            return []
-        if "kpt_shape" in content:
-            raise DataError(f"{file}: is of key points (pose), which mark no area; export segments")
-        names = content.get("names")
-        if "categories" in content:  # Label Studio's
-            names = {each["id"]: each["name"] for each in content["categories"]}
-        if isinstance(names, dict):  # {0: fracture, 2: metal}
-            names = [names.get(str(place)) for place in range(1 + max(map(int, names), default=-1))]
-        if names and text(content.get("nc")) not in ("", str(len(names))):
-            raise DataError(f"{file}: names {len(names)} classes, but nc is another; correct it")
-        return [text(name) for name in items(names)]
-    except DataError:
-        raise
+        return _listed_names(yaml.load(data, Loader=yaml.BaseLoader))
+    except EntryError as error:
+        raise DataError(f"{file}: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         what = str(error).partition("\n")[0]
         raise DataError(f"{file}: names of classes cannot be read ({what})") from error
 
 
-def _lines(file: Path) -> list[str]:
-    if file.is_file() and file.stat().st_size == 0:
-        return []
-    try:
-        return read_bytes(file).decode("utf-8-sig").splitlines()
-    except UnicodeError as error:
-        raise DataError(f"{file}: is no UTF-8 text; export it again") from error
+def _listed_names(content: Any) -> list[str]:
+    given = content if isinstance(content, dict) else {}
+    poses = "is of key points (pose), which mark no area; export segments"
+    check("kpt_shape" not in given, poses)
+    names = given.get("names")
+    if "categories" in given:  # Label Studio's
+        names = {each["id"]: each["name"] for each in given["categories"]}
+    if isinstance(names, dict):  # {0: fracture, 2: metal}
+        names = [names.get(str(place)) for place in range(1 + max(map(int, names), default=-1))]
+    is_right = not names or fields.text(given.get("nc")) in ("", str(len(names)))
+    check(is_right, f"names {len(names or [])} classes, but nc is another; correct it")
+    return [fields.text(name) for name in fields.items(names)]
 
 
-def _mark(fields: list[str], entry: str, names: list[str]) -> Mark:
+def _mark(row: list[str], entry: str, classes: list[str]) -> Mark:
     try:
-        values = [float(value) for value in fields[1:]]
+        values = [float(value) for value in row[1:]]
     except ValueError as error:
-        raise EntryError(f"holds {show(' '.join(fields))}; {HINT}") from error
-    if len(values) > 4 and _is_box_and_more(values):
-        raise EntryError(
-            f"holds {len(values)} values: a box with columns more (confidence, track, key points), "
-            "or a segment? export one of them alone; a segment of 3 points wants a fourth"
-        )
-    if not all(abs(value) <= PIXELS for value in values):
-        raise EntryError(
-            f"{show(' '.join(fields))} {IN_PIXELS}, perhaps class xmin ymin xmax "
-            f"ymax; {HINT}; convert it"
-        )
-    labels = (_label(fields[0], names),)
+        raise EntryError(f"holds {show(' '.join(row))}; {HINT}") from error
+    what = f"holds {len(values)} values: a box with columns more (confidence, track, key points), "
+    is_clear = len(values) <= 4 or not _is_box_and_more(values)
+    check(is_clear, f"{what}or a segment? export one alone; a segment of 3 points wants a fourth")
+    what = f"{show(' '.join(row))} {IN_PIXELS}, perhaps class xmin ymin xmax ymax; {HINT}"
+    check(all(abs(value) <= PIXELS for value in values), f"{what}; convert it")
+    labels = (_label(row[0], classes),)
     if len(values) == 4:
         cx, cy, width, height = values
-        corners = box(cx - width / 2, cy - height / 2, width, height)
+        corners = shapes.box(cx - width / 2, cy - height / 2, width, height)
         return Mark(entry, corners, labels=labels, is_box=True)
-    if len(values) < 6 or len(values) % 2:
-        raise EntryError(f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
-    return Mark(entry, polygon(zip(values[::2], values[1::2], strict=True)), labels=labels)
+    is_right = len(values) >= 6 and len(values) % 2 == 0
+    check(is_right, f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
+    points = zip(values[::2], values[1::2], strict=True)
+    return Mark(entry, shapes.polygon(points), labels=labels)
 
 
 def _is_box_and_more(values: list[float]) -> bool:
@@ -211,13 +180,13 @@ def _is_box_and_more(values: list[float]) -> bool:
     return len(rest) == 2 or (within and not side) or (bool(flags) and {*flags} <= {0, 1, 2})
 
 
-def _label(field: str, names: list[str]) -> str:
-    number = re.fullmatch(r"([0-9]{1,5})(\.0*)?", field)
+def _label(given: str, classes: list[str]) -> str:
+    number = re.fullmatch(r"([0-9]{1,5})(\.0*)?", given)
     if not number:
-        raise EntryError(f"its class is {show(field)}, no number; {HINT}")
+        raise EntryError(f"its class is {show(given)}, no number; {HINT}")
     place = int(number[1])
-    if not names:
+    if not classes:
         return str(place)
-    if place >= len(names) or not names[place]:
-        raise EntryError(f"its class is {place}, but {len(names)} have names; add it to them")
-    return names[place]
+    name = classes[place] if place < len(classes) else ""
+    check(name, f"its class is {place}, but {len(classes)} have names; add it to them")
+    return name

@@ -1,6 +1,6 @@
 """What can be wrong with what is marked on an image, each found by a pure function.
 
-A fault keeps the image out; a note is told and the image is taken.
+What keeps the image out is an ``EntryError``; a note, "" for none, is a word to people.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.annotations.marks import Mark, Point
+from datamodules.annotations.fields import check
+from datamodules.annotations.marks import Mark, MarkedImage, Point
 
 # EXIF orientations that swap width and height.
 _SWAPPED = (5, 6, 7, 8)
@@ -26,81 +27,79 @@ MAX_CORNERS = 5_000
 MOST, NEARLY_ALL = 0.5, 0.95
 
 
-def check_size(
-    stated: tuple[int, int] | None, upright: tuple[int, int], path: Path
-) -> tuple[str, str]:
-    """Compare the size that a file states with the upright image's own.
+def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str:
+    """Compare the size that a file states, if any, with the upright image's (height, width)."""
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(0x0112, 1)  # of EXIF, XMP or text
+            is_raw = image.size[::-1] != upright
+    except Exception:  # DICOM, or EXIF that Pillow cannot parse: nothing is applied
+        orientation, is_raw = 1, False
+    stated, turned = marked.size, upright[::-1]
+    if stated and stated != upright:
+        advice = "annotate the original, neither scaled nor turned"
+        if stated == turned and orientation in _SWAPPED:
+            did = "ignored the EXIF" if is_raw else "applied XMP's"
+            advice = f"the tool {did} orientation {orientation}; annotate a copy whose pixels are "
+            advice += "turned"
+        elif stated == turned:
+            advice = f"it seems turned by 90 degrees: {advice}"
+        advice += f"; {marked.remedy}" if marked.remedy else ""
+        what = f"it is {_show(stated)} px in the file, the upright image {_show(upright)} px "
+        check(False, f"{what}(width x height); {advice}")
+    # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
+    is_clear = stated and upright != turned and orientation in _SWAPPED
+    if is_clear or orientation not in range(2, 9):
+        return ""
+    note = f"its XMP or EXIF orientation is {orientation}, and the file does not tell whether "
+    return f"{note}the tool applied it"
 
-    Args:
-        stated: ``(height, width)``, pixels; None where the file does not say.
-        upright: The image's, as it is decoded.
-        path: The image, readable.
 
-    Returns:
-        A fault and a note, "" each where there is none.
+def check_mark(mark: Mark, size: tuple[int, int]) -> str:
+    """Check one mark on an image of ``size`` (height, width); runs are the readers' to check.
+
+    Less than half of an outline may lie outside; it is cut off at the image's edge.
     """
-    orientation, stored = orientation_of(path)
-    turned = upright[::-1]
-    if stated is None or tuple(stated) == upright:
-        # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
-        hidden = orientation not in (1, *_SWAPPED) or (orientation != 1 and upright == turned)
-        if hidden or (stated is None and orientation != 1):
-            return "", (
-                f"its XMP or EXIF orientation is {orientation}, and the file does not tell whether "
-                "the tool applied it"
-            )
-        return "", ""
-    if tuple(stated) == turned and orientation in _SWAPPED:
-        was_raw = stored != upright
-        frame, did = ("raw", "ignored the EXIF") if was_raw else ("turned", "applied XMP's")
-        return (
-            f"it was annotated in the {frame} frame, {show_size(stated)} px: the tool {did} "
-            f"orientation {orientation}; as it is decoded the image is {show_size(upright)} px "
-            "(width x height); annotate a copy whose pixels are turned",
-            "",
-        )
-    remedy = "it seems turned by 90 degrees: " if tuple(stated) == turned else ""
-    return (
-        f"it is {show_size(stated)} px in the file, the upright image {show_size(upright)} px "
-        f"(width x height); {remedy}annotate the original, neither scaled nor turned",
-        "",
-    )
-
-
-def check_mark(mark: Mark, size: tuple[int, int]) -> tuple[str, str]:
-    """Find what is wrong with one mark on an image of ``size`` (height, width).
-
-    Returns:
-        A fault and a note, "" each where there is none. An outline of which less than half lies
-        outside is cut off at the image's edge, with a note.
-    """
+    corners, (height, width) = mark.outline, size
     if mark.runs is not None:
-        if tuple(mark.runs["size"]) != tuple(size):
-            return (
-                f"its mask is {show_size(mark.runs['size'])} px, the upright image "
-                f"{show_size(size)} px (width x height); draw it on the original",
-                "",
-            )
-        return "", ""
-    if len(mark.outline) < 3:
-        return f"an outline of {len(mark.outline)} points; three or more are needed", ""
-    if len(mark.outline) > MAX_CORNERS:
-        return f"an outline of {len(mark.outline):,} points; simplify it to {MAX_CORNERS:,}", ""
-    height, width = size
-    if all(
-        0 <= x <= max(1, width / 100) and 0 <= y <= max(1, height / 100) for x, y in mark.outline
-    ):
-        return (
-            "it lies in the first hundredth of the image: are its coordinates shares where pixels "
-            "or percent are expected? convert them, or export again"
-        ), ""
-    fault, note = _check_inside(mark.outline, size)
-    if not fault and (place := crossing(mark.outline)) is not None:
-        fault = (
-            f"its outline crosses itself near ({place[0]:.0f}, {place[1]:.0f}): what lies inside "
-            "is unclear; draw it again, two lesions as two outlines"
-        )
-    return fault, note
+        return ""
+    is_few = len(corners) <= MAX_CORNERS
+    check(is_few, f"an outline of {len(corners):,} points; simplify it to {MAX_CORNERS:,}")
+    (left, top), (right, bottom) = np.min(corners, axis=0), np.max(corners, axis=0)
+    is_tiny = left >= 0 <= top and right <= max(1, width / 100) and bottom <= max(1, height / 100)
+    what = "it lies in the first hundredth of the image: are its coordinates shares where pixels or"
+    check(not is_tiny, f"{what} percent are expected? convert them, or export again")
+    inner_x = min(right, width) - max(left, 0)
+    inner_y = min(bottom, height) - max(top, 0)
+    reach = f"outside the {_show(size)} px image: it reaches from ({left:.0f}, {top:.0f}) to "
+    reach += f"({right:.0f}, {bottom:.0f})"
+    check(inner_x >= 0 <= inner_y, f"it lies {reach}; draw it again")
+    # Sides of no length count as a pixel: a hairline along an edge is no point outside.
+    inside = max(inner_x, 1.0) * max(inner_y, 1.0)
+    whole = max(right - left, 1.0) * max(bottom - top, 1.0)
+    out = max(-left, -top, right - width, bottom - height)
+    what = (
+        f"most of it lies {reach}; was it drawn on a scaled or turned copy? annotate the original"
+    )
+    check(out <= SLACK or inside >= 0.5 * whole, what)
+    if place := crossing(corners):
+        what = f"its outline crosses itself near ({place[0]:.0f}, {place[1]:.0f}): what lies inside"
+        check(False, f"{what} is unclear; draw it again, two lesions as two outlines")
+    return f"cut off at the image's edge, {out:.0f} px beyond it" if out > SLACK else ""
+
+
+def check_mask(mask: np.ndarray) -> str:
+    """Check a whole mask (H, W), 0 or 255: is it empty, full, or does it look inverted?"""
+    check(mask.any(), "its mask is empty; mark the lesion, or take the entry out")
+    share = float((mask > 0).mean())
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    what = "the whole image is marked"
+    if share <= NEARLY_ALL:
+        what = f"{share * 100:.1f} % of the image and most of its border are marked"
+    is_right = share <= MOST or (share <= NEARLY_ALL and (border > 0).mean() <= MOST)
+    advice = "is the mask inverted? mark the lesion alone, or take the entry out"
+    check(is_right, f"{what}: {advice}")
+    return f"{share * 100:.0f} % of the image is marked" if share > MOST else ""
 
 
 def is_rectangle(outline: Sequence[Point]) -> bool:
@@ -110,26 +109,7 @@ def is_rectangle(outline: Sequence[Point]) -> bool:
         return False
     a, b, c, d = corners
     # Two diagonals of one middle and one length.
-    lengths = math.dist(a, c), math.dist(b, d)
-    return math.dist(a + c, b + d) <= 0.2 and abs(lengths[0] - lengths[1]) <= 0.2
-
-
-def check_mask(mask: np.ndarray) -> tuple[str, str]:
-    """What is wrong with a whole mask (H, W), 0 or 255: a fault and a note, "" each.
-
-    It is empty, or marks all, or looks inverted: most of the image and of its border are marked.
-    """
-    if not mask.any():
-        return "its mask is empty; mark the lesion, or take the entry out", ""
-    share = float((mask > 0).mean())
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    if share > NEARLY_ALL:
-        said = "the whole image is marked"
-    elif share > MOST and (border > 0).mean() > MOST:
-        said = f"{share:.1%} of the image and most of its border are marked".replace("%", " %")
-    else:
-        return "", f"{share:.0%} of the image is marked".replace("%", " %") if share > MOST else ""
-    return f"{said}: is the mask inverted? mark the lesion alone, or take the entry out", ""
+    return math.dist(a + c, b + d) <= 0.2 and abs(math.dist(a, c) - math.dist(b, d)) <= 0.2
 
 
 def crossing(outline: Sequence[Point]) -> Point | None:
@@ -165,36 +145,6 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def orientation_of(path: Path) -> tuple[int, tuple[int, int]]:
-    """Orientation that a file holds (of EXIF, XMP or text; 1: none), and its stored size."""
-    try:
-        with Image.open(path) as image:
-            found = image.getexif().get(0x0112, 1)
-            return found if found in range(1, 9) else 1, image.size[::-1]
-    except Exception:  # DICOM, or EXIF that Pillow cannot parse: nothing is applied
-        return 1, (0, 0)
-
-
-def show_size(size: Sequence[int]) -> str:
+def _show(size: Sequence[int]) -> str:
     """``(height, width)`` as people write it: width x height."""
     return f"{size[1]}x{size[0]}"
-
-
-def _check_inside(outline: Sequence[Point], size: tuple[int, int]) -> tuple[str, str]:
-    height, width = size
-    (left, top), (right, bottom) = np.min(outline, axis=0), np.max(outline, axis=0)
-    inner_x = min(right, width) - max(left, 0)
-    inner_y = min(bottom, height) - max(top, 0)
-    out = max(-left, -top, right - width, bottom - height)
-    reach = f"it reaches from ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f})"
-    if inner_x < 0 or inner_y < 0:
-        return f"it lies outside the {show_size(size)} px image: {reach}; draw it again", ""
-    # Sides of no length count as a pixel: a hairline along an edge is no point outside.
-    inside = max(inner_x, 1.0) * max(inner_y, 1.0)
-    if out > SLACK and inside < 0.5 * max(right - left, 1.0) * max(bottom - top, 1.0):
-        return (
-            f"most of it lies outside the {show_size(size)} px image: {reach}; was it drawn on a "
-            "scaled or turned copy? annotate the original",
-            "",
-        )
-    return "", f"cut off at the image's edge, {out:.0f} px beyond it" if out > SLACK else ""

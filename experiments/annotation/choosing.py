@@ -14,25 +14,28 @@ Two ways, both a sequence whose beginning is the choice of a smaller number:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.radiographs import RadiographDataModule
+from experiments.runs import RunError
+from lightning_modules import Stage1Classifier
 
 
 class Look(NamedTuple):
-    """What a network makes of images, in their order.
+    """What a network makes of images, in their order, float32."""
 
-    Attributes:
-        features: ``(N, C)`` float32, the encoder's last features, averaged over positions.
-        margin: ``(N,)`` float32, distance of the two class scores, at least 0: 0 is a probability
-            of 0.5. (Not the probability: on its train images a network reaches 1.0 by rounding.)
-        probability: ``(N,)`` float32, of abnormal, from 0 to 1.
-    """
-
-    features: np.ndarray
+    features: np.ndarray  # (N, C), the encoder's last ones, averaged over positions
+    # (N,), distance of the two class scores: 0 is a probability of 0.5. Not the probability: on its
+    # train images a network reaches 1.0 by rounding.
     margin: np.ndarray
-    probability: np.ndarray
+    probability: np.ndarray  # (N,), of abnormal
 
 
 def choose_images(
@@ -58,24 +61,21 @@ def choose_images(
     """
     keys = [hashlib.sha256(f"{seed}/{path}".encode()).hexdigest() for path in table["path"]]
     rank = np.argsort(np.argsort(keys))
-    patient, study, part = (
-        pd.factorize(table[name])[0] for name in ("patient", "study", "body_part")
-    )
+    groups = [pd.factorize(table[name])[0] for name in ("patient", "body_part", "study")]
     masked = table["masked"].to_numpy(bool)
-    taken = [np.bincount(codes[masked], minlength=len(table)) for codes in (patient, part, study)]
-    of_patient, of_part, of_study = taken
-    certain = is_certain(look.margin, part, rank, ~masked) if look else np.ones(len(table), bool)
+    taken = [np.bincount(group[masked], minlength=len(table)) for group in groups]
+    free = ~masked
+    certain = np.ones(len(table), bool)
     farness = np.full(len(table), np.inf)
     if look:
+        certain = _is_certain(look.margin, groups[1], rank, free)
         for place in np.flatnonzero(masked).tolist():
             farness = np.minimum(farness, _distances(look, place))
-    free = ~masked
     chosen: list[int] = []
     while len(chosen) < count and free.any():
         left = np.flatnonzero(free)
-        left = _lowest(left, of_patient[patient[left]])
-        left = _lowest(left, of_part[part[left]])
-        left = _lowest(left, of_study[study[left]])
+        for group, counts in zip(groups, taken, strict=True):
+            left = _lowest(left, counts[group[left]])
         left = _lowest(left, certain[left])
         if look:
             left = _lowest(left, -farness[left])
@@ -83,27 +83,20 @@ def choose_images(
         place = _lowest(left, rank[left]).tolist()[0]
         chosen.append(place)
         free[place] = False
-        for counts, codes in zip(taken, (patient, part, study), strict=True):
-            counts[codes[place]] += 1
+        for group, counts in zip(groups, taken, strict=True):
+            counts[group[place]] += 1
         if look:
             farness = np.minimum(farness, _distances(look, place))
     places = np.array(chosen, dtype=np.int64)
     return places, ~certain[places]
 
 
-def is_certain(
+def _is_certain(
     margin: np.ndarray, part: np.ndarray, rank: np.ndarray, free: np.ndarray
 ) -> np.ndarray:
     """Whether an image is of the more certain half of the free ones of its body part.
 
-    Args:
-        margin: ``(N,)``, see :class:`Look`.
-        part: ``(N,)`` int, codes of body parts.
-        rank: ``(N,)`` int, decides where margins are equal.
-        free: ``(N,)`` bool, which images can be chosen.
-
-    Returns:
-        bool ``(N,)``; of an odd number the middle one is uncertain.
+    Of an odd number the middle one is uncertain; ``rank`` decides where margins are equal.
     """
     certain = np.zeros(len(margin), dtype=bool)
     for code in np.unique(part[free]):
@@ -120,3 +113,46 @@ def _distances(look: Look, place: int) -> np.ndarray:
 
 def _lowest(places: np.ndarray, values: np.ndarray) -> np.ndarray:
     return places[values == values.min()]
+
+
+@torch.inference_mode()
+def look_at(module: Stage1Classifier, data: RadiographDataModule, rows: np.ndarray) -> Look:
+    """Features and class scores of index rows, in their order."""
+    features, scores = [], []
+    for _, image in _batches(module, data, rows, "looking at images"):
+        last = module.encoder(image)[-1]
+        features.append(last.float().mean((2, 3)).cpu())
+        scores.append(module.classify(last).cpu())
+    both = torch.cat(scores)
+    if not both.isfinite().all():
+        raise RunError("the run's class scores are NaN or infinite: it diverged; name another run")
+    return Look(
+        torch.cat(features).numpy(),
+        (both[:, 1] - both[:, 0]).abs().numpy(),
+        both.softmax(1)[:, 1].numpy(),
+    )
+
+
+def maps_of(
+    module: Stage1Classifier, data: RadiographDataModule, method: str, rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """A map of each index row, float32 ``(H, W)`` in [0, 1], at the original size."""
+    for places, image in _batches(module, data, rows, "outlining maps"):
+        with torch.inference_mode():
+            squares = module.maps(image)[method].cpu().numpy()
+        for row, square in zip(places, squares, strict=True):
+            # Interpolation may round a 1 up.
+            yield data.to_original(square[0], int(row)).clip(0, 1)
+
+
+def _batches(
+    module: Stage1Classifier, data: RadiographDataModule, rows: np.ndarray, what: str
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    assert data.pixels is not None, "a run's data are set up"
+    device = next(module.parameters()).device
+    starts = range(0, len(rows), data.batch_size)
+    for start in tqdm(starts, desc=what, unit=" batches", leave=False, disable=None):
+        part = rows[start : start + data.batch_size]
+        squares = np.stack([data.pixels.image(int(row)) for row in part])
+        batch = {"image": torch.from_numpy(squares)[:, None].to(device)}
+        yield part, data.on_after_batch_transfer(batch, 0)["image"]

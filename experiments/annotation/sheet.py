@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.decode import decode
 from datamodules.files import usable_cores
+from experiments.drawing import contours, draw_outline, resize
 
 CELL, GAP, CAPTION = 220, 8, 50  # pixels: side of an image, space between, height of its text
 COLUMNS, ROWS = 10, 6
@@ -23,65 +24,59 @@ OUTLINE, WEAK = (60, 230, 120), (255, 170, 40)
 
 
 class Cell(NamedTuple):
-    """One image of a sheet: its file, its mask's, its path, a line of text, whether only boxed."""
+    """One image of a sheet."""
 
     image: Path
     mask: Path
-    title: str
+    title: str  # the image's path
     text: str
-    is_weak: bool
+    is_weak: bool  # only boxed
 
 
 def write_sheets(folder: Path, cells: Sequence[Cell]) -> list[str]:
     """Write ``sheet.png``, or ``sheet-1.png`` and so on, and return their names."""
-    pages = [
-        cells[start : start + COLUMNS * ROWS] for start in range(0, len(cells), COLUMNS * ROWS)
-    ]
-    names = ["sheet.png"] if len(pages) == 1 else [f"sheet-{n + 1}.png" for n in range(len(pages))]
-    for name, page in zip(names, pages, strict=True):
-        draw_sheet(page).save(folder / name, optimize=False)
+    starts = range(0, len(cells), COLUMNS * ROWS)
+    names = [f"sheet-{n}.png" for n in range(1, len(starts) + 1)]
+    names = names if len(names) > 1 else ["sheet.png"]
+    for name, start in zip(names, starts, strict=True):
+        _draw_sheet(cells[start : start + COLUMNS * ROWS]).save(folder / name)
     return names
 
 
-def draw_sheet(cells: Sequence[Cell]) -> Image.Image:
-    """Draw one page; as many columns as are needed, at most :data:`COLUMNS`."""
-    columns = min(len(cells), COLUMNS)
-    rows = -(-len(cells) // COLUMNS)
-    page = Image.new(
-        "RGB",
-        (GAP + columns * (CELL + GAP), GAP + rows * (CELL + CAPTION + GAP)),
-        BACKGROUND,
-    )
+def _draw_sheet(cells: Sequence[Cell]) -> Image.Image:
+    columns, rows = min(len(cells), COLUMNS), -(-len(cells) // COLUMNS)
+    size = GAP + columns * (CELL + GAP), GAP + rows * (CELL + CAPTION + GAP)
+    page = Image.new("RGB", size, BACKGROUND)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        drawn = pool.map(draw_outlined, cells)
-        for place, (cell, picture) in enumerate(zip(cells, drawn, strict=True)):
+        for place, (cell, picture) in enumerate(
+            zip(cells, pool.map(_outlined, cells), strict=True)
+        ):
             left = GAP + place % COLUMNS * (CELL + GAP)
             top = GAP + place // COLUMNS * (CELL + CAPTION + GAP)
             height, width = picture.shape[:2]
-            inset = ((CELL - width) // 2, (CELL - height) // 2)
-            page.paste(Image.fromarray(picture), (left + inset[0], top + inset[1]))
-            lines = [*wrap(cell.title, lambda text: font.getlength(text) <= CELL), cell.text]
+            inset = (left + (CELL - width) // 2, top + (CELL - height) // 2)
+            page.paste(Image.fromarray(picture), inset)
+            folders, name = wrap(cell.title, lambda text: font.getlength(text) <= CELL)
             faint = WEAK if cell.is_weak else FAINT
-            for line, text in enumerate(text for text in lines if text):
-                colour = faint if text == cell.text else INK
+            lines = [(folders, INK), (name, INK), (cell.text, faint)]
+            for line, (text, colour) in enumerate(line for line in lines if line[0]):
                 pen.text((left, top + CELL + 3 + 15 * line), text, colour, font)
     return page
 
 
-def draw_outlined(cell: Cell) -> np.ndarray:
+def _outlined(cell: Cell) -> np.ndarray:
     """The image, fitted into a cell, with the outline of its mask; uint8 (h, w, 3), RGB."""
     grey, mask = decode(cell.image), decode(cell.mask)
-    height, width = grey.shape
-    scale = CELL / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.cvtColor(cv2.resize(grey, size, interpolation=how), cv2.COLOR_GRAY2RGB)
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    picture = cv2.cvtColor(resize(grey, CELL, CELL, cv2.INTER_LINEAR), cv2.COLOR_GRAY2RGB)
+    scale = CELL / max(grey.shape)
     # Scaled as points, in 1/16 of a pixel: a small lesion would vanish from a shrunken mask.
-    lines = [np.rint(((line + 0.5) * scale - 0.5) * 16).astype(np.int32) for line in contours]
-    colour = WEAK if cell.is_weak else OUTLINE
-    return cv2.polylines(picture, lines, True, colour, 1, cv2.LINE_AA, 4)
+    lines = [
+        np.rint(((line + 0.5) * scale - 0.5) * 16).astype(np.int32)
+        for line in contours(mask, cv2.RETR_CCOMP)
+    ]
+    draw_outline(picture, lines, [(WEAK if cell.is_weak else OUTLINE, 1)], shift=4)
+    return picture
 
 
 def wrap(path: str, fits: Callable[[str], bool]) -> tuple[str, str]:

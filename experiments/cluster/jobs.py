@@ -95,7 +95,7 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
         ),
         f"seed {lists}": options.seeds and "seed" in keys,
         f"loss.lambda_lesion {lists}": options.lambdas and "loss.lambda_lesion" in keys,
-        "a sweep has a script of its own (docs/sweep.md): sbatch --array=0-3 --gres=gpu:1 "
+        "a sweep has a script of its own (docs/cluster.md): sbatch --array=0-3 --gres=gpu:1 "
         "--cpus-per-task=8 experiments/slurm/sweep.sbatch make sweep": "sweep" in stages,
         "a stage is named twice; leave one out": len(trained) > len(set(trained)),
         f"RANKS={options.ranks} with GPUS={kind}{gpus}: a process needs a GPU of its own": (

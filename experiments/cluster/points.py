@@ -132,7 +132,7 @@ def problems(content: Any) -> Iterator[str]:
     method, cap, metric = content.get("method"), content.get("run_cap"), content.get("metric")
     if method == "bayes" or content.get("early_terminate"):
         what = "method: bayes" if method == "bayes" else "early_terminate"
-        yield f"{what} needs W&B's server. Use wandb sweep and wandb agent (docs/sweep.md)."
+        yield f"{what} needs W&B's server. Use wandb sweep and wandb agent (docs/cluster.md)."
     if method not in ("grid", "random"):
         yield f"method: expected grid or random, got {method}"
     if not isinstance(metric, dict) or not str(metric.get("name")).startswith("val/"):

@@ -1,4 +1,4 @@
-"""A folder of anybody's maps, judged as a run's are, but for the network; see docs/maps.md.
+"""A folder of anybody's maps, judged as a run's are, but for the network; see docs/evaluation.md.
 
 A map is called as ``predict`` calls it, ``<image's path below data.root>.<method>.png`` or
 ``.npy``.

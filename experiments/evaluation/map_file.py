@@ -19,7 +19,7 @@ ROUNDING = 1e-6
 
 
 def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a map, float32 ``(H, W)`` in [0, 1]; DataError: it is not as docs/maps.md says.
+    """Read a map, float32 ``(H, W)`` in [0, 1]; DataError: it is not as docs/evaluation.md says.
 
     Args:
         path: its suffix tells the format.

@@ -147,3 +147,9 @@ def phrase(key: str) -> str:
 def method_name(method: str) -> MethodName:
     """The name of a map method; a peer keeps its own."""
     return {**OWN_METHODS, **TRIVIAL_METHODS}.get(method) or MethodName(method, method)
+
+
+if __name__ == "__main__":
+    print("| figure | name | meaning |\n|---|---|---|")
+    for key, name in {**CLASS_FIGURES, **MAP_FIGURES}.items():
+        print(f"| `{key}` | {name.phrase or name.heading} | {name.meaning} |")

@@ -160,8 +160,8 @@ def read_rows(folder: Path) -> dict[str, Row]:
     rows = {}
     for path, probability, *numbers, error in _read(table, columns=6):
         called, x, y = (int(number) if number else None for number in numbers)
-        known = float(probability) if probability else None
-        rows[path] = Row(path, known, called, x, y, error, *inputs.get(path, ()))
+        chance = float(probability) if probability else None
+        rows[path] = Row(path, chance, called, x, y, error, *inputs.get(path, ()))
     return rows
 
 
@@ -181,8 +181,8 @@ def studies(rows: Iterable[Row], threshold: float | None) -> list[tuple[object, 
         short = "/".join(study.parts[1:][-3:])  # part/patient/study
         name = str(study) if short in lines else short
         failed = sum(row.failed and row.probability_abnormal is None for row in members)
-        known = [p for p in (row.probability_abnormal for row in members) if p is not None]
-        mean = sum(known) / len(known) if known else None
+        chances = [p for p in (row.probability_abnormal for row in members) if p is not None]
+        mean = sum(chances) / len(chances) if chances else None
         called = None if mean is None or threshold is None else int(mean > threshold)
         lines[name] = (name, len(members) - failed, mean, called, failed)
     return list(lines.values())

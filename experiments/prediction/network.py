@@ -91,8 +91,9 @@ def load_trained(place: Path) -> Trained:
 
 def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     """The summary that holds what val decided, where it is from, and notes."""
-    if known := run.decisions():
-        return known[0], f"val, as {known[1]} says", []
+    if decisions := run.decisions():
+        summary, file = decisions
+        return summary, f"val, as {file} says", []
     why = "this checkpoint has not been judged"
     try:
         data = build_data(run.config)

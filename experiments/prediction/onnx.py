@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
+from datamodules.batches import MEAN, STD, to_model_input
 from datamodules.cache import Recipe
-from datamodules.decode import WINDOW_TAIL
 from datamodules.phantom.drawing import draw
-from datamodules.radiographs import MEAN, STD, to_model_input
+from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
 from experiments.prediction.network import CLASSES, Trained, project_version
 from experiments.runs import RunError

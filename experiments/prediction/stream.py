@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.decode import MOST_PIXELS, decode_noted, is_dicom, read_content
+from datamodules.decode import decode_noted, is_dicom, read_content
 from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from datamodules.index import DataError
+from datamodules.pixels import MOST_PIXELS
 from experiments.drawing import encode
 from experiments.evaluation.judge import one_thread
 from experiments.prediction.capture import secondary_capture

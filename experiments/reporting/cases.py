@@ -63,23 +63,23 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     if len(masked):
         rule = "val" if masked[f"{method}_iou"].notna().any() else "Otsu"
         score = masked[f"{method}_iou" if rule == "val" else f"{method}_iou_otsu"]
-        order = masked.assign(score=score, near=-masked[f"{method}_distance"])
-        false = normal[normal[f"{method}_area"] > 0].assign(score=normal[f"{method}_area"])
+        order = masked.assign(missed=-score, far=masked[f"{method}_distance"])
+        claimed, least = normal[f"{method}_area"], 0.0
     elif "probability" in table:
         rule = "probability"
-        order = table[table["label"] == 1].assign(score=table["probability"], near=0)
-        false = normal[normal["probability"] > 0.5].assign(score=normal["probability"])
+        abnormal, claimed, least = table[table["label"] == 1], normal["probability"], 0.5
+        order = abnormal.assign(missed=-abnormal["probability"], far=0)
     else:
         return "", table[:0]
-    order = order.sort_values(["score", "near", "path"], ascending=[False, False, True])
-    false = false.sort_values(["score", "path"], ascending=[False, True])
+    false = normal.assign(missed=-claimed, far=0)[claimed > least]
+    order, false = (rows.sort_values(["missed", "far", "path"]) for rows in (order, false))
+    order, false = (
+        rows.assign(number=range(1, len(rows) + 1), count=len(rows)) for rows in (order, false)
+    )
     last, middle = len(order) - 1, (len(order) - 1) // 2
     kinds = {last: "Worst", last - 1: "Worst", 0: "Best", 1: "Best"}
     kinds |= {middle: "Median", middle + 1: "Median"}  # of a handful the typical ones are kept
     places = sorted(place for place in kinds if 0 <= place <= last)
-    order, false = (
-        rows.assign(number=range(1, len(rows) + 1), count=len(rows)) for rows in (order, false)
-    )
     picked = order.iloc[places].assign(kind=[kinds[place] for place in places])
     return rule, pd.concat([picked, false[:2].assign(kind="False positive")])
 
@@ -127,6 +127,7 @@ def _map(
     picture = overlay(grey, cv2.resize(heat, size, interpolation=cv2.INTER_AREA))
     draw_outline(picture, lines, OUTLINE)
     hit, area = line[f"{method}_hit"], line[f"{method}_area"]
+    hit = NAN if pd.isna(hit) else hit  # NA where the run was judged just now
     if not pd.isna(hit) or area != 0:  # the peak of a map of nearly 0 lies anywhere
         peak = [line[f"{method}_peak_{axis}"] + 0.5 for axis in "xy"]
         scale = [shown / original for shown, original in zip(size, heat.shape[::-1], strict=True)]

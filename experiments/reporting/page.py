@@ -108,12 +108,11 @@ def gather(
         "images": images,
         "rule": rule,
         "cases": [{**case, "pictures": draw(case, columns, reference)} for case in cases],
-        "figure": defined,
         "source": SOURCES[runs[0].config.data.name],
         "now": datetime.now(timezone.utc),
-        "train_command": train_command,
         "versions": versions(),
-        "quote": shlex.quote,
+        # What the templates call.
+        **{"figure": defined, "quote": shlex.quote, "train_command": train_command},
         **{"compare": compare, "figures": figures, "names": names, "plots": plots},
     }
 

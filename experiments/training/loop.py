@@ -194,11 +194,12 @@ def build_callbacks(
     config: Config, folder: Path, data: RadiographDataModule, stop: StopRequest
 ) -> list[Callback]:
     """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
-    classifies, images = config.loss.classification, config.logger.wandb_images
+    classifies, asked = config.loss.classification, config.logger.wandb_images
+    # Radiographs leave the machine only when asked, or where no patient is shown.
+    leave_machine = not data.shows_people if asked is None else asked
     callbacks: list[Callback] = [
         EpochProgress(None if classifies else MASKS_ALONE),
-        # Radiographs leave the machine only when asked, or where no patient is shown.
-        MapPanels(folder / "panels", not data.shows_people if images is None else images),
+        MapPanels(folder / "panels", to_loggers=leave_machine),
     ]
     if config.stage != "stage1" and classifies:
         callbacks.insert(0, Confidence(config.loss.alpha))

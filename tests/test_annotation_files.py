@@ -1,0 +1,314 @@
+"""Files and folders as tools leave them: masks, DICOM, names of classes, which format it is."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from datamodules.annotations import files
+from datamodules.annotations.marks import draw
+from datamodules.annotations.recognition import READERS, recognise
+from datamodules.index import DataError
+from tests import annotation_samples as samples
+from tests.annotation_samples import HEIGHT, WIDTH, png, segmentation, square
+from tests.test_annotations import FILES
+
+NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
+
+
+def put(folder, **contents):
+    """Write files: text, JSON, or pictures; "__" in a name is a folder, "_" the last a dot."""
+    for name, content in contents.items():
+        path = folder / name.replace("__", "/")
+        path = path.with_name(".".join(path.name.rsplit("_", 1)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, (np.ndarray, Image.Image)):
+            (Image.fromarray(content) if isinstance(content, np.ndarray) else content).save(path)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def drawn(image):
+    return draw(image.marks, HEIGHT, WIDTH)
+
+
+# Masks --------------------------------------------------------------------------------------------
+
+
+def palette(mask):
+    image = Image.fromarray(mask, "P")
+    image.putpalette([255, 255, 255, 0, 0, 0, 9, 9, 9])
+    return image
+
+
+def classes(one, other):
+    mask = np.zeros((HEIGHT, WIDTH, *np.shape(one)), np.uint16 if np.max(other) > 255 else np.uint8)
+    mask[4:9, 6:9], mask[4:9, 9:11] = one, other
+    return mask
+
+
+RED, GREEN = (128, 0, 0), (0, 128, 0)
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask", "-mask", ".mask"])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        *(square(), square() // 255, square() // 2, square() > 0, np.stack([square()] * 3, -1)),
+        *(square().astype(np.uint16) * 257, classes(1, 2), classes(1, 2).astype(np.uint16)),
+        *(palette(classes(1, 2)), classes(RED, RED)),
+    ],
+)
+def test_masks_are_read(tmp_path, pixels, suffix):
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    (tmp_path / "hand").mkdir()
+    picture.save(tmp_path / "hand" / f"a{suffix}.png")
+    ((image,), mistakes) = READERS["masks"](tmp_path)
+    assert (image.name, image.size, mistakes) == ("hand/a", (HEIGHT, WIDTH), [])
+    np.testing.assert_array_equal(drawn(image), square())
+    assert recognise(tmp_path) == "masks"
+
+
+def test_a_black_mask_is_an_image_without_marks(tmp_path):
+    put(tmp_path, a_png=0 * square())
+    assert READERS["masks"](tmp_path).images[0][:3] == ("a", (HEIGHT, WIDTH), [])
+
+
+SMOOTH = Image.fromarray(square()).resize((60, 40), Image.Resampling.BILINEAR)
+HUGE = bytearray(png(square()))
+HUGE[16:24] = (1 << 30).to_bytes(4, "big") * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (SMOOTH, "holds grey in between, such as"),
+        (classes(300, 700), "such as 300 and 700"),
+        (classes(RED, GREEN), "holds #008000 and #800000: of several classes; a labelmap.txt"),
+        (np.dstack([square()] * 4), "is see-through in places"),
+        (bytes(HUGE), "is of 1073741824 x 1073741824 pixels"),
+        (b"\xff\xd8\xff", "is no PNG, whatever its name says"),
+        (png(square())[:-20], "damaged image"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_a_wrong_mask_is_named_and_the_others_are_read(tmp_path, content, what):
+    put(tmp_path, a_png=content, b_png=square())
+    ((image,), (mistake,)) = READERS["masks"](tmp_path)
+    assert image.name == "b"
+    assert mistake.where == str(tmp_path / "a.png")
+    assert what in mistake.what
+
+
+def test_a_lesion_folder_is_a_source(tmp_path):
+    rows = "image,mask,lesion_type\nhand/a.png,masks/hand/a.png,fracture+metal\n"
+    put(tmp_path, masks__hand__a_png=square(), lesions_csv=rows, sheet_png=NOISE)
+    assert recognise(tmp_path) == "masks"
+    ((image,), mistakes) = READERS["masks"](tmp_path)
+    assert (image.name, mistakes) == ("hand/a", [])
+    assert [mark.labels for mark in image.marks] == [("fracture", "metal")]
+
+
+# DICOM --------------------------------------------------------------------------------------------
+
+
+def frames(*masks):
+    return np.stack(masks, axis=-1)[None]
+
+
+@pytest.mark.parametrize(("kind", "high"), [("BINARY", 1), ("FRACTIONAL", 0.6)])
+def test_a_dicom_segmentation_is_read(tmp_path, kind, high):
+    corner = np.zeros((HEIGHT, WIDTH))
+    corner[0, :3] = high
+    low = np.full((HEIGHT, WIDTH), 0.4 if kind == "FRACTIONAL" else 0)
+    mask = frames(np.maximum(square() / 255 * high, low), corner)
+    mask = mask.astype(np.uint8 if kind == "BINARY" else np.float32)
+    ((image,), mistakes) = READERS["dicom-seg"](segmentation(tmp_path / "s.dcm", mask, kind))
+    assert (image.name, image.size, mistakes) == ("1.2.3.4", (HEIGHT, WIDTH), [])
+    assert [mark.labels for mark in image.marks] == [("fracture",), ("metal",)]
+    np.testing.assert_array_equal(draw(image.marks[:1], HEIGHT, WIDTH), square())
+    assert draw(image.marks[1:], HEIGHT, WIDTH).sum() == 3 * 255
+    assert recognise(tmp_path) == recognise(tmp_path / "s.dcm") == "dicom-seg"
+
+
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+SYNTAX = (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"NumberOfFrames": 99_999_999}, "holds 99999999 frames of 30 x 20; split it"),
+        ({"Rows": 0}, "has the size 30 x 0"),
+        ({"Rows": 40}, "damaged DICOM (ValueError); export it again"),
+        (dict.fromkeys(GROUPS), "damaged DICOM (AttributeError)"),
+        (SYNTAX, "is compressed (transfer syntax 1.2.840.10008.1.2.5); save it uncompressed"),
+    ],
+)
+def test_a_wrong_segmentation_is_named(tmp_path, values, what):
+    from pydicom import dcmread
+
+    path = segmentation(tmp_path / "s.dcm", frames(square() // 255))
+    if values is SYNTAX:
+        path.write_bytes(path.read_bytes().replace(*SYNTAX, 1))
+    else:
+        data = dcmread(path)
+        for name, value in values.items():
+            setattr(data, name, value)
+        data.save_as(path)
+    images, (mistake,) = READERS["dicom-seg"](path)
+    assert images == []
+    assert mistake.where == str(path)
+    assert what in mistake.what
+
+
+# Other files --------------------------------------------------------------------------------------
+
+UNTIDY = """<?xml version="1.0" encoding="utf-8"?>
+<annotation>
+ <filename>
+  a.png
+ </filename>
+ <size/>
+ <object>
+  <bndbox><xmax>
+    690
+   </xmax> <xmin>645</xmin> <ymax>152</ymax> <ymin> 86.5 </ymin></bndbox>
+  <name>
+   text
+  </name>
+ </object>
+</annotation>"""
+
+
+def test_untidy_voc_files_are_read_and_others_are_mistakes(tmp_path):
+    put(tmp_path, a_xml=UNTIDY, b_xml="<annotation/>", c_xml="<annotation>", d_xml="<html/>")
+    ((image, empty), mistakes) = READERS["voc"](tmp_path)
+    outline = ((645, 86.5), (690, 86.5), (690, 152), (645, 152))
+    assert image[:2] == ("a.png", None)
+    assert [mark[1:] for mark in image.marks] == [(outline, None, ("text",), "", True)]
+    assert empty[:3] == ("b", None, [])
+    assert [mistake.where for mistake in mistakes] == [str(tmp_path / f"{n}.xml") for n in "cd"]
+    assert "no XML (no element found" in mistakes[0].what
+    assert "no Pascal VOC file" in mistakes[1].what
+
+
+@pytest.mark.parametrize("kind", ["labelme", "voc"])
+def test_equal_names_in_folders_stay_apart(tmp_path, kind):
+    name, content = FILES[kind]
+    content = content.replace("hand/a.png", "a.png").replace("hand\\\\a.png", "a.png")
+    name = name.replace(".", "_")
+    put(tmp_path, **{f"films__{folder}__{name}": content for folder in ("p1", "p2")})
+    images, mistakes = READERS[kind](tmp_path)
+    assert [image.name for image in images] == ["films/p1/a.png", "films/p2/a.png"]
+    assert mistakes == []
+
+
+def test_images_of_one_name_stay_apart_in_csv_of_via(tmp_path):
+    rows = pd.read_csv(put(tmp_path, via_csv=samples.via_csv()) / "via.csv")
+    pd.concat([rows, rows.assign(file_size=99)]).to_csv(tmp_path / "via.csv", index=False)
+    images, mistakes = READERS["via"](tmp_path / "via.csv")
+    assert mistakes == []
+    assert [(image.name, len(image.marks)) for image in images] == [("hand/a.png", 5)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("classes_txt", "fracture\nmetal\n"),
+        ("data_yaml", "names: [fracture, metal]\nnc: 2"),
+        ("data_yaml", "names:\n  0: fracture\n  1: metal"),
+    ],
+)
+def test_classes_of_yolo_have_names(tmp_path, name, content):
+    lines = f"{samples.YOLO}\n1{samples.YOLO[1:]}\n7{samples.YOLO[1:]}"
+    notes = {"README.roboflow_txt": "bones - v1\nExported at noon\n"}
+    put(tmp_path, labels__train__a_txt=lines, labels__train__b_txt="", **{name: content}, **notes)
+    for source in (tmp_path, tmp_path / "labels" / "train"):  # beside, or above labels
+        ((first, second), (mistake, *_)) = READERS["yolo"](source)
+        assert first.name in ("train/a", "a")
+        assert second.marks == []
+        labels = [label for mark in first.marks for label in mark.labels]
+        assert labels == ["fracture"] * 2 + ["metal"] + ["fracture"] * 2
+        assert mistake.what == "its class is 7, but 2 have names; add it to them"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"data_yaml": "names: [" * 5000}, r"data\.yaml: names of classes cannot be read"),
+        ({"a_txt": "0 184 386 330 448"}, r"a\.txt: line 1: .* is in pixels .* class xmin ymin"),
+        ({"a_txt": "fracture 184 386 330 448"}, r"a\.txt: line 1: .* is in pixels"),
+    ],
+)
+def test_what_is_no_yolo_is_refused(tmp_path, contents, message):
+    with pytest.raises(DataError, match=message):
+        READERS["yolo"](put(tmp_path, **{"a_txt": samples.YOLO} | contents))
+
+
+def test_names_of_classes_above_other_folders_are_not_these(tmp_path):
+    put(tmp_path, labels_txt="somebody's shopping\n", mine__a_txt=samples.YOLO)
+    ((image,), _) = READERS["yolo"](tmp_path / "mine")
+    assert {mark.labels for mark in image.marks} == {("0",)}
+
+
+# Which format -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"a_json": samples.COCO, "images__a_png": NOISE}, "coco"),
+        ({"a_json": samples.LABELME, "a_png": NOISE}, "labelme"),
+        ({"a_json": samples.LABELME, "a_txt": samples.YOLO}, r"labelme \(a\.json\), yolo \(a\.txt"),
+        (
+            {"images__a_json": samples.LABELME, "b_xml": samples.CVAT},
+            r"cvat \(b\.xml\), labelme \(images/a\.json\); say which, or give the file,",
+        ),
+        ({"a_json": {}}, r"in no format that is known .masks, coco, cvat"),
+    ],
+)
+def test_a_folder_is_of_one_format_or_refused(tmp_path, contents, message):
+    if message in READERS:
+        assert recognise(put(tmp_path, **contents)) == message
+        return
+    with pytest.raises(DataError, match=message):
+        recognise(put(tmp_path, **contents))
+
+
+def test_of_a_folder_the_only_coco_file_is_read(tmp_path):
+    put(tmp_path, a_json=samples.COCO)
+    assert len(READERS["coco"](tmp_path).images[0].marks) == 3
+    with pytest.raises(DataError, match=r"holds 2 files \.json \(a\.json, b\.json\); give the one"):
+        READERS["coco"](put(tmp_path, b_json=samples.COCO))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_is_no_annotation_is_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
+    put(tmp_path, empty_json=b"", latin_json='{"é": 1}'.encode("utf-16"))
+    (tmp_path / "x.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate((1 << 20) + 1)
+    for name in ("missing", "x", "empty", "latin", "pipe", "loop", "large"):
+        for reader in (READERS[kind], recognise):
+            if (kind, name) == ("yolo", "empty") and reader is not recognise:
+                continue  # an image without marks
+            with pytest.raises(DataError, match=f"{name}.json"):
+                reader(tmp_path / f"{name}.json")
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    put(tmp_path, hand__a_png=square())
+    (tmp_path / "hand" / "again").symlink_to(tmp_path)
+    assert [image.name for image in READERS["masks"](tmp_path).images] == ["hand/a"]

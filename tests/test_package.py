@@ -1,0 +1,106 @@
+"""The package of images to draw on: what each tool opens, and hands back."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from datamodules.annotations.recognition import READERS, recognise
+from datamodules.index import DataError
+from experiments.annotation.matching import ImageFinder, read_mapping
+from experiments.annotation.package import COLUMNS, Picture, flat_names, package_text, write_package
+
+TRIANGLE = [(10.5, 20.0), (30.0, 20.0), (20.0, 40.0)]
+PICTURES = [Picture("b.png", 80, 100, [TRIANGLE], 0.75), Picture("a.png", 50, 60, [], 0.5)]
+MAKER = "stage1 pcam"
+
+
+def test_cvat_numbers_images_by_name_as_its_tasks_do():
+    root = ElementTree.fromstring(package_text("cvat.xml", pictures=PICTURES).encode())
+    assert root.findtext("version") == "1.1"
+    about = [(image.get("id"), image.get("name")) for image in root.findall("image")]
+    assert about == [("0", "a.png"), ("1", "b.png")]
+    image = root.findall("image")[1]
+    assert (image.get("width"), image.get("height")) == ("100", "80")
+    (polygon,) = image
+    assert polygon.tag == "polygon"
+    assert polygon.get("label") == root.findtext(".//label/name") == "lesion"
+    assert polygon.get("points") == "10.50,20.00;30.00,20.00;20.00,40.00"
+    assert (polygon.get("occluded"), polygon.get("source")) == ("0", "auto")
+
+
+def test_label_studio_has_predictions_in_percent():
+    text = package_text("label_studio.json", pictures=PICTURES, maker=MAKER)
+    one, other = json.loads(text)
+    assert one["data"] == {"image": "/data/local-files/?d=images/b.png"}
+    assert other == {"data": {"image": "/data/local-files/?d=images/a.png"}}
+    (prediction,) = one["predictions"]
+    assert (prediction["model_version"], prediction["score"]) == (MAKER, 0.75)
+    (result,) = prediction["result"]
+    assert (result["original_width"], result["original_height"]) == (100, 80)
+    assert result["value"]["points"] == [[10.5, 25.0], [30.0, 25.0], [20.0, 50.0]]
+    assert result["value"]["polygonlabels"] == ["lesion"]
+
+
+def labelme(picture, maker=MAKER):
+    return package_text("labelme.json", picture=picture, maker=maker)
+
+
+def test_labelme_names_the_image_and_holds_no_copy():
+    content = json.loads(labelme(PICTURES[0]))
+    assert (content["imagePath"], content["imageData"]) == ("b.png", None)
+    assert (content["imageHeight"], content["imageWidth"]) == (80, 100)
+    (shape,) = content["shapes"]
+    assert shape["points"] == [list(point) for point in TRIANGLE]
+    assert "stage1 pcam, not by a person" in shape["description"]
+
+
+def test_names_are_flat_plain_and_unlike():
+    names = flat_names(
+        ["a/b.png", "a/b.jpg", "A/B.png", "xü/c d.png", ".x/e.png", "a" * 300 + "/1.png"]
+    )
+    assert names[:5] == ["a__b.png", "a__b-2.png", "A__B-3.png", "x-__c-d.png", "x__e.png"]
+    assert len({name.lower() for name in names}) == 6
+    assert all(len(name) < 200 and name.isascii() and "/" not in name for name in names)
+
+
+def test_what_is_outlined_is_read_back_point_by_point(tmp_path):
+    """As each tool hands it back: CVAT's XML, LabelMe's files, a task with its prediction taken."""
+    images = ["MURA-v1.1/train/a/image1.png", "MURA-v1.1/train/b/image1.png", "c d.jpg"]
+    for image in images:
+        (tmp_path / "data" / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((53, 37), 60).save(tmp_path / "data" / image)
+    outlines = [[TRIANGLE, [(1.5, 2.5), (3.5, 2.5), (3.5, 9.5)]], [], [TRIANGLE]]
+    chosen = pd.DataFrame(dict.fromkeys(COLUMNS, "x"), index=range(3))
+    chosen = chosen.assign(image=images, probability_abnormal=0.5)
+    package = tmp_path / "package"
+    write_package(package, tmp_path / "data", chosen, outlines, MAKER)
+    tasks = json.loads((package / "label_studio.json").read_text())
+    for task in tasks:
+        taken = task.pop("predictions", [{"result": []}])
+        task["annotations"] = [{"completed_by": 7, "result": taken[0]["result"]}]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    finder = ImageFinder(images, tmp_path / "data", read_mapping(package / "mapping.csv"))
+    sources = {"cvat": package / "cvat.xml", "labelme": package / "images"}
+    for kind, source in (sources | {"label-studio": tmp_path / "export.json"}).items():
+        assert recognise(source) == kind
+        marking = READERS[kind](source)
+        assert marking.mistakes == []
+        by_image = {finder.find(image.name)[0]: image for image in marking.images}
+        assert by_image.keys() == set(images)
+        for path, polygons in zip(images, outlines, strict=True):
+            marks = by_image[path].marks
+            assert {mark.labels for mark in marks} <= {("lesion",)}
+            assert [np.array(mark.outline).ravel().tolist() for mark in marks] == [
+                pytest.approx(np.ravel(polygon).tolist()) for polygon in polygons
+            ]
+    # Nobody has looked at a prediction yet: it is no mask.
+    untouched = READERS["label-studio"](package / "label_studio.json")
+    assert [image.marks for image in untouched.images] == [[], [], []]
+    with pytest.raises(DataError, match="already exists"):
+        write_package(package, tmp_path, chosen)
