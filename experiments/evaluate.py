@@ -96,10 +96,5 @@ def judge_folder(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
-def is_setting(word: str) -> bool:
-    """Until import_lesions parses its words by ``command.parse``, as all others do."""
-    return "=" in word and "/" not in word.partition("=")[0] and not Path(word).exists()
-
-
 if __name__ == "__main__":
     sys.exit(run_command(main))

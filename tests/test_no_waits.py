@@ -9,7 +9,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks import AveragedWeights, EpochProgress, progress
-from lightning_modules.metrics.localisation import Localisation
 from lightning_modules.stages import STAGES
 from tests.stages import network, settled, small_batch
 
@@ -132,16 +131,6 @@ def test_validation_waits_no_oftener_for_more_images(stage):
     with waits() as seen, torch.no_grad():
         module.validation_step(many, 0)
     assert seen == ["nonzero"]  # is there a mask?
-
-
-def test_localisation_waits_no_oftener_for_more_images():
-    maps = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = []
-    for copies in (1, 8):
-        with waits() as seen:
-            Localisation().update(*(x.repeat(copies, 1, 1, 1) for x in (maps, maps > 0.7)))
-        found.append(len(seen))
-    assert found[0] == found[1] <= 8
 
 
 @pytest.mark.parametrize("stage", STAGES)

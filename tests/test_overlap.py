@@ -54,6 +54,8 @@ def test_known_answers_on_drawn_masks():
     # 6 pixels claimed, 7 of lesion, 4 of both; 30 of the image
     claimed = overlap.claimed(REGION, 0.5)
     assert overlap.iou(claimed, MASK).item() == pytest.approx(4 / 9)
+    each = overlap.claimed(torch.cat([REGION, REGION]), torch.tensor([0.8, 0.9]))
+    assert each.sum(dim=(1, 2, 3)).tolist() == [6, 0]  # each map by its own threshold
     energy = (4 * 0.8 + 3 * 0.2) / (6 * 0.8 + 24 * 0.2)
     assert overlap.energy_in_mask(REGION, MASK).item() == pytest.approx(energy)
 
@@ -82,12 +84,6 @@ def test_energy_does_not_depend_on_the_maps_scale():
     for scale in (1.0, 1e-30, 1e30):
         energy = overlap.energy_in_mask(maps * scale, mask)
         torch.testing.assert_close(energy, torch.stack(expected))
-
-
-def test_each_map_may_have_a_threshold_of_its_own():
-    maps = torch.cat([REGION, REGION])
-    claimed = overlap.claimed(maps, torch.tensor([0.8, 0.9]))
-    assert claimed.sum(dim=(1, 2, 3)).tolist() == [6, 0]
 
 
 def test_otsu_equals_the_slow_reference_whatever_the_maps_scale():

@@ -15,68 +15,22 @@ import pydicom
 import pytest
 from PIL import Image
 
-from datamodules.phantom.drawing import draw as draw_phantom
 from experiments import evaluate
-from experiments import predict as command
 from experiments.evaluation.store import read_images
 from experiments.prediction import stream
-from experiments.prediction.folder import read_rows
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
+from tests.predictions import NO_IMAGE, files_of, read_grey, save
 from tests.test_decode import UNDO
 from tests.untrained import FITTED, judge, make_run
 
 HEADER = "path,probability_abnormal,predicted_abnormal,map_peak_x,map_peak_y,error"
-NO_IMAGE = b"no image"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A stage 3 whose batches hold five images."""
-    return judge(make_run(tmp_path_factory.mktemp("runs")))
-
-
-@pytest.fixture(scope="module")
-def phantoms():
-    return [draw_phantom(0, number).image for number in range(6)]
-
-
-def save(folder, images):
-    """Write images, or bytes, below a folder."""
-    for name, image in images.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_array = isinstance(image, np.ndarray)
-        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes() if is_array else image)
-
-
-@pytest.fixture
-def predict(run, capsys):
-    """Runs the command on words; returns its status, its rows and what it printed."""
-
-    def predict(*words, out, run=run):
-        capsys.readouterr()
-        status = command.main([str(word) for word in (run, *words, "--out", out)])
-        rows = {name: row._replace(file="") for name, row in read_rows(out).items()}
-        return status, rows, "".join(capsys.readouterr())
-
-    return predict
-
-
-def files_of(folder, pattern="*"):
-    """Content and time of each file below a folder."""
-    files = [path for path in folder.rglob(pattern) if path.is_file()]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def read_grey(path):
-    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-
-
-def test_a_folder_gives_rows_maps_and_overlays(predict, phantoms, tmp_path):
+def test_a_folder_gives_rows_maps_and_overlays(predict, drawings, tmp_path):
     scans, out = tmp_path / "meine Bilder", tmp_path / "aus gabe"
     names = ['größe 腕/Röntgen 1 (ü), "a".png', "größe 腕/b.JPEG"]
-    save(scans, {names[0]: phantoms[0], names[1]: phantoms[1], "n.txt": NO_IMAGE, "._b.png": b""})
+    save(scans, {names[0]: drawings[0], names[1]: drawings[1], "n.txt": NO_IMAGE, "._b.png": b""})
     status, rows, printed = predict(scans, "--dicom", out=out)
     assert (status, list(rows)) == (0, names)
     assert (out / "predictions.csv").read_text().splitlines()[0] == HEADER
@@ -104,12 +58,12 @@ def test_a_folder_gives_rows_maps_and_overlays(predict, phantoms, tmp_path):
 
 
 @pytest.mark.parametrize("turn", [1, 3, 5, 6, 8])
-def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, phantoms, tmp_path, turn):
+def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, drawings, tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     turned = tmp_path / "in" / "turned.jpg"
     turned.parent.mkdir()
-    Image.fromarray(phantoms[0]).save(turned, exif=exif, quality=95)
+    Image.fromarray(drawings[0]).save(turned, exif=exif, quality=95)
     with Image.open(turned) as stored:
         upright = np.ascontiguousarray(UNDO[turn](np.array(stored)))
     save(turned.parent, {"upright.png": upright})
@@ -120,17 +74,17 @@ def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, phantoms, tmp_p
     np.testing.assert_array_equal(*maps)
 
 
-def test_an_answer_does_not_depend_on_what_else_is_asked(predict, phantoms, tmp_path):
-    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(phantoms)})
+def test_an_answer_does_not_depend_on_what_else_is_asked(predict, drawings, tmp_path):
+    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(drawings)})
     _, rows, _ = predict(tmp_path / "in", out=tmp_path / "all")  # a batch and a half
     assert predict(tmp_path / "in" / "4.png", out=tmp_path / "one")[1] == {"4.png": rows["4.png"]}
 
 
-def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, phantoms, tmp_path):
+def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, drawings, tmp_path):
     folder, missing = tmp_path / "in", f"{tmp_path.name}/missing.png"
     expected = {
         "in/empty.jpg": (b"", "the file is empty"),
-        "in/good.png": (phantoms[0], ""),
+        "in/good.png": (drawings[0], ""),
         "in/lost.png": (b"", "cannot be read (No such file or directory)"),
         "in/one.png": (np.zeros((1, 1), np.uint8), "is 1 x 1 pixels, and no side may be below 32"),
         "in/text.png": (NO_IMAGE, "expected a PNG, JPEG or DICOM file"),
@@ -152,8 +106,8 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, phantoms,
     assert "and 1 more, see the table" in printed
 
 
-def test_equal_names_are_kept_apart(predict, phantoms, tmp_path):
-    images = dict(zip(("a/hand/x.png", "b/hand/x.png", "c/x.png"), phantoms, strict=False))
+def test_equal_names_are_kept_apart(predict, drawings, tmp_path):
+    images = dict(zip(("a/hand/x.png", "b/hand/x.png", "c/x.png"), drawings, strict=False))
     save(tmp_path, images)
     words = [tmp_path / name for name in ("a/hand", "b/hand", "b/hand", "c/x.png")]
     _, rows, _ = predict(*words, out=tmp_path / "out")
@@ -175,11 +129,11 @@ def test_equal_names_are_kept_apart(predict, phantoms, tmp_path):
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
-    predict, phantoms, tmp_path, monkeypatch, words, out, message
+    predict, drawings, tmp_path, monkeypatch, words, out, message
 ):
     monkeypatch.setattr("experiments.prediction.predicting.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    save(tmp_path, {"a.png": phantoms[0], "full/a.png": phantoms[0]})
+    save(tmp_path, {"a.png": drawings[0], "full/a.png": drawings[0]})
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for run, error in (({}, message), ({"run": "empty"}, "empty is no run directory")):
@@ -189,10 +143,10 @@ def test_what_cannot_be_carried_out_is_refused(
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_views_of_a_study_are_joined_by_the_mean(predict, phantoms, tmp_path):
+def test_views_of_a_study_are_joined_by_the_mean(predict, drawings, tmp_path):
     one, two = "XR_HAND/patient1/study1_positive", "XR_HAND/patient2/study1_negative"
     names = [f"{study}/image{number}.png" for study in (one, two) for number in (1, 2)]
-    save(tmp_path / "valid", dict(zip(names, [*phantoms[:3], NO_IMAGE], strict=True)))
+    save(tmp_path / "valid", dict(zip(names, [*drawings[:3], NO_IMAGE], strict=True)))
     files = [tmp_path / "valid" / name for name in names]
     for number, words in enumerate([[tmp_path / "valid"], files]):
         out = tmp_path / f"out{number}"
@@ -208,8 +162,8 @@ def test_views_of_a_study_are_joined_by_the_mean(predict, phantoms, tmp_path):
         ]
 
 
-def test_a_note_on_an_image_is_no_failure(predict, phantoms, tmp_path):
-    plain = phantoms[0].astype(np.uint16) * 16
+def test_a_note_on_an_image_is_no_failure(predict, drawings, tmp_path):
+    plain = drawings[0].astype(np.uint16) * 16
     marked = plain.copy()
     marked[:20, :20] = 65535
     save(tmp_path / "in" / "study1", {"1.png": plain, "2.png": marked})
@@ -225,11 +179,11 @@ def test_a_note_on_an_image_is_no_failure(predict, phantoms, tmp_path):
     assert (tmp_path / "out" / "studies.csv").read_text().endswith(",0\n")  # failed views
 
 
-def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, phantoms, tmp_path):
+def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, drawings, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     odd = {"IM1": {}, "f.dcm": {"NumberOfFrames": 2}, "s.dcm": {"StudyInstanceUID": None}}
-    dicoms = {name: content(radiograph(phantoms[0], **odd[name])) for name in odd}
-    save(folder, {"a.png": phantoms[0], **dicoms, "DICOMDIR": dicoms["IM1"]})
+    dicoms = {name: content(radiograph(drawings[0], **odd[name])) for name in odd}
+    save(folder, {"a.png": drawings[0], **dicoms, "DICOMDIR": dicoms["IM1"]})
     status, rows, printed = predict(folder, "--dicom", out=out)
     assert (status, sorted(rows)) == (1, ["IM1", "a.png", "f.dcm", "s.dcm"])
     assert len({rows[name].probability_abnormal for name in ("IM1", "a.png", "s.dcm")}) == 1
@@ -256,7 +210,7 @@ def test_narrow_images_have_overlays_with_words_that_can_be_read(predict, tmp_pa
     assert (picture[-30:] > 128).any(axis=(0, 2)).sum() > 100  # words, not a smear
 
 
-def test_an_overlay_that_cannot_be_drawn_ends_nothing(predict, phantoms, tmp_path, monkeypatch):
+def test_an_overlay_that_cannot_be_drawn_ends_nothing(predict, drawings, tmp_path, monkeypatch):
     def fails(shown, *words):
         if shown.image.shape == (40, 50):
             raise TypeError("no picture")
@@ -265,7 +219,7 @@ def test_an_overlay_that_cannot_be_drawn_ends_nothing(predict, phantoms, tmp_pat
     draw = stream.draw
     monkeypatch.setattr(stream, "draw", fails)
     odd = np.zeros((40, 50), np.uint8)
-    save(tmp_path / "in", {"a.png": phantoms[0], "b.png": odd, "c.png": phantoms[1]})
+    save(tmp_path / "in", {"a.png": drawings[0], "b.png": odd, "c.png": drawings[1]})
     status, rows, printed = predict(tmp_path / "in", out=tmp_path / "out")
     assert (status, [row.failed for row in rows.values()]) == (1, [False, True, False])
     fault = "no overlay can be drawn of its 50 x 40 pixels (TypeError: no picture)"
@@ -276,7 +230,7 @@ def test_an_overlay_that_cannot_be_drawn_ends_nothing(predict, phantoms, tmp_pat
     assert "; 1 without an overlay; 3 of them now" in printed
 
 
-def test_of_large_images_one_map_is_held_at_a_time(predict, phantoms, tmp_path, monkeypatch):
+def test_of_large_images_one_map_is_held_at_a_time(predict, drawings, tmp_path, monkeypatch):
     held, most = weakref.WeakSet(), []
 
     class Tracked(np.ndarray):
@@ -292,13 +246,13 @@ def test_of_large_images_one_map_is_held_at_a_time(predict, phantoms, tmp_path, 
     full_map = stream.full_map
     monkeypatch.setattr(stream, "LARGE", 0)
     monkeypatch.setattr(stream, "full_map", counted)
-    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(phantoms)})
+    save(tmp_path / "in", {f"{number}.png": image for number, image in enumerate(drawings)})
     predict(tmp_path / "in", out=tmp_path / "out")
-    assert (len(most), max(most)) == (3 * len(phantoms), 1)
+    assert (len(most), max(most)) == (3 * len(drawings), 1)
 
 
-def test_networks_of_masks_alone_and_without_an_evaluation(predict, phantoms, tmp_path):
-    save(tmp_path / "in", {"a.png": phantoms[0]})
+def test_networks_of_masks_alone_and_without_an_evaluation(predict, drawings, tmp_path):
+    save(tmp_path / "in", {"a.png": drawings[0]})
     words = ["loss.classification=false", "checkpoint.every_steps=null"]
     run = judge(make_run(tmp_path, words=words))
     _, rows, printed = predict(tmp_path / "in", out=tmp_path / "masks", run=run)
@@ -344,96 +298,3 @@ def test_predictions_are_those_of_an_evaluation(predict, trained, tmp_path):
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(data), str(tmp_path / "nowhere")))
     assert predict(tmp_path / "elsewhere", out=tmp_path / "again", run=run)[1] == rows
-
-
-# The same command again ---------------------------------------------------------------------------
-
-
-def test_the_same_command_resumes_after_a_kill_and_overwrites_nothing(predict, phantoms, tmp_path):
-    folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
-    save(folder, {f"{number}.png": image for number, image in enumerate(phantoms)})
-    for each in (whole, out):
-        assert predict(folder, out=each)[0] == 0
-    table = out / "predictions.csv"
-    lines = table.read_text().splitlines(keepends=True)
-    table.unlink()  # as a kill in the middle of a line leaves it
-    table.with_suffix(".csv.partial").write_text("".join(lines[:3]) + lines[3][:9])
-    assert "2 of them done before" in predict(folder, out=out)[2]
-    assert table.read_bytes() == (whole / "predictions.csv").read_bytes()
-    written = files_of(out, "*.png")
-    assert "nothing to do" in predict(folder, out=out)[2]
-    assert files_of(out, "*.png") == written
-    save(folder, {"new.png": phantoms[0]})
-    assert len(predict(folder, out=out)[1]) == len(phantoms) + 1
-    status, _, printed = predict(folder, "--methods", "cam", out=out)
-    assert status == 2
-    assert "another request (methods differ)" in printed
-
-
-@pytest.mark.parametrize("killed_in", ["folder.PredictionFolder.finish", "stream.Predictor.run"])
-def test_what_a_killed_prediction_wrote_is_no_input(
-    predict, phantoms, tmp_path, monkeypatch, killed_in
-):
-    def killed(*words):
-        raise KeyboardInterrupt
-
-    names = [*(f"{number}.png" for number in range(6)), "about/b.png"]
-    save(tmp_path, dict(zip(names, [*phantoms, phantoms[0]], strict=True)))
-    save(tmp_path, {"about/about.json": b'{"checkpoint_hash": "not ours"}'})
-    with monkeypatch.context() as patch:
-        patch.setattr(f"experiments.prediction.{killed_in}", killed)
-        with pytest.raises(KeyboardInterrupt):
-            predict(tmp_path, out=tmp_path / "out1")
-    assert not (tmp_path / "out1" / "predictions.csv").exists()
-    save(tmp_path, {"out1/maps/0.png.fcn.png": phantoms[0]})  # maps may be there without a row
-    _, rows, printed = predict(tmp_path, out=tmp_path / "out2")
-    assert list(rows) == names
-    assert "earlier predictions 1" in printed
-
-
-def test_what_changed_is_predicted_again_and_no_stale_answer_stays(predict, phantoms, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    save(folder, {"a.png": phantoms[0], "b.png": phantoms[1], "c.png": NO_IMAGE, "d.png": b""})
-    _, first, _ = predict(folder, out=out)
-    status, pictures = (folder / "a.png").stat(), files_of(out, "b.png.*")
-    save(folder, {"a.png": phantoms[2], "c.png": phantoms[3]})
-    os.utime(folder / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.utime(folder / "b.png", ns=(0, 0))  # the same content, whatever its time says
-    (folder / "d.png").unlink()
-    _, rows, printed = predict(folder, out=out)
-    assert "changed    1 " in printed
-    assert "; 2 of them now" in printed
-    assert predict(folder, out=tmp_path / "new")[:2] == (0, rows)
-    assert rows["a.png"].probability_abnormal != first["a.png"].probability_abnormal
-    assert files_of(out, "b.png.*") == pictures
-    for path, (data, _) in files_of(out / "maps").items():
-        assert data == (tmp_path / "new" / "maps" / path.name).read_bytes()
-    save(folder, {"a.png": NO_IMAGE})
-    assert predict(folder, out=out)[0] == 1
-    assert not files_of(out, "a.png.*")
-
-
-def test_a_name_that_is_not_utf_8_is_escaped_and_found_again(predict, phantoms, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / os.fsdecode(b"out\xe9")
-    study = os.fsdecode(b"h\xe4nde/study1/")
-    files = [os.fsdecode(name) for name in (b"latin\xe9.png", rb"latin\xe9.png", b"plain.png")]
-    save(folder, {study + name: phantoms[number] for number, name in enumerate(files)})
-    save(folder, {os.fsdecode(b"notes.t\xe9t"): NO_IMAGE, os.fsdecode(b"lost\xe9.png"): b""})
-    names = [rf"h\xe4nde/study1/{n}" for n in (r"latin\xe9.png", r"latin\xe9-2.png", "plain.png")]
-    status, rows, printed = predict(folder, out=out)
-    assert (status, list(rows)) == (1, [r"lost\xe9.png", *names])
-    assert r"lost\xe9.png: the file is empty" in printed
-    assert r".t\xe9t 1" in printed
-    assert (out / "maps" / f"{names[0]}.fcn.png").is_file()
-    tables = {path.name: path.read_text("utf-8") for path in out.glob("*.[cj]s*")}
-    assert set(tables) == {"predictions.csv", "studies.csv", "inputs.csv", "about.json"}
-    assert r"in/h\xe4nde/study1,3," in tables["studies.csv"]
-    assert "nothing to do" in predict(folder, out=out)[2]
-    # The row of an image that has gone is kept, also in its study; one that failed is not.
-    (folder / study / "plain.png").unlink()
-    (folder / os.fsdecode(b"lost\xe9.png")).unlink()
-    status, rows, printed = predict(folder, out=out)
-    assert (status, list(rows)) == (0, names)
-    assert "done       3 images" in printed
-    assert "gone       1 of these images are no longer there; their rows are kept" in printed
-    assert (out / "studies.csv").read_text("utf-8") == tables["studies.csv"]

@@ -9,12 +9,10 @@ ROWS = np.arange(100, 203)
 
 
 def collect(sampler: TrainBatches) -> list[list[int]]:
-    """Rows of every batch."""
     return [rows.tolist() for _, rows in sampler]
 
 
 def test_an_epoch_draws_every_image_at_most_once() -> None:
-    """The last incomplete batch is left out."""
     batches = collect(TrainBatches(ROWS, 10))
     drawn = [row for batch in batches for row in batch]
     assert len(batches) == 10
@@ -23,12 +21,8 @@ def test_an_epoch_draws_every_image_at_most_once() -> None:
 
 
 def test_epochs_and_seeds_differ_but_repeat_themselves() -> None:
-    """Same (seed, epoch), same batches; otherwise others."""
-    first, again, other = (
-        TrainBatches(ROWS, 10),
-        TrainBatches(ROWS, 10),
-        TrainBatches(ROWS, 10, seed=1),
-    )
+    first, again = TrainBatches(ROWS, 10), TrainBatches(ROWS, 10)
+    other = TrainBatches(ROWS, 10, seed=1)
     assert collect(first) == collect(again)
     assert collect(first) != collect(other)
     first.set_epoch(1)
@@ -36,7 +30,6 @@ def test_epochs_and_seeds_differ_but_repeat_themselves() -> None:
 
 
 def test_two_ranks_see_what_one_rank_with_a_double_batch_sees() -> None:
-    """Also with lesion images in every batch."""
     lesions = ROWS[::9]
     one = collect(TrainBatches(ROWS, 12, lesion_rows=lesions, lesions_per_batch=4))
     ranks = [
@@ -49,7 +42,6 @@ def test_two_ranks_see_what_one_rank_with_a_double_batch_sees() -> None:
 
 
 def test_resumes_with_the_next_batch_and_then_goes_on_as_ever() -> None:
-    """The epoch after the resumed one is whole."""
     whole = TrainBatches(ROWS, 10, lesion_rows=ROWS[:7], lesions_per_batch=3)
     whole.set_epoch(4)
     expected = collect(whole)
@@ -63,7 +55,6 @@ def test_resumes_with_the_next_batch_and_then_goes_on_as_ever() -> None:
 
 
 def test_every_batch_holds_its_lesions_and_all_are_used_alike() -> None:
-    """The lesion images take turns over epochs, none twice before all once."""
     lesions = ROWS[:10]
     sampler = TrainBatches(ROWS, 10, lesion_rows=lesions, lesions_per_batch=2)
     turns = []
@@ -87,7 +78,6 @@ def test_evaluation_sees_each_row_once_and_gives_every_rank_as_many_batches(batc
 
 
 def test_says_what_does_not_fit() -> None:
-    """A batch larger than the split; lesions that do not exist."""
     with pytest.raises(ValueError, match=r"holds 103 images.*smaller data.batch_size"):
         TrainBatches(ROWS, 104)
     with pytest.raises(ValueError, match=r"no training image has a lesion mask"):

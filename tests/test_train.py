@@ -205,28 +205,16 @@ def test_evaluate_judges_as_trained(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_evaluate_judges_masked_passes_and_maps(trained, tmp_path, stage):
-    """From stage 2 on both masked accuracies, from stage 3 on the FCN; all from written rows."""
+def test_what_evaluate_judges_of_a_stage(trained, tmp_path, stage):
+    """From stage 2 on both masked passes, from stage 3 on the FCN."""
     run = trained.copy(stage, tmp_path)
     assert evaluate.main([str(run)]) == 0
-    rows = pd.read_csv(run / "evaluation" / "test" / "images.csv")
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
-    assert rows["path"].is_unique
-    assert len(rows) == summary["images"]
-    right = (rows["probability"] > 0.5) == rows["label"]
-    assert summary["accuracy"] == pytest.approx(right.mean())
-    methods = {"cam", "pcam"} | ({"fcn"} if stage == "stage3" else set())
+    own = {"cam", "pcam"} | ({"fcn"} if stage == "stage3" else set())
     trivial = {"centre", "mean_mask", "edges", "noise"}
-    assert methods | trivial == {n.split("/")[0] for n in summary if n.endswith("/pixel_ap")}
-    for name in methods:
-        assert summary[f"{name}/hit"] == pytest.approx(rows[f"{name}_hit"].mean())
-    assert rows["pcam_hit"].notna().sum() == summary["lesions"] == (rows["label"] == 1).sum()
-    assert ("masked_accuracy" in summary) == (stage != "stage1")
-    if stage != "stage1":
-        called = rows["swapped_masked_probability"] > 0.5
-        assert summary["swapped_masked_abnormal"] == pytest.approx(called.mean())
-        right = (called == (rows["label"] == 1)).mean()
-        assert summary["swapped_masked_accuracy"] == pytest.approx(right)
+    assert own | trivial == {name.split("/")[0] for name in summary if name.endswith("/pixel_ap")}
+    for name in ("masked_accuracy", "swapped_masked_accuracy", "swapped_masked_abnormal"):
+        assert (name in summary) == (stage != "stage1")
 
 
 def test_a_failed_start_can_be_mended_in_place(trained, tmp_path, capsys):
