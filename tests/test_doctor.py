@@ -68,7 +68,7 @@ GPUS = {
     **DOCKER,
     "torch.cuda.is_available": lambda: True,
     "torch.cuda.device_count": lambda: 2,
-    "datamodules.radiographs.usable_cores": lambda: 6,
+    "datamodules.batches.usable_cores": lambda: 6,
 }
 FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
 BATCHES = ["data.image_size=320", "data.batch_size=32", "data.num_workers=4"]
