@@ -9,8 +9,6 @@ import pytest
 from experiments import evaluate, train
 from tests.runs import run_folder, tiny_words
 
-pytest.importorskip("pytorch_grad_cam", reason="needs the extra peers")
-
 PEERS = ["gradcam", "gradcampp", "hirescam", "layercam"]
 
 
