@@ -61,7 +61,6 @@ class Stage1Classifier(LightningModule):
 
     stage = "stage1"
     map_methods: tuple[str, ...] = ("cam", "pcam")
-    has_masked_pass = False  # whether there are masked_logits
     class_weights: Tensor
     map_scale: Tensor
 

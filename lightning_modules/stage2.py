@@ -29,7 +29,6 @@ class Stage2GuidedAttention(Stage1Classifier):
     """
 
     stage = "stage2"
-    has_masked_pass = True
 
     def configure_network(self) -> None:
         """As before, and the masked pass's BatchNorm statistics."""

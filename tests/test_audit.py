@@ -251,7 +251,7 @@ def spots(images):
 def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
     sample = spots(100)
     image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"spot": image, "rest": 2 - image})
+    found = audit.audit_perturbation(Spot(), sample, {"spot": image, "rest": 2 - image}, 16)
     assert list(found) == [audit.RANDOM, "spot", "rest", audit.LESION]
     assert found["spot"]["deletion_whole"].value < 0.15
     assert found["spot"]["insertion_whole"].value > 0.97
@@ -269,25 +269,25 @@ def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
 def test_a_map_is_also_compared_with_the_edges():
     sample = spots(100)
     image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image}, 16)
     assert list(found["edges"]["less"]["deletion"]) == [audit.RANDOM]
     assert against(found["rest"]) == {"deletion": ["higher"] * 2, "insertion": ["lower"] * 2}
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "same": image})
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "same": image}, 16)
     assert against(found["same"]) == {"deletion": ["lower", "no"], "insertion": ["higher", "no"]}
 
 
 def test_a_random_map_is_as_the_random_order():
     sample = spots(100)
     one = sample.batch["image"][:1]
-    noise = [audit.perturbation.random_map(one, number) for number in range(1000, 1100)]
-    found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)})
+    noise = [audit.perturbation.random_map(one, number, 16) for number in range(1000, 1100)]
+    found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)}, 16)
     assert against(found["noise"]) == {"deletion": ["no"], "insertion": ["no"]}
 
 
 def test_images_of_one_patient_have_no_interval():
     sample = spots(10)._replace(patient=np.repeat("one", 10))
     image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image})
+    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image}, 16)
     assert against(found["rest"]) == {"deletion": ["-"] * 2, "insertion": ["-"] * 2}
 
 

@@ -61,7 +61,7 @@ def test_a_map_of_all_but_the_lesion_does_the_reverse(image, perfect):
 
 def test_random_orders_lie_between(image, perfect):
     areas = [
-        area_under(perturbed(brightness, image, random_map(image, number))["deletion"]).item()
+        area_under(perturbed(brightness, image, random_map(image, number, 16))["deletion"]).item()
         for number in range(20)
     ]
     gone = brightness(smooth(image, BLUR)).item()
@@ -101,9 +101,11 @@ def test_pixels_are_ordered_by_value_and_ties_by_chance():
 
 
 def test_a_random_map_is_of_its_number(image):
-    assert torch.equal(random_map(image[..., :32, :32], 3), random_map(image[..., :32, :32], 3))
-    assert not torch.equal(random_map(image, 3), random_map(image, 4))
-    assert random_map(image, 3).shape == image.shape
+    assert torch.equal(
+        random_map(image[..., :32, :32], 3, 16), random_map(image[..., :32, :32], 3, 16)
+    )
+    assert not torch.equal(random_map(image, 3, 16), random_map(image, 4, 16))
+    assert random_map(image, 3, 16).shape == image.shape
 
 
 def test_blurring_keeps_the_mean_grey():

@@ -60,7 +60,9 @@ def audit_run(
     maps = make_maps(module, methods, sample.batch)
     results: dict[str, Any] = {"cascade": audit_cascade(module, methods, sample, maps)}
     if module.classifies:
-        results["perturbation"] = audit_perturbation(module, sample, maps)
+        results["perturbation"] = audit_perturbation(
+            module, sample, maps, module.encoder.strides[-1]
+        )
         if "swapped_masked_probability" in table:
             results["leak"] = audit_leak(table)
     return results, maps
@@ -154,7 +156,7 @@ def audit_repeatability(runs: Sequence[Maps], sample: Sample) -> dict[str, dict[
 
 
 def audit_perturbation(
-    module: torch.nn.Module, sample: Sample, maps: Maps
+    module: torch.nn.Module, sample: Sample, maps: Maps, stride: int
 ) -> dict[str, dict[str, Any]]:
     """Areas under the deletion and insertion curves of each method's maps.
 
@@ -167,9 +169,7 @@ def audit_perturbation(
     """
     image, marked = sample.batch["image"], sample.batch["has_lesion"]
     numbers = sample.batch["index"].tolist()
-    noise = [
-        perturbation.random_map(one, n) for one, n in zip(image.split(1), numbers, strict=True)
-    ]
+    noise = [perturbation.random_map(image[i : i + 1], n, stride) for i, n in enumerate(numbers)]
     every = {RANDOM: torch.cat(noise), **maps}
     if marked.any():
         # Smoothed: a mask's outline is drawn by hand.

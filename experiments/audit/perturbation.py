@@ -13,7 +13,6 @@ from torch import Tensor
 
 from experiments.evaluation.baselines import smooth
 from lightning_modules.attention import upsample
-from lightning_modules.encoder import STRIDE
 
 # Shares of the image at which the score is read: densely at the size of a lesion, 1 to 4 %.
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -96,13 +95,13 @@ def pixel_order(map: Tensor, seed: int = 0) -> Tensor:
     return shuffled[values[:, shuffled].argsort(dim=1, descending=True, stable=True)]
 
 
-def random_map(image: Tensor, number: int) -> Tensor:
-    """Noise ``(1, 1, H, W)`` drawn by ``number``, as coarse as the encoder's maps.
+def random_map(image: Tensor, number: int, stride: int) -> Tensor:
+    """Noise ``(1, 1, H, W)`` drawn by ``number``, as coarse as the maps of an encoder's ``stride``.
 
     A random order of single pixels would destroy every texture at once; this one leaves and takes
     patches as a map does.
     """
-    height, width = (side // STRIDE for side in image.shape[-2:])
+    height, width = (side // stride for side in image.shape[-2:])
     cells = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(number)).to(
         image.device
     )
