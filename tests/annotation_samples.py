@@ -218,3 +218,19 @@ def segmentation(path: Path, mask: np.ndarray, kind: str = "BINARY") -> Path:
             [source], mask, kind, segments, "1.2.3.2", 2, "1.2.3.5", 1, "none", "none", "1", "0"
         ).save_as(path)
     return path
+
+
+SQUARE = [[6, 4, 10, 4, 10, 8, 6, 8]]
+FILES = {
+    "coco": ("coco.json", json.dumps(COCO)),
+    "cvat": ("annotations.xml", CVAT),
+    "labelme": ("a.json", json.dumps(LABELME)),
+    "label-studio": ("project.json", json.dumps(LABEL_STUDIO)),
+    "label-studio minimal": ("project.json", json.dumps(LABEL_STUDIO_MIN)),
+    "via": ("via.json", json.dumps(VIA)),
+    "via project": ("project.json", json.dumps(VIA_PROJECT)),
+    "via csv": ("via.csv", via_csv()),
+    "via csv of version 1": ("via.csv", "#" + via_csv()),
+    "voc": ("a.xml", VOC),
+    "yolo": ("hand/a.txt", YOLO),
+}
