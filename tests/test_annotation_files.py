@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from PIL import Image
 
@@ -20,22 +21,20 @@ from tests.real import real_data
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
 
 
-def put(folder, **contents):
-    """Write files: text, JSON, or pictures; "__" in a name is a folder, "_" the last a dot."""
+def put(folder, contents):
+    """Write text, JSON, bytes or pictures by the names of their files."""
     for name, content in contents.items():
-        path = folder / name.replace("__", "/")
-        path = path.with_name(".".join(path.name.rsplit("_", 1)))
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, (np.ndarray, Image.Image)):
-            (Image.fromarray(content) if isinstance(content, np.ndarray) else content).save(path)
+        if isinstance(content, np.ndarray):
+            content = Image.fromarray(content)
+        if isinstance(content, Image.Image):
+            content.save(path)
         elif isinstance(content, bytes):
             path.write_bytes(content)
         else:
             path.write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
-
-
-# Masks --------------------------------------------------------------------------------------------
 
 
 def palette(mask):
@@ -50,22 +49,24 @@ def classes(one, other):
     return mask
 
 
-RED, GREEN = (128, 0, 0), (0, 128, 0)
+BROWN = (128, 0, 0)
 
 
-@pytest.mark.parametrize("suffix", ["", "_mask", "-mask", ".mask"])
 @pytest.mark.parametrize(
-    "pixels",
+    ("suffix", "pixels"),
     [
-        *(square(), square() // 255, square() // 2, square() > 0, np.stack([square()] * 3, -1)),
-        *(square().astype(np.uint16) * 257, classes(1, 2), classes(1, 2).astype(np.uint16)),
-        *(palette(classes(1, 2)), classes(RED, RED)),
+        *(("", square()), ("_mask", square() // 255), ("-mask", square() // 2)),
+        *(
+            (".mask", square() > 0),
+            ("", np.stack([square()] * 3, -1)),
+            ("", classes((128, 0, 0), (128, 0, 0))),
+        ),
+        *(("", square().astype(np.uint16) * 257), ("", classes(1, 2).astype(np.uint16))),
+        *(("", classes(1, 2)), ("_mask", palette(classes(1, 2)))),
     ],
 )
-def test_masks_are_read(tmp_path, pixels, suffix):
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    (tmp_path / "hand").mkdir()
-    picture.save(tmp_path / "hand" / f"a{suffix}.png")
+def test_masks_are_read(tmp_path, suffix, pixels):
+    put(tmp_path, {f"hand/a{suffix}.png": pixels})
     ((image,), mistakes) = READERS["masks"](tmp_path)
     assert (image.name, image.size, mistakes) == ("hand/a", (HEIGHT, WIDTH), [])
     np.testing.assert_array_equal(draw(image.marks, HEIGHT, WIDTH), square())
@@ -87,29 +88,20 @@ SMOOTH = Image.fromarray(square()).resize((60, 40), Image.Resampling.BILINEAR)
     ],
 )
 def test_a_wrong_mask_is_named_and_the_others_are_read(tmp_path, content, what):
-    put(tmp_path, a_png=content, b_png=0 * square())
+    put(tmp_path, {"a.png": content, "b.png": 0 * square()})
     ((image,), (mistake,)) = READERS["masks"](tmp_path)
     assert image[:3] == ("b", (HEIGHT, WIDTH), [])  # black: an image without marks
     assert mistake.where == str(tmp_path / "a.png")
     assert what in mistake.what
 
 
-def test_masks_of_several_classes_without_names_are_refused(tmp_path):
-    put(tmp_path, a_png=classes(RED, GREEN))
-    with pytest.raises(DataError, match="holds #008000 in .*a.png and #800000 in .*a labelmap.txt"):
-        READERS["masks"](tmp_path)
-
-
 def test_a_lesion_folder_is_a_source(tmp_path):
     rows = "image,mask,lesion_type\nhand/a.png,masks/hand/a.png,fracture+metal\n"
-    put(tmp_path, masks__hand__a_png=square(), lesions_csv=rows, sheet_png=NOISE)
+    put(tmp_path, {"masks/hand/a.png": square(), "lesions.csv": rows, "sheet.png": NOISE})
     assert recognise(tmp_path) == "masks"
     ((image,), mistakes) = READERS["masks"](tmp_path)
     assert (image.name, mistakes) == ("hand/a", [])
     assert [mark.labels for mark in image.marks] == [("fracture", "metal")]
-
-
-# DICOM --------------------------------------------------------------------------------------------
 
 
 def frames(*masks):
@@ -131,24 +123,14 @@ def test_a_dicom_segmentation_is_read(tmp_path, kind, high):
     assert recognise(tmp_path) == recognise(tmp_path / "s.dcm") == "dicom-seg"
 
 
-GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-
-
 @pytest.mark.parametrize(
-    ("values", "what"),
-    [
-        ({"Rows": 0}, "has the size 30 x 0"),
-        ({"Rows": 40}, "damaged or compressed DICOM (ValueError); export it again"),
-        (dict.fromkeys(GROUPS), "damaged or compressed DICOM (AttributeError)"),
-    ],
+    ("rows", "what"),
+    [(0, "has the size 30 x 0"), (40, "damaged or compressed DICOM (ValueError); export it again")],
 )
-def test_a_wrong_segmentation_is_named_with_its_image(tmp_path, values, what):
-    from pydicom import dcmread
-
+def test_a_wrong_segmentation_is_named_with_its_image(tmp_path, rows, what):
     path = segmentation(tmp_path / "s.dcm", frames(square() // 255))
-    data = dcmread(path)
-    for name, value in values.items():
-        setattr(data, name, value)
+    data = pydicom.dcmread(path)
+    data.Rows = rows
     data.save_as(path)
     images, (mistake,) = READERS["dicom-seg"](path)
     assert images == []
@@ -157,34 +139,20 @@ def test_a_wrong_segmentation_is_named_with_its_image(tmp_path, values, what):
     assert "1.2.3.4" in mistake.images
 
 
-# Other files --------------------------------------------------------------------------------------
-
-UNTIDY = """<?xml version="1.0" encoding="utf-8"?>
-<annotation>
- <filename>
-  a.png
- </filename>
- <size/>
- <object>
-  <bndbox><xmax>
-    690
-   </xmax> <xmin>645</xmin> <ymax>152</ymax> <ymin> 86.5 </ymin></bndbox>
-  <name>
-   text
-  </name>
- </object>
+UNTIDY = """<annotation><filename> a.png </filename><size/><object><name> text </name><bndbox>
+<xmax>\n 690 </xmax> <xmin>645</xmin> <ymax>152</ymax> <ymin> 86.5 </ymin></bndbox></object>
 </annotation>"""
 
 
 def test_untidy_voc_files_are_read_and_others_are_mistakes(tmp_path):
-    put(tmp_path, a_xml=UNTIDY, b_xml="<annotation/>", c_xml="<annotation>", d_xml="<html/>")
+    put(tmp_path, {"a.xml": UNTIDY, "b.xml": "<annotation/>", "c.xml": "<a", "d.xml": "<html/>"})
     ((image, empty), mistakes) = READERS["voc"](tmp_path)
     outline = ((645, 86.5), (690, 86.5), (690, 152), (645, 152))
     assert image[:2] == ("a.png", None)
     assert [mark[1:] for mark in image.marks] == [(outline, None, ("text",), "", True)]
     assert empty[:3] == ("b", None, [])
     assert [mistake.where for mistake in mistakes] == [str(tmp_path / f"{n}.xml") for n in "cd"]
-    assert "no XML (no element found" in mistakes[0].what
+    assert "no XML (" in mistakes[0].what
     assert "no Pascal VOC file" in mistakes[1].what
 
 
@@ -192,41 +160,34 @@ def test_untidy_voc_files_are_read_and_others_are_mistakes(tmp_path):
 def test_equal_names_in_folders_stay_apart(tmp_path, kind):
     name, content = FILES[kind]
     content = content.replace("hand/a.png", "a.png").replace("hand\\\\a.png", "a.png")
-    name = name.replace(".", "_")
-    put(tmp_path, **{f"films__{folder}__{name}": content for folder in ("p1", "p2")})
+    put(tmp_path, {f"films/{folder}/{name}": content for folder in ("p1", "p2")})
     images, mistakes = READERS[kind](tmp_path)
     assert [image.name for image in images] == ["films/p1/a.png", "films/p2/a.png"]
     assert mistakes == []
 
 
 def test_images_of_one_name_stay_apart_in_csv_of_via(tmp_path):
-    rows = pd.read_csv(put(tmp_path, via_csv=samples.via_csv()) / "via.csv")
-    rows = pd.concat([rows, rows.assign(file_size=99)], ignore_index=True)
+    rows = pd.concat([samples.ROWS, samples.ROWS.assign(file_size=99)], ignore_index=True)
     rows.loc[0, "region_attributes"] = "{'label':"
     rows.to_csv(tmp_path / "via.csv", index=False)
     images, mistakes = READERS["via"](tmp_path / "via.csv")
-    assert [(image.name, len(image.marks)) for image in images] == [
-        ("hand/a.png", 4),
-        ("hand/a.png", 5),
-    ]
-    assert [mistake.where.rpartition("/")[2] for mistake in mistakes] == [
-        "via.csv: row 2",
-        "via.csv: hand/a.png123",
-    ]
+    assert [image.name for image in images] == ["hand/a.png"] * 2
+    assert [len(image.marks) for image in images] == [4, 5]
+    assert mistakes[0].where == f"{tmp_path / 'via.csv'}: row 2"
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("classes_txt", "fracture\nmetal\n"),
-        ("data_yaml", "names: [fracture, metal]\nnc: 2"),
-        ("data_yaml", "names:\n  0: fracture\n  1: metal"),
+        ("classes.txt", "fracture\nmetal\n"),
+        ("data.yaml", "names: [fracture, metal]\nnc: 2"),
+        ("data.yaml", "names:\n  0: fracture\n  1: metal"),
     ],
 )
 def test_classes_of_yolo_have_names(tmp_path, name, content):
     lines = f"{samples.YOLO}\n1{samples.YOLO[1:]}\n7{samples.YOLO[1:]}"
-    notes = {"README.roboflow_txt": "bones - v1\nExported at noon\n"}
-    put(tmp_path, labels__train__a_txt=lines, labels__train__b_txt="", **{name: content}, **notes)
+    labels = {"labels/train/a.txt": lines, "labels/train/b.txt": ""}
+    put(tmp_path, {**labels, name: content, "README.roboflow.txt": "bones\nExported at noon"})
     for source in (tmp_path, tmp_path / "labels" / "train"):  # beside, or above labels
         ((first, second), (mistake, *_)) = READERS["yolo"](source)
         assert first.name in ("train/a", "a")
@@ -234,31 +195,28 @@ def test_classes_of_yolo_have_names(tmp_path, name, content):
         labels = [label for mark in first.marks for label in mark.labels]
         assert labels == ["fracture"] * 2 + ["metal"] + ["fracture"] * 2
         assert mistake.what == "its class is 7, but 2 have names; add it to them"
-    put(tmp_path, data_yaml="names: [fracture")
+    put(tmp_path, {"data.yaml": "names: [fracture"})
     with pytest.raises(DataError, match=r"data\.yaml: names of classes cannot be read"):
         READERS["yolo"](tmp_path)
 
 
 def test_names_of_classes_above_other_folders_are_not_these(tmp_path):
-    put(tmp_path, labels_txt="somebody's shopping\n", mine__a_txt=samples.YOLO)
+    put(tmp_path, {"labels.txt": "somebody's shopping\n", "mine/a.txt": samples.YOLO})
     ((image,), _) = READERS["yolo"](tmp_path / "mine")
     assert {mark.labels for mark in image.marks} == {("0",)}
-
-
-# Which format -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"a_json": samples.COCO, "images__a_png": NOISE}, "coco"),
-        ({"a_json": samples.LABELME, "a_png": NOISE}, "labelme"),
-        ({"a_json": samples.LABELME, "a_txt": samples.YOLO}, r"labelme \(a\.json\), yolo \(a\.txt"),
-        ({"a_json": {}}, r"in no format that is known .masks, coco, cvat"),
+        ({"a.json": samples.COCO, "images/a.png": NOISE}, "coco"),
+        ({"a.json": samples.LABELME, "a.png": NOISE}, "labelme"),
+        ({"a.json": samples.LABELME, "a.txt": samples.YOLO}, r"labelme \(a\.json\), yolo \(a\.txt"),
+        ({"a.json": {}}, r"in no format that is known .masks, coco, cvat"),
     ],
 )
 def test_a_folder_is_of_one_format_or_refused(tmp_path, contents, message):
-    put(tmp_path, **contents)
+    put(tmp_path, contents)
     if message in READERS:
         assert recognise(tmp_path) == message
         return
@@ -267,24 +225,21 @@ def test_a_folder_is_of_one_format_or_refused(tmp_path, contents, message):
 
 
 def test_of_a_folder_the_only_coco_file_is_read(tmp_path):
-    put(tmp_path, a_json=samples.COCO)
+    put(tmp_path, {"a.json": samples.COCO})
     assert len(READERS["coco"](tmp_path).images[0].marks) == 3
     with pytest.raises(DataError, match=r"holds 2 files \.json \(a\.json, b\.json\); give the one"):
-        READERS["coco"](put(tmp_path, b_json=samples.COCO))
+        READERS["coco"](put(tmp_path, {"b.json": samples.COCO}))
 
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("name", ["missing", "empty", "latin"])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, kind, name):
-    put(tmp_path, empty_json=b"", latin_json=b'{"\xe9": 1}')
+    put(tmp_path, {"empty.json": b"", "latin.json": b'{"\xe9": 1}'})
     for reader in (READERS[kind], recognise):
         if (kind, name) == ("yolo", "empty") and reader is not recognise:
             continue  # an image without marks
         with pytest.raises(DataError, match=f"{name}.json"):
             reader(tmp_path / f"{name}.json")
-
-
-# Real files ---------------------------------------------------------------------------------------
 
 
 def test_four_formats_hold_the_same_lesions(tmp_path):
@@ -311,8 +266,6 @@ def test_four_formats_hold_the_same_lesions(tmp_path):
     for name, image in of["coco"].items():
         masks = [draw(of[kind][name].marks, *image.size) for kind in ("coco", "via")]
         np.testing.assert_array_equal(*masks)
-        wanted = np.array(Image.open(folder / "masks" / f"{name}.png"))
-        np.testing.assert_array_equal(masks[0], wanted)
         boxes = {}
         for kind, scale in (("coco", 1), ("voc", 1), ("yolo", np.array(image.size[::-1]))):
             corners = [np.array(mark.outline) * scale for mark in of[kind][name].marks]

@@ -54,10 +54,9 @@ def _cvat_mark(shape: Element, size: tuple[int, int], listed: set[str | None]) -
     if shape.tag == "ellipse":
         cx, cy, rx, ry = fields.numbers(values, "cx", "cy", "rx", "ry")
         return Mark(outline=shapes.ellipse(cx, cy, rx, ry, angle))
-    if shape.tag == "box":
-        x, y, right, bottom = fields.numbers(values, "xtl", "ytl", "xbr", "ybr")
-        return Mark(outline=shapes.box(x, y, right - x, bottom - y, angle), is_box=True)
-    raise fields.no_area(shape.tag)
+    check(shape.tag == "box", f"{shape.tag!r} marks no area; outline the lesion")
+    x, y, right, bottom = fields.numbers(values, "xtl", "ytl", "xbr", "ybr")
+    return Mark(outline=shapes.box(x, y, right - x, bottom - y, angle), is_box=True)
 
 
 def read_voc(source: Path) -> Marking:

@@ -42,11 +42,6 @@ def check(is_right: object, what: str) -> None:
         raise EntryError(what)
 
 
-def no_area(kind: str) -> EntryError:
-    """The error of a shape, such as a line or a point, that marks no area."""
-    return EntryError(f"{kind!r} marks no area; outline the lesion")
-
-
 def _explain(error: Exception) -> str:
     if isinstance(error, (EntryError, DataError)):
         return str(error)

@@ -55,16 +55,15 @@ def _labelme_mark(shape: dict[str, Any], size: tuple[int, int] | None) -> Mark:
     kind = shape.get("shape_type", "polygon")  # versions before 4 wrote none
     if kind in POLYGONS or (kind == "rectangle" and len(points) == 4):
         return Mark(outline=shapes.polygon(points), is_box=kind in BOXES)
-    if kind not in ("rectangle", "circle", "mask"):
-        raise fields.no_area(kind)
+    is_area = kind in ("rectangle", "circle", "mask")
+    check(is_area, f"{kind!r} marks no area; outline the lesion")
     check(len(points) == 2, f"a {kind} of {len(points)} points, not two; draw it again")
     (x, y), (a, b) = [[fields.number(value, "a point") for value in point] for point in points]
     if kind == "circle":  # its centre and a point on it
         radius = math.hypot(a - x, b - y)
         return Mark(outline=shapes.ellipse(x, y, radius, radius))
     if kind == "rectangle":
-        outline = shapes.box(min(x, a), min(y, b), abs(a - x), abs(b - y))
-        return Mark(outline=outline, is_box=True)
+        return Mark(outline=shapes.box(min(x, a), min(y, b), abs(a - x), abs(b - y)), is_box=True)
     if size is None:
         raise EntryError("a mask on an image without size; save it again in LabelMe")
     mask, _ = decode_noted(base64.b64decode(shape["mask"]), Path("its mask"))
@@ -103,9 +102,7 @@ def _via(path: Path, marking: Marking) -> None:
                 read_mark(marking, image, about, _via_mark, region)
             count = str(len(regions))
             stated = entry.get("region_count") or count
-            check(
-                stated == count, f"{count} regions, but its region_count is {stated}; export again"
-            )
+            check(stated == count, f"{count} regions, but its region_count is {stated}")
 
 
 def _csv_entries(path: Path, marking: Marking) -> dict[str, dict[str, Any]]:
@@ -120,8 +117,8 @@ def _csv_entries(path: Path, marking: Marking) -> dict[str, dict[str, Any]]:
         with catch(marking, f"{path}: row {line}", row["filename"]):
             shape, attributes = (json.loads(row[column] or "{}") for column in COLUMNS[1:])
             if shape:  # an image without regions has a row, too
-                about = {"shape_attributes": shape, "region_attributes": attributes}
-                regions[f"of row {line}"] = about
+                entry = {"shape_attributes": shape, "region_attributes": attributes}
+                regions[f"of row {line}"] = entry
     return entries
 
 
@@ -137,8 +134,7 @@ def _via_mark(region: dict[str, Any]) -> Mark:
     if kind == "ellipse":
         axes = fields.numbers({"theta": 0, **shape}, "cx", "cy", "rx", "ry", "theta")
         return Mark(outline=shapes.ellipse(*axes))
-    if kind not in ("polygon", "polyline"):
-        raise fields.no_area(kind)
+    check(kind in ("polygon", "polyline"), f"{kind!r} marks no area; outline the lesion")
     corners = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
     is_closed = kind == "polygon" or corners[:1] == corners[-1:]
     check(is_closed, "a polyline that does not end where it began; draw it as polygon")

@@ -60,11 +60,8 @@ def list_yolo(path: Path) -> list[Path]:
 
 def is_yolo(file: Path) -> bool:
     """Whether a text file holds nothing but numbers in YOLO's order; an empty one may be it."""
-    rows = [line.split() for line in read_text(file).splitlines() if line.strip()]
-    try:
-        return all(len([float(value) for value in row[1:]]) >= 4 for row in rows)
-    except ValueError:
-        return False
+    lines = filter(None, map(str.strip, read_text(file).splitlines()))
+    return all(re.fullmatch(r"\S+(\s+[-+.\deE]+){4,}", line) for line in lines)
 
 
 def _class_files(path: Path) -> list[Path]:
