@@ -13,13 +13,15 @@ from datamodules.annotations import fields, shapes
 from datamodules.annotations.fields import catch, check
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, Point
 
+Images = dict[str, MarkedImage | None]  # by their id; None are wrong
+
 
 def read_coco(source: Path) -> Marking:
     """Read a COCO file, or the folder that holds one; an annotation may be several marks."""
-    return fields.read_one(_coco, source, ".json")
+    return fields.read_one(_read_file, source, ".json")
 
 
-def _coco(path: Path, marking: Marking) -> None:
+def _read_file(path: Path, marking: Marking) -> None:
     content = fields.read_json(path)
     for part in ("images", "annotations"):
         check(part in content, f"no COCO file, it lacks the list {part!r}; export as COCO")
@@ -46,11 +48,8 @@ def _coco(path: Path, marking: Marking) -> None:
     marking.images.extend(image for image in images.values() if image)
 
 
-def _read_images(
-    content: dict[str, Any], path: Path, marking: Marking
-) -> dict[str, MarkedImage | None]:
-    """Images by their id; None for those that are wrong."""
-    images: dict[str, MarkedImage | None] = {}
+def _read_images(content: dict[str, Any], path: Path, marking: Marking) -> Images:
+    images: Images = {}
     note = fields.LABEL_STUDIO if "'Label Studio'" in str(content.get("info")) else ""
     for place, entry in enumerate(content["images"]):
         where = f"{path}: image number {place}"

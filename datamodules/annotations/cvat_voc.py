@@ -17,10 +17,10 @@ from datamodules.index import DataError
 
 def read_cvat(source: Path) -> Marking:
     """Read ``annotations.xml``, or the folder that it was unpacked into."""
-    return fields.read_one(_cvat, source, ".xml")
+    return fields.read_one(_read_cvat_file, source, ".xml")
 
 
-def _cvat(path: Path, marking: Marking) -> None:
+def _read_cvat_file(path: Path, marking: Marking) -> None:
     root = fields.read_xml(path)
     is_images = root.tag == "annotations" and root.find("track") is None
     check(is_images, "no CVAT file of images; export as 'CVAT for images 1.1'")

@@ -38,10 +38,10 @@ Region = tuple[Mark, str, dict[str, Any]]
 
 def read_label_studio(source: Path) -> Marking:
     """Read an export, or the folder that holds one, but for predictions and what was cancelled."""
-    return fields.read_one(_read, source, ".json")
+    return fields.read_one(_read_file, source, ".json")
 
 
-def _read(path: Path, marking: Marking) -> None:
+def _read_file(path: Path, marking: Marking) -> None:
     content = fields.read_json(path)
     tasks = [content] if isinstance(content, dict) else content
     what = "no export of Label Studio, a list of tasks with an image each; export as JSON"

@@ -74,10 +74,10 @@ def _labelme_mark(shape: dict[str, Any], size: tuple[int, int] | None) -> Mark:
 
 def read_via(source: Path) -> Marking:
     """Read a VIA file: ``.csv``, else JSON; a folder may hold one of them."""
-    return fields.read_one(_via, source, ".csv", ".json")
+    return fields.read_one(_read_via_file, source, ".csv", ".json")
 
 
-def _via(path: Path, marking: Marking) -> None:
+def _read_via_file(path: Path, marking: Marking) -> None:
     if path.suffix.lower() == ".csv":
         content = _csv_entries(path, marking)
     else:

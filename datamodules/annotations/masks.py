@@ -29,10 +29,7 @@ SEVERAL = (
 
 
 def read_masks(path: Path) -> Marking:
-    """Read a mask, or all PNG files below a folder; a black one is an image without marks.
-
-    An image's name is the mask's path below the folder without ``.png`` and ``_mask``.
-    """
+    """Read a mask, or all PNG files below a folder; a black one is an image without marks."""
     types: dict[str, str] = {}
     if (path / CSV).is_file() and (path / "masks").is_dir():
         rows = read_lesions(path)
