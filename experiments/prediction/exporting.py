@@ -83,9 +83,8 @@ def export(run: Path, file: Path, force: bool) -> None:
     if fitted is None:
         print(f"  outputs  {outputs}; trained on lesion masks alone, it knows no class")
     else:
-        print(f"  outputs  probability (B,); {outputs}")
         decided = f"abnormal above {fitted.threshold:.4f}, as decided by {trained.decided_by}"
-        print(f"  decides  {decided}")
+        print(f"  outputs  probability (B,); {outputs}\n  decides  {decided}")
     print(f"  checked  on {len(images)} images, largest difference from PyTorch {largest:.1e}")
     print(f"  written  {file} ({len(content) / 1e6:.1f} MB), {card}")
 
@@ -190,16 +189,11 @@ def describe(trained: Trained) -> dict[str, Any]:
     low, high = 100 * WINDOW_TAIL, 100 * (1 - WINDOW_TAIL)
     outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
     scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
-    masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
-    training_data = {
-        "name": data.name,
-        "licence": SOURCES[data.name].licence,
-        "index_hash": run.trained_on["index_hash"],
-        "mask_hash": run.trained_on["mask_hash"],
-        "data_seed": data.seed,
-        "split": data.split,
-    }
+    hashes = {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
+    training_data = {"name": data.name, "licence": SOURCES[data.name].licence, **hashes}
+    training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
+        masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
         training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
     return {
         "title": f"decision-basis {trained.title}",

@@ -37,9 +37,10 @@ SERIES_NUMBER = 9901  # beside the radiographs' series, by which archives sort
 # elsewhere; the others are left out where not valid.
 NEEDED = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
 IDS = (*NEEDED, "PatientID", "IssuerOfPatientID", "PatientName", "SpecificCharacterSet")
-PATIENT = ("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
-STUDY = ("StudyID", "StudyDate", "StudyTime", "InstanceNumber")
-SHOWN = ("StudyDescription", "BodyPartExamined")
+OTHERS = (
+    *("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName", "StudyID"),
+    *("StudyDate", "StudyTime", "InstanceNumber", "StudyDescription", "BodyPartExamined"),
+)
 REFUSED = "no Secondary Capture can be made of it: "
 # Control characters, and what stands for bytes that the character set does not have.
 GARBLED = re.compile("[\0-\x1f\x7f\ufffd]")
@@ -56,16 +57,11 @@ def draw(
     largest: int,
     beside: bool,
 ) -> np.ndarray:
-    """Draw a radiograph under its map, with words and the meaning of the colours below; BGR.
+    """Draw a radiograph, uint8 ``(H, W)``, under its map in [0, 1], with words below; BGR.
 
-    Args:
-        image: the upright radiograph, uint8 ``(H, W)``.
-        heat: its map in [0, 1], float32 ``(H, W)``.
-        threshold: what reaches it in the map is outlined.
-        peak: x and y of the map's peak in the image; None: no cross.
-        words: ASCII, a line each.
-        largest: longer side of the image in the picture at most, pixels.
-        beside: whether the bare radiograph stands to the left: colours hide what they mark.
+    What reaches the threshold is outlined; the peak (x, y) gets a cross. ``largest`` is the image's
+    longer side at most, pixels. ``beside``: the bare radiograph stands to the left, since colours
+    hide what they mark.
     """
     bare = cv2.cvtColor(resize(image, SMALLEST, largest), cv2.COLOR_GRAY2BGR)
     heat = cv2.resize(heat, bare.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -144,7 +140,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
         made.PatientOrientation = towards if re.fullmatch(ORIENTATION, str(towards)) else None
         # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
         made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
-        for name in ("IssuerOfPatientID", *SHOWN):  # highdicom leaves these out
+        for name in ("IssuerOfPatientID", *OTHERS[-2:]):  # highdicom leaves these out
             if name in about:
                 made[name] = about[name]
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
@@ -162,30 +158,26 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
 
 
 def _taken_over(source: Dataset) -> Dataset:
-    """The valid elements of patient and study, which highdicom would take over unchecked."""
+    """The valid elements of patient and study (PS3.5, 6.2): highdicom takes them over unchecked."""
     about, wrong = Dataset(), []
-    for name in (*IDS, *PATIENT, *STUDY, *SHOWN):
-        value = _valid(source, name)
-        if value:
+    for name in (*IDS, *OTHERS):
+        vr = dictionary_VR(name)
+        try:
+            value = source.get(name) or ""
+            several = isinstance(value, MultiValue)
+            texts = [str(text) for text in (value if several else [value])]
+            valid = not GARBLED.search("".join(texts))
+            valid &= name == "SpecificCharacterSet" or not several
+            valid &= name != "PatientSex" or value in ("", "F", "M", "O")
+            for text in filter(None, texts):
+                validate_value(vr, text, pydicom.config.RAISE)
+                valid &= vr not in DATED or bool(DATED[vr](text))
+        except Exception:  # a stranger's values
+            valid = False
+        if valid and value:
             setattr(about, name, value)
-        elif name in IDS and (value is None or name in NEEDED):
+        elif name in NEEDED or (name in IDS and not valid):
             wrong.append(name)
     if wrong:
         raise DataError(f"{REFUSED}{', '.join(wrong)} missing or not valid. Fix: mend its header")
     return about
-
-
-def _valid(source: Dataset, name: str) -> Any:
-    """An element's value, "" without any, None where it is not valid (PS3.5, 6.2)."""
-    vr = dictionary_VR(name)
-    try:
-        value = source.get(name) or ""
-        several = isinstance(value, MultiValue)
-        for text in map(str, value if several else [value]):
-            validate_value(vr, text, pydicom.config.RAISE)
-            if GARBLED.search(text) or (text and vr in DATED and not DATED[vr](text)):
-                return None
-    except Exception:  # a stranger's values
-        return None
-    odd = name == "PatientSex" and value not in ("", "F", "M", "O")
-    return None if odd or (several and name != "SpecificCharacterSet") else value

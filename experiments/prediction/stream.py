@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from datamodules.index import DataError
-from datamodules.pixels import MOST_PIXELS
 from experiments.drawing import encode
 from experiments.evaluation.judge import one_thread
 from experiments.prediction.folder import NOTE, PredictionFolder, Row
@@ -54,32 +52,16 @@ class Predictor:
 
     def run(self, inputs: Sequence[Row]) -> None:
         """Predict on images, a batch at a time: memory does not grow with their number."""
+        size = self.trained.run.config.data.batch_size
         cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
         bar = tqdm(total=len(inputs), desc="images", unit=" images", leave=False, disable=None)
         with bar, ThreadPoolExecutor(usable_cores()) as pool:
-            for batch in self._batches(inputs, pool):
+            for start in range(0, len(inputs), size):
+                batch = list(pool.map(self._decode, inputs[start : start + size]))
                 with one_thread():
                     rows = self._answer(batch, pool)
                 self.folder.add(rows)
-                batch.clear()  # the next is decoded while this one is still named here
                 bar.update(len(rows))
-
-    def _batches(
-        self, inputs: Sequence[Row], pool: ThreadPoolExecutor
-    ) -> Iterator[list[Seen | Row]]:
-        """Images in order, as many as a batch of the training, or 2^26 pixels of originals."""
-        size = self.trained.run.config.data.batch_size
-        held: list[Seen | Row] = []
-        pixels, waiting = 0, iter(inputs)
-        while group := list(islice(waiting, usable_cores())):
-            for seen in pool.map(self._decode, group):
-                held.append(seen)
-                pixels += seen.image.size if isinstance(seen, Seen) else 0
-                if len(held) == size or pixels >= MOST_PIXELS:
-                    yield held
-                    held, pixels = [], 0
-        if held:
-            yield held
 
     def _decode(self, row: Row) -> Seen | Row:
         """The decoded image, or a row that says why there is none."""
