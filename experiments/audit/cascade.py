@@ -62,13 +62,7 @@ def _dark(maps: Tensor) -> float:
 
 
 def steps(module: Stage1Classifier) -> dict[str, tuple[str, ...]]:
-    """From the class score and the FCN's map down to the stem: which weights each step draws.
-
-    Example:
-        >>> from lightning_modules import STAGES
-        >>> [list(steps(STAGES[stage]()))[:3] for stage in ("stage1", "stage3")]
-        [['fc', 'stages.2.3', 'stages.2.2'], ['fc', 'decoder', 'stages.2.3']]
-    """
+    """From the class score and the FCN's map down to the stem: which weights each step draws."""
     top: dict[str, tuple[str, ...]] = {"fc": ("fc.",)}
     if "fcn" in module.map_methods:
         # CAM does not read the decoder, the FCN's map not the FC layer: their tops share a step.

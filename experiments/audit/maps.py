@@ -167,14 +167,7 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's rank correlation over the pixels, ``(B,)`` in [-1, 1]; NaN: a map is constant.
-
-    Example:
-        >>> import torch
-        >>> one = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
-        >>> rank_correlation(one, one.square()), rank_correlation(one, -one)
-        (tensor([1.]), tensor([-1.]))
-    """
+    """Spearman's rank correlation over the pixels, ``(B,)`` in [-1, 1]; NaN: a map is constant."""
     # Not torchmetrics' spearman_corrcoef: it adds up tied ranks in int32, which overflows from
     # 65,536 equal pixels on, and the dark of a map may be more.
     a, b = (rankdata(map.flatten(1).cpu().numpy(), axis=1) for map in (one, other))
@@ -188,12 +181,6 @@ def top_region(map: Tensor, share: float = TOP) -> Tensor:
     """The pixels of the highest values, ``share`` of the image; more where the last of them ties.
 
     Fewer where fewer rise above the map's minimum: its dark rest is no region.
-
-    Example:
-        >>> import torch
-        >>> map = torch.tensor([0.0, 5.0, 0.0, 7.0]).view(1, 1, 1, 4)
-        >>> [top_region(map, share).int().flatten().tolist() for share in (0.25, 0.75)]
-        [[0, 0, 0, 1], [0, 1, 0, 1]]
     """
     values = map.flatten(1)
     least = values.topk(max(1, round(share * values.shape[1])), dim=1).values[:, -1:]

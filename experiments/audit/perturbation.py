@@ -6,7 +6,7 @@ grey: on radiographs a grey patch is an abnormality itself (docs/audit.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,34 +94,17 @@ def perturbed(score: Score, image: Tensor, map: Tensor) -> dict[str, Tensor]:
     }
 
 
-def curve(
-    score: Score, start: Tensor, end: Tensor, order: Tensor, shares: Sequence[float] = SHARES
-) -> Tensor:
-    """Scores ``(B, len(shares))`` while images ``start`` become ``end``, pixel by pixel.
-
-    Example:
-        >>> import torch
-        >>> black, white = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
-        >>> right = lambda image: image[:, 0, 0, 1]
-        >>> curve(right, black, white, torch.tensor([[1, 0]]), (0, 0.5, 1))
-        tensor([[0., 1., 1.]])
-    """
+def curve(score: Score, start: Tensor, end: Tensor, order: Tensor) -> Tensor:
+    """Scores ``(B, len(SHARES))`` while images ``start`` become ``end``, pixel by pixel."""
     place, count = order.argsort(dim=1).view_as(start), order.shape[1]
-    changed = (torch.where(place < round(share * count), end, start) for share in shares)
+    changed = (torch.where(place < round(share * count), end, start) for share in SHARES)
     return torch.stack([score(images) for images in changed], dim=1)
 
 
-def area_under(scores: Tensor, shares: Sequence[float] = SHARES, until: float = 1.0) -> Tensor:
-    """Mean height ``(B,)`` of curves ``(B, len(shares))`` up to a share of the pixels.
-
-    Example:
-        >>> import torch
-        >>> scores = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-        >>> area_under(scores, (0, 0.5, 1)), area_under(scores, (0, 0.5, 1), until=0.5)
-        (tensor([0.2500, 1.0000]), tensor([0.5000, 1.0000]))
-    """
-    end = list(shares).index(until) + 1
-    x = torch.tensor(shares[:end], device=scores.device)
+def area_under(scores: Tensor, until: float = 1.0) -> Tensor:
+    """Mean height ``(B,)`` of curves ``(B, len(SHARES))`` up to a share of the pixels."""
+    end = SHARES.index(until) + 1
+    x = torch.tensor(SHARES[:end], device=scores.device)
     return torch.trapezoid(scores[:, :end], x, dim=1) / until
 
 

@@ -130,15 +130,12 @@ class Predictor:
         how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
         how, name = f"{how}; research use only, not for diagnosis", f"{row.path}.{best}"
         try:
-            self.folder.write("overlays", f"{name}.png", encode(picture(OVERLAY, beside=True)))
+            self.folder.write("overlays", f"{name}.png", encode(picture(OVERLAY, True)))
             data = Path(row.file).read_bytes() if self.dicom else b""
             if is_dicom(data):
-                source, network = (
-                    read_dicom(data, Path(row.file)),
-                    str(run.identity["checkpoint_hash"]),
-                )
-                rgb = picture(CAPTURE, beside=False)[..., ::-1]
-                capture = secondary_capture(source, rgb, network, how)
+                source, rgb = read_dicom(data, Path(row.file)), picture(CAPTURE, False)[..., ::-1]
+                series = str(run.identity["checkpoint_hash"])
+                capture = secondary_capture(source, rgb, series, how)
                 self.folder.write("dicom", f"{name}.dcm", capture)
         except (ValueError, TypeError, cv2.error) as error:  # the prediction stands, ends no others
             fault = "" if isinstance(error, DataError) else "no overlay can be drawn: "
