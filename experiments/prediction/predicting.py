@@ -96,7 +96,10 @@ def _report(trained: Trained, folder: PredictionFolder, now: str, gone: int) -> 
     rows = list(folder.rows.values())
     failed = [row for row in rows if row.failed]
     answered = sum(row.answered for row in failed)
-    counts = {"unreadable": len(failed) - answered, "without a Secondary Capture": answered}
+    counts = {
+        "unreadable": len(failed) - answered,
+        "without a Secondary Capture or overlay": answered,
+    }
     parts = [f"{len(rows):,} images"]
     if trained.fitted is not None:
         calls = Counter(row.predicted_abnormal for row in rows)
