@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from datamodules.files import write_text
-from experiments.audit import maps as of_maps
+from experiments.audit import maps as audit_maps
 from experiments.audit.cascade import DRAWS, audit_cascade
 from experiments.audit.maps import Maps, Sample, alike, beside_floor, draw_sample, make_maps, paired
 from experiments.audit.perturbation import EARLY, EDGES, RANDOM, SHARES, audit_perturbation
@@ -45,7 +45,7 @@ def audit_all(
     ones are looked at.
     """
     for seeds in group(judged):
-        audits = [_audit(run, peers, images or of_maps.IMAGES) for run in seeds.runs]
+        audits = [_audit(run, peers, images or audit_maps.IMAGES) for run in seeds.runs]
         shared = {}
         if len(audits) > 1:
             methods = audit_repeatability([maps for *_, maps in audits], audits[0][0])
@@ -57,8 +57,8 @@ def audit_all(
                 "images": len(sample.patient),
                 "patients": len(set(sample.patient)),
                 "draws": DRAWS,
-                "compared_every": of_maps.GRID,
-                "top": of_maps.TOP,
+                "compared_every": audit_maps.GRID,
+                "top": audit_maps.TOP,
                 "shares": SHARES,
                 "early": EARLY,
             }
