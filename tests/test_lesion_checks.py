@@ -11,7 +11,7 @@ from datamodules.annotations.fields import EntryError
 from datamodules.annotations.marks import Mark
 from experiments.annotation import checks
 from experiments.annotation.checks import MAX_CORNERS, check_mark, check_mask, crossing
-from experiments.annotation.joining import agreement, combine
+from experiments.annotation.joining import combine
 
 SIZE = (100, 200)
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
@@ -95,12 +95,3 @@ def test_raters_are_joined_by_votes():
     assert combine(masks, "majority").tolist() == [[0, 0, 255, 0]]  # two of four: a tie
     assert combine(masks[:3], "majority").tolist() == [[0, 255, 255, 0]]
     assert combine(masks, "intersection").tolist() == [[0, 0, 255, 0]]
-
-
-def test_agreement_is_of_each_pair():
-    masks = {"b": np.uint8([[1, 1, 0]]), "a": np.uint8([[1, 0, 0]]), "c": np.uint8([[0, 0, 1]])}
-    assert agreement(masks) == [
-        ("a and b", 0.5, pytest.approx(2 / 3)),
-        ("a and c", 0.0, 0.0),
-        ("b and c", 0.0, 0.0),
-    ]

@@ -21,11 +21,10 @@ from datamodules.lesions import Lesion, write_lesions
 from experiments import import_lesions, select_lesions
 from experiments.annotation.checks import check_mark
 from experiments.annotation.choosing import Look, choose_images, look_at, maps_of
-from experiments.annotation.package import Picture, outline
+from experiments.annotation.package import outline
 from experiments.build import Run, open_run
 from experiments.config import load_config
 from tests.test_mura import build
-from tests.test_package import labelme
 
 PARTS = ("HAND", "WRIST", "ELBOW", "SHOULDER")
 
@@ -119,9 +118,9 @@ def mura(tmp_path):
 def run(mura, tmp_path):
     """Choose, and write ``out`` in the temporary folder: the status, and the rows of the choice."""
 
-    def run(out, *words, name="mura", root=mura, command=select_lesions):
-        given = [f"data.name={name}", f"data.root={root}", "--out", str(tmp_path / out)]
-        status = command.main([*given, *map(str, words)])
+    def run(out, *words):
+        given = ["data.name=mura", f"data.root={mura}", "--out", str(tmp_path / out)]
+        status = select_lesions.main([*given, *words])
         selected = tmp_path / out / "selected.csv"
         return status, pd.read_csv(selected) if selected.is_file() else None
 
@@ -156,23 +155,6 @@ def test_a_package_holds_what_the_tools_open_and_nothing_half_written(mura, run,
     assert run("out", "--count", "8")[0] == 2
     assert "already exists. Fix: remove it" in capsys.readouterr().err
     assert (out / "selected.csv").read_text() == texts["selected.csv"]
-
-
-def test_what_is_drawn_on_a_package_is_imported(run, tmp_path):
-    _, mapping = run("out", "--count", "6", "--split", "all")
-    out = tmp_path / "out"
-    for name in mapping["name"][:4]:
-        drawn = Picture(name, 10, 12, [[(2.5, 3.5), (6.5, 3.5), (6.5, 7.5), (2.5, 7.5)]])
-        (out / "images" / name).with_suffix(".json").write_text(labelme(drawn, "anna"))
-    # Images that are black look like masks, too.
-    words = ("--format", "labelme", out / "images", "--mapping", out / "mapping.csv")
-    assert run("lesions", *words, command=import_lesions)[0] == 0
-    lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
-    assert sorted(lesions["image"]) == sorted(mapping["image"][:4])
-    wanted = np.zeros((10, 12), np.uint8)
-    wanted[3:8, 2:7] = 255
-    for mask in lesions["mask"]:
-        np.testing.assert_array_equal(decode(tmp_path / "lesions" / mask), wanted)
 
 
 def test_images_are_upright_and_hold_no_text_of_patients(mura, run, tmp_path):

@@ -65,8 +65,9 @@ class ImageFinder:
             # Flattened, a path of one part would fit any name: "1.png" any "scan_1.png".
             for key in _keys(path)[: None if "/" in path else 2]:
                 self._whole[key].append(path)
-            for key in {key for end in _ends(path, "/") for key in _keys(end)}:
-                self._ends[key].append(path)
+            for level, written in _keys(path):
+                for key in _ends(level, written):
+                    self._ends[key].append(path)
         if any(len(paths) > 1 for paths in self._names.values()):
             self._names.clear()  # they tell no images apart
         self._mapping: dict[str, str] = {}
@@ -107,7 +108,7 @@ class ImageFinder:
         for variant in _variants(name):
             for level, given in _keys(variant):
                 # Of paths in front of which something stands, the longest.
-                whole = (self._whole.get((level, end)) for end in _ends(given, _LEVELS[level][1]))
+                whole = (self._whole.get(end) for end in _ends(level, given))
                 if paths := next(filter(None, whole), None) or self._ends.get((level, given)):
                     return paths
             if paths := self._names.get(_bare(variant.rpartition("/")[2])):
@@ -133,10 +134,11 @@ def _keys(path: str) -> list[tuple[int, str]]:
     return [(level, written(path)) for level, (written, _) in enumerate(_LEVELS)]
 
 
-def _ends(path: str, sign: str) -> list[str]:
-    """A path, and what is left of it from each of its parts on."""
-    parts = path.split(sign)
-    return [sign.join(parts[start:]) for start in range(len(parts))]
+def _ends(level: int, written: str) -> Iterator[tuple[int, str]]:
+    """Keys of a name, and of what is left of it from each of its parts on."""
+    sign = _LEVELS[level][1]
+    parts = written.split(sign)
+    return ((level, sign.join(parts[start:])) for start in range(len(parts)))
 
 
 def _variants(name: str) -> Iterator[str]:

@@ -74,11 +74,10 @@ def write_package(
     listed = chosen[COLUMNS].assign(outlines=list(map(len, drawn)))
     listed.insert(0, "name", flat_names(chosen["image"]))
     listed.insert(0, "order", range(1, len(chosen) + 1))
-    scores = chosen["probability_abnormal"].astype(object).where(lambda own: own.notna(), None)
     pictures = []
     with whole_folder(folder) as draft:
         (draft / "images").mkdir()
-        rows = zip(listed["name"], listed["image"], drawn, scores, strict=True)
+        rows = zip(listed["name"], listed["image"], drawn, listed[COLUMNS[-1]], strict=True)
         for name, image, polygons, score in tqdm(
             rows, total=len(listed), desc="writing images", leave=False, disable=None
         ):
