@@ -221,14 +221,14 @@ class Import:
 
 def _wanted(labels: Sequence[str], sources: Iterable[Marking]) -> set[str]:
     """The classes that ``labels`` name, several in a text with commas; one may be misspelled."""
-    there: set[str] = set()
+    present: set[str] = set()
     for read in sources:
-        there.update(label for one in read.images for mark in one.marks for label in mark.labels)
-        there.update(label for mistake in read.mistakes for label in mistake.labels)
-    split = [[text] if text in there else text.split(",") for text in labels]
+        present.update(label for one in read.images for mark in one.marks for label in mark.labels)
+        present.update(label for mistake in read.mistakes for label in mistake.labels)
+    split = [[text] if text in present else text.split(",") for text in labels]
     wanted = {name.strip() for names in split for name in names} - {""}
-    if unknown := sorted(wanted - there):
-        listed = ", ".join(map(repr, sorted(there))) or "no"
+    if unknown := sorted(wanted - present):
+        listed = ", ".join(map(repr, sorted(present))) or "no"
         what = f"nothing is marked as that; there are {listed} labels"
         raise DataError(f"--labels {unknown[0]!r}: {what}")
     return wanted
