@@ -32,7 +32,9 @@ def main(words: list[str] | None = None) -> int:
     parser = build_parser(
         "import_lesions", "Turn what people annotated into a lesion folder.", "SOURCE"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the lesion folder to be written")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="the lesion folder to be written"
+    )
     parser.add_argument("--format", metavar="NAME", help="of the sources, else it is recognised")
     parser.add_argument("--mapping", type=Path, metavar="FILE.csv", help="header name,image")
     parser.add_argument(

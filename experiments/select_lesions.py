@@ -44,9 +44,9 @@ def main(words: list[str] | None = None) -> int:
     if places:
         parser.error(f"{places[0]} is no key=value word; name a run with --run")
 
-    from experiments.annotation import selecting
+    from experiments.annotation import choosing
 
-    return selecting.run(options, settings)
+    return choosing.run(options, settings)
 
 
 if __name__ == "__main__":

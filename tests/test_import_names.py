@@ -1,4 +1,4 @@
-"""Which image a name in an annotation file means, which marks count: what is certain, or none."""
+"""Which image a name in an annotation file means: the one that is certain, or none."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import re
 import pytest
 
 from experiments.annotation.matching import ImageFinder
-from tests.lesion_files import (
-    BOX,
-    ONE,
-    PIXELS,
-    coco,
-    coco_of,
-    cvat,
-    drawn,
-    image,
-    region,
-    studio,
-    voc,
-)
+from tests.lesion_files import BOX, ONE, PIXELS, coco_of, image, voc
 
 DIGITS = "0123456789abcdef0123456789abcdef"
 SETS = {
@@ -29,6 +17,7 @@ SETS = {
     "flat alike": ["a/b_c.png", "a_b/c.png"],
     "roboflow": ["a/b/image1.png", "a/c/image1.png", "a/c/image2_png.rf.01.png"],
 }
+FOUR = image(4)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +33,6 @@ SETS = {
         ("one ends like another", "b/a/x", [1, 2]),
         ("flat alike", "a_b_c.png", [0, 1]),
         ("roboflow", f"a_b_image1_png.rf.{DIGITS}.jpg", [0]),
-        ("roboflow", f"train/a_c_image1_png.rf.{DIGITS}", [1]),
         ("roboflow", f"image1_png.rf.{DIGITS}.jpg", [0, 1]),
         ("roboflow", "a/c/image2_png.rf.01.png", [2]),
     ],
@@ -64,18 +52,14 @@ def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
     assert finder.find("other/x/y.png") == []
 
 
-FOUR = image(4)
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        "MURA-v1.1/" + FOUR,
         "/home/anna/MURA-v1.1/" + FOUR,
         "C:\\data\\" + FOUR.replace("/", "\\"),
         "patient00004/study1_positive/image1.png",
         FOUR.replace(".png", ".jpg"),
-        *(FOUR.replace("/", sign) for sign in ("_", "__", "-", "", "%2F")),
+        *(FOUR.replace("/", sign) for sign in ("_", "__", "-", "%2F")),
         "MURA-v1.1_" + FOUR.replace("/", "_"),
         "1a2b3c4d-" + FOUR.replace("/", "_"),
         "../../" + FOUR,
@@ -90,155 +74,64 @@ def test_names_as_tools_write_them_are_matched(importing, name):
     ("name", "message"),
     [
         ("image1.png", r"image1.png may be any of 38 images \(train/XR_HAND/.*, \.\.\.\); settle"),
-        ("study1_positive/image1.png", "may be any of 19 images"),
         ("patient00099/study1_positive/image2.png", r"is no image of .* \(one is called train/"),
-        ("../../etc/x.png", "etc/x.png is no image of"),
-        ("/etc/passwd", "etc/passwd is no image of"),
+        ("../../etc/passwd", "etc/passwd is no image of"),
     ],
 )
 def test_a_name_that_is_not_certain_is_left_out(importing, tmp_path, name, message):
     source = importing.put({"a.json": coco_of((ONE, [BOX]), (name, [BOX]))})
     before = sorted(tmp_path.rglob("*"))
     assert importing.run(source, "--strict") == 2
-    assert "nothing is written (--strict): 1 mistake, listed above" in importing.printed()
+    assert "nothing is written: 1 mistake, listed above (--strict)" in importing.printed()
     assert sorted(tmp_path.rglob("*")) == before
     assert importing.run(source) == 1
     printed = importing.printed()
     assert re.search(message, printed), printed
-    assert "left out: 1 mistake, listed above; written: 1 image" in printed
+    assert "left out: 1 mistake, listed above; images written: 1" in printed
     assert importing.pixels() == {ONE: PIXELS}
 
 
+LONG = f"name,image\nimage1.png,{FOUR}\n0007.png,MURA-v1.1/{image(6)}\n"
 SHORT = f"name,image\nimage1.png,{FOUR}\nstudy1_positive/x.png,{image(6)}\n"
+TWICE = f"name,image\na.png,{ONE}\na.png,{FOUR}\n"
 
 
 @pytest.mark.parametrize(
     ("mapping", "names", "images"),
     [
-        (
-            f"name,image\nimage1.png,{FOUR}\n0007.png,MURA-v1.1/{image(6)}\n",
-            ["image1.png", "images/1a2b3c4d-0007.png"],
-            [FOUR, image(6)],
-        ),
+        (LONG, ["image1.png", "images/1a2b3c4d-0007.png"], [FOUR, image(6)]),
         # A short name takes no other patient's image.
-        (
-            SHORT,
-            [f"MURA/{image(8)}", "patient99/image1.png", "patient00008/study1_positive/x.png"],
-            [image(8)],
-        ),
+        (SHORT, [f"MURA/{image(8)}", "p99/image1.png", "p8/study1_positive/x.png"], [image(8)]),
         # From a spreadsheet, as Excel's "Unicode text" or with semicolons.
         ("name;image\r\n0007.png;" + FOUR.replace("/", "\\"), ["0007.png"], [FOUR]),
         ("\ufeffname\timage\r\n0007.png\t" + FOUR, ["0007.png"], [FOUR]),
+        # What is refused.
+        ("name,path\na,b\n", [], "lacks the column 'image': expected the header name,image"),
+        ("name,image\na.png,\n", [], "row 2: expected a name and an image"),
+        (TWICE, [], "row 3: a.png has another image above"),
+        ("name,image\na.png,b.png\n", [], "the mapping's image b.png means 0 images of "),
     ],
 )
 def test_a_mapping_settles_names(importing, tmp_path, mapping, names, images):
     file = tmp_path / "mapping.csv"
     file.write_text(mapping, encoding="utf-16-le" if "\t" in mapping else "utf-8")
-    importing.run(coco_of(*((name, [BOX]) for name in names)), "--mapping", file)
-    assert list(importing.pixels()) == images
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name,path\na,b\n", "lacks the column 'image': expected the header name,image"),
-        ("name,image\na.png,\n", "row 2: no image is given"),
-        (f"name,image\na.png,{ONE}\na.png,{FOUR}\n", "row 3: a.png is .* in another row"),
-        ("name,image\na.png,b.png\n", "names 1 images that .* does not have"),
-    ],
-)
-def test_a_wrong_mapping_is_refused(importing, tmp_path, text, message):
-    (tmp_path / "mapping.csv").write_text(text)
-    assert importing.run(coco_of((ONE, [BOX])), "--mapping", tmp_path / "mapping.csv") == 2
-    assert re.search(message, importing.printed())
-    assert not importing.out.exists()
-
-
-def folder_of(name):
-    return name.rpartition("/")[0]
+    status = importing.run(coco_of(*((name, [BOX]) for name in names)), "--mapping", file)
+    assert list(importing.pixels()) == (images if names else [])
+    assert names or (status == 2 and images in importing.printed())
 
 
 @pytest.mark.parametrize(
     ("about", "is_certain"),
     [
         (f"<path>/home/anna/MURA-v1.1/{FOUR}</path>", True),
-        ("<path>C:\\data\\" + FOUR.replace("/", "\\") + "</path>", True),
-        (f"<folder>{folder_of(FOUR)}</folder>", True),
+        (f"<folder>{FOUR.rpartition('/')[0]}</folder>", True),
         (f"<folder>study1_positive</folder><path>{FOUR}</path>", True),
-        ("", False),
         ("<folder>study1_positive</folder>", False),
         (f"<path>{image(2, 2)}</path>", False),
-        (f"<path>{FOUR}</path><folder>{folder_of(ONE)}</folder>", False),  # at odds
+        (f"<path>{FOUR}</path><folder>{ONE.rpartition('/')[0]}</folder>", False),  # at odds
     ],
 )
 def test_path_or_folder_of_voc_settle_a_name_that_may_be_several(importing, about, is_certain):
     assert importing.run(voc(name="image1.png", more=about)) == (0 if is_certain else 2)
     assert importing.pixels() == ({FOUR: PIXELS} if is_certain else {})
     assert is_certain or "image1.png may be any of 3" in importing.printed()
-
-
-# Classes ------------------------------------------------------------------------------------------
-
-
-def regions(*labels):
-    """A rectangle on patients 2, 4 and so on, each with the classes of one region."""
-    tasks = [studio({"image": image(2 * n + 2)}, region(own))[0] for n, own in enumerate(labels)]
-    return [task | {"id": n} for n, task in enumerate(tasks)]
-
-
-SIDE = '<points label="side marker" points="1,2"/>'
-VIA = {
-    "shape_attributes": {"name": "polygon", "all_points_x": BOX[::2], "all_points_y": BOX[1::2]},
-    "region_attributes": {"kind": {"lytic": True, "fracture": True, "metal": False}},
-}
-TWO = {"categories": ({"id": 1, "name": "fracture"}, {"id": 2, "name": "text"})}
-
-
-@pytest.mark.parametrize(
-    ("content", "labels", "types", "said"),
-    [
-        # What bears another class neither counts nor is in the way; what may be the lesion is.
-        (cvat(drawn() + SIDE), ["lesion"], {2: "lesion"}, "marks    lesion 1"),
-        (cvat(SIDE), ["lesion"], {}, "nothing is marked as that"),
-        (cvat(drawn() + '<points label="lesion"/>'), ["lesion"], {}, "'points' marks no area"),
-        (cvat(drawn() + '<points points="1,2"/>'), ["lesion"], {}, "'points' marks no area"),
-        (
-            coco({"segmentation": [BOX]}, {"segmentation": [[1, 1, 5, 1, 5, 3]], "category_id": 2})
-            | TWO,
-            ["fracture"],
-            {2: "fracture"},
-            "others   text 1",
-        ),
-        # A region of several classes, or a checkbox of VIA, is of each.
-        (
-            regions(["fracture"], ["fracture", "lytic"], ["text"]),
-            ["fracture"],
-            {2: "fracture", 4: "fracture+lytic"},
-            "marks    fracture 2, lytic 1, text 1",
-        ),
-        (
-            {"a": {"filename": ONE, "regions": [VIA]}},
-            ["lytic"],
-            {2: "fracture+lytic"},
-            "masks    1",
-        ),
-        # Classes are whole names.
-        (regions(["a"], ["b, c"], ["d"]), ["d, a"], {2: "a", 6: "d"}, ""),
-        (regions(["a"], ["b, c"], ["d"]), ["d", "a"], {2: "a", 6: "d"}, ""),
-        (regions(["a"], ["b, c"], ["d"]), ["b, c", "d"], {4: "b, c", 6: "d"}, ""),
-        (
-            regions(["a"], ["b, c"]),
-            ["a,b"],
-            {},
-            "'b': nothing is marked as that; there are 'a', 'b",
-        ),
-    ],
-)
-def test_marks_are_chosen_by_their_class(importing, content, labels, types, said):
-    importing.run(content, *(word for label in labels for word in ("--labels", label)))
-    assert said in importing.printed()
-    rows = importing.table() if types else None
-    assert (dict(zip(rows["image"], rows["lesion_type"], strict=True)) if types else {}) == {
-        image(patient): kind for patient, kind in types.items()
-    }
-    assert importing.out.exists() == bool(types)

@@ -1,30 +1,102 @@
-"""Choosing what to annotate: which images, and the package that annotation tools open."""
+"""Choosing what to annotate: which images are worth it, what is written, what a run adds."""
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
+from datamodules.annotations.marks import Mark, draw
 from datamodules.decode import decode
 from datamodules.lesions import Lesion, write_lesions
-from datamodules.options import Data
-from datamodules.phantom.source import PhantomDataModule
 from experiments import import_lesions, select_lesions
-from experiments.annotation.choosing import look_at, maps_of
-from experiments.annotation.package import Picture
-from experiments.build import Run
+from experiments.annotation.checks import check_mark
+from experiments.annotation.choosing import Look, choose_images, look_at, maps_of
+from experiments.annotation.package import outline
+from experiments.build import Run, open_run
 from experiments.config import load_config
-from tests.archives import Archive
-from tests.stages import network, settled
 from tests.test_mura import build
-from tests.test_package import labelme
 
 PARTS = ("HAND", "WRIST", "ELBOW", "SHOULDER")
+
+
+# Which images -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table():
+    """20 patients of 3 body parts, unevenly; each with 2 studies of 2 images."""
+    rows = [
+        (f"{patient}/{study}/{view}.png", f"p{patient}", f"p{patient}s{study}", part, False)
+        for patient, part in enumerate(["hand"] * 12 + ["wrist"] * 5 + ["elbow"] * 3)
+        for study in range(2)
+        for view in range(2)
+    ]
+    return pd.DataFrame(rows, columns=["path", "patient", "study", "body_part", "masked"])
+
+
+@pytest.fixture(params=["random", "run"])
+def look(request, table):
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(len(table), 4)).astype(np.float32)
+    margin = generator.exponential(size=len(table)).astype(np.float32)
+    return Look(features, margin, margin) if request.param == "run" else None
+
+
+def paths(table, count, look=None, seed=0):
+    return table["path"].iloc[choose_images(table, count, seed, look)[0]].tolist()
+
+
+def test_fewer_are_the_beginning_of_more_in_any_order_of_the_table(table, look):
+    wanted = paths(table, 30, look)
+    assert len(set(wanted)) == 30
+    assert paths(table, 11, look) == wanted[:11]
+    order = np.random.default_rng(1).permutation(len(table))
+    again = look and Look(*(values[order] for values in look))
+    assert paths(table.iloc[order], 30, again) == wanted
+    assert len(paths(table, 1000, look)) == len(table)
+    assert look or paths(table, 30, seed=1) != wanted
+
+
+def test_patients_first_body_parts_in_turn_then_other_studies(table, look):
+    chosen = table.iloc[choose_images(table, 60, 0, look)[0]]
+    assert chosen["patient"][:20].is_unique
+    assert chosen["body_part"][:9].value_counts().eq(3).all()
+    assert chosen["patient"][20:40].is_unique
+    assert chosen["study"][:40].is_unique
+
+
+def test_what_is_masked_is_not_chosen_but_counts_for_its_patient_and_part(table, look):
+    masked = ["p12", "p13", "p14"]
+    table["masked"] = table["patient"].isin(masked) & table["path"].str.endswith("0/0.png")
+    chosen = table.iloc[choose_images(table, 17, 0, look)[0]]
+    assert not chosen["masked"].any()
+    assert not set(chosen["patient"]) & {*masked}
+    # The wrist has three already: hand and elbow catch up first.
+    assert set(chosen["body_part"][:6]) == {"hand", "elbow"}
+
+
+def test_a_run_is_asked_for_the_unsure_half_and_then_for_what_is_far():
+    table = pd.DataFrame({"path": [f"{number}.png" for number in range(8)]})
+    table = table.assign(patient=table["path"], study=table["path"], body_part="", masked=False)
+    features = np.array([[0], [1], [10], [4], [100], [200], [300], [400]], np.float32)
+    margin = np.array([2, 1, 3, 4, 5, 6, 7, 8], np.float32)
+    look = Look(features, margin, margin)
+    places, unsure = choose_images(table, 5, 0, look)
+    # The least sure; then the farthest of the less sure half; then the rest, the farthest first.
+    assert places.tolist() == [1, 2, 3, 0, 7]
+    assert unsure.tolist() == [True, True, True, True, False]
+    table.loc[2, "masked"] = True  # then what lies near it is covered already
+    assert choose_images(table, 3, 0, look)[0].tolist() == [4, 0, 3]
 
 
 # The command --------------------------------------------------------------------------------------
@@ -46,9 +118,9 @@ def mura(tmp_path):
 def run(mura, tmp_path):
     """Choose, and write ``out`` in the temporary folder: the status, and the rows of the choice."""
 
-    def run(out, *words, name="mura", root=mura, command=select_lesions):
-        given = [f"data.name={name}", f"data.root={root}", "--out", str(tmp_path / out)]
-        status = command.main([*given, *map(str, words)])
+    def run(out, *words):
+        given = ["data.name=mura", f"data.root={mura}", "--out", str(tmp_path / out)]
+        status = select_lesions.main([*given, *words])
         selected = tmp_path / out / "selected.csv"
         return status, pd.read_csv(selected) if selected.is_file() else None
 
@@ -62,61 +134,36 @@ FILES |= {"label_studio_config.xml", "mapping.csv", "selected.csv"}
 def test_a_package_holds_what_the_tools_open_and_nothing_half_written(mura, run, tmp_path, capsys):
     status, selected = run("out", "--count", "8")
     assert status == 0
-    printed = capsys.readouterr().out
-    assert "chosen   8 of" in printed
-    assert "of 8 patients and 8 studies; " in printed
-    assert "these will train stage 3" in printed
-    assert f"--mapping {tmp_path}/out/mapping.csv data.name=mura data.root={mura}" in printed
+    printed, out = capsys.readouterr().out, tmp_path / "out"
+    for line in ("chosen   8 of", "of 8 patients and 8 studies; ", "these will train stage 3"):
+        assert line in printed
+    assert f"--mapping {out}/mapping.csv data.name=mura data.root={mura}" in printed
     assert {path.name for path in tmp_path.iterdir()} == {mura.name, "out"}
-    out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == FILES
     assert selected["order"].tolist() == list(range(1, 9))
-    assert set(selected["split"]) == {"train"}
-    assert set(selected["reason"]) == {"random"}
+    assert set(selected["split"] + selected["reason"]) == {"trainrandom"}
     assert selected["body_part"].value_counts().eq(2).all()
     mapping = pd.read_csv(out / "mapping.csv")
-    assert mapping["image"].tolist() == selected["image"].tolist()
+    assert mapping.equals(selected[["name", "image"]])
     assert sorted(mapping["name"]) == sorted(path.name for path in (out / "images").iterdir())
     assert mapping["name"][0] == mapping["image"][0].replace("/", "__")
-    assert all((mura / image).is_file() for image in mapping["image"])
     ElementTree.parse(out / "label_studio_config.xml")
     assert json.loads((out / "cvat_labels.json").read_text())[0]["name"] == "lesion"
     texts = {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
     assert "network" not in texts["README.txt"]
     assert str(tmp_path) not in "".join(texts.values())
     assert run("out", "--count", "8")[0] == 2
-    assert "already exists; remove it first" in capsys.readouterr().err
+    assert "already exists. Fix: remove it" in capsys.readouterr().err
     assert (out / "selected.csv").read_text() == texts["selected.csv"]
 
 
-def test_what_is_drawn_on_a_package_is_imported(run, tmp_path):
-    _, mapping = run("out", "--count", "6", "--split", "all")
-    out = tmp_path / "out"
-    for name in mapping["name"][:4]:
-        drawn = Picture(name, 10, 12, [[(2.5, 3.5), (6.5, 3.5), (6.5, 7.5), (2.5, 7.5)]])
-        (out / "images" / name).with_suffix(".json").write_text(labelme(drawn, "anna"))
-    # Images that are black look like masks, too.
-    words = ("--format", "labelme", out / "images", "--mapping", out / "mapping.csv")
-    assert run("lesions", *words, command=import_lesions)[0] == 0
-    lesions = pd.read_csv(tmp_path / "lesions" / "lesions.csv")
-    assert sorted(lesions["image"]) == sorted(mapping["image"][:4])
-    for mask in lesions["mask"]:
-        pixels = decode(tmp_path / "lesions" / mask)
-        assert np.argwhere(pixels).min(axis=0).tolist() == [3, 2]
-        assert np.argwhere(pixels).max(axis=0).tolist() == [7, 6]
-        assert (pixels > 0).sum() == 25
-
-
 def test_images_are_upright_and_hold_no_text_of_patients(mura, run, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010E] = "Jane Doe"
-    text = PngImagePlugin.PngInfo()
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112], exif[0x010E] = 6, "Jane Doe"
     text.add_text("PatientName", "Jane Doe")
     for path in mura.rglob("*positive/*.png"):
-        Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(
-            path, exif=exif, pnginfo=text
-        )
+        pixels = Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12))
+        pixels.save(path, exif=exif, pnginfo=text)
     for row in run("out", "--count", "3")[1].itertuples():
         with Image.open(tmp_path / "out" / "images" / row.name) as image:
             assert (image.mode, image.size, image.info) == ("L", (10, 12), {})  # no chunk more
@@ -137,6 +184,10 @@ def test_all_splits_and_what_is_masked(run, tmp_path, capsys):
     words = (*words, f"lesions.path={tmp_path / 'lesions'}")
     assert set(run("rest", *words)[1]["image"]) == set(everything["image"]) - set(masked)
     assert run("again", *words, "--masked")[1]["image"].tolist() == everything["image"].tolist()
+    rest = [Lesion(image, mask) for image in everything["image"]]
+    write_lesions(tmp_path / "full", rest)
+    assert run("none", *words[:-1], f"lesions.path={tmp_path / 'full'}")[0] == 2
+    assert "have a lesion mask already. Fix: another --split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -145,10 +196,18 @@ def test_all_splits_and_what_is_masked(run, tmp_path, capsys):
         (("--count", "0"), "--count 0: choose one image or more"),
         (("--count", "3", "--outlines"), "add --run RUN_DIR"),
         (("--count", "3", "--run", "nowhere"), "nowhere is no run directory"),
-        (("--count", "3", "data.rot=x"), "data.rot"),
+        (("--count", "3", "full disk"), "No space left on device"),
     ],
 )
-def test_what_cannot_be_carried_out_is_refused(mura, run, tmp_path, capsys, words, message):
+def test_what_cannot_be_carried_out_leaves_nothing(
+    mura, run, tmp_path, monkeypatch, capsys, words, message
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if words[-1] == "full disk":
+        monkeypatch.setattr("pathlib.Path.write_text", full)
+        words = words[:-1]
     assert run("out", *words)[0] == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [mura.name]
@@ -165,54 +224,49 @@ def test_an_unreadable_image_is_an_error_or_another_is_chosen(mura, run, tmp_pat
     assert first not in set(again["image"])
 
 
-def test_where_all_have_masks_it_says_what_helps(run, tmp_path, capsys):
-    archive = Archive(tmp_path / "FracAtlas")
-    for number in range(40):
-        archive.add(number // 4 * 20 + number % 4, number % 2)
-    archive.write()
-    words = ("--count", "3", f"run.root={tmp_path}/runs")
-    assert run("out", *words, name="fracatlas", root=archive.root)[0] == 2
-    assert "have a lesion mask already; another --split" in capsys.readouterr().err
-    _, rows = run("out", *words, "--masked", name="fracatlas", root=archive.root)
-    assert rows["name"].str.startswith("images__Fractured__IMG").sum() == 3
-
-
-def test_a_disk_that_is_full_leaves_nothing(mura, run, tmp_path, monkeypatch, capsys):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    assert run("out", "--count", "2")[0] == 2
-    assert "No space left on device" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [mura.name]
+def test_select_is_an_alias(mura, tmp_path, monkeypatch, capsys):
+    words = ["--select", "3", "--out", str(tmp_path / "out"), "data.name=mura", f"data.root={mura}"]
+    monkeypatch.setattr(sys, "argv", ["import_lesions", *words])
+    monkeypatch.delitem(sys.modules, "experiments.select_lesions")  # as in a process of its own
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            import_lesions.main()
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert "chosen   3 of" in capsys.readouterr().out
 
 
 # A run --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    root = tmp_path_factory.mktemp("phantom")
-    data = PhantomDataModule(
-        Data(root=str(root / "phantom"), cache_dir=str(root / "cache"), count=80, image_size=64)
-    )
-    data.prepare_data()
-    data.setup()
-    return data
+def test_a_run_chooses_and_outlines(trained, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--masked", "--outlines", "--split", "all"]
+    command = ["--count", "5", "--run", str(trained.stage1), "--out", str(out), *words]
+    assert select_lesions.main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"by {trained.stage1}: 5 of the half that it is less sure of" in printed
+    assert "images, where pcam reaches 0." in printed
+    assert "CAUTION  The outlines are the network's and bias whoever draws" in printed
+    rows = pd.read_csv(out / "selected.csv")
+    assert set(rows["reason"]) == {"uncertain"}
+    assert rows["probability_abnormal"].between(0, 1).all()
+    polygons = ElementTree.parse(out / "cvat.xml").findall("image/polygon")
+    assert len(polygons) == rows["outlines"].sum() > 0
+    assert "A NETWORK'S (stage1 pcam)" in (out / "README.txt").read_text()
 
 
-def test_what_a_network_sees_does_not_depend_on_its_company(phantom):
-    module = settled(network()).eval()
-    rows = np.flatnonzero(phantom.table["label"] == 1)
-    look = look_at(module, phantom, rows)
-    assert look.features.shape == (len(rows), 128)
-    alone = look_at(module, phantom, rows[3:4])
+def test_what_a_network_sees_does_not_depend_on_its_company(trained):
+    opened = open_run(trained.stage1)
+    module, data = opened.module, opened.data
+    rows = np.flatnonzero(data.table["label"] == 1)
+    look, alone = look_at(module, data, rows), look_at(module, data, rows[3:4])
     np.testing.assert_allclose(alone.features[0], look.features[3], rtol=1e-4, atol=1e-5)
     odds = np.log(look.probability / (1 - look.probability))
     np.testing.assert_allclose(np.abs(odds), look.margin, rtol=1e-3, atol=1e-5)
-    for row, shown in zip(rows[:3], maps_of(module, phantom, "pcam", rows[:3]), strict=True):
-        assert shown.shape == phantom.original_size(row)
-        assert 0 <= shown.min() <= shown.max() <= 1
+    (shown,) = maps_of(module, data, "pcam", rows[:1])
+    assert shown.shape == data.original_size(rows[0])
+    assert 0 <= shown.min() <= shown.max() <= 1
 
 
 def test_the_decisions_are_those_of_this_checkpoint(tmp_path):
@@ -220,14 +274,37 @@ def test_the_decisions_are_those_of_this_checkpoint(tmp_path):
     best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     best.write_bytes(b"weights")
     last.write_bytes(b"others")
-    config = load_config("stage1", [])
-    opened = Run(tmp_path, best, config, {"epoch": 3})
-    folder = tmp_path / "evaluation" / "test"
-    folder.mkdir(parents=True)
+    opened = Run(tmp_path, best, load_config("stage1", []), {"epoch": 3})
+    summary = opened.results("test") / "summary.json"
+    summary.parent.mkdir(parents=True)
     fitted = {"maps": {"pcam": {"threshold": 0.25}}}
-    (folder / "summary.json").write_text(json.dumps({**opened.identity, "fitted": fitted}))
+    summary.write_text(json.dumps({**opened.identity, "fitted": fitted}))
     assert opened.decisions()[0]["fitted"] == fitted
-    assert Run(tmp_path, best, config, {"epoch": 4}).decisions() is None
-    assert Run(tmp_path, last, config, {"epoch": 3}).decisions() is None
-    (folder / "summary.json").write_text("{")
+    assert replace(opened, content={"epoch": 4}).decisions() is None
+    assert replace(opened, checkpoint=last).decisions() is None
+    summary.write_text("{")
     assert opened.decisions() is None
+
+
+def test_an_outlined_square_is_drawn_back_to_the_pixel():
+    shown = np.zeros((40, 60), np.float32)
+    shown[10:20, 30:50] = 0.7
+    (polygon,) = outline(shown, 0.7)
+    assert sorted(polygon) == [(30.5, 10.5), (30.5, 19.5), (49.5, 10.5), (49.5, 19.5)]
+    drawn = draw([Mark("", tuple(polygon))], 40, 60)
+    assert (drawn > 0).tolist() == (shown > 0).tolist()
+    assert outline(shown, 0.71) == []
+    assert outline(np.zeros((40, 60)), 0.0) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outlines_are_near_the_map_and_sound(seed):
+    noise = torch.from_numpy(np.random.default_rng(seed).random((1, 1, 8, 10)))
+    shown = torch.nn.functional.interpolate(noise, (90, 120), mode="bilinear")[0, 0].numpy()
+    polygons = outline(shown, 0.6)
+    areas = [cv2.contourArea(np.float32(polygon)) for polygon in polygons]
+    assert areas == sorted(areas, reverse=True)
+    marks = [Mark("", tuple(polygon)) for polygon in polygons]
+    assert [check_mark(mark, shown.shape) for mark in marks] == [""] * len(marks)
+    drawn, wanted = draw(marks, *shown.shape) > 0, shown >= 0.6
+    assert (drawn & wanted).sum() / (drawn | wanted).sum() > 0.8  # holes are filled

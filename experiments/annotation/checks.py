@@ -1,7 +1,4 @@
-"""What can be wrong with what is marked on an image, each found by a pure function.
-
-What keeps the image out is an ``EntryError``; a note, "" for none, is a word to people.
-"""
+"""What can be wrong with a mark: an ``EntryError`` keeps its image out, a note ("": none) warns."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ from PIL import Image
 from datamodules.annotations.fields import check
 from datamodules.annotations.marks import Mark, MarkedImage, Point
 
-# EXIF orientations that swap width and height.
-_SWAPPED = (5, 6, 7, 8)
 # Pixels that an outline may stand out of the image without a word: rounding, and thick pens.
 SLACK = 2.0
 # A loop of fewer pixels, or of a smaller share of the outline's area, is a slip of the hand.
@@ -25,6 +20,7 @@ LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
 MAX_CORNERS = 5_000
 # A larger share of an image is hardly a lesion's.
 MOST, NEARLY_ALL = 0.5, 0.95
+SIZE = "{1}x{0} px"  # of a (height, width), as people write it
 
 
 def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str:
@@ -32,23 +28,17 @@ def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(0x0112, 1)  # of EXIF, XMP or text
-            is_raw = image.size[::-1] != upright
     except Exception:  # DICOM, or EXIF that Pillow cannot parse: nothing is applied
-        orientation, is_raw = 1, False
-    stated, turned = marked.size, upright[::-1]
-    if stated and stated != upright:
-        advice = "annotate the original, neither scaled nor turned"
-        if stated == turned and orientation in _SWAPPED:
-            did = "ignored the EXIF" if is_raw else "applied XMP's"
-            advice = f"the tool {did} orientation {orientation}; annotate a copy whose pixels are "
-            advice += "turned"
-        elif stated == turned:
-            advice = f"it seems turned by 90 degrees: {advice}"
-        advice += f"; {marked.remedy}" if marked.remedy else ""
-        what = f"it is {_show(stated)} px in the file, the upright image {_show(upright)} px "
-        check(False, f"{what}(width x height); {advice}")
+        orientation = 1
+    stated, turned = marked.size or upright, upright[::-1]
+    what = f"it is {SIZE.format(*stated)} in the file, the upright image {SIZE.format(*upright)} "
+    what += "(width x height); "
+    if stated == turned:
+        what += f"it seems turned by 90 degrees (its EXIF or XMP orientation is {orientation}); "
+    advice = marked.remedy or "annotate a copy whose pixels are upright, not scaled"
+    check(stated == upright, what + advice)
     # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
-    is_clear = stated and upright != turned and orientation in _SWAPPED
+    is_clear = marked.size and upright != turned and orientation > 4
     if is_clear or orientation not in range(2, 9):
         return ""
     note = f"its XMP or EXIF orientation is {orientation}, and the file does not tell whether "
@@ -69,22 +59,18 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> str:
     is_tiny = left >= 0 <= top and right <= max(1, width / 100) and bottom <= max(1, height / 100)
     what = "it lies in the first hundredth of the image: are its coordinates shares where pixels or"
     check(not is_tiny, f"{what} percent are expected? convert them, or export again")
-    inner_x = min(right, width) - max(left, 0)
-    inner_y = min(bottom, height) - max(top, 0)
-    reach = f"outside the {_show(size)} px image: it reaches from ({left:.0f}, {top:.0f}) to "
-    reach += f"({right:.0f}, {bottom:.0f})"
-    check(inner_x >= 0 <= inner_y, f"it lies {reach}; draw it again")
     # Sides of no length count as a pixel: a hairline along an edge is no point outside.
-    inside = max(inner_x, 1.0) * max(inner_y, 1.0)
+    inner = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
+    inside = max(inner[0], 1.0) * max(inner[1], 1.0)
     whole = max(right - left, 1.0) * max(bottom - top, 1.0)
     out = max(-left, -top, right - width, bottom - height)
-    what = (
-        f"most of it lies {reach}; was it drawn on a scaled or turned copy? annotate the original"
-    )
-    check(out <= SLACK or inside >= 0.5 * whole, what)
-    if place := crossing(corners):
-        what = f"its outline crosses itself near ({place[0]:.0f}, {place[1]:.0f}): what lies inside"
-        check(False, f"{what} is unclear; draw it again, two lesions as two outlines")
+    what = f"most of it lies outside the {SIZE.format(*size)} image: it reaches from ({left:.0f}, "
+    what += f"{top:.0f}) to ({right:.0f}, {bottom:.0f}); was it drawn on a scaled or turned copy?"
+    is_inside = min(inner) >= 0 and (out <= SLACK or inside >= 0.5 * whole)
+    check(is_inside, f"{what} annotate the original")
+    place = crossing(corners)
+    what = "its outline crosses itself near ({:.0f}, {:.0f}): what lies inside is unclear; draw it "
+    check(place is None, f"{what}again, two lesions as two outlines".format(*place or (0, 0)))
     return f"cut off at the image's edge, {out:.0f} px beyond it" if out > SLACK else ""
 
 
@@ -93,12 +79,9 @@ def check_mask(mask: np.ndarray) -> str:
     check(mask.any(), "its mask is empty; mark the lesion, or take the entry out")
     share = float((mask > 0).mean())
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    what = "the whole image is marked"
-    if share <= NEARLY_ALL:
-        what = f"{share * 100:.1f} % of the image and most of its border are marked"
-    is_right = share <= MOST or (share <= NEARLY_ALL and (border > 0).mean() <= MOST)
-    advice = "is the mask inverted? mark the lesion alone, or take the entry out"
-    check(is_right, f"{what}: {advice}")
+    is_inverted = share > NEARLY_ALL or (share > MOST and (border > 0).mean() > MOST)
+    what = f"{share * 100:.1f} % of the image and most of its border are marked: is the mask "
+    check(not is_inverted, f"{what}inverted? mark the lesion alone, or take the entry out")
     return f"{share * 100:.0f} % of the image is marked" if share > MOST else ""
 
 
@@ -116,8 +99,7 @@ def crossing(outline: Sequence[Point]) -> Point | None:
     """Where a closed outline truly crosses itself, if it does.
 
     Corners that touch a side do not cross, nor do sides that run back over one another (holes are
-    often cut in so). A crossing that only makes a tiny loop (:data:`LOOP_PIXELS`,
-    :data:`LOOP_SHARE`) is a slip of the hand and passes.
+    often cut in so), nor does a tiny loop.
     """
     corners = np.asarray(outline, float)
     corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
@@ -143,8 +125,3 @@ def crossing(outline: Sequence[Point]) -> Point | None:
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
-def _show(size: Sequence[int]) -> str:
-    """``(height, width)`` as people write it: width x height."""
-    return f"{size[1]}x{size[0]}"

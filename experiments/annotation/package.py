@@ -2,8 +2,7 @@
 
 ``images/`` holds upright 8-bit grey PNGs of the original size, so that whatever is drawn on them is
 in the frame that lesion masks are in; they carry no metadata. ``mapping.csv`` leads back from their
-flat names to the data set's paths. docs/lesions.md lists the files; their formats are CVAT
-for images 1.1, Label Studio's JSON with predictions and labelling configuration, LabelMe's JSON.
+flat names to the data set's paths.
 """
 
 from __future__ import annotations
@@ -25,16 +24,14 @@ from datamodules.decode import decode
 from datamodules.files import whole_folder
 from datamodules.index import DataError
 from experiments.annotation.checks import crossing
-from experiments.annotation.describe import fill
+from experiments.annotation.showing import fill
+from experiments.drawing import contours, encode
 from experiments.runs import file_hash
 
-LABEL, COLOUR = "lesion", "#e41a1c"
 # File names of 255 bytes are the limit of most disks; tools put something in front or behind.
 LONGEST = 180
-FILES = (
-    *("README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"),
-    "label_studio_config.xml",
-)
+FILES = ["README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"]
+FILES += ["label_studio_config.xml"]
 COLUMNS = ["image", "body_part", "study", "patient", "split", "reason", "probability_abnormal"]
 # Corners of outlines are moved by a pixel at most, a thousandth of the longer side on large films:
 # few points to drag.
@@ -73,96 +70,75 @@ def write_package(
         words: ``data.*`` of the choice but the root, for the command in README.txt.
     """
     check_new(folder)
-    names = flat_names(chosen["image"])
-    drawn = [[]] * len(names) if outlines is None else outlines
-    listed = chosen[COLUMNS].assign(outlines=[len(polygons) for polygons in drawn])
-    listed.insert(0, "name", names)
-    listed.insert(0, "order", range(1, len(names) + 1))
+    drawn = outlines or [[] for _ in range(len(chosen))]
+    listed = chosen[COLUMNS].assign(outlines=list(map(len, drawn)))
+    listed.insert(0, "name", flat_names(chosen["image"]))
+    listed.insert(0, "order", range(1, len(chosen) + 1))
     pictures = []
     with whole_folder(folder) as draft:
         (draft / "images").mkdir()
-        rows = zip(names, chosen["image"], drawn, chosen["probability_abnormal"], strict=True)
+        rows = zip(listed["name"], listed["image"], drawn, listed[COLUMNS[-1]], strict=True)
         for name, image, polygons, score in tqdm(
-            rows, total=len(names), desc="writing images", leave=False, disable=None
+            rows, total=len(listed), desc="writing images", leave=False, disable=None
         ):
             pixels = decode(root / image)
-            known = None if pd.isna(score) else float(score)
             height, width = pixels.shape
-            picture = Picture(name, height, width, polygons, known)
-            # Not cv2.imwrite: on a full disk it only returns False.
+            pictures.append(Picture(name, height, width, polygons, score))
             file = draft / "images" / name
-            file.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+            file.write_bytes(encode(pixels))
             if outlines is not None:
-                text = package_text("labelme.json", picture=picture, maker=maker)
+                text = package_text("labelme.json", picture=pictures[-1], maker=maker)
                 file.with_suffix(".json").write_text(text, encoding="utf-8")
-            pictures.append(picture)
         for name in FILES if outlines is None else (*FILES, "cvat.xml"):
-            about = {"pictures": pictures, "maker": maker, "words": shlex.join(words)}
-            (draft / name).write_text(package_text(name, **about), encoding="utf-8")
+            text = package_text(name, pictures=pictures, maker=maker, words=shlex.join(words))
+            (draft / name).write_text(text, encoding="utf-8")
         listed[["name", "image"]].to_csv(draft / "mapping.csv", index=False)
-        listed["sha256"] = [file_hash(root / image) for image in chosen["image"]]
+        listed["sha256"] = [file_hash(root / image) for image in listed["image"]]
         listed.to_csv(draft / "selected.csv", index=False, float_format="%.4f")
 
 
 def check_new(folder: Path) -> None:
     """Raise a DataError if ``folder`` exists: somebody may have drawn in it."""
     if folder.exists() or folder.is_symlink():
-        raise DataError(f"--out {folder} already exists; remove it first, or choose another folder")
+        raise DataError(f"--out {folder} already exists. Fix: remove it, or choose another --out")
 
 
 def package_text(name: str, **values: Any) -> str:
     """The text of a file of the package, from its template."""
-    text = fill(name, label=LABEL, colour=COLOUR, **values) + "\n"
+    text = fill(name, label="lesion", colour="#e41a1c", **values) + "\n"
     return json.dumps(json.loads(text), indent=2) + "\n" if name.endswith(".json") else text
 
 
 def flat_names(images: Iterable[str]) -> list[str]:
-    """A file name for each path, no two alike on any disk: ``/`` becomes ``__``, the suffix png.
-
-    Letters, digits, ``.``, ``_`` and ``-`` stay: what else a name holds, tools write in ways of
-    their own.
-
-    Example:
-        >>> flat_names(["XR_HAND/patient1/image 1.jpg", "xr_hand/patient1/image-1.png"])
-        ['XR_HAND__patient1__image-1.png', 'xr_hand__patient1__image-1-2.png']
-    """
-    taken: set[str] = set()
-    names = []
+    """A PNG's name for each path, all unlike on any disk: ``a/b 1.jpg`` becomes ``a__b-1.png``."""
+    names: dict[str, str] = {}  # by what a disk that knows no case takes for the same
     for image in images:
         flat = str(PurePosixPath(image).with_suffix("")).replace("/", "__")
+        # What else a name may hold, tools write in ways of their own.
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", flat).lstrip(".-")
         if len(stem) > LONGEST or not stem:
             stem = f"{hashlib.sha256(image.encode()).hexdigest()[:8]}-{stem[-LONGEST + 9 :]}"
         name, number = stem, 1
-        while name.lower() in taken:
+        while name.lower() in names:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(f"{name}.png")
-    return names
+        names[name.lower()] = f"{name}.png"
+    return [*names.values()]
 
 
 def outline(shown: np.ndarray, threshold: float) -> list[Polygon]:
-    """Outline what a map shows, largest area first; holes are filled, specks left out.
+    """Outline where a map ``(H, W)`` is above 0 and at least ``threshold``, largest area first.
 
-    Points are centres of pixels in a frame where (0, 0) is the outer corner of the first pixel: the
-    polygon, filled with its outline, marks the pixels that it came from, up to the tolerance. An
-    import takes it: none crosses itself.
-
-    Args:
-        shown: ``(H, W)`` float, 0 to 1, at the image's original size.
-        threshold: Pixels of at least this value, and above 0, are shown.
+    Holes are filled, specks left out. Points are centres of pixels, (0, 0) the outer corner of the
+    first: the polygon, filled with its outline, marks the pixels that it came from, up to the
+    tolerance. None crosses itself: an import takes it.
     """
-    above = ((shown >= threshold) & (shown > 0)).astype(np.uint8)
-    contours, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    tolerance = max(1.0, TOLERANCE * max(shown.shape))
-    polygons = []
-    for contour in contours:
-        if cv2.contourArea(contour) < max(1.0, SPECK * shown.size):
-            continue
-        simple = cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0]
-        if len(simple) < 3 or crossing(simple.tolist()) is not None:
-            simple = cv2.convexHull(contour)[:, 0]
-        polygons.append(simple)
+    tolerance, polygons = max(1.0, TOLERANCE * max(shown.shape)), []
+    for contour in contours((shown >= threshold) & (shown > 0), cv2.RETR_EXTERNAL):
+        if cv2.contourArea(contour) >= max(1.0, SPECK * shown.size):
+            simple = cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0]
+            if len(simple) < 3 or crossing(simple.tolist()) is not None:
+                simple = cv2.convexHull(contour)[:, 0]
+            polygons.append(simple)
     polygons.sort(key=cv2.contourArea, reverse=True)
     return [[(x + 0.5, y + 0.5) for x, y in polygon.tolist()] for polygon in polygons]
