@@ -70,13 +70,13 @@ class Answer(BaseHTTPRequestHandler):
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.received.append((self.path, body.decode(errors="replace")))
-        found = {"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}
-        told = json.dumps(found).encode()
+        content = {"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}
+        body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(told)))
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(body)
 
     do_PUT = do_GET = do_POST
 
@@ -101,15 +101,15 @@ class Answer(BaseHTTPRequestHandler):
             me = {"id": "me", "entity": "entity", "username": "me", "email": "", "flags": "{}"}
             return {"viewer": {**me, "teams": {"edges": []}}}
         if "SweepWithRuns" in asked["query"]:
-            found = {"id": "sweep", "config": self.server.sweep, "runs": {"edges": []}}
-            return {"project": {"sweep": found}}
+            sweep = {"id": "sweep", "config": self.server.sweep, "runs": {"edges": []}}
+            return {"project": {"sweep": sweep}}
         if "CreateAgent" in asked["query"]:
             self.server.waiting += 1
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in asked["query"]:
-            told = [self.server.run] * self.server.waiting
+            commands = json.dumps([self.server.run] * self.server.waiting)
             self.server.waiting = 0
-            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(told)}}
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": commands}}
         return {}
 
     def log_message(self, *_: Any) -> None:

@@ -25,11 +25,10 @@ def perform(scene: Scene) -> None:
     """Let the agent train, preempt it, and look at what ranks and server were told."""
     scene.prepare_data()
     sweep = yaml.safe_load(SHIPPED.read_text())
-    settings = [*scene.words, f"run.root={scene.folder / NAME}", "trainer.devices=2"]
-    settings += ["logger.wandb=online"]
-    fixed = dict(word.split("=", 1) for word in settings)
-    sweep["parameters"].update({key: {"value": value} for key, value in fixed.items()})
-    parameters = {"loss.lambda_lesion": LAMBDA, **fixed}
+    words = [*scene.words, f"run.root={scene.folder / NAME}", "trainer.devices=2"]
+    parameters = dict(word.split("=", 1) for word in [*words, "logger.wandb=online"])
+    sweep["parameters"].update({key: {"value": value} for key, value in parameters.items()})
+    parameters["loss.lambda_lesion"] = str(LAMBDA)
     arguments = {key: {"value": value} for key, value in parameters.items()}
     server = WandbServer(yaml.safe_dump(sweep), {"run_id": "run0", "args": arguments})
     play(scene, server)
@@ -39,13 +38,12 @@ def perform(scene: Scene) -> None:
 
 def play(scene: Scene, server: WandbServer) -> None:
     """Preempt the trial once; the agent that comes back is told to go on with it."""
-    variables = {
+    folder = str(scene.folder / NAME)
+    variables = dict.fromkeys(("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"), folder)
+    variables |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "WANDB_BASE_URL": server.url,
         "WANDB_API_KEY": "0" * 40,
-        "WANDB_DIR": str(scene.folder / NAME),
-        "WANDB_CONFIG_DIR": str(scene.folder / NAME),
-        "WANDB_CACHE_DIR": str(scene.folder / NAME),
         "WANDB_ERROR_REPORTING": "false",  # nothing leaves this machine
     }
     words = ["wandb", "agent", "--count", "1", "entity/decision-basis/sweep7"]
@@ -58,7 +56,7 @@ def play(scene: Scene, server: WandbServer) -> None:
     assert slurm.show(job)["Restarts"] == "1"
 
 
-def check_ranks(scene: Scene, parameters: dict[str, object]) -> None:
+def check_ranks(scene: Scene, parameters: dict[str, str]) -> None:
     """The same words on both ranks, and each step once."""
     runs = [path.name for path in scene.run_directory(NAME, RUN).parent.iterdir()]
     assert runs == [RUN], runs

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from tests.cluster import slurm
-from tests.cluster.noting import Go, install, notes
 from tests.cluster.slurm import Failure
+from tests.recorded import Go, goes_of, install
 from tests.runs import run_folder, tiny_words
 
 SAVE_EVERY = 5  # steps
@@ -35,11 +35,10 @@ class Scene:
             f"checkpoint.every_steps={SAVE_EVERY}",
             "logger.wandb=offline",
         ]
-        install(folder / "plugin")
         self.environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(folder / "plugin"), str(Path.cwd())]),
+            "PYTHONPATH": install(folder / "plugin"),
             "RECORD_PAUSE": "0.2",
             "MASTER_ADDR": "127.0.0.1",  # virtual nodes have no name that could be looked up
         }
@@ -57,11 +56,11 @@ class Scene:
         logs = self.folder / name / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         options = ["--parsable", "--cpus-per-task=1", "--time=60", f"--output={logs}/%x-%A_%a.log"]
-        self.jobs.append(self._call(["sbatch", *options, *words], self.noting(name) | variables))
+        self.jobs.append(self._call(["sbatch", *options, *words], self.recording(name) | variables))
         return self.jobs[-1]
 
-    def noting(self, name: str) -> dict[str, str]:
-        """Variables by which trainings of the folder ``name`` leave their notes there."""
+    def recording(self, name: str) -> dict[str, str]:
+        """The variable by which trainings of the folder ``name`` leave their notes there."""
         return {"RECORD": str(self.folder / name / "notes")}
 
     def run_directory(self, name: str, run: str = RUN) -> Path:
@@ -70,7 +69,7 @@ class Scene:
 
     def goes(self, name: str, run: str = RUN) -> list[Go]:
         """What each go of a run noted, in their order."""
-        return notes(self.folder / name / "notes" / run)
+        return goes_of(self.folder / name / "notes" / run)
 
     def latest(self, name: str, run: str = RUN) -> int:
         """The last step that the first rank has made; 0 before."""
