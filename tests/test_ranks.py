@@ -23,7 +23,8 @@ NAME = "lambda1.0-seed0"
 def tiny(tmp_path_factory):
     """Words of a narrow stage 3 in float32."""
     words = tiny_words(tmp_path_factory.mktemp("tiny"))
-    return ["stage3", *words, "model.width=0.25", "trainer.precision=32-true"]
+    words += ["model.width=0.25", "trainer.precision=32-true", "trainer.max_epochs=2"]
+    return ["stage3", *words]
 
 
 def start(root, *words, **environment):
@@ -55,24 +56,15 @@ def steps(root):
     return goes[0].steps if goes else []
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
-    """A finished run on two ranks."""
-    root = tmp_path_factory.mktemp("two")
-    output = run(root, *tiny, *RANKS)
-    assert "4 a rank x 2 ranks = 8 images a step" in output
-    assert "learning rate 0.001 (as given, whatever the batch)" in output
-    assert "BatchNorm  over each rank's own 4 images" in output
-    return root
-
-
 def test_two_ranks_train_on_what_one_rank_with_a_double_batch_trains_on(tiny, tmp_path):
     """Same images, augmented alike, at each step; with BatchNorm frozen the same losses."""
     # Sums in another order differ in the last bit and training multiplies a difference: the slower
     # it learns, the longer the losses stay comparable.
     plain = [*tiny, "optimizer.average_epochs=0", "optimizer.learning_rate=1e-4"]
-    plain += ["trainer.max_epochs=2"]
-    run(tmp_path / "two", *plain, *RANKS, FREEZE="1")
+    output = run(tmp_path / "two", *plain, *RANKS, FREEZE="1")
+    assert "4 a rank x 2 ranks = 8 images a step" in output
+    assert "learning rate 0.0001 (as given, whatever the batch)" in output
+    assert "BatchNorm  over each rank's own 4 images" in output
     run(tmp_path / "one", *plain, "data.batch_size=8", "lesions.per_batch=2", FREEZE="1")
     ranks, (one,) = steps(tmp_path / "two"), steps(tmp_path / "one")
     assert len(ranks) == 2
@@ -91,26 +83,30 @@ def test_two_ranks_train_on_what_one_rank_with_a_double_batch_trains_on(tiny, tm
     pd.testing.assert_frame_equal(*first_epochs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
-def test_ranks_stopped_together_go_on_as_if_nothing_had_been(tiny, uninterrupted, tmp_path, number):
+def test_ranks_stopped_together_go_on_as_if_nothing_had_been(tiny, tmp_path):
     """USR1 to one rank alone repeats no step; SIGKILL of one those since the last save."""
-    words = [*tiny, *RANKS, "checkpoint.every_steps=2"]
-    process = start(tmp_path, *words)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (made := steps(tmp_path)) and len(made[0]) >= 4:
-            break
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == (138 if number == signal.SIGUSR1 else -9), errors
-    wait_until_alone(tmp_path)
-    run(tmp_path, *words)
-    same_results(run_folder(uninterrupted, "stage3", NAME), run_folder(tmp_path, "stage3", NAME))
-    for whole, resumed in zip(steps(uninterrupted), steps(tmp_path), strict=True):
+    run(tmp_path / "whole", *tiny, *RANKS)
+    cut, words = tmp_path / "cut", [*tiny, *RANKS, "checkpoint.every_steps=2"]
+    for number, step, status in [(signal.SIGUSR1, 4, 138), (signal.SIGKILL, 12, -9)]:
+        process = start(cut, *words)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (made := steps(cut)) and made[0][-1]["step"] >= step:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == status, errors
+        wait_until_alone(cut)
+        if number == signal.SIGUSR1:
+            made = [[step["step"] for step in rank] for rank in steps(cut)]
+    run(cut, *words)
+    same_results(*(run_folder(tmp_path / name, "stage3", NAME) for name in ("whole", "cut")))
+    for whole, resumed, before in zip(steps(tmp_path / "whole"), steps(cut), made, strict=True):
         latest = {step["step"]: step for step in resumed}
         assert [latest[step["step"]] for step in whole] == whole
-        assert len(resumed) - len(whole) <= (0 if number == signal.SIGUSR1 else 2)
+        assert resumed[len(before)]["step"] == before[-1] + 1
+        assert len(resumed) - len(whole) <= 2
 
 
 def wait_until_alone(root):

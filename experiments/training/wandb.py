@@ -143,6 +143,6 @@ def start_wandb(
 def run_id(folder: Path) -> str:
     """The id of the run directory's W&B run: however often a job is requeued, it stays one run."""
     file = folder / "wandb_id"
-    if not file.is_file() or not file.read_text().strip():  # a full disk may have left it empty
+    if not file.is_file():
         write_text(file, uuid.uuid4().hex[:12])
-    return file.read_text().strip()
+    return file.read_text()
