@@ -72,13 +72,12 @@ def sweep(file: str, words: list[str], count: int | None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(count or len(trials)):
         stopped = train_next(asked, trials, folder)
+        table = write_table(asked, trials, folder)
         if stopped is None:
             break
-        table = write_table(asked, trials, folder)
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped
-    table = write_table(asked, trials, folder)
     print(f"\n{describe(asked, table)}\n\nwritten: {folder}/results.csv")
     if "done" in set(table["state"]):
         with whole_file(folder / "plot.png") as partial:

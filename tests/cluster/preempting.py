@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from tests.cluster import slurm
-from tests.cluster.scene import SAVE_EVERY, Scene, ok, say, wait_in_job
+from tests.cluster.scene import Scene, each_step_once, ok, say, wait_in_job
 from tests.runs import same_results
 
 # What happens at which step; 0: while the job starts. An epoch has 9 steps: 17 is one before an
@@ -78,32 +78,14 @@ def wait_for_step(scene: Scene, job: str, step: int) -> None:
 
 def check_steps(scene: Scene, plan: list[tuple[str, int]]) -> None:
     """Every step once, on the images and with the loss of the undisturbed run."""
-    (whole,) = [go.steps for go in scene.goes("whole")]
-    goes = [go.steps for go in scene.goes("cut")]
+    goes = scene.goes("cut")
     # A job that was stopped while it started made no step and no notes.
     kinds = [kind for kind, step in plan if step]
     assert len(goes) == len(kinds) + 1, f"{len(goes)} goes made steps"
-    repeated = 0
-    for rank, expected in enumerate(whole):
-        by_step = {line["step"]: line for line in expected}
-        done = 0
-        for go, before in zip(goes, ["", *kinds], strict=True):
-            first = go[rank][0]["step"]
-            if before == "KILL":
-                repeated = done + 1 - first
-                assert 0 <= repeated <= SAVE_EVERY, f"{repeated} steps repeated after SIGKILL"
-            else:
-                assert first == done + 1, f"rank {rank}: step {first} follows step {done}"
-            for line in go[rank]:
-                done = done + 1 if line["step"] == done + 1 else line["step"]
-                assert line == by_step[line["step"]], f"rank {rank}, step {done} differs"
-            numbers = [line["step"] for line in go[rank]]
-            assert numbers == list(range(first, first + len(numbers))), numbers
-        assert done == len(expected), f"rank {rank} ends at step {done} of {len(expected)}"
-    ok(
-        f"{len(whole[0])} steps of {len(whole)} ranks, each once, same images, same losses"
-        + (f"; {repeated} since the last save repeated after SIGKILL" if "KILL" in kinds else "")
-    )
+    killed = [go.began for go, kind in zip(goes, kinds, strict=False) if kind == "KILL"]
+    ranks, _ = each_step_once(goes, killed)
+    assert ranks == each_step_once(scene.goes("whole"))[0]
+    ok(f"{len(ranks[0])} steps of {len(ranks)} ranks, images and losses as undisturbed")
 
 
 def check_results(scene: Scene) -> None:

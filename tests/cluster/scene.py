@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.cluster import slurm
@@ -95,6 +96,28 @@ def wait_in_job(job: str, what: str, ready) -> None:
     slurm.wait_for(f"{what} of job {job}", lambda: slurm.ended(job) or ready())
     if slurm.ended(job) and not ready():
         raise Failure(f"job {job} {slurm.state(job)} before {what}")
+
+
+def each_step_once(
+    goes: list[Go], cut_off: Collection[float] = ()
+) -> tuple[list[dict[int, dict]], int]:
+    """The steps of each rank by their number, and how many were made twice.
+
+    After a go of ``cut_off`` (when it began), which was killed, those since the last save may be.
+    """
+    ranks: list[dict[int, dict]] = [{} for _ in goes[0].steps]
+    repeated = 0
+    for before, go in zip([None, *goes], goes, strict=False):
+        for seen, lines in zip(ranks, go.steps, strict=True):
+            numbers = [line["step"] for line in lines]
+            assert numbers == list(range(numbers[0], numbers[-1] + 1)), numbers
+            again = len(seen) + 1 - numbers[0]
+            allowed = SAVE_EVERY if before and before.began in cut_off else 0
+            assert 0 <= again <= allowed, f"{again} steps again after step {len(seen)}"
+            for line in lines:
+                assert seen.setdefault(line["step"], line) == line, line
+        repeated += again
+    return ranks, repeated
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ step once (after the kill those since the last save twice), no trial in two task
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import matplotlib.image
 import pandas as pd
 
 from tests.cluster import slurm
-from tests.cluster.scene import SAVE_EVERY, Scene, ok, say, wait_in_job
+from tests.cluster.scene import Scene, each_step_once, ok, say, wait_in_job
 
 LAMBDAS = (0, 0.3, 1, 3, 10)  # of experiments/sweep_lambda.yaml
 RUNS = {value: f"lambda{float(value)}-seed0" for value in LAMBDAS}
@@ -92,19 +93,13 @@ def check_trials(scene: Scene, cut_off: list[float]) -> None:
     every = {value: scene.goes(NAME, RUNS[value]) for value in LAMBDAS}
     repeated = 0
     for value, goes in every.items():
-        seen: dict[int, dict] = {}
-        for before, go in zip([None, *goes], goes, strict=False):
+        ((steps_made,), again) = each_step_once(goes, cut_off)
+        assert len(steps_made) == steps(scene), f"lambda {value}: {len(steps_made)} steps"
+        repeated += again
+        for before, go in itertools.pairwise(goes):
+            assert before.ended < go.began, f"lambda {value}: two tasks at a time"
+        for go in goes:
             assert f"loss.lambda_lesion={value}" in go.words[0], go.words
-            numbers = [line["step"] for line in go.steps[0]]
-            assert numbers == list(range(numbers[0], numbers[-1] + 1)), numbers
-            again = max(seen, default=0) + 1 - numbers[0]
-            allowed = SAVE_EVERY if before and before.began in cut_off else 0
-            assert 0 <= again <= allowed, f"lambda {value}: {again} steps again"
-            assert not before or before.ended < go.began, f"lambda {value}: two tasks at a time"
-            for line in go.steps[0]:
-                assert seen.setdefault(line["step"], line) == line, f"lambda {value}, {line}"
-            repeated += again
-        assert sorted(seen) == list(range(1, steps(scene) + 1)), f"lambda {value}: {sorted(seen)}"
         ends = sum(go.steps[0][-1]["step"] == steps(scene) for go in goes)
         assert ends == 1, f"lambda {value} was trained to its end {ends} times"
     count = sum(map(len, every.values()))
