@@ -60,7 +60,6 @@ class Go(NamedTuple):
 
 
 def callbacks() -> list[Recorder]:
-    """For Lightning."""
     return [Recorder()]
 
 
@@ -81,7 +80,6 @@ def goes_of(run: Path) -> list[Go]:
 
 
 def read(go: Path) -> Go:
-    """The notes of a go."""
     given = [json.loads(path.read_text()) for path in sorted(go.glob("rank*.json"))]
     lines = [path.read_text().splitlines() for path in sorted(go.glob("rank*.jsonl"))]
     return Go(

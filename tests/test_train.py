@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, capsys):
         assert "it was trained with loss.lambda_lesion=1.0, here 0.3" in capsys.readouterr().err
     assert last_of(run).read_bytes() == before
     torch.save({**load_checkpoint(last_of(run)), "stage": "stage2"}, last_of(run))
-    assert again(trained, run, *words) == 2
+    assert again(trained, run, *words, "trainer.max_epochs=4") == 2
     assert "is a checkpoint of stage2, not of stage3" in capsys.readouterr().err
 
 

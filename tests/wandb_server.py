@@ -33,7 +33,6 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Address for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def asked(self, what: str) -> list[dict[str, Any]]:
@@ -54,7 +53,6 @@ class WandbServer(ThreadingHTTPServer):
         return lines
 
     def switch_off(self) -> None:
-        """Refuse connections from now on."""
         self.shutdown()
         self.server_close()
 
@@ -65,7 +63,6 @@ class Answer(BaseHTTPRequestHandler):
     server: WandbServer
 
     def do_POST(self) -> None:
-        """GraphQL, or anything else."""
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
@@ -81,7 +78,6 @@ class Answer(BaseHTTPRequestHandler):
     do_PUT = do_GET = do_POST
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The ``data`` of a GraphQL answer."""
         project = {"name": "project", "entity": {"name": "entity"}}
         given = asked.get("variables") or {}
         if "upsertBucket" in asked["query"]:

@@ -38,7 +38,6 @@ def submit(scene: Scene, name: str, nodes: int) -> str:
 
 
 def play(scene: Scene, nodes: int, plan: list[tuple[str, int]]) -> None:
-    """Train once undisturbed, once disturbed."""
     job = submit(scene, "whole", nodes)
     slurm.wait_for_end(job, "COMPLETED")
     say(f"undisturbed: {scene.latest('whole')} steps")

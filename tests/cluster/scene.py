@@ -49,7 +49,6 @@ class Scene:
         self.run("experiments.train", "--data-only", "stage3", *self.words)
 
     def run(self, module: str, *words: str, **variables: str) -> str:
-        """Run one of the project's commands; its output."""
         return self._call([sys.executable, "-m", module, *words], variables)
 
     def sbatch(self, name: str, *words: str, **variables: str) -> str:
@@ -65,11 +64,9 @@ class Scene:
         return {"RECORD": str(self.folder / name / "notes")}
 
     def run_directory(self, name: str, run: str = RUN) -> Path:
-        """Where a run lies."""
         return run_folder(self.folder / name, "stage3", run)
 
     def goes(self, name: str, run: str = RUN) -> list[Go]:
-        """What each go of a run noted, in their order."""
         return goes_of(self.folder / name / "notes" / run)
 
     def latest(self, name: str, run: str = RUN) -> int:
@@ -78,7 +75,6 @@ class Scene:
         return goes[-1] if goes else 0
 
     def cancel_all(self) -> None:
-        """Leave no job behind."""
         for job in self.jobs:
             subprocess.run(["scancel", job], capture_output=True)
 
@@ -92,7 +88,6 @@ class Scene:
 
 
 def wait_in_job(job: str, what: str, ready) -> None:
-    """Until ``ready``."""
     slurm.wait_for(f"{what} of job {job}", lambda: slurm.ended(job) or ready())
     if slurm.ended(job) and not ready():
         raise Failure(f"job {job} {slurm.state(job)} before {what}")
@@ -126,5 +121,4 @@ def say(text: str) -> None:
 
 
 def ok(text: str) -> None:
-    """A line about what held."""
     say(f"ok      {text}")

@@ -19,7 +19,6 @@ class Failure(Exception):
 
 
 def call(*command: str) -> str:
-    """The output of a command of SLURM's."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise Failure(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -27,13 +26,11 @@ def call(*command: str) -> str:
 
 
 def show(job: str) -> dict[str, str]:
-    """The fields of ``scontrol show job``."""
     words = call("scontrol", "--oneliner", "show", "job", job).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def state(job: str) -> str:
-    """Such as PENDING, RUNNING, COMPLETED."""
     return show(job)["JobState"]
 
 

@@ -108,7 +108,6 @@ def check_trials(scene: Scene, cut_off: list[float]) -> None:
 
 
 def check_results(scene: Scene) -> None:
-    """A row and a dot each."""
     folder = scene.folder / NAME / "phantom" / "sweeps" / "sweep_lambda"
     table = pd.read_csv(folder / "results.csv")
     assert table["loss.lambda_lesion"].tolist() == list(LAMBDAS)
