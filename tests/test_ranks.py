@@ -91,7 +91,7 @@ def test_ranks_stopped_together_go_on_as_if_nothing_had_been(tiny, tmp_path):
         process = start(cut, *words)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
-            if (made := steps(cut)) and made[0][-1]["step"] >= step:
+            if (ranks := steps(cut)) and ranks[0][-1]["step"] >= step:
                 break
             time.sleep(0.01)
         process.send_signal(number)
@@ -99,13 +99,13 @@ def test_ranks_stopped_together_go_on_as_if_nothing_had_been(tiny, tmp_path):
         assert process.returncode == status, errors
         wait_until_alone(cut)
         if number == signal.SIGUSR1:
-            made = [[step["step"] for step in rank] for rank in steps(cut)]
+            made = steps(cut)
     run(cut, *words)
     same_results(*(run_folder(tmp_path / name, "stage3", NAME) for name in ("whole", "cut")))
     for whole, resumed, before in zip(steps(tmp_path / "whole"), steps(cut), made, strict=True):
         latest = {step["step"]: step for step in resumed}
         assert [latest[step["step"]] for step in whole] == whole
-        assert resumed[len(before)]["step"] == before[-1] + 1
+        assert resumed[len(before)]["step"] == before[-1]["step"] + 1
         assert len(resumed) - len(whole) <= 2
 
 
