@@ -23,11 +23,11 @@ STANDIN = """#!{python} -IS
 import json, pathlib, shutil, signal, sys, time
 assert sys.argv[1:4] == ["-m", "experiments.train", "stage3"], sys.argv
 words = dict(word.split("=", 1) for word in sys.argv[4:])
-here, value, seed = pathlib.Path({here!r}), words["loss.lambda_lesion"], words.get("seed", "0")
+here, value = pathlib.Path({here!r}), words["loss.lambda_lesion"]
 with (here / "trained").open("a") as file:
     file.write(json.dumps(float(value)) + "\\n")
 {behaviour}
-run = pathlib.Path("phantom", "stage3", f"lambda{{float(value)}}-seed{{seed}}")
+run = pathlib.Path("phantom", "stage3", f"lambda{{float(value)}}-seed0")
 shutil.copytree(here / "ready" / run, words["run.root"] / run, dirs_exist_ok=True)
 """
 
@@ -40,23 +40,21 @@ def standin(folder: Path, behaviour: str = "") -> Path:
     return path
 
 
-def make_ready(folder: Path, value: float, seed: int = 0, epochs: int = 3) -> Path:
+def make_ready(folder: Path, value: float) -> None:
     """What a finished training over ``value`` leaves, for the stand-in; pixel AP value / 10."""
-    words = [*WORDS, f"loss.lambda_lesion={value}", f"seed={seed}", f"run.root={folder / 'ready'}"]
+    words = [*WORDS, f"loss.lambda_lesion={value}", f"run.root={folder / 'ready'}"]
     config = load_config("stage3", words)
     resolve(config, build_data(config))
     run = run_directory(config)
     (run / "checkpoints").mkdir(parents=True)
     save_config(config, run / "config.yaml")
-    rows = [f"{epoch},0.9,0.8,{(value + seed) / 10}" for epoch in range(epochs)]
-    (run / "metrics.csv").write_text(
-        "\n".join(["epoch,val/auroc,val/accuracy,val/fcn/pixel_ap", *rows]) + "\n"
-    )
-    progress = {"epoch_progress": {"current": {"processed": epochs}}}
+    rows = [f"{epoch},0.9,0.8,{value / 10}\n" for epoch in range(3)]
+    head = "epoch,val/auroc,val/accuracy,val/fcn/pixel_ap\n"
+    (run / "metrics.csv").write_text("".join([head, *rows]))
+    progress = {"epoch_progress": {"current": {"processed": 3}}}
     parts = ("epoch", "global_step", "max_epochs", "state_dict", "hyper_parameters")
     content = {**dict.fromkeys(parts, 0), "stage": "stage3", "loops": {"fit_loop": progress}}
     torch.save(content, run / "checkpoints" / "last.ckpt")
-    return run
 
 
 def trained(folder: Path) -> list[float]:

@@ -15,25 +15,17 @@ from experiments.training.preemption import Stopped, StopRequest, leave, requeue
 USR1, TERM = preemption.SIGNALS
 
 
-def test_before_training_a_signal_stops_at_once():
+def test_the_first_signal_stops_at_once_or_is_remembered():
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
     with StopRequest() as stop, pytest.raises(Stopped, match="SIGUSR1"):
         os.kill(os.getpid(), USR1)
     assert stop.number == USR1
-
-
-def test_from_then_on_the_first_signal_is_remembered():
     with StopRequest() as stop:
         signal.signal(TERM, signal.SIG_DFL)  # as Lightning takes it
         stop.defer()
         os.kill(os.getpid(), TERM)
         os.kill(os.getpid(), USR1)
         assert stop.number == TERM
-
-
-def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in preemption.SIGNALS]
-    with StopRequest():
-        assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
 
 
@@ -117,7 +109,7 @@ MAKE_ROOM = "PreemptTime=2026-01-01T00:00:00"
         (TERM, f"echo JobId=41 JobState=COMPLETING {MAKE_ROOM}", "started again"),
         # Without an answer: nobody cancels by USR1.
         (USR1, "exit 1", "job 41 is requeued"),
-        (TERM, "exit 1", "its state is unknown"),
+        (TERM, "exit 1", "the same command goes on"),
     ],
 )
 def test_a_job_is_requeued_only_where_it_is_to_make_room(slurm, number, answer, outcome):
@@ -130,33 +122,16 @@ def test_of_an_array_only_the_task_itself_is_requeued(slurm, monkeypatch):
     """The last task has the array's number: by that all tasks would be requeued."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    calls = slurm("echo JobId=41 JobState=RUNNING")
-    assert "job 41_3 is requeued" in requeue(USR1)
+    calls = slurm("echo JobId=41 JobState=RUNNING", "echo 'is not requeuable' >&2; exit 1")
+    assert "job 41_3 cannot be requeued (is not requeuable)" in requeue(USR1)
     assert calls.read_text().splitlines() == ["--oneliner show job 41_3", "requeue 41_3"]
 
 
-def test_what_cannot_be_requeued_says_why(slurm, monkeypatch):
-    slurm("echo JobState=RUNNING", "echo 'Job is not requeuable' >&2; exit 1")
-    assert "cannot be requeued (Job is not requeuable)" in requeue(USR1)
-    monkeypatch.delenv("SLURM_JOB_ID")
-    assert requeue(TERM) == "the same command goes on from there"
-
-
-@pytest.mark.parametrize(
-    ("environment", "first"),
-    [
-        ({}, True),
-        ({"SLURM_PROCID": "1"}, False),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"RANK": "0"}, True),
-    ],
-)
-def test_one_rank_speaks_for_all(monkeypatch, environment, first):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert preemption.is_first_rank() is first
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_one_rank_speaks_for_all(monkeypatch, name):
+    assert preemption.is_first_rank()
+    monkeypatch.setenv(name, "1")
+    assert not preemption.is_first_rank()
 
 
 def test_further_signals_do_not_keep_a_job_from_being_requeued(slurm, monkeypatch, capsys):
@@ -189,13 +164,3 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
     monkeypatch.delenv("SLURM_JOB_ID")
     assert leave(USR1, "nothing was under way") == 138
     assert len(waited) == 1  # nothing is requeued
-
-
-def test_the_command_itself_ends_with_its_handlers(monkeypatch):
-    """Called by another program, it puts them back."""
-    seen = []
-    monkeypatch.setattr(train, "StopRequest", lambda last: seen.append(last) or StopRequest())
-    monkeypatch.setattr(train, "carry_out", lambda *given: 0)
-    monkeypatch.setattr(sys, "argv", ["train", "stage1"])
-    assert (train.main(), train.main(["stage1"])) == (0, 0)
-    assert seen == [True, False]

@@ -33,7 +33,6 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Address for WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def asked(self, what: str) -> list[dict[str, Any]]:
@@ -54,7 +53,6 @@ class WandbServer(ThreadingHTTPServer):
         return lines
 
     def switch_off(self) -> None:
-        """Refuse connections from now on."""
         self.shutdown()
         self.server_close()
 
@@ -65,23 +63,21 @@ class Answer(BaseHTTPRequestHandler):
     server: WandbServer
 
     def do_POST(self) -> None:
-        """GraphQL, or anything else."""
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.received.append((self.path, body.decode(errors="replace")))
-        found = {"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}
-        told = json.dumps(found).encode()
+        content = {"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}
+        body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(told)))
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(body)
 
     do_PUT = do_GET = do_POST
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The ``data`` of a GraphQL answer."""
         project = {"name": "project", "entity": {"name": "entity"}}
         given = asked.get("variables") or {}
         if "upsertBucket" in asked["query"]:
@@ -101,15 +97,15 @@ class Answer(BaseHTTPRequestHandler):
             me = {"id": "me", "entity": "entity", "username": "me", "email": "", "flags": "{}"}
             return {"viewer": {**me, "teams": {"edges": []}}}
         if "SweepWithRuns" in asked["query"]:
-            found = {"id": "sweep", "config": self.server.sweep, "runs": {"edges": []}}
-            return {"project": {"sweep": found}}
+            sweep = {"id": "sweep", "config": self.server.sweep, "runs": {"edges": []}}
+            return {"project": {"sweep": sweep}}
         if "CreateAgent" in asked["query"]:
             self.server.waiting += 1
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in asked["query"]:
-            told = [self.server.run] * self.server.waiting
+            commands = json.dumps([self.server.run] * self.server.waiting)
             self.server.waiting = 0
-            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(told)}}
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": commands}}
         return {}
 
     def log_message(self, *_: Any) -> None:

@@ -6,7 +6,7 @@ sees, copies and changes the command itself.
 
 from __future__ import annotations
 
-import re
+import itertools
 import shlex
 import shutil
 import subprocess
@@ -26,20 +26,20 @@ EVALUATION_KEYS = ("data.root", "data.cache_dir", "data.num_workers", "data.batc
 class Job(NamedTuple):
     """One call of sbatch."""
 
-    name: str
+    stage: str  # or a YAML file, or "evaluate"
     options: list[str]  # for sbatch
     script: list[str]  # the script and its words
     runs: list[Path]  # the run directories that it trains or judges
-    after: list[str]  # names of the jobs that it needs
+    after: list[str]  # the stages whose jobs it needs
     logs: str  # folder, beside its runs
 
 
 def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
     """Submit the jobs, or print how; return the exit status."""
-    jobs = plan(options, stages, settings)
+    jobs = plan(options, list(dict.fromkeys(stages)) or [*STAGES, EVALUATE], settings)
+    # Without their folder SLURM would lose the logs and the jobs with them, silently.
     logs = list(dict.fromkeys(job.logs for job in jobs))
     if options.dry_run:
-        # Without their folder SLURM would lose the logs and the jobs with them, unheard.
         print(shlex.join(["mkdir", "-p", *logs]))
     elif shutil.which("sbatch") is None:
         raise ConfigError(
@@ -52,25 +52,22 @@ def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
     ids: dict[str, str] = {}
     for number, job in enumerate(jobs, start=1):
         call, waits = ["sbatch", "--parsable", *job.options], []
-        needed = [ids[name] for name in job.after]
-        if needed:
+        if needed := [ids[stage] for stage in job.after]:
             # The second: a job whose start failed would stay in the queue for ever.
             waits = [f"--dependency=afterok:{':'.join(needed)}", "--kill-on-invalid-dep=yes"]
         if options.dry_run:
-            # A file's name may be none that a variable can have, or mean something, such as PATH.
-            variable = job.name if job.name in (*STAGES, EVALUATE) else f"job_{number}"
-            ids[job.name] = f"${{{variable}}}"
+            # A file's name may be none that a variable can have.
+            variable = job.stage if job.stage in (*STAGES, EVALUATE) else f"job_{number}"
+            ids[job.stage] = f"${{{variable}}}"
             print(f"{variable}=$({' '.join([shlex.join(call), *waits, shlex.join(job.script)])})")
             continue
         done = subprocess.run([*call, *waits, *job.script], capture_output=True, text=True)
         if done.returncode:
-            hint = " (GPUS=0 asks for none)" if "gres" in done.stderr else ""
-            undo = f"; to take back {', '.join(ids)}: scancel {' '.join(ids.values())}" * bool(ids)
-            raise ConfigError(f"sbatch refused {job.name}: {done.stderr.strip()}{hint}{undo}")
-        ids[job.name] = done.stdout.strip().split(";")[0]  # ID or ID;CLUSTER
+            raise ConfigError(f"sbatch refused {job.stage}: {done.stderr.strip()}")
+        ids[job.stage] = done.stdout.strip().split(";")[0]  # ID or ID;CLUSTER
         after = f", after {', '.join(needed)}" if needed else ""
         several = f"{len(job.runs)} runs, such as " if len(job.runs) > 1 else ""
-        print(f"job {ids[job.name]}  {job.name}{after}: {several}{job.runs[0]}")
+        print(f"job {ids[job.stage]}  {job.stage}{after}: {several}{job.runs[0]}")
     if not options.dry_run:
         print(
             f"logs      {'/, '.join(logs)}/\n"
@@ -85,32 +82,20 @@ def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
 
 def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job]:
     """The jobs in the order of their submission; a mistake in any word is refused here."""
-    stages = stages or [*STAGES, EVALUATE]
-    keys, trained = {*map(key_of, settings)}, [stage for stage in stages if stage != EVALUATE]
-    extra, lists = " ".join(options.sbatch_args), "is given as a word and as a list; leave one out"
+    own = {"trainer.devices", "trainer.num_nodes"}
+    own |= {"seed"} if options.seeds else set()
+    own |= {"loss.lambda_lesion"} if options.lambdas else set()
+    if twice := own & {*map(key_of, settings)}:
+        raise ConfigError(
+            f"{', '.join(sorted(twice))}: given by GPUS, RANKS, NODES, SEEDS or LAMBDAS, too. Fix: "
+            "leave it out."
+        )
     kind, gpus = options.gpus
-    mistakes = {
-        "trainer.devices and trainer.num_nodes follow from GPUS, RANKS and NODES; leave them out": (
-            keys & {"trainer.devices", "trainer.num_nodes"}
-        ),
-        f"seed {lists}": options.seeds and "seed" in keys,
-        f"loss.lambda_lesion {lists}": options.lambdas and "loss.lambda_lesion" in keys,
-        "a sweep has a script of its own (docs/cluster.md): sbatch --array=0-3 --gres=gpu:1 "
-        "--cpus-per-task=8 experiments/slurm/sweep.sbatch make sweep": "sweep" in stages,
-        "a stage is named twice; leave one out": len(trained) > len(set(trained)),
-        f"RANKS={options.ranks} with GPUS={kind}{gpus}: a process needs a GPU of its own": (
-            gpus and (options.ranks or 1) > gpus
-        ),
-        f"SBATCH_ARGS={extra}: under this name Lightning sees no SLURM job and each rank would "
-        "train alone; choose another": (
-            re.search(r"(--job-name[= ]|-J ?)(bash|interactive)\b", extra)
-        ),
-        f"SBATCH_ARGS={extra}: SEEDS and LAMBDAS make the array; by hand each of its jobs would "
-        "be the same run": re.search(r"(^| )(--array\b|-a\b)", extra),
-    }
-    for message, wrong in mistakes.items():
-        if wrong:
-            raise ConfigError(message)
+    if gpus and (options.ranks or 1) > gpus:
+        raise ConfigError(
+            f"RANKS={options.ranks} with GPUS={kind}{gpus}: a process needs a GPU of its own"
+        )
+    trained = [stage for stage in stages if stage != EVALUATE]
     kinds = {stage: load_config(stage, settings).stage for stage in trained or STAGES}
     if options.lambdas and "stage3" not in kinds.values():
         raise ConfigError("LAMBDAS is for stage3, the only one with a lesion term; leave it out")
@@ -119,45 +104,41 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
     for stage in kinds:
         # The first stage of a chain has no earlier one to start from.
         first = kinds[stage] == "stage1" and len(kinds) > 1
-        own = [word for word in settings if not (first and key_of(word) == "model.init_from")]
-        jobs.append(training(options, stage, own, owner))
+        words = [word for word in settings if not (first and key_of(word) == "model.init_from")]
+        jobs.append(training(options, stage, words, owner))
     if EVALUATE not in stages:
         return jobs
     judged = [run for run in owner if trained or (run / "checkpoints" / "best.ckpt").is_file()]
     if not judged:
         raise ConfigError("there is no trained run to evaluate; name stages, to train them first")
-    own = [word for word in settings if key_of(word) in EVALUATION_KEYS]
-    script = [*batch_script("evaluate"), *map(str, judged), *own]
-    after, logs = [job.name for job in jobs] if trained else [], jobs[0].logs
-    evaluation = Job(EVALUATE, cluster(options, EVALUATE, logs), script, judged, after, logs)
-    return [*jobs, evaluation] if trained else [evaluation]
+    words = [word for word in settings if key_of(word) in EVALUATION_KEYS]
+    script, logs = [*batch_script("evaluate"), *map(str, judged), *words], jobs[0].logs
+    jobs = jobs if trained else []
+    after = [job.stage for job in jobs]
+    alone = Namespace(**{**vars(options), "gpus": (kind, min(gpus, 1)), "nodes": 1, "ranks": 1})
+    return [*jobs, Job(EVALUATE, cluster(alone, EVALUATE, logs), script, judged, after, logs)]
 
 
 def training(options: Namespace, stage: str, settings: list[str], owner: dict[Path, str]) -> Job:
     """The job of a stage, or its array; enters its run directories into ``owner``."""
-    taken, stem = {EVALUATE, *owner.values()}, Path(stage).stem  # two files may share their name
-    name = next(n for n in [stem, *(f"{stem}-{i}" for i in range(2, 99))] if n not in taken)
     config = load_config(stage, settings)
     seeds, lambdas = options.seeds, options.lambdas if config.stage == "stage3" else []
     if lambdas and not seeds:
         seeds = [str(config.seed)]
         settings = [word for word in settings if key_of(word) != "seed"]
     # In the order of the array's index: the seeds count first.
-    each = [[f"seed={seed}"] for seed in seeds] or [[]]
-    each = [
-        [*s, *lam] for lam in ([f"loss.lambda_lesion={x}"] for x in lambdas) for s in each
-    ] or each
-    after = []
-    runs = []
-    for own in each:
-        config = load_config(stage, [*settings, *own])
+    choices = [[f"loss.lambda_lesion={x}" for x in lambdas], [f"seed={seed}" for seed in seeds]]
+    each = [point[::-1] for point in itertools.product(*filter(None, choices))]
+    after, runs = [], []
+    for point in each:
+        config = load_config(stage, [*settings, *point])
         runs.append(run_directory(config))
         if runs[-1] in owner:
             raise ConfigError(
                 f"two of these jobs would be the run {runs[-1]}; leave out what is there twice, "
                 "and RUN (run.name) with SEEDS or LAMBDAS"
             )
-        owner[runs[-1]] = name
+        owner[runs[-1]] = stage
         after += needed(config, owner)
     script = batch_script("train")
     if len(each) > 1:
@@ -166,51 +147,47 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
     else:
         settings = [*settings, *each[0]]
     logs = str(Path(config.run.root) / "slurm")
-    words = cluster(options, name, logs, len(each))
-    return Job(name, words, [*script, stage, *settings], runs, list(dict.fromkeys(after)), logs)
+    words = cluster(options, Path(stage).stem, logs, len(each))
+    return Job(stage, words, [*script, stage, *settings], runs, list(dict.fromkeys(after)), logs)
 
 
 def needed(config: Config, owner: dict[Path, str]) -> list[str]:
-    """The job whose run ``config`` starts from; none where it starts from scratch or is there."""
+    """The stage whose run ``config`` starts from; none where it starts from scratch or is there."""
     if config.model.init_from is None:
         return []
     start = Path(config.model.init_from).resolve()
-    for folder, name in owner.items():
+    for folder, stage in owner.items():
         if folder.resolve() in (start, *start.parents):
-            return [name]
+            return [stage]
     if not start.exists():
         raise ConfigError(
             f"model.init_from: {config.model.init_from} does not exist, nor is it one of the runs "
-            f"submitted here ({', '.join(map(str, owner))}); submit its stage too, or train it "
-            "first"
+            f"submitted here ({', '.join(map(str, owner))}). Fix: train it first, or submit its "
+            "stage, too."
         )
     return []
 
 
 def cluster(options: Namespace, name: str, logs: str, array: int = 1) -> list[str]:
-    """The options of sbatch; the evaluation is one process on one node."""
+    """The options of sbatch."""
     kind, gpus = options.gpus
-    nodes, ranks = options.nodes, options.ranks or gpus or 1
-    if name == EVALUATE:
-        gpus, nodes, ranks = min(gpus, 1), 1, 1
-    output = f"{logs}/".replace("%", "%%") + f"%x-{'%A_%a' if array > 1 else '%j'}.log"
-    return [
-        f"--job-name=decision-basis-{name}",
-        *([f"--partition={options.partition}"] if options.partition else []),
-        *([f"--account={options.account}"] if options.account else []),
-        f"--nodes={nodes}",
-        f"--ntasks-per-node={ranks}",
-        f"--cpus-per-task={options.cpus}",
-        *([f"--gres=gpu:{kind}{gpus}"] if gpus else []),
-        f"--time={options.time}",
-        f"--output={output}",
-        *options.sbatch_args,
-        *([f"--array=0-{array - 1}"] if array > 1 else []),
-    ]
+    values = {
+        "job-name": f"decision-basis-{name}",
+        "partition": options.partition,
+        "account": options.account,
+        "nodes": options.nodes,
+        "ntasks-per-node": options.ranks or gpus or 1,
+        "cpus-per-task": options.cpus,
+        "gres": f"gpu:{kind}{gpus}" if gpus else "",
+        "time": options.time,
+        "output": f"{logs}/".replace("%", "%%") + ("%x-%A_%a.log" if array > 1 else "%x-%j.log"),
+    }
+    words = [f"--{key}={value}" for key, value in values.items() if value]
+    return [*words, *options.sbatch_args, *[f"--array=0-{array - 1}"] * (array > 1)]
 
 
 def batch_script(name: str) -> list[str]:
-    """A batch script and this interpreter, as short as they can be said from here."""
+    """A batch script and this interpreter, relative to here where they lie below."""
     here, paths = Path.cwd(), (SCRIPTS / f"{name}.sbatch", Path(sys.executable))
     short = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
     return [short[0], "--python", short[1]]

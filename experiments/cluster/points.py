@@ -1,15 +1,11 @@
-"""W&B's sweep file, read as W&B reads it: its points, and the command line of each.
-
-What cannot be carried out here is an error that names the key: nothing is silently ignored.
-"""
+"""W&B's sweep file, read as W&B reads it: its points, and the command line of each."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +16,15 @@ from experiments.config import Config, ConfigError, load_config
 
 # name, description, program, project and entity are W&B's alone: where its server keeps the sweep.
 KEYS = ["program", "name", "description", "project", "entity", "method", "metric", "parameters"]
-KEYS += ["run_cap", "early_terminate", "command"]
+KEYS += ["run_cap", "command"]
 MACROS = ("${env}", "${interpreter}", "${args_no_hyphens}")
 MODULE = "experiments.train"
-# distribution -> the keys that go with it, and its value for a u that is uniform in [0, 1)
-DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
-    "constant": (("value",), lambda u, value: value),
-    "categorical": (("values",), lambda u, values: values[int(u * len(values))]),
-    "int_uniform": (("min", "max"), lambda u, low, high: low + int(u * (high - low + 1))),
-    "uniform": (("min", "max"), lambda u, low, high: low + u * (high - low)),
-    "q_uniform": (
-        ("min", "max", "q"),
-        lambda u, low, high, q: round(round((low + u * (high - low)) / q) * q, 12),
-    ),
-    # Exponents of e, says W&B.
-    "log_uniform": (("min", "max"), lambda u, low, high: math.exp(low + u * (high - low))),
-    "log_uniform_values": (("min", "max"), lambda u, low, high: low * (high / low) ** u),
+# distribution of an interval -> its value for a u that is uniform in [0, 1)
+DISTRIBUTIONS: dict[str, Callable[[float, Any, Any], float]] = {
+    "int_uniform": lambda u, low, high: low + int(u * (high - low + 1)),
+    "uniform": lambda u, low, high: low + u * (high - low),
+    "log_uniform_values": lambda u, low, high: low * (high / low) ** u,
 }
-# What an interval must lie above, and may reach at most.
-LIMITS = {"log_uniform": (-700.0, 700.0), "log_uniform_values": (0.0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -79,11 +65,11 @@ def read_sweep(file: str, words: list[str]) -> Sweep:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if problem := next(problems(content), None):
+    if problem := fault(content):
         raise ConfigError(f"{path}: {problem}")
     parameters = {str(key): given for key, given in content["parameters"].items()}
     if content["method"] == "grid":
-        every = itertools.product(*(listed(given) for given in parameters.values()))
+        every = itertools.product(*map(listed, parameters.values()))
         points = [dict(zip(parameters, values, strict=True)) for values in every]
     else:
         points = [random_point(parameters, number) for number in range(content["run_cap"])]
@@ -105,75 +91,68 @@ def random_point(parameters: dict[str, dict[str, Any]], number: int) -> dict[str
     """Point ``number``: a pure function of the file, so that a restart finds the same points."""
     source, point = random.Random(number), {}
     for key, given in parameters.items():
-        keys, value = DISTRIBUTIONS[distribution(given)]
-        point[key] = value(source.random(), *(given[name] for name in keys))
+        u, values = source.random(), listed(given)
+        draw = DISTRIBUTIONS[distribution(given)]
+        point[key] = values[int(u * len(values))] if values else draw(u, given["min"], given["max"])
     return point
-
-
-def distribution(given: dict[str, Any]) -> str:
-    """The distribution of a parameter; where none is named, what W&B takes."""
-    if "distribution" in given or "min" not in given:
-        kind = given.get("distribution", "constant" if "value" in given else "categorical")
-        return str(kind)
-    return "int_uniform" if type(given["min"]) is type(given.get("max")) is int else "uniform"
 
 
 def listed(given: dict[str, Any]) -> list[Any]:
     """The values of a parameter; empty: an interval."""
-    return [given["value"]] if "value" in given else list(given.get("values", []))
+    return [given["value"]] if "value" in given else given.get("values", [])
 
 
-def problems(content: Any) -> Iterator[str]:
-    """What is wrong with a sweep file; take the first only, since each check relies on it."""
+def distribution(given: dict[str, Any]) -> str:
+    """The distribution of an interval; where none is named, what W&B takes."""
+    whole = type(given.get("min")) is type(given.get("max")) is int
+    return str(given.get("distribution", "int_uniform" if whole else "uniform"))
+
+
+def fault(content: Any) -> str:
+    """What is wrong with a sweep file; empty where it can be carried out."""
     if not isinstance(content, dict):
-        yield "expected W&B's sweep format, such as in experiments/sweep_lambda.yaml"
+        return "expected W&B's sweep format, such as in experiments/sweep_lambda.yaml"
     if unknown := [str(key) for key in content if key not in KEYS]:
-        yield f"{', '.join(unknown)}: not supported, expected some of {', '.join(KEYS)}"
-    method, cap, metric = content.get("method"), content.get("run_cap"), content.get("metric")
-    if method == "bayes" or content.get("early_terminate"):
-        what = "method: bayes" if method == "bayes" else "early_terminate"
-        yield f"{what} needs W&B's server. Use wandb sweep and wandb agent (docs/cluster.md)."
+        return f"{', '.join(unknown)}: not supported here, expected some of {', '.join(KEYS)}"
+    method, metric, cap = (content.get(key) for key in ("method", "metric", "run_cap"))
     if method not in ("grid", "random"):
-        yield f"method: expected grid or random, got {method}"
-    if not isinstance(metric, dict) or not str(metric.get("name")).startswith("val/"):
-        yield f"metric: expected a name: val/... (test is not for choosing), got {metric}"
-    if metric.keys() - {"name", "goal"} or metric.get("goal") not in (None, "minimize", "maximize"):
-        yield f"metric: expected name and goal (minimize or maximize), got {metric}"
+        return (
+            f"method: expected grid or random, got {method}. Fix for bayes: W&B's server, by wandb "
+            "sweep and wandb agent (docs/cluster.md)."
+        )
+    metric = metric if isinstance(metric, dict) else {"name": metric}
+    goal = metric.get("goal", "minimize")
+    if not str(metric.get("name")).startswith("val/") or goal not in ("minimize", "maximize"):
+        return (
+            "metric: expected a name: val/... (test is not for choosing) and a goal: minimize or "
+            f"maximize, got {metric}"
+        )
     if (method == "random" or cap is not None) and (type(cap) is not int or cap < 1):
-        yield f"run_cap: expected the number of points, such as run_cap: 20, got {cap}"
+        return f"run_cap: expected the number of points, such as run_cap: 20, got {cap}"
     parameters = content.get("parameters")
-    if not isinstance(parameters, dict) or not parameters:
-        yield "parameters: expected keys to sweep, such as loss.lambda_lesion: {values: [0, 1]}"
-    for key, given in parameters.items():
-        if not (isinstance(given, dict) and is_sound(given, method == "grid")):
-            yield (
-                f"parameters.{key}: expected value, values (each once) or, for method random, "
-                f"min < max and a distribution among {', '.join(DISTRIBUTIONS)}; got {given} "
-                "(a nested key is written a.b; 1e-3 is text to YAML, 1.0e-3 a number)"
+    for key, given in (parameters if isinstance(parameters, dict) else {"": parameters}).items():
+        if not isinstance(given, dict) or not is_sound(given, method == "grid"):
+            return (
+                f"parameters.{key}: expected value, values or, for method random, min < max and a "
+                f"distribution among {', '.join(DISTRIBUTIONS)}; got {given} (a nested key is "
+                "written a.b; 1e-3 is text to YAML, 1.0e-3 a number)"
             )
-    command = content.get("command")
-    if not isinstance(command, list):
-        # W&B's default command would write --key=value, which the training does not read.
-        yield "command is missing. Take the lines of experiments/sweep_lambda.yaml."
-    for word in map(str, command):
-        if "${envvar:" in word or (word[:2] == "${" and word[-1] == "}" and word not in MACROS):
-            yield f"command: {word} is not supported here, expected {', '.join(MACROS)}"
-    if "${args_no_hyphens}" not in command[[*command, MODULE].index(MODULE) + 2 :]:
-        yield f"command: expected -m, {MODULE}, a stage and then ${{args_no_hyphens}}"
+    # W&B's default command would write --key=value, which the training does not read.
+    command = [*map(str, content.get("command") or [])]
+    if MACROS[-1] not in command[[*command, MODULE].index(MODULE) + 2 :]:
+        return f"command: expected -m, {MODULE}, a stage and then {MACROS[-1]}, got {command}"
+    return ""
 
 
 def is_sound(given: dict[str, Any], grid: bool) -> bool:
-    """Whether a parameter's distribution is known, has its keys, and they are possible."""
-    kind = distribution(given)
-    keys = DISTRIBUTIONS.get(kind, ((), None))[0]
-    if not keys or given.keys() - {"distribution"} != {*keys}:
+    """Whether a parameter has values, or an interval of a distribution that is known here."""
+    if given.keys() - {"value", "values", "min", "max", "distribution"}:
         return False
-    if "min" not in keys:
-        values = [given["value"]] if kind == "constant" else given["values"]
-        # null cannot be meant: the agent writes key=None, which is a text.
-        scalars = isinstance(values, list) and {*map(type, values)} <= {bool, int, float, str}
-        return scalars and 0 < len(values) == len({repr(value) for value in values})
-    if grid or not all(type(given[key]) in (int, float) for key in keys):
+    if not isinstance(listed(given), list):
         return False
-    above, at_most = LIMITS.get(kind, (-math.inf, sys.float_info.max))
-    return bool(above < given["min"] < given["max"] <= at_most and 0 < given.get("q", 1) < math.inf)
+    if grid or not {"min", "max"} <= given.keys():
+        return bool(listed(given))
+    low, high, kind = given["min"], given["max"], distribution(given)
+    if kind not in DISTRIBUTIONS or not all(isinstance(end, int | float) for end in (low, high)):
+        return False
+    return bool(low < high and (low > 0 or not kind.startswith("log")))

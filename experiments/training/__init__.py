@@ -1,5 +1,5 @@
 """Training a stage from its configuration to its checkpoints, and stopping so that nothing is lost.
 
 Read ``loop`` first, top to bottom; then ``preemption``: signals and the way back into SLURM's
-queue. ``describe`` prints the blocks before and after, ``wandb`` keeps W&B from stopping a run.
+queue. ``wandb`` keeps W&B from stopping a run.
 """

@@ -6,14 +6,15 @@ The same command again resumes: ``last.ckpt`` holds all that a run goes on with,
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
@@ -25,15 +26,15 @@ from callbacks import (
     StoppedInTraining,
 )
 from datamodules import RadiographDataModule
+from datamodules.index import summarise
 from experiments import runs
 from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config, to_plain
-from experiments.hardware import choose_device, choose_precision, slurm_fault
+from experiments.hardware import choose_device, choose_precision, describe_device, slurm_fault
 from experiments.metrics_csv import best_row
-from experiments.training.describe import describe_data, describe_start, print_results
 from experiments.training.preemption import StopRequest, is_first_rank, leave
-from experiments.training.wandb import in_sweep, start_wandb
+from experiments.training.wandb import in_sweep, start_wandb, wandb_mode
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -43,18 +44,15 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     """Prepare the data, then train or resume the run of ``config``; return the exit status."""
     if not data_only and (fault := slurm_fault(config.trainer)):
         raise ConfigError(fault)
-    if Path(config.run.root).is_file():
-        raise ConfigError(f"run.root={config.run.root} is a file; give a folder")
     data = build_data(config)
     resolve(config, data)
     data.prepare_data()
     data.setup()
     if data_only:
-        print(f"{describe_data(data)}\ncache  {data.cache_folder}")
+        print("\n".join([*describe_data(data), f"cache  {data.cache_folder}"]))
         return 0
     folder = run_directory(config)
-    # Lightning's own rank: no trainer is there to be asked yet.
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not is_first_rank():
         return train_in(folder, config, data, stop)  # the first rank locks and writes the folder
     with runs.lock_run(folder):
         runs.check_config(folder, config)
@@ -80,7 +78,7 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     if resume and runs.epochs_done(checkpoint) >= config.trainer["max_epochs"]:
         runs.check_network(build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
-        say_finished(config, folder, runs.epochs_done(checkpoint))
+        report_finished(config, folder, runs.epochs_done(checkpoint))
         return 0
 
     quiet_known_warnings()
@@ -133,22 +131,20 @@ def check_origin(
     stage = checkpoint.get("stage", config.stage)
     if stage != config.stage:
         raise runs.RunError(
-            f"{path} is a checkpoint of {stage}, not of {config.stage}; delete {path.parents[1]} "
-            "or choose another run.name"
+            f"{path} is a checkpoint of {stage}, not of {config.stage}. Fix: delete "
+            f"{path.parents[1]}, or choose another run.name."
         )
     source = type(data).__qualname__  # under which Lightning keeps the data module's state
     runs.check_states(checkpoint, path, [source])
     data.check_same_data(checkpoint[source])
 
 
-def say_finished(config: Config, folder: Path, epochs: int) -> None:
-    """Print the results of a run that has nothing left to train.
-
-    W&B's agent, where it asked for the run, has begun a run of its own that would stay empty.
-    """
+def report_finished(config: Config, folder: Path, epochs: int) -> None:
+    """Print the results of a run that has nothing left to train."""
     print(f"{folder} is finished ({epochs} epochs).")
     best = best_row(folder, monitor(config))
     print_results(config, best)
+    # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
     if in_sweep() and (remote := start_wandb(config.logger, folder, to_plain(config))):
         remote.summarise(best)
         remote.close(failed=False)
@@ -160,9 +156,6 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
     given["precision"] = given["precision"] or choose_precision(given["accelerator"])
     if given["accelerator"] == "auto":
         given["accelerator"] = choose_device().type
-    synced = given.get("sync_batchnorm", False)
-    if type(synced) is not bool:
-        raise ConfigError(f"trainer.sync_batchnorm = {synced!r}: expected true or false")
     settings = {
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # the data module's samplers know ranks and resume
@@ -177,17 +170,9 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
         **given,
     }
     try:
-        trainer = Trainer(**settings)
+        return Trainer(**settings)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer.*: {str(error).strip()}") from error
-    device = trainer.strategy.root_device.type
-    if synced and trainer.world_size > 1 and device != "cuda":
-        # PyTorch's own message comes at the first step, from the depths of the network.
-        raise ConfigError(
-            f"trainer.sync_batchnorm=true: PyTorch can do this on NVIDIA's GPUs only, not on "
-            f"{device}; leave it out"
-        )
-    return trainer
 
 
 def build_callbacks(
@@ -226,6 +211,89 @@ def states_of(callbacks: list[Callback]) -> list[str]:
 def monitor(config: Config) -> str:
     """The value that makes a checkpoint best; without classification class scores say nothing."""
     return "val/auroc" if config.loss.classification else "val/fcn/pixel_ap"
+
+
+def describe_start(
+    config: Config,
+    data: RadiographDataModule,
+    trainer: Trainer,
+    module: LightningModule,
+    checkpoint: dict[str, Any],
+) -> str:
+    """What a person wants to know before waiting; ``checkpoint`` is empty for a fresh start."""
+    device, folder, optimizer = (
+        trainer.strategy.root_device,
+        run_directory(config),
+        config.optimizer,
+    )
+    # PyTorch's default for convolutions; CAM and the FC layer stay exact.
+    rounded = device.type == "cuda" and str(trainer.precision).startswith("32")
+    weights = sum(p.numel() for p in module.parameters()) / 1e6
+    ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
+    lines = [
+        f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
+        f"device     {describe_device(device)}, precision {trainer.precision}"
+        + ", convolutions in TF32" * rounded,
+        f"network    {type(module).__name__}, {weights:.2f} million weights, "
+        f"{data.recipe.image_size} px",
+        f"batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
+        + f"x {batches} batches a step " * (batches > 1)
+        + f"= {data.batch_size * ranks * batches} images a step",
+        f"optimizer  AdamW, learning rate {optimizer.learning_rate:g} (as given, whatever the "
+        f"batch), weight decay {optimizer.weight_decay:g}",
+    ]
+    if ranks > 1:
+        lines.append(
+            f"BatchNorm  over all {data.batch_size * ranks} images"
+            if config.trainer.get("sync_batchnorm")
+            else f"BatchNorm  over each rank's own {data.batch_size} images; on GPUs "
+            "trainer.sync_batchnorm=true takes all"
+        )
+    lines += describe_data(data)
+    lines += [f"starts     from {config.model.init_from}"] * bool(config.model.init_from)
+    lines += [f"W&B        {wandb_mode(config.logger.wandb)}", f"run        {folder}"]
+    if checkpoint:
+        done, planned = runs.epochs_done(checkpoint), checkpoint["max_epochs"]
+        last = folder / "checkpoints" / "last.ckpt"
+        lines.append(f"resumes    {last} ({done} of {trainer.max_epochs} epochs done)")
+        if optimizer.schedule == "cosine" and planned < config.trainer["max_epochs"]:
+            lines.append(
+                f"EXTENDED   from {planned} epochs: the learning rate, already lowered, rises "
+                "again; a fresh run of this length ends otherwise"
+            )
+    return "\n  ".join(lines) + "\n"
+
+
+def describe_data(data: RadiographDataModule) -> list[str]:
+    """A line a split, and what is unusual."""
+    lines = summarise(data.table, data.patients_are).splitlines()
+    unreadable = data.cache_folder / "unreadable.csv"
+    if unreadable.is_file():
+        count = len(unreadable.read_text().strip().splitlines()) - 1
+        lines.append(f"unreadable and not used: about {count}, see {unreadable}")
+    if data.split == "image":
+        lines.append("SPLIT BY IMAGE: patients leak into test, figures are too good")
+    return lines
+
+
+def print_results(config: Config, row: dict[str, float]) -> None:
+    """The figures of the best epoch, ``row``, where the run lies and the next command."""
+    names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class
+    if config.loss.classification:
+        names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
+    figures = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
+    print(f"best epoch {int(row['epoch']) + 1} on val:  {figures}" if row else "no figures on val")
+    folder = run_directory(config)
+    best = folder / "checkpoints" / "best.ckpt"
+    lost = not best.is_file() or not best.stat().st_size
+    checkpoint = best.with_name("last.ckpt") if lost else best
+    print(f"checkpoint  {checkpoint}{' (best.ckpt is lost)' * lost}")
+    print(f"panels      {folder / 'panels'}")
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    words = [str(python), "-m", "experiments.evaluate", str(checkpoint if lost else folder)]
+    print(f"next        {shlex.join(words)}")
 
 
 def quiet_known_warnings() -> None:

@@ -11,18 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-# A job that SLURM is already ending, since its user cancelled it, its time is up or SLURM itself
-# requeues it, is COMPLETING. Requeued then, a cancelled job would come back (SLURM 22.05).
-RUNNING = "JobState=RUNNING"
-# A running job that is to make room for another gets SIGTERM and some time; it has this field. Any
-# other SIGTERM comes from somebody who wants this process to end, such as a sweep that stops.
-PREEMPTED = "PreemptTime="
 # How long another rank, stopped while it starts, leaves the first one to have the job requeued.
 FIRST_RANK_SECONDS = 60.0
 
@@ -40,11 +33,8 @@ class StopRequest:
 
     At first a signal raises :class:`Stopped` at once: no work would be lost. One that follows is
     only remembered: whoever stops is requeueing the job. From ``defer()`` on so is the first one,
-    and training stops at a batch's end, when all ranks know of it.
-
-    Args:
-        last: the process ends with this. What comes while Python shuts down, which takes a second,
-            is ignored: its exit status stands. Otherwise the earlier handlers are put back.
+    and training stops at a batch's end, when all ranks know of it. With ``last`` the process ends
+    with this: what comes while Python shuts down is ignored, and its exit status stands.
     """
 
     def __init__(self, last: bool = False) -> None:
@@ -55,32 +45,21 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, signal.SIG_IGN if self._last else handler)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self._last else handler)
 
     def defer(self) -> None:
-        """From now on remember a signal and go on; take the handlers back from whoever took them.
+        """From now on remember a signal and go on, also one that Lightning has taken over.
 
-        Lightning's SIGTERM handler talks to the other ranks, which may be anywhere.
+        Its SIGTERM handler talks to the other ranks, which may be anywhere.
         """
         self._deferred = True
-        self._listen()
-
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # others may not
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked process inherits the handler, not the business
@@ -125,27 +104,28 @@ def requeue(number: int) -> str:
 
     Call it last: SLURM then ends all of the job's processes. Returns what was done, for people.
     """
-    job = this_job()
+    job, again = this_job(), "the same command goes on from there"
     if not job:
-        return "the same command goes on from there"
-    try:
-        state = _slurm("scontrol", "--oneliner", "show", "job", job).split()
-        if RUNNING not in state:
-            return f"SLURM is ending job {job}; started again, it goes on from there"
-        if number != signal.SIGUSR1 and not any(word.startswith(PREEMPTED) for word in state):
-            return "the same command goes on from there"
-    except (OSError, subprocess.SubprocessError):
-        # Nobody cancels by USR1; by SIGTERM somebody may.
-        if number != signal.SIGUSR1:
-            return f"job {job} is not requeued, its state is unknown; start it again to go on"
-    try:
-        _slurm("scontrol", "requeue", job)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        return f"job {job} cannot be requeued ({reason.strip()}); start it again to go on"
+        return again
+    answered, state = scontrol("--oneliner", "show", "job", job)
+    # Ending already, by its user, its time or SLURM, a job is COMPLETING. Requeued then, one that
+    # was cancelled would come back (SLURM 22.05). Without an answer: nobody cancels by USR1.
+    if answered and "JobState=RUNNING" not in state.split():
+        return f"SLURM is ending job {job}; started again, it goes on from there"
+    # A job that is to make room for another gets SIGTERM and this field. Any other SIGTERM comes
+    # from somebody who wants this process to end, such as a sweep that stops.
+    if number == signal.SIGTERM and " PreemptTime=" not in state:
+        return again
+    requeued, reason = scontrol("requeue", job)
+    if not requeued:
+        return f"job {job} cannot be requeued ({reason}); {again}"
     return f"job {job} is requeued and goes on from there"
 
 
-def _slurm(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout
+def scontrol(*words: str) -> tuple[bool, str]:
+    """Whether a command of SLURM's worked, and what it printed."""
+    try:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return False, str(error)
+    return not done.returncode, (done.stdout + done.stderr).strip()

@@ -22,17 +22,12 @@ UPLOAD_SECONDS = 60.0
 
 
 def patient(method: Callable[..., None]) -> Callable[..., None]:
-    """The method of a logger that gives up on W&B, with one line, when its service dies.
-
-    A tracker is not worth a training. What was logged until then lies in the run directory, and
-    ``metrics.csv`` is whole in any case.
-    """
+    """The method of a logger that gives up on W&B, with one line, when its service dies."""
 
     def attempt(self: PatientWandbLogger, *args: Any, **kwargs: Any) -> None:
-        if self.gave_up:
-            return
         try:
-            method(self, *args, **kwargs)
+            if not self.gave_up:
+                method(self, *args, **kwargs)
         except Exception as error:
             self.gave_up = True
             print(
@@ -57,14 +52,12 @@ class PatientWandbLogger(WandbLogger):
         """Let W&B show and judge this run by its best epoch, not by its last."""
         self.experiment.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
 
+    @patient
     def close(self, failed: bool, preempted: bool = False) -> None:
         """Write out and close the run; a preempted one is expected back."""
-        try:
-            if preempted:
-                self.experiment.mark_preempting()
-            self.experiment.finish(exit_code=int(failed))
-        except Exception as error:
-            print(f"W&B could not be closed ({type(error).__name__}: {error})", file=sys.stderr)
+        if preempted:
+            self.experiment.mark_preempting()
+        self.experiment.finish(exit_code=int(failed))
 
 
 def has_api_key() -> bool:
@@ -78,14 +71,15 @@ def has_api_key() -> bool:
 
 def wandb_mode(wanted: str) -> str:
     """``online``, ``offline`` or ``off``: "auto" goes online only where a key is configured."""
-    if wanted == "auto" and os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return "off" if os.environ["WANDB_MODE"] == "disabled" else "offline"
     if wanted == "online" and not has_api_key():
         raise ConfigError(
-            "logger.wandb=online needs a key. Set WANDB_API_KEY, run 'wandb login', or use "
+            "logger.wandb=online needs a key. Fix: set WANDB_API_KEY, run 'wandb login', or use "
             "logger.wandb=offline."
         )
-    return {"auto": "online" if has_api_key() else "offline"}.get(wanted, wanted)
+    if wanted != "auto":
+        return wanted
+    usual = "online" if has_api_key() else "offline"
+    return {"offline": "offline", "disabled": "off"}.get(os.environ.get("WANDB_MODE", ""), usual)
 
 
 def in_sweep() -> bool:
@@ -94,9 +88,13 @@ def in_sweep() -> bool:
 
 
 def start_wandb(
-    config: LoggerConfig, folder: Path, settings: dict[str, Any]
+    config: LoggerConfig, folder: Path, content: dict[str, Any]
 ) -> PatientWandbLogger | None:
-    """The logger of the run directory's own W&B run; None where W&B is off."""
+    """The logger of the run directory's own W&B run; None where W&B is off.
+
+    W&B gets the configuration and figures, nothing of the machine. In a sweep its agent chooses id
+    and project (WANDB_RUN_ID); forcing ours would be refused.
+    """
     mode = wandb_mode(config.wandb)
     if mode == "off":
         return None
@@ -104,44 +102,7 @@ def start_wandb(
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports
     import wandb  # reads the environment when it is imported
 
-    # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
-    refusals = (wandb.errors.Error, wandb.errors.UsageError, ValueError)
-    options = options_of(config, folder, settings)
-    try:
-        run = wandb.init(mode="online" if mode == "online" else "offline", **options)
-    except refusals as error:
-        # No network on a compute node, a key that expired or is mistyped, an address without https.
-        reason = " ".join(str(error).split())
-        print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
-        # The service takes the run for one that is under way, so the next try needs another one;
-        # a service that a parent started, a sweep's agent say, is only left.
-        wandb.teardown()
-        os.environ.pop("WANDB_SERVICE", None)
-        address = os.environ.pop("WANDB_BASE_URL", "")  # read offline too, may be what was refused
-        try:
-            run = wandb.init(mode="offline", **options)
-        except refusals as again:
-            raise ConfigError(
-                f"W&B cannot keep this run offline ({' '.join(str(again).split())}). Correct its "
-                "settings (WANDB_... in the environment, wandb/settings), or use logger.wandb=off."
-            ) from again
-        finally:
-            os.environ |= {"WANDB_BASE_URL": address} if address else {}
-    # A resumed run logs steps that W&B has seen: its own step counter would drop them.
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return PatientWandbLogger(experiment=run, save_dir=str(folder))
-
-
-def options_of(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``wandb.init``: the configuration and figures, nothing of the machine.
-
-    The run's id is kept in the run directory: however often a job is requeued, it stays one run.
-    In a sweep W&B's agent chooses id and project (WANDB_RUN_ID); forcing ours would be refused.
-    """
-    import wandb
-
-    quiet = wandb.Settings(
+    settings = wandb.Settings(
         silent=True,
         console="off",
         disable_git=True,
@@ -153,16 +114,35 @@ def options_of(config: LoggerConfig, folder: Path, settings: dict[str, Any]) -> 
         finish_timeout=UPLOAD_SECONDS,
     )
     own = {} if in_sweep() else {"project": config.wandb_project, "id": run_id(folder)}
-    own |= {"name": "-".join(folder.parts[-3:]), "resume": "allow", "dir": str(folder)}
-    return {**own, "config": settings, "settings": quiet}
+    options: dict[str, Any] = {**own, "config": content, "settings": settings, "resume": "allow"}
+    options |= {"name": "-".join(folder.parts[-3:]), "dir": str(folder)}
+    for attempt in ("online", "offline")[mode == "offline" :]:
+        try:
+            run = wandb.init(**{**options, "mode": attempt})
+            break
+        # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
+        except (wandb.errors.Error, wandb.errors.UsageError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            if attempt == "offline":
+                raise ConfigError(
+                    f"W&B cannot keep this run offline ({reason}). Fix: correct its settings "
+                    "(WANDB_... in the environment, wandb/settings), or use logger.wandb=off."
+                ) from error
+            # No network on a compute node, or a key that expired or is mistyped.
+            print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
+            # The service takes the run for one that is under way, so the next try needs another
+            # one; a service that a parent started, a sweep's agent say, is only left.
+            wandb.teardown()
+            os.environ.pop("WANDB_SERVICE", None)
+    # A resumed run logs steps that W&B has seen: its own step counter would drop them.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return PatientWandbLogger(experiment=run, save_dir=str(folder))
 
 
 def run_id(folder: Path) -> str:
-    """The id of the run directory's W&B run, made at its first start.
-
-    A disk that was full then may have left the file empty.
-    """
+    """The id of the run directory's W&B run: however often a job is requeued, it stays one run."""
     file = folder / "wandb_id"
-    if not file.is_file() or not file.read_text().strip():
+    if not file.is_file():
         write_text(file, uuid.uuid4().hex[:12])
-    return file.read_text().strip()
+    return file.read_text()

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.cluster import slurm
-from tests.cluster.noting import Go, install, notes
 from tests.cluster.slurm import Failure
+from tests.recorded import Go, goes_of, install
 from tests.runs import run_folder, tiny_words
 
 SAVE_EVERY = 5  # steps
@@ -35,11 +36,10 @@ class Scene:
             f"checkpoint.every_steps={SAVE_EVERY}",
             "logger.wandb=offline",
         ]
-        install(folder / "plugin")
         self.environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(folder / "plugin"), str(Path.cwd())]),
+            "PYTHONPATH": install(folder / "plugin"),
             "RECORD_PAUSE": "0.2",
             "MASTER_ADDR": "127.0.0.1",  # virtual nodes have no name that could be looked up
         }
@@ -49,7 +49,6 @@ class Scene:
         self.run("experiments.train", "--data-only", "stage3", *self.words)
 
     def run(self, module: str, *words: str, **variables: str) -> str:
-        """Run one of the project's commands; its output."""
         return self._call([sys.executable, "-m", module, *words], variables)
 
     def sbatch(self, name: str, *words: str, **variables: str) -> str:
@@ -57,20 +56,18 @@ class Scene:
         logs = self.folder / name / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         options = ["--parsable", "--cpus-per-task=1", "--time=60", f"--output={logs}/%x-%A_%a.log"]
-        self.jobs.append(self._call(["sbatch", *options, *words], self.noting(name) | variables))
+        self.jobs.append(self._call(["sbatch", *options, *words], self.recording(name) | variables))
         return self.jobs[-1]
 
-    def noting(self, name: str) -> dict[str, str]:
-        """Variables by which trainings of the folder ``name`` leave their notes there."""
+    def recording(self, name: str) -> dict[str, str]:
+        """The variable by which trainings of the folder ``name`` leave their notes there."""
         return {"RECORD": str(self.folder / name / "notes")}
 
     def run_directory(self, name: str, run: str = RUN) -> Path:
-        """Where a run lies."""
         return run_folder(self.folder / name, "stage3", run)
 
     def goes(self, name: str, run: str = RUN) -> list[Go]:
-        """What each go of a run noted, in their order."""
-        return notes(self.folder / name / "notes" / run)
+        return goes_of(self.folder / name / "notes" / run)
 
     def latest(self, name: str, run: str = RUN) -> int:
         """The last step that the first rank has made; 0 before."""
@@ -78,7 +75,6 @@ class Scene:
         return goes[-1] if goes else 0
 
     def cancel_all(self) -> None:
-        """Leave no job behind."""
         for job in self.jobs:
             subprocess.run(["scancel", job], capture_output=True)
 
@@ -92,10 +88,31 @@ class Scene:
 
 
 def wait_in_job(job: str, what: str, ready) -> None:
-    """Until ``ready``."""
     slurm.wait_for(f"{what} of job {job}", lambda: slurm.ended(job) or ready())
     if slurm.ended(job) and not ready():
         raise Failure(f"job {job} {slurm.state(job)} before {what}")
+
+
+def each_step_once(
+    goes: list[Go], cut_off: Collection[float] = ()
+) -> tuple[list[dict[int, dict]], int]:
+    """The steps of each rank by their number, and how many were made twice.
+
+    After a go of ``cut_off`` (when it began), which was killed, those since the last save may be.
+    """
+    ranks: list[dict[int, dict]] = [{} for _ in goes[0].steps]
+    repeated = 0
+    for before, go in zip([None, *goes], goes, strict=False):
+        for seen, lines in zip(ranks, go.steps, strict=True):
+            numbers = [line["step"] for line in lines]
+            assert numbers == list(range(numbers[0], numbers[-1] + 1)), numbers
+            again = len(seen) + 1 - numbers[0]
+            allowed = SAVE_EVERY if before and before.began in cut_off else 0
+            assert 0 <= again <= allowed, f"{again} steps again after step {len(seen)}"
+            for line in lines:
+                assert seen.setdefault(line["step"], line) == line, line
+        repeated += again
+    return ranks, repeated
 
 
 def say(text: str) -> None:
@@ -104,5 +121,4 @@ def say(text: str) -> None:
 
 
 def ok(text: str) -> None:
-    """A line about what held."""
     say(f"ok      {text}")

@@ -19,7 +19,6 @@ class Failure(Exception):
 
 
 def call(*command: str) -> str:
-    """The output of a command of SLURM's."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise Failure(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -27,22 +26,20 @@ def call(*command: str) -> str:
 
 
 def show(job: str) -> dict[str, str]:
-    """The fields of ``scontrol show job``."""
     words = call("scontrol", "--oneliner", "show", "job", job).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def state(job: str) -> str:
-    """Such as PENDING, RUNNING, COMPLETED."""
     return show(job)["JobState"]
 
 
-def wait_for(what: str, ready: Callable[[], bool], seconds: float = 1800) -> None:
-    """Poll until ``ready``."""
-    deadline = time.monotonic() + seconds
+def wait_for(what: str, ready: Callable[[], bool]) -> None:
+    """Poll until ``ready``, half an hour at most."""
+    deadline = time.monotonic() + 1800
     while not ready():
         if time.monotonic() > deadline:
-            raise Failure(f"waited {seconds:.0f} s for {what}")
+            raise Failure(f"waited 30 minutes for {what}")
         time.sleep(0.1)
 
 
@@ -77,34 +74,28 @@ def wait_for_end(job: str, expected: str) -> None:
 
 def processes(job: str) -> dict[int, dict[str, str]]:
     """The environment of each process of a running job; all virtual nodes are this machine."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
+    owned: dict[int, dict[str, str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
             environment = (folder / "environ").read_bytes().decode(errors="replace")
-        except OSError:  # gone meanwhile
-            continue
-        variables = dict(v.partition("=")[::2] for v in environment.split("\0"))
-        if variables.get("SLURM_JOB_ID") == job:
-            found[int(folder.name)] = variables
-    return found
+            variables = dict(v.partition("=")[::2] for v in environment.split("\0"))
+            if variables.get("SLURM_JOB_ID") == job:
+                owned[int(folder.name)] = variables
+    return owned
 
 
 def ranks(job: str) -> dict[int, int]:
     """The pid of each rank of a running job by its rank."""
-    found = {}
+    pids: dict[int, int] = {}
     for pid, variables in processes(job).items():
         folder = Path("/proc") / str(pid)
-        try:
+        with contextlib.suppress(OSError):
             command = (folder / "cmdline").read_bytes().split(b"\0")
             parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
             above = (Path("/proc") / (parent[1] if parent else "0") / "comm").read_text()
-        except OSError:
-            continue
-        if b"experiments.train" in command and "slurmstepd" in above:
-            found[int(variables["SLURM_PROCID"])] = pid
-    return found
+            if b"experiments.train" in command and "slurmstepd" in above:
+                pids[int(variables["SLURM_PROCID"])] = pid
+    return pids
 
 
 def hears_usr1(pid: int) -> bool:
