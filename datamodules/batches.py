@@ -34,14 +34,8 @@ class BatchDataset(Dataset[Batch]):
         shows_lesion: np.ndarray,
         augmentation: Augmenter | None,
     ) -> None:
-        self.pixels = pixels
-        self.codes = codes
-        self.shows_lesion = shows_lesion
+        self.pixels, self.codes, self.shows_lesion = pixels, codes, shows_lesion
         self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        """Rows of the index table."""
-        return len(self.shows_lesion)
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
         """Return the batch of ``rows`` as augmented in ``epoch``."""
@@ -52,7 +46,7 @@ class BatchDataset(Dataset[Batch]):
         for place, row in enumerate(rows):
             image = self.pixels.image(row)
             mask = self.pixels.mask(row) if self.shows_lesion[row] else None
-            if self.augmentation is not None:
+            if self.augmentation:
                 image, mask = self.augmentation(image, mask, epoch, int(row))
             images[place, 0] = image
             if mask is not None:
@@ -105,12 +99,10 @@ def start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+# The last registered is called first: before multiprocessing would wait for what ignores SIGTERM.
+@atexit.register
 def end_workers() -> None:
-    """Kill loader processes that no loader has ended, as Python is about to do by SIGTERM."""
+    """Kill loader processes that no loader has ended."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
-
-
-# The last registered is called first: before multiprocessing would wait for what ignores SIGTERM.
-atexit.register(end_workers)

@@ -22,7 +22,6 @@ INVERTED = {"MONOCHROME1", "INVERSE"}
 # Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
 FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
-DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
 
 
 def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
@@ -36,7 +35,8 @@ def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[n
     levels = np.arange(2 ** int(header.BitsStored), dtype=np.int64) + lowest
     place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        return _luminance(*_palette(levels, header))[:, 0][place], ""
+        colour = apply_color_lut(levels[:, None], header)[..., :3]
+        return _luminance(colour, 8 * colour.dtype.itemsize)[:, 0][place], ""
     note = UNUSED if padding.all() and np.ptp(place) else ""
     counts = np.bincount(place[~padding | padding.all()], minlength=len(levels))
     padding = padding & (not note)
@@ -63,12 +63,7 @@ def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[n
             grey, note = ramp[order], "; ".join(filter(None, (note, aside)))
         if not _shows(grey ^ turn, plain ^ turn, counts):
             grey, note = plain, UNUSED
-    grey = grey ^ turn
-    seen = grey[counts > 0]
-    raw = header.get("PixelIntensityRelationshipSign") == (1 if seen[-1] > seen[0] else -1)
-    if raw and not header.get("PresentationIntentType"):
-        note = "; ".join(filter(None, (note, DARK_BONE)))
-    return np.where(padding, np.uint8(BLACK), grey[place]), note
+    return np.where(padding, np.uint8(BLACK), (grey ^ turn)[place]), note
 
 
 def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
@@ -120,15 +115,13 @@ def _rescaled(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarr
 def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[np.ndarray, int]:
     """What a lookup table makes of values, and the bits, 8 or more, that its entries need.
 
-    pydicom's own read no packed table, round values down and believe what a descriptor claims.
+    pydicom's own rounds values down and believes what a descriptor claims.
     """
-    count, first, bits = (int(number) for number in source[f"{name}Descriptor"].value)
+    count, first, _ = (int(number) for number in source[f"{name}Descriptor"].value)
     count, data = count or 2**16, source[f"{name}Data"].value
     if isinstance(data, bytes):
         data = np.frombuffer(data, "<u2" if source.original_encoding[1] else ">u2")
-    words = np.atleast_1d(np.asarray(data)).astype("<u2")
-    packed = bits <= 8 and len(words) == (count + 1) // 2 < count  # two a word
-    table = (words.view(np.uint8) if packed else words)[:count]
+    table = np.atleast_1d(np.asarray(data)).astype("<u2")[:count]
     if len(table) != count:
         raise ValueError("no whole table")
     start = right_sign(first, values.min() - count + 1, values.max())
@@ -142,16 +135,6 @@ def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
     most = 2 ** (used if used <= bits - 4 else bits) - 1
     eight = _grey(np.arange(most + 1) / most)[np.minimum(colour, most)]
     return np.asarray(cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY))
-
-
-def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
-    """RGB of each stored value, ``(N, 1, 3)``, and its bits."""
-    if "RedPaletteColorLookupTableData" not in header:  # in segments
-        made = apply_color_lut(levels[:, None], header)[..., :3]
-        return made, 8 * made.dtype.itemsize
-    names = (f"{each}PaletteColorLookupTable" for each in ("Red", "Green", "Blue"))
-    colours, bits = zip(*(_looked_up(levels, header, name) for name in names), strict=True)
-    return np.stack(colours, axis=-1)[:, None], max(bits)
 
 
 def first_number(header: Dataset, name: str) -> float | None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash")  # kept in a run's checkpoint
+
 
 class RadiographDataModule(LightningDataModule):
     """Radiographs with image-level labels and, for some, a lesion mask.
@@ -45,10 +47,13 @@ class RadiographDataModule(LightningDataModule):
     unreadable = "error"
     licence = "not known here: see the data set's own terms"  # of the images, as model cards say
     shows_people = True  # pictures of them leave the machine only when asked
-    patients_are = "patients"  # what the index's column patient stands for, as people are told
+    patients_are = "patients"  # what the index's column patient stands for, for people
     published: ClassVar[dict[str, dict[str, float]]] = {}  # others' study kappa on test, by part
-    published_by = ""  # where from, as people are told
+    published_by = ""  # where from, for people
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
+    # From setup() on: the opened cache, and its index table, left out folds settled.
+    pixels: cache.PixelCache
+    table: pd.DataFrame
 
     def __init__(
         self,
@@ -76,20 +81,17 @@ class RadiographDataModule(LightningDataModule):
         self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
         self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
-        self.pixels: cache.PixelCache | None = None
+        self._is_open = False
         self.sampler: TrainBatches | None = None
-        self._table: pd.DataFrame | None = None
         self._resume_at: tuple[int, int] = (0, 0)
-
-    # What a source fills in -----------------------------------------------------------------------
 
     def build_index(self) -> pd.DataFrame:
         """Return the index table of ``self.root`` (see ``datamodules.index``)."""
-        raise TypeError(f"{type(self).__name__} must say how to build its index")
+        raise NotImplementedError
 
     def fingerprint(self) -> list[Path]:
         """Small files whose content decides the index; hashed into the cache's key."""
-        raise TypeError(f"{type(self).__name__} must name the files that decide its index")
+        raise NotImplementedError
 
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
@@ -99,11 +101,9 @@ class RadiographDataModule(LightningDataModule):
         """Where the data lie unless ``data.root`` says so."""
         return None
 
-    # Lightning's steps ----------------------------------------------------------------------------
-
     def prepare_data(self) -> None:
         """Draw or check the source and build the cache, unless it is open already."""
-        if self.pixels is not None:  # trained on as it was opened, whatever Lightning asks for
+        if self._is_open:  # trained on as it was opened, whatever Lightning asks for
             return
         self.prepare_source()
         if not self.root.is_dir():
@@ -113,11 +113,11 @@ class RadiographDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
-        if self.pixels is not None:
+        if self._is_open:
             return
         if self.split == "image":
             log.warning("data.split=image LEAKS: patients stand in train and test alike")
-        self.pixels = cache.PixelCache(self.cache_folder)
+        self.pixels, self._is_open = cache.PixelCache(self.cache_folder), True
         # Hashes of what images and masks show, wherever they lie and however they are stored.
         self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
@@ -125,19 +125,18 @@ class RadiographDataModule(LightningDataModule):
         chosen = choose_lesions(rows, options.count, self.seed)
         if options.folds:
             rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
-        self._table = rows
+        self.table = rows
         # Of images, labels, splits and which are masked; and of which images are val or test.
         self.index_hash, self.judges_hash = index.hash_table(rows), index.hash_judges(rows)
-        self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
+        is_train = (rows["split"] == "train").to_numpy()
+        self.lesion_rows = chosen[is_train[chosen]]
         masked = (rows["lesion_mask"] != "").to_numpy()
-        shown = masked & (rows["split"] != "train").to_numpy()
-        if len(self.lesion_rows) and not shown.any():
-            problem = (
-                "all %d lesion masks lie in train: no map can be judged. Fix: lesions.folds=5."
-            )
+        self._shows_lesion = masked & ~is_train
+        if len(self.lesion_rows) and not self._shows_lesion.any():
+            problem = "all %d lesion masks are in train: no map can be judged. Fix: lesions.folds=5"
             log.warning(problem, masked.sum())
-        shown[self.lesion_rows] = True
-        self._shows_lesion = shown
+        self._shows_lesion[self.lesion_rows] = True
+        self.body_parts = sorted(rows["body_part"].unique())  # in the order of their codes
         self._codes = {
             "label": rows["label"].to_numpy(np.int64),
             "study": pd.factorize(rows["study"])[0].astype(np.int64),
@@ -146,14 +145,9 @@ class RadiographDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches of the train split, from where a resumed run stopped."""
-        self.sampler = TrainBatches(
-            self.rows_of("train"),
-            self.batch_size,
-            self.order_seed,
-            *self._ranks,
-            self.lesion_rows,
-            self.lesions.per_batch,
-        )
+        rows, lesions = self.rows_of("train"), (self.lesion_rows, self.lesions.per_batch)
+        order = (self.order_seed, self._ranks)
+        self.sampler = TrainBatches(rows, self.batch_size, *order, *lesions)
         self.sampler.resume_at(*self._resume_at)
         if self.augmentation is None:
             return self._loader(self.sampler)
@@ -168,12 +162,7 @@ class RadiographDataModule(LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, *self._ranks))
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        """This process, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, self._ranks))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device, make the uint8 images float32 (see ``to_model_input``)."""
@@ -189,27 +178,23 @@ class RadiographDataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.current.processed
         # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
         whole = batches >= self.trainer.num_training_batches
-        hashes = ("index_hash", "judges_hash", "image_hash", "mask_hash")
         return {
             "epoch": loop.epoch_progress.current.processed,
             "batch": 0 if whole else batches,
             "images_a_step": self.batch_size * self.trainer.world_size,
-            **{name: getattr(self, name) for name in hashes},
+            **{name: getattr(self, name) for name in HASHES},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the position of ``state_dict``, if it is of a run on these data."""
         self.check_same_data(state_dict)
-        wanted = self.batch_size * self._ranks[1]
-        # Else its epochs would be cut otherwise, and its learning rate counts its steps.
-        if state_dict["images_a_step"] != wanted:
+        now, then = self.batch_size * self._ranks[1], state_dict["images_a_step"]
+        if then != now:  # its epochs would be cut otherwise, and its learning rate counts steps
             raise DataError(
-                f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
-                f"takes {wanted}. Fix: the devices and nodes it began with, or another run.name."
+                f"the run was begun with {then} images a step, here a step takes {now}. Fix: the "
+                "devices and nodes it began with, or another run.name."
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
-
-    # What others ask for --------------------------------------------------------------------------
 
     def checked_index(self) -> pd.DataFrame:
         """Build and check the index table, without a cache (after ``prepare_source``)."""
@@ -220,18 +205,6 @@ class RadiographDataModule(LightningDataModule):
             index.check_patients_apart(table, self.name)
         return index.check_index(index.limit_split(table, self.limit), self.name)
 
-    @property
-    def cached(self) -> cache.PixelCache:
-        """The opened cache (after ``setup``)."""
-        if self.pixels is None:
-            raise RuntimeError("call prepare_data() and setup() first")
-        return self.pixels
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The checked index table, lesion masks and left out folds settled (after ``setup``)."""
-        return self.cached.table if self._table is None else self._table
-
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
         if trained_on["index_hash"] != self.index_hash:
@@ -240,14 +213,11 @@ class RadiographDataModule(LightningDataModule):
                 "splits, or other images with lesion masks): its train images may be judged here. "
                 "Fix: the data.root and the lesions.path it had, or another run.name."
             )
-        masks = self.lesions_path or self.root
-        for same, what in (
-            (trained_on["image_hash"] == self.image_hash, f"{self.root}: the images"),
-            (trained_on["mask_hash"] == self.mask_hash, f"{masks}: the lesion masks"),
-        ):
-            if not same:
+        places = f"{self.root}: the images", f"{self.lesions_path or self.root}: the lesion masks"
+        for place, name in zip(places, ("image_hash", "mask_hash"), strict=True):
+            if trained_on[name] != getattr(self, name):
                 raise DataError(
-                    f"{what} changed since this run was trained (the same names, other pixels). "
+                    f"{place} changed since this run was trained (the same names, other pixels). "
                     "Fix: bring back what it had, or choose another run.name."
                 )
 
@@ -256,33 +226,25 @@ class RadiographDataModule(LightningDataModule):
         return trained_on.get("judges_hash") == self.judges_hash
 
     @property
-    def body_parts(self) -> list[str]:
-        """Names of the body parts, in the order of their codes."""
-        return sorted(self.table["body_part"].unique())
-
-    @property
     def cache_folder(self) -> Path:
         """Where this data set's cache lies: its name holds the key of all that shaped it."""
         files = self.fingerprint()
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
-        absent = [path for path in files if not path.is_file()]
-        key = cache.cache_key(
-            {
-                "source": self.name,
-                "root": self.root.resolve(),
-                # A missing file is build_index's to explain, with what it knows of the source.
-                "files": "incomplete" if absent else index.hash_files(files),
-                "recipe": self.recipe,
-                "seed": self.seed,
-                "limit": self.limit,
-                "split": self.split,
-                "unreadable": self.on_unreadable,
-                "lesions": self.lesions_path and self.lesions_path.resolve(),
-                "version": self.index_version,
-            }
-        )
-        return self.cache_dir / f"{self.name}-{key}"
+        parts = {
+            "source": self.name,
+            "root": self.root.resolve(),
+            # A missing file is build_index's to explain, with what it knows of the source.
+            "files": index.hash_files(files) if all(map(Path.is_file, files)) else "incomplete",
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "limit": self.limit,
+            "split": self.split,
+            "unreadable": self.on_unreadable,
+            "lesions": self.lesions_path and self.lesions_path.resolve(),
+            "version": self.index_version,
+        }
+        return self.cache_dir / f"{self.name}-{cache.cache_key(parts)}"
 
     def rows_of(self, split: str) -> np.ndarray:
         """Index rows of a split."""
@@ -295,12 +257,12 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        geometry = self.cached.geometry_of(row)
+        geometry = self.pixels.geometry_of(row)
         return geometry.height, geometry.width
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
-        return from_square(square, self.cached.geometry_of(row))
+        return from_square(square, self.pixels.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
         """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""
@@ -310,8 +272,13 @@ class RadiographDataModule(LightningDataModule):
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def _loader(
         self, sampler: Sampler[tuple[int, np.ndarray]], augmenter: Augmenter | None = None
     ) -> DataLoader[Batch]:
-        dataset = BatchDataset(self.cached, self._codes, self._shows_lesion, augmenter)
+        dataset = BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
         return load_batches(dataset, sampler, self.num_workers)

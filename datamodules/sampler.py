@@ -22,8 +22,7 @@ class TrainBatches(Sampler[Batch]):
 
     Every image of ``rows`` (N,) is drawn once an epoch, the last incomplete batch is left out. With
     ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless shuffle of
-    their own) besides ``batch_size - k`` from the epoch's order. Since those are abnormal, they
-    shift the share of abnormal images from a to (a (B - k) + k) / B.
+    their own) besides ``batch_size - k`` from the epoch's order.
     """
 
     def __init__(
@@ -31,20 +30,15 @@ class TrainBatches(Sampler[Batch]):
         rows: np.ndarray,
         batch_size: int,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: tuple[int, int] = (0, 1),  # this process, and the number of processes
         lesion_rows: np.ndarray | None = None,
         lesions_per_batch: int = 0,
     ) -> None:
-        self.rows = np.asarray(rows, dtype=np.int64)
-        self.lesion_rows = np.asarray([] if lesion_rows is None else lesion_rows, dtype=np.int64)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rank, self.world_size = ranks
+        self.lesion_rows = rows[:0] if lesion_rows is None else lesion_rows
         self.lesions_per_batch = lesions_per_batch
-        self.epoch = 0
-        self.start = 0
+        self.epoch = self.start = 0
         if lesions_per_batch and len(self.lesion_rows) == 0:
             raise DataError(
                 f"lesions.per_batch={lesions_per_batch}, but no training image has a lesion mask. "
@@ -52,13 +46,13 @@ class TrainBatches(Sampler[Batch]):
             )
         if lesions_per_batch >= batch_size:
             raise DataError(
-                f"lesions.per_batch={lesions_per_batch} leaves no room in a batch of {batch_size} "
-                "(data.batch_size)"
+                f"lesions.per_batch={lesions_per_batch}: expected less than data.batch_size="
+                f"{batch_size}. Fix: lower the one or raise the other."
             )
         if len(self) == 0:
             raise DataError(
-                f"the train split holds {len(self.rows)} images, fewer than one step needs "
-                f"({batch_size} a rank x {world_size} ranks). Fix: a smaller data.batch_size."
+                f"the train split holds {len(rows)} images, fewer than one step needs ({batch_size}"
+                f" a rank x {self.world_size} ranks). Fix: a smaller data.batch_size."
             )
 
     def __len__(self) -> int:
@@ -83,19 +77,19 @@ class TrainBatches(Sampler[Batch]):
             place = step * self.world_size + self.rank
             chosen = order[place * plain : (place + 1) * plain]
             if self.lesions_per_batch:
-                drawn = self._lesion_rows(epoch * len(self) * self.world_size + place)
-                chosen = np.concatenate([drawn, chosen])
+                lesions = self._lesion_rows(epoch * len(self) * self.world_size + place)
+                chosen = np.concatenate([lesions, chosen])
             yield epoch, chosen
 
     def _lesion_rows(self, place: int) -> np.ndarray:
         """Rows of the endless lesion shuffle at slots place * k .. (place + 1) * k - 1."""
         slots = np.arange(place * self.lesions_per_batch, (place + 1) * self.lesions_per_batch)
-        rounds, within = np.divmod(slots, len(self.lesion_rows))
+        turns, within = np.divmod(slots, len(self.lesion_rows))
         orders = {
             turn: np.random.default_rng((self.seed, 1, turn)).permutation(self.lesion_rows)
-            for turn in np.unique(rounds)
+            for turn in np.unique(turns)
         }
-        return np.array([orders[turn][slot] for turn, slot in zip(rounds, within, strict=True)])
+        return np.array([orders[turn][slot] for turn, slot in zip(turns, within, strict=True)])
 
 
 class EvaluationBatches(Sampler[Batch]):
@@ -105,12 +99,9 @@ class EvaluationBatches(Sampler[Batch]):
     rows do not come out even, a rank's last batch is smaller, or empty. None is repeated.
     """
 
-    def __init__(
-        self, rows: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        rows = np.asarray(rows, dtype=np.int64)
-        self.rows = rows[rank::world_size]
-        self.largest_share = -(-len(rows) // world_size)
+    def __init__(self, rows: np.ndarray, batch_size: int, ranks: tuple[int, int] = (0, 1)) -> None:
+        self.rows = rows[ranks[0] :: ranks[1]]
+        self.largest_share = -(-len(rows) // ranks[1])
         self.batch_size = batch_size
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from datamodules.decode import decode
 from datamodules.dicom import decode_dicom
-from datamodules.greys import DARK_BONE, UNUSED
+from datamodules.greys import UNUSED
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
 from tests.dicoms import content, radiograph, words
@@ -228,21 +228,6 @@ def test_a_negative_slope_turns_the_greys(shown, deep):
     about = {"BitsStored": 12, "RescaleIntercept": "0"}
     usual, turned = (shown(radiograph(deep, RescaleSlope=sign, **about)) for sign in ("1", "-1"))
     np.testing.assert_allclose(turned, 255.0 - usual, atol=1)
-
-
-@pytest.mark.parametrize(
-    ("sign", "elements", "dark"),
-    [
-        (1, {}, True),
-        (-1, {}, False),
-        (1, {"PhotometricInterpretation": "MONOCHROME1"}, False),
-        (-1, {"RescaleSlope": "-1", "RescaleIntercept": "4095"}, True),
-        (1, {"PresentationIntentType": "FOR PRESENTATION"}, False),
-    ],
-)
-def test_bone_that_is_shown_dark_is_noted(tmp_path, deep, sign, elements, dark):
-    dataset = radiograph(deep, BitsStored=12, PixelIntensityRelationshipSign=sign, **elements)
-    assert decode_dicom(content(dataset), tmp_path)[1] == (DARK_BONE if dark else "")
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
