@@ -61,19 +61,8 @@ class Augmenter:
         generator = np.random.default_rng(draw)  # the noise's alone
         for step in self.steps:
             step.set_random_state(generator, random.Random(draw))
-            if isinstance(step, A.Affine):
-                matrix = step.get_params_dependent_on_data({"shape": image.shape}, {})["matrix"]
-                image = _warp(image, matrix)
-                mask = None if mask is None else _warp(mask, matrix)
-            else:
-                # albumentations wants a channel axis for noise to be drawn per pixel, not per row
-                targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
-                changed = step(**targets)
-                image, mask = changed["image"][..., 0], changed.get("mask")
+            # albumentations wants a channel axis for noise to be drawn per pixel, not per row
+            targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
+            changed = step(**targets)
+            image, mask = changed["image"][..., 0], changed.get("mask")
         return image, mask
-
-
-def _warp(square: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Bilinearly, black outside."""
-    height, width = square.shape
-    return cv2.warpAffine(square, matrix[:2], (width, height), flags=cv2.INTER_LINEAR)

@@ -32,12 +32,9 @@ from datamodules.index import COLUMNS, DataError, hash_rows
 
 log = logging.getLogger(__name__)
 
-# Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
-FORMAT = 2
-# Images that could not be read, with the reason.
-UNREADABLE = "unreadable.csv"
-# Size and time of each image and mask, readable or not, taken before it was read.
-STAMPS = "stamps.json"
+FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
+UNREADABLE = "unreadable.csv"  # images that could not be read, with the reason
+STAMPS = "stamps.json"  # size and time of each image and mask, taken before it was read
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class PixelCache:
         side = meta["image_size"]
         self.images, self.masks = (  # (slots, S, S) uint8; in masks 255 = lesion
             np.memmap(folder / f"{kind}.u8", np.uint8, "r", shape=(meta[kind], side, side))
-            if meta[kind]
+            if meta[kind]  # an empty file cannot be mapped
             else np.zeros((0, side, side), np.uint8)
             for kind in ("images", "masks")
         )
@@ -110,12 +107,6 @@ def is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError):
         return False
-
-
-def cache_key(parts: dict[str, object]) -> str:
-    """Twelve hex digits over everything that shapes the cache."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def build(
@@ -243,9 +234,6 @@ def _write_squares(
 ) -> list[_Row]:
     """Write ``images.u8`` and ``masks.u8``, a square a row and a mask."""
     square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
-    free, needed = shutil.disk_usage(folder).free, (count + masks) * square
-    if free < needed * 1.05:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
     def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
         # Not a memory map: a full disk is an error here, there a SIGBUS. The last write before it

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
-from datamodules.greys import first_number, grey_of, right_sign
+from datamodules.greys import grey_of
 from datamodules.index import DataError
 from datamodules.pixels import JPEG, MARKERS, check_size, damaged, strict_jpeg
 
@@ -38,7 +38,6 @@ SQUARE = 0.01  # sides of a pixel that differ by less are those of a rounded squ
 PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
 PLAIN[True, True] = uid.ImplicitVRLittleEndian
 CONTRADICTED = "its header contradicts its pixel data (size or bits). Fix: export it again"
-CONVERT = "convert the file to Explicit VR Little Endian where it comes from"
 # Run as a process: it decodes a frame of JPEG of what NEEDED tells.
 GDCM = str(Path(__file__).with_name("gdcm_frame.py"))
 
@@ -140,12 +139,12 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
     try:
         decoder: Any = get_decoder(uid.JPEGLossless if twelve else syntax)
     except NotImplementedError:
+        decoder = None
+    if not decoder or not decoder.is_available:
         named = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
-        raise DataError(f"{path}: its pixels are in {named}, unreadable. Fix: {CONVERT}") from None
-    if not decoder.is_available:
         raise DataError(
-            f"{path}: its pixels are compressed ({syntax.name}), and the package that reads them "
-            f"is missing. Fix: pip install 'decision-basis[dicom]'; or {CONVERT}"
+            f"{path}: its pixels are compressed ({named}), and no package reads them. Fix: pip "
+            "install 'decision-basis[dicom]', or convert the file to Explicit VR Little Endian"
         )
     frame = b""
     row = header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
@@ -174,8 +173,11 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
 def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Which pixels say that no detector was there: it may need more bits than are stored."""
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    values = [end for name in names if (end := first_number(header, name)) is not None]
+    values = [int(header[name].value) for name in names if header.get(name) not in (None, "")]
     held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
-    ends = [right_sign(end, held.min, held.max) for end in values] or [np.nan]
+    ends: list[float] = [np.nan] if not values else []
+    for value in values:  # its VR, US or SS, may be the wrong one
+        turned = (value, value - 2**16, value + 2**16)
+        ends.append(next(end for end in turned if held.min <= end <= held.max))
     cells = stored if all(-most <= end < most for end in ends) else cells
     return np.asarray((cells >= min(ends)) & (cells <= max(ends)))

@@ -75,7 +75,12 @@ class FracAtlasDataModule(RadiographDataModule):
     def _draw_lesions(self, table: pd.DataFrame) -> Path:
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco, paths = self.root / COCO, {Path(path).name: path for path in table["path"]}
-        outlined = read_outlines(self.root)
+        outlined = read_outlines(coco)
+        if outlined.keys().isdisjoint(paths):
+            raise DataError(
+                f"{coco}: none of its {len(outlined)} outlined images is in the data, such as "
+                f"{min(outlined, default='')}. Fix: give the COCO file of these images"
+            )
         sizes: dict[str, tuple[int, int]] = {}
         for name in sorted(outlined.keys() & paths.keys()):
             try:
@@ -134,26 +139,15 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def read_outlines(root: Path) -> dict[str, MarkedImage]:
+def read_outlines(coco: Path) -> dict[str, MarkedImage]:
     """Read the annotated images of the COCO file, by the names of their files.
 
     Names are unique in the archive, so that folders which an export puts in front do not matter.
     """
-    coco, files = root / COCO, _list_images(root)
     marking = read_coco(coco)
     for mistake in marking.mistakes:
         raise DataError(f"{mistake.where}: {mistake.what}")
-    marked = [image for image in marking.images if image.marks]
-    outlined = {image.name.rpartition("/")[2]: image for image in marked}
-    if len(outlined) < len(marked):
-        raise DataError(f"{coco}: an image is outlined under two ids. Fix: give it one id")
-    if unknown := sorted(outlined.keys() - files.keys()):
-        count = f"{len(unknown)} of {len(outlined)} outlined images"
-        what = f"{coco}: {count} are not in {root / 'images'}, such as {unknown[0]}"
-        if len(unknown) == len(outlined):
-            raise DataError(f"{what}. Fix: give the COCO file of these images")
-        log.warning("%s; they are not used", what)
-    return outlined
+    return {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}
 
 
 def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:

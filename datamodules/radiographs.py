@@ -5,6 +5,8 @@ A new source is one subclass that says how to build its index table (see ``datam
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,15 +17,12 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules import cache, index
-from datamodules.batches import Batch, BatchDataset, default_workers, load_batches
-from datamodules.batches import to_model_input as to_model_input
+from datamodules import batches, cache, index
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
 from datamodules.lesions import choose_lesions, leave_out_fold
 from datamodules.options import Augmentation, Data, Lesions
-from datamodules.sampler import EvaluationBatches, TrainBatches
 
 if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
@@ -75,14 +74,16 @@ class RadiographDataModule(LightningDataModule):
             data.contrast or self.default_contrast,
         )
         self.batch_size = data.batch_size
-        self.num_workers = default_workers() if data.num_workers is None else data.num_workers
+        self.num_workers = (
+            batches.default_workers() if data.num_workers is None else data.num_workers
+        )
         self.on_unreadable = data.unreadable or self.unreadable
         self.lesions = lesions or Lesions()
         self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
         self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
         self._is_open = False
-        self.sampler: TrainBatches | None = None
+        self.sampler: batches.TrainBatches | None = None
         self._resume_at: tuple[int, int] = (0, 0)
 
     def build_index(self) -> pd.DataFrame:
@@ -108,8 +109,8 @@ class RadiographDataModule(LightningDataModule):
         self.prepare_source()
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root} is no folder. Fix: the data set's own folder.")
-        place = (self.cache_folder, self.checked_index, self.root, self.recipe, self.on_unreadable)
-        cache.build(*place, check=lambda table: index.check_index(table, self.name))
+        made = (self.checked_index, self.root, self.recipe, self.on_unreadable)
+        cache.build(self.cache_folder, *made, lambda table: index.check_index(table, self.name))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
@@ -143,11 +144,11 @@ class RadiographDataModule(LightningDataModule):
             "body_part": rows["body_part"].map(self.body_parts.index).to_numpy(np.int64),
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[batches.Batch]:
         """Shuffled, augmented batches of the train split, from where a resumed run stopped."""
         rows, lesions = self.rows_of("train"), (self.lesion_rows, self.lesions.per_batch)
         order = (self.order_seed, self._ranks)
-        self.sampler = TrainBatches(rows, self.batch_size, *order, *lesions)
+        self.sampler = batches.TrainBatches(rows, self.batch_size, *order, *lesions)
         self.sampler.resume_at(*self._resume_at)
         if self.augmentation is None:
             return self._loader(self.sampler)
@@ -156,18 +157,20 @@ class RadiographDataModule(LightningDataModule):
 
         return self._loader(self.sampler, Augmenter(self.augmentation, self.order_seed))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[batches.Batch]:
         """The val split in order."""
         return self.evaluation_dataloader("val")
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+    def evaluation_dataloader(self, split: str) -> DataLoader[batches.Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, self._ranks))
+        return self._loader(
+            batches.EvaluationBatches(self.rows_of(split), self.batch_size, self._ranks)
+        )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: batches.Batch, dataloader_idx: int) -> batches.Batch:
         """On the device, make the uint8 images float32 (see ``to_model_input``)."""
         if batch["image"].dtype == torch.uint8:
-            batch["image"] = to_model_input(batch["image"])
+            batch["image"] = batches.to_model_input(batch["image"])
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,12 +178,11 @@ class RadiographDataModule(LightningDataModule):
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
-        batches = loop.epoch_loop.batch_progress.current.processed
-        # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
-        whole = batches >= self.trainer.num_training_batches
+        done = loop.epoch_loop.batch_progress.current.processed
         return {
+            # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
             "epoch": loop.epoch_progress.current.processed,
-            "batch": 0 if whole else batches,
+            "batch": done if done < self.trainer.num_training_batches else 0,
             "images_a_step": self.batch_size * self.trainer.world_size,
             **{name: getattr(self, name) for name in HASHES},
         }
@@ -232,6 +234,7 @@ class RadiographDataModule(LightningDataModule):
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
         parts = {
+            "format": cache.FORMAT,
             "source": self.name,
             "root": self.root.resolve(),
             # A missing file is build_index's to explain, with what it knows of the source.
@@ -244,7 +247,9 @@ class RadiographDataModule(LightningDataModule):
             "lesions": self.lesions_path and self.lesions_path.resolve(),
             "version": self.index_version,
         }
-        return self.cache_dir / f"{self.name}-{cache.cache_key(parts)}"
+        text = json.dumps(parts, sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.cache_dir / f"{self.name}-{key}"
 
     def rows_of(self, split: str) -> np.ndarray:
         """Index rows of a split."""
@@ -278,7 +283,7 @@ class RadiographDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
-        self, sampler: Sampler[tuple[int, np.ndarray]], augmenter: Augmenter | None = None
-    ) -> DataLoader[Batch]:
-        dataset = BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
-        return load_batches(dataset, sampler, self.num_workers)
+        self, sampler: Sampler[batches.Rows], augmenter: Augmenter | None = None
+    ) -> DataLoader[batches.Batch]:
+        dataset = batches.BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
+        return batches.load_batches(dataset, sampler, self.num_workers)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.batches import to_model_input
 from datamodules.index import DataError
 from datamodules.mura import MuraDataModule
 from datamodules.options import Augmentation, Data, Lesions
 from datamodules.phantom.source import PhantomDataModule
-from datamodules.radiographs import to_model_input
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from datamodules.sampler import EvaluationBatches, TrainBatches
 
 ROWS = np.arange(100, 203)

@@ -9,8 +9,8 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-from datamodules import RadiographDataModule
 from datamodules.index import summarise
+from datamodules.radiographs import RadiographDataModule
 from experiments.config import Config, run_directory
 from experiments.hardware import describe_device
 from experiments.runs import epochs_done

@@ -24,7 +24,7 @@ from callbacks import (
     RunCheckpoints,
     StoppedInTraining,
 )
-from datamodules import RadiographDataModule
+from datamodules.radiographs import RadiographDataModule
 from experiments import runs
 from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
