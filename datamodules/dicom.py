@@ -78,9 +78,10 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         missing = ", ".join(name for name in NEEDED if header.get(name) in (None, ""))
         oblong = ", ".join(name for name in SPACINGS if not _is_square(header, name))
         columns, rows, bits, cell, _ = (int(header.get(name) or 0) for name in NUMBERS)
+        high = int(header.get("HighBit") or 0)
     except Exception:
         raise damaged(path, "its header cannot be read", "DICOM file") from None
-    odd = not 8 <= bits <= _top(header) <= cell or cell % 8
+    odd = not 8 <= bits <= cell or bits > 16 or cell % 8 or high >= bits
     # Only a code is repeated.
     named = modality if re.fullmatch("[A-Z]{2,16}", modality) else "unknown"
     refusals = {
@@ -90,7 +91,7 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         f"lacks {missing}. Fix: export it again from its archive": missing,
         f"holds {frames} frames, and a radiograph is one. Fix: save each as a file": frames != 1,
         f"its pixels are not square ({oblong}). Fix: resample them (dcmscale, of DCMTK)": oblong,
-        f"stores {bits} bits a pixel in {cell}: expected 8 to 16 in whole bytes": odd or bits > 16,
+        f"stores {bits} bits a pixel in {cell}: expected 8 to 16, the low ones of bytes": odd,
     }
     for reason in (reason for reason, holds in refusals.items() if holds):
         raise DataError(f"{path}: {reason}")
@@ -107,35 +108,30 @@ def _is_square(header: Dataset, name: str) -> bool:
     return min(down, across) <= 0 or abs(down / across - 1) < SQUARE
 
 
-def _top(header: Dataset) -> int:
-    """Bits of a cell up to the highest one of the image."""
-    return max(int(header.get("BitsStored") or 0), int(header.get("HighBit") or 0) + 1)
-
-
 def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stored values at the low end of their bits, ``(H, W)``, or RGB ``(H, W, 3)``; padding."""
-    syntax, bits = header.file_meta.TransferSyntaxUID, int(header.BitsStored)
-    cells = _cells(header, path)
-    # Codecs give whole values; plain cells may hold other things above the image's bits and below.
-    plain = not syntax.is_encapsulated or syntax == uid.RLELossless
-    top = _top(header) if plain else bits
-    spare = 8 * cells.dtype.itemsize - top if plain else 0
-    whole = cells << spare >> spare
-    stored = whole >> (top - bits)
-    padding = _padding(cells, stored, header)
-    lowest = -(2 ** (top - 1)) if header.PixelRepresentation else 0
-    odd = (cells != whole) | (np.clip(whole, lowest, lowest + 2**top - 1) != whole)
-    held = np.bincount((odd * (cells.astype(np.uint16) >> top))[~padding], minlength=1)
-    if held.max() < (1 - MARKERS) * held.sum():  # lossy codecs overshoot in a few
+    """Stored values, ``(H, W)`` or RGB ``(H, W, 3)``, and which say that no detector was there."""
+    stored = _cells(header, path)
+    held, ends = np.iinfo(stored.dtype), []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        if header.get(name) not in (None, ""):
+            value = int(header[name].value)  # its VR, US or SS, may be the wrong one
+            turned = (value, value - 2**16, value + 2**16)
+            ends.append(next(end for end in turned if held.min <= end <= held.max))
+    padding = np.zeros(stored.shape, bool)
+    if ends:
+        padding = (stored >= min(ends)) & (stored <= max(ends))
+    lowest = -(2 ** (header.BitsStored - 1)) if header.PixelRepresentation else 0
+    outside = (stored < lowest) | (stored >= lowest + 2**header.BitsStored)
+    if outside[~padding].sum() > MARKERS * stored.size:  # lossy codecs overshoot in a few
         raise DataError(f"{path}: {CONTRADICTED}")
     return stored, padding
 
 
 def _cells(header: Dataset, path: Path) -> np.ndarray:
     """Decoded cells, ``(H, W)`` or ``(H, W, 3)``."""
-    syntax, top = header.file_meta.TransferSyntaxUID, _top(header)
+    syntax = header.file_meta.TransferSyntaxUID
     # Of 12 bits gdcm alone reads it, though pydicom does not ask it to.
-    twelve = syntax == uid.JPEGExtended12Bit and top > 8
+    twelve = syntax == uid.JPEGExtended12Bit and header.BitsStored > 8
     try:
         decoder: Any = get_decoder(uid.JPEGLossless if twelve else syntax)
     except NotImplementedError:
@@ -154,7 +150,6 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
         raise DataError(f"{path}: {CONTRADICTED}")
     # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
     plugin = max(decoder.available_plugins, default="")
-    bits, header.BitsStored = header.BitsStored, top  # gdcm ignores HighBit
     if plugin == "gdcm":  # apart from this process: damage crashes it, or it warns on stderr alone
         command = [sys.executable, GDCM, *(str(header[name].value) for name in NEEDED)]
         done = subprocess.run(command, input=frame, capture_output=True, check=True)
@@ -166,18 +161,4 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
     cells, _ = decoder.as_array(header, decoding_plugin=plugin, correct_unused_bits=False)
     if plugin == "pillow" and frame.startswith(JPEG):
         strict_jpeg(frame)
-    header.BitsStored = bits
     return np.asarray(cells)
-
-
-def _padding(cells: np.ndarray, stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Which pixels say that no detector was there: it may need more bits than are stored."""
-    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    values = [int(header[name].value) for name in names if header.get(name) not in (None, "")]
-    held, most = np.iinfo(cells.dtype), 2 ** int(header.BitsStored - header.PixelRepresentation)
-    ends: list[float] = [np.nan] if not values else []
-    for value in values:  # its VR, US or SS, may be the wrong one
-        turned = (value, value - 2**16, value + 2**16)
-        ends.append(next(end for end in turned if held.min <= end <= held.max))
-    cells = stored if all(-most <= end < most for end in ends) else cells
-    return np.asarray((cells >= min(ends)) & (cells <= max(ends)))

@@ -27,10 +27,7 @@ def read(tmp_path):
         ("image\tmask\tsize\r\na/1.png\tm.png\t1,5 cm\r\n", "utf-16"),
         ('"image";"mask";"size"\n"a/1.png";"m.png";"1,5 cm"\n\n', "utf-8"),
         ('image , mask,size\na\\1.png,m.png,"1,5 cm"\n , ,\n', "utf-8"),
-        ("sep=;\r\nimage;mask\r\na/1.png;m.png\r\n", "utf-8"),  # as Excel writes and reads it
-        ('"sep=,"\nimage,mask\na/1.png,m.png\n', "utf-16"),
         ("a;image;b;mask;size,x\n;a/1.png;;m.png;\n", "utf-8"),
-        ("image,mask,size;by;with\na/1.png,m.png,\n", "utf-8"),
     ],
 )
 def test_a_spreadsheet_may_write_the_csv(read, text, encoding):
@@ -48,21 +45,14 @@ def test_a_spreadsheet_may_write_the_csv(read, text, encoding):
         ("file,mask\n", "utf-8", "lacks the column 'image'"),
         ("", "utf-8", "cannot be read as CSV"),
         ("image,mask,type\na,m.png,lytic,\n", "utf-8", "rows have more fields than the header"),
-        ("image,mask,type\na,m,,,\nb,m,,,\n", "utf-8", "rows have more fields than the header"),
         ("image|mask\na|b\n", "utf-8", r"semicolons or tabs\), got 'image\|mask'"),
-        ("image;mask\na;b;c\n", "utf-8", r"put a field that holds one \(';'\) in quotes"),
-        ("image,mask\na,m.png\n", "utf-16-le", "is no UTF-8 text"),
-        ("image,mask\nRöhre,m.png\n", "cp1252", "is no UTF-8 text"),
+        ("image;mask\na;b;c\n", "utf-8", r"Expected 2 fields .* separator \(';'\) in quotes"),
+        ("image,mask\nRöhre,m.png\n", "cp1252", "cannot be read .* Fix: save it as UTF-8"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_named(read, text, encoding, message):
     with pytest.raises(DataError, match=rf"t\.csv: .*{message}"):
         read(text, encoding)
-
-
-def test_a_csv_that_may_not_be_read_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
-        read_csv(tmp_path)
 
 
 def test_the_first_wrong_row_of_the_first_check_is_named(read):
