@@ -31,6 +31,7 @@ CSV = "lesions.csv"
 # The split of images whose masks judge a training that must not see them (cross-fitting).
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
+TWICE = "the {0} {{{0}}} is listed twice. Fix: join all lesions of an image in one mask"
 
 
 class Lesion(NamedTuple):
@@ -50,11 +51,10 @@ def read_lesions(folder: Path) -> pd.DataFrame:
             f"write the file with the header {','.join(COLUMNS)} and a row a mask"
         )
     rows = read_csv(csv, COLUMNS[:2]).reindex(columns=COLUMNS, fill_value="")
-    twice = "the {0} {{{0}}} is listed twice. Fix: join all lesions of an image in one mask"
     for name in COLUMNS[:2]:
         check_rows(csv, rows, {f"no {name} is given": rows[name] == ""})
         rows[name] = rows[name].map(os.path.normpath)
-        check_rows(csv, rows, {twice.format(name): rows[name].duplicated()})
+        check_rows(csv, rows, {TWICE.format(name): rows[name].duplicated()})
     return rows
 
 
@@ -75,8 +75,8 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
     lacking = "the mask {mask} does not exist. Fix: add it, or take the row out"
     is_normal = rows["image"].map(labels) == 0
-    checks = {unknown: absent & ~is_image, normal: is_normal, lacking: ~absent & ~is_mask}
-    check_rows(csv, rows, checks)
+    checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_image}
+    check_rows(csv, rows, checks | {normal: is_normal, lacking: ~absent & ~is_mask})
     if absent.any():
         example = rows["image"][absent].iloc[0]
         log.warning("%s: %d masks are of images left out, such as %s", csv, absent.sum(), example)

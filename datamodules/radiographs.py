@@ -74,9 +74,8 @@ class RadiographDataModule(LightningDataModule):
             data.contrast or self.default_contrast,
         )
         self.batch_size = data.batch_size
-        self.num_workers = (
-            batches.default_workers() if data.num_workers is None else data.num_workers
-        )
+        workers = data.num_workers
+        self.num_workers = batches.default_workers() if workers is None else workers
         self.on_unreadable = data.unreadable or self.unreadable
         self.lesions = lesions or Lesions()
         self.lesions_path = Path(self.lesions.path) if self.lesions.path else None

@@ -35,7 +35,6 @@ def root(tmp_path):
     for name in ("a/image1.png", "a/image2.png", "b/image1.png", "c/image1.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (WIDTH, HEIGHT)).save(root / name)
-    (root / "a" / "list.csv").write_text("a/image1.png\n")
     return root
 
 
@@ -75,11 +74,6 @@ def test_what_is_written_is_read_and_attached(attach, folder):
         np.testing.assert_array_equal(np.array(Image.open(path)), mask)
 
 
-def test_no_lesions_at_all_are_fine(attach, folder):
-    assert write_lesions(folder, []) == 0
-    assert (attach()["lesion_mask"] == "").all()
-
-
 @pytest.mark.parametrize("place", ["MURA-v1.1", "b/.."])
 def test_an_image_may_be_spelled_otherwise(attach, place):
     attached = attach(f"{place}/a/image1.png,m.png,metal", "./a/image2.png,n.png,")
@@ -103,14 +97,9 @@ LONG = "x" * 300
         ([f"{LONG}.png,m.png,"], r"row 2: unknown image x{300}\.png"),
         (["a/image1.png,m.png,", "a/image2.png,gone.png,"], r"row 3: the mask gone\.png does not"),
         (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion"),
-        (
-            ["a/image1.png,m.png,", "a/image2.png,./m.png,"],
-            r"row 3: the mask m\.png is listed twice",
-        ),
-        (
-            ["a/image1.png,m.png,", "a//image1.png,n.png,"],
-            "row 3: the image a/image1.png is listed",
-        ),
+        (["a/image1.png,m.png,", "a/image2.png,./m.png,"], r"row 3: the mask m\.png is listed"),
+        (["a/image1.png,m.png,", "a//image1.png,n.png,"], "row 3: the image a/image1.png is"),
+        (["a/image1.png,m.png,", "MURA-v1.1/a/image1.png,n.png,"], "row 3: the image a/image1.p"),
         (["a/image1.png,,"], r"row 2: no mask is given"),
         ([",m.png,"], r"row 2: no image is given"),
     ],
@@ -185,9 +174,6 @@ def test_no_unusable_mask_is_written(folder):
     with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
         write_lesions(folder, [Lesion("a.png", square() // 255)])
     assert not folder.exists()
-
-
-# The lesion subset --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -62,15 +62,10 @@ def many(tmp_path):
 def test_every_image_has_its_label_patient_study_part_and_split(mura):
     table = read_mura_tree(mura).set_index("path")
     assert len(table) == 10
-    shown = table[["label", "patient", "body_part", "split"]]
+    rows = table[["label", "patient", "body_part", "split"]].astype(str).agg(" ".join, axis=1)
+    assert rows[HAND.partition("/")[2] + "image2.png"] == "1 patient00001 hand train"
     elbow = "valid/XR_ELBOW/patient00009/study1_negative/image1.png"
-    assert shown.loc[f"{HAND.partition('/')[2]}image2.png"].tolist() == [
-        1,
-        "patient00001",
-        "hand",
-        "train",
-    ]
-    assert shown.loc[elbow].tolist() == [0, "patient00009", "elbow", "test"]
+    assert rows[elbow] == "0 patient00009 elbow test"
     assert table["study"].nunique() == len(STUDIES)  # study1 of hand and of wrist are two studies
     assert table.groupby("study")["label"].nunique().eq(1).all()
 
@@ -166,9 +161,6 @@ def test_a_patient_in_both_splits_is_named(tmp_path):
         check_patients_apart(read_mura_tree(tmp_path), "mura")
 
 
-# The data module ----------------------------------------------------------------------------------
-
-
 def module(root, lesions_path=None, **options):
     return MuraDataModule(Data(root=str(root), **options), Lesions(path=lesions_path))
 
@@ -198,8 +190,6 @@ def test_one_lesion_folder_serves_either_root(many, tmp_path, above, prefix):
     assert row.lesion_type == "fracture"
 
 
-@pytest.mark.parametrize("root", [".", ".."])
-def test_the_fingerprint_is_the_four_csvs(mura, root):
-    files = module((mura / root).resolve()).fingerprint()
-    assert [path.name for path in files] == CSVS
-    assert all(path.is_file() for path in files)
+def test_the_fingerprint_is_the_four_csvs(mura):
+    for root in (mura, mura.parent):
+        assert module(root).fingerprint() == [mura / csv for csv in CSVS]
