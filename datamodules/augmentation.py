@@ -1,8 +1,6 @@
-"""Random changes to training images; the only file that knows albumentations.
+"""Random changes to training images, a pure function of (seed, epoch, image).
 
-What happens to an image is a pure function of (seed, epoch, image): the transform is seeded anew
-for every sample, so the number of workers, ranks and restarts cannot change it. (Unseeded, forked
-workers would draw the same augmentations as each other.)
+The transform is seeded anew for every sample, so workers, ranks and restarts cannot change it.
 """
 
 from __future__ import annotations
@@ -52,11 +50,7 @@ class Augmenter:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Change ``image`` and ``mask`` (both (H, W) uint8) as (seed, epoch, index) decides.
-
-        To the bit what ``A.Compose`` of the steps makes, without what takes it longer than the
-        changes themselves.
-        """
+        """Change ``image`` and ``mask`` (both (H, W) uint8), to the bit as ``A.Compose`` would."""
         draw = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         generator = np.random.default_rng(draw)  # the noise's alone
         for step in self.steps:

@@ -1,9 +1,8 @@
 """Decoded, letterboxed images in one memory-mapped file, built once, in parallel, atomically.
 
-A cache is a folder ``<cache_dir>/<source>-<key>`` that holds the checked index (``index.csv``), the
-pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``), of
-which files (``stamps.json``) and ``meta.json``. The key covers the settings and small files that
-shaped the content; the folder gets its name only when everything in it has reached the disk.
+A cache is a folder: the checked index (``index.csv``), pixels (``images.u8``, ``masks.u8``: raw
+uint8 squares), how they came in (``geometry.npz``), of which files (``stamps.json``).
+It gets its name, a key of all that shaped it, only when everything in it is on the disk.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Recipe:
     contrast: str = "none"
 
     def apply(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
-        """Return the cached square (size, size) uint8 of an upright image and its geometry."""
+        """Return the square (size, size) uint8 of an upright image and its geometry."""
         box = content_box(image) if self.crop == "content" else None
         height, width = image.shape
         geometry = letterbox(height, width, self.image_size, box)

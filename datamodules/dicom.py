@@ -1,7 +1,6 @@
 """Read one DICOM radiograph: refuse what is none, decode its pixels as they were stored.
 
-No message here repeats a value of the file but codes of the standard: a patient's name may stand
-anywhere in one.
+No message repeats a value of the file but codes of the standard: it may be a patient's name.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +104,7 @@ class FracAtlasDataModule(RadiographDataModule):
 def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     """Index the archive's tree and check every row of the CSV against the files.
 
-    Returns:
-        One row an image: path, label, patient (the number block), study (the image: upstream does
-        not tell views of one study), body_part, hardware.
+    A patient is the number block, a study the image: upstream does not tell views of one study.
     """
     csv, folders = root / CSV, _list_images(root)
     flags = [*BODY_PARTS, "hardware", "fractured"]
@@ -140,10 +137,7 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
 
 
 def read_outlines(coco: Path) -> dict[str, MarkedImage]:
-    """Read the annotated images of the COCO file, by the names of their files.
-
-    Names are unique in the archive, so that folders which an export puts in front do not matter.
-    """
+    """Read the annotated images of the COCO file by file name, unique whatever the folder."""
     marking = read_coco(coco)
     for mistake in marking.mistakes:
         raise DataError(f"{mistake.where}: {mistake.what}")
@@ -153,8 +147,7 @@ def read_outlines(coco: Path) -> dict[str, MarkedImage]:
 def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Join the blocks of images that show the same, drop those whose labels contradict each other.
 
-    Returns:
-        ``table`` without contradictory images, with joined blocks under the first one's name.
+    Joined blocks have the first one's name.
     """
     pairs = near_duplicates([root / path for path in table["path"]])
     labels = table["label"].groupby(components(len(table), pairs))
@@ -182,24 +175,15 @@ def _draw(image: MarkedImage, size: tuple[int, int]) -> np.ndarray:
 
 def _list_images(root: Path) -> dict[str, str]:
     """Return the folder of each image by its name; macOS's ``._`` files are no images."""
-    folders: dict[str, str] = {}
-    for folder in FOLDERS:
-        try:
-            names = os.listdir(root / "images" / folder)
-        except OSError as error:
-            what = f"data.root={root}: images/{folder} cannot be listed ({error.strerror})"
-            raise DataError(f"{what}. Fix: give the unpacked FracAtlas") from error
-        for name in (name for name in names if not name.startswith(".")):
-            if folders.setdefault(name, folder) != folder:
-                raise DataError(f"{root}: {name} is in both folders of images. Fix: keep one")
-    return folders
+    files = [path for folder in FOLDERS for path in (root / "images" / folder).glob("[!.]*")]
+    if not files:
+        what = f"data.root={root}: expected images/Fractured and images/Non_fractured in it"
+        raise DataError(f"{what}. Fix: give the unpacked FracAtlas")
+    return {path.name: path.parent.name for path in files}
 
 
 def _settle_labels(rows: pd.DataFrame, csv: Path) -> pd.Series:
-    """Return int labels: the folder's, which ``fractured`` or at least the count must confirm.
-
-    Upstream's IMG0003298 is fractured by its folder and count alone.
-    """
+    """Return int labels: the folder's, which ``fractured`` or (IMG0003298) the count confirms."""
     by_folder = rows["folder"].map(FOLDERS)
     by_column = rows["fractured"].astype(int) == by_folder
     by_count = (rows["fracture_count"].astype(int) > 0) == by_folder

@@ -92,11 +92,10 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
 def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
     """Find the exposed limb: left, top, width, height of the bright content of a radiograph.
 
-    Film is one grey level that covers much of a radiograph: on a small blurred copy, the commonest
-    level of the darker half. What rises above it is exposed, but for bright bars along an edge (the
-    table, a film holder). The box holds every region of at least a twentieth of the largest (two
-    views on one film stay, a side marker goes), and ``margin`` of the longer side around. An image
-    without film keeps all of itself: cutting too much costs the lesion.
+    Film is the commonest grey level of the darker half of a small blurred copy. What rises above is
+    exposed, but for bright bars along an edge. The box holds every region of at least a twentieth
+    of the largest (two views on one film stay, a side marker goes), and ``margin`` of the longer
+    side around. An image without film keeps all of itself: cutting too much costs the lesion.
     """
     height, width = image.shape
     scale = 128 / max(height, width)

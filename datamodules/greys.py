@@ -1,9 +1,8 @@
 """Show a DICOM radiograph's stored values as a reading station would, in 8-bit grey.
 
-DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT): stored value, rescale (or modality LUT), the
-first VOI LUT or window; without either the window of ``pixels.window_16bit``, or, of 8 stored bits,
-the values as they are. What would show nothing is left out, with a note. MONOCHROME1, or the
-presentation LUT shape INVERSE, is inverted, padding is black. Colour is reduced to grey.
+DICOM PS3.3 C.11.1, C.11.2: stored value, rescale or modality LUT, the first VOI LUT or window (what
+shows nothing is left out, with a note); else the window of ``pixels.window_16bit``, or 8 bits as
+they are. MONOCHROME1 or INVERSE is inverted, padding is black. Colour is reduced to grey.
 """
 
 from __future__ import annotations

@@ -123,9 +123,8 @@ def write_lesions(
 def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     """Pick at most ``count`` train images whose lesion masks are trained on: ascending row numbers.
 
-    One image a patient before any patient's second, body parts in turn; within that an order that
-    only hashes of ``seed`` and names decide. So the choice for 50 is part of the choice for 100,
-    and does not depend on the order of the table.
+    One image a patient before any patient's second, body parts in turn, then by hashes of ``seed``
+    and names: the choice for 50 is part of that for 100, whatever the order of the table.
     """
     rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
     pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)

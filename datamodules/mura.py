@@ -93,9 +93,7 @@ def find_mura(root: Path) -> Path:
 def read_mura_tree(root: Path) -> pd.DataFrame:
     """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files.
 
-    Returns:
-        One row an image: path (relative to ``root``), label, patient, study, body_part, split
-        (``train`` or ``test``: the official valid split).
+    The columns are path (relative to ``root``), label, patient, study, body_part and split.
     """
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"

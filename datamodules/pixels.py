@@ -60,9 +60,8 @@ def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:
 def ramp_16bit(counts: np.ndarray) -> tuple[np.ndarray, str]:
     """What an image's 16-bit values become: its 0.1 % quantile 0, its 99.9 % quantile 255.
 
-    ``counts`` ``(65536,)`` are the pixels that have each value. Where a few stand alone at one end
-    (a marker, a label), so far that the gap takes most of that window, it ends where the others
-    end, and a note for people, else "", comes with the uint8 ``(65536,)``.
+    ``counts`` ``(65536,)`` are the pixels of each value. Where a few (a marker) stand alone so far
+    off that the gap takes most of the window, it ends where the others end, with a note, else "".
     """
     share = np.cumsum(counts) / counts.sum()
     low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))

@@ -59,10 +59,7 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -> None:
-    """Raise a DataError for the first row, by the index, that fails a check.
-
-    ``checks``: by message, in which ``{column}`` stands for the row's value, which rows are wrong.
-    """
+    """Raise a DataError for the first row that fails a check, its message filled with the row."""
     for message, wrong in checks.items():
         if wrong.any():
             row = rows[wrong].iloc[0]
