@@ -44,13 +44,8 @@ def test_a_spreadsheet_may_write_the_csv(read, text, encoding):
     [
         ("file,mask\n", "utf-8", "lacks the column 'image'"),
         ("", "utf-8", "cannot be read as CSV"),
-        ("image,mask,type\na,m.png,lytic,\n", "utf-8", "rows have more fields than the header"),
         ("image|mask\na|b\n", "utf-8", r"semicolons or tabs\), got 'image\|mask'"),
-        (
-            "image;mask\na;b;c\n",
-            "utf-8",
-            r"more fields than the header.*separator \(';'\) in quotes",
-        ),
+        ("image;mask\na;b;c\n", "utf-8", r"more fields than.*separator \(';'\) in quotes"),
         ("image,mask\nRöhre,m.png\n", "cp1252", "cannot be read .* Fix: save it as UTF-8"),
     ],
 )
