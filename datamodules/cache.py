@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from datamodules.decode import decode, decode_noted, read_content
 from datamodules.files import locked, usable_cores, whole_folder
-from datamodules.geometry import Geometry, content_box, letterbox, to_square, wrong_size
+from datamodules.geometry import Geometry, content_box, letterbox, to_square
 from datamodules.index import COLUMNS, DataError, hash_rows
 
 log = logging.getLogger(__name__)
@@ -250,8 +250,6 @@ def _write_squares(
         image_hash, mask_hash = f"{image.shape} {_hash(image)}", ""
         if mask_path:
             mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
-            if mask.shape != image.shape:
-                raise DataError(f"{mask_path} {wrong_size(mask.shape, image.shape)}")
             mask_hash = _hash(mask)
             write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
         return _Row(path, geometry, image_hash, mask_hash, note)

@@ -172,9 +172,6 @@ def test_the_mask_hash_is_of_what_is_drawn_and_where(build, table, tmp_path):
     assert build(name="b").mask_hash == first.mask_hash
     cv2.imwrite(moved, cv2.dilate(mask, np.ones((3, 3))))
     assert build(name="c").mask_hash != first.mask_hash
-    cv2.imwrite(moved, np.full((10, 12), 255, np.uint8))
-    with pytest.raises(DataError, match=r"moved\.PNG is 12x10 px: expected 111x97 px"):
-        build(name="d")
 
 
 def test_a_full_disk_leaves_nothing_half(build, folder, monkeypatch):
