@@ -36,7 +36,7 @@ UNDO = {  # what a viewer does for each EXIF orientation, written with NumPy alo
 def read(tmp_path, capfd):
     """Decode the content of a file; nothing reaches stdout or stderr, and its size agrees."""
 
-    def read(content, name="image", quiet=True):
+    def read(content, name="image"):
         path = tmp_path / name
         path.write_bytes(content)
         try:
@@ -44,7 +44,7 @@ def read(tmp_path, capfd):
             assert upright_size(path) == pixels.shape
             return pixels
         finally:
-            assert capfd.readouterr() == ("", "") or not quiet
+            assert capfd.readouterr() == ("", "")
 
     return read
 
@@ -161,30 +161,6 @@ def test_a_flipped_bit_in_a_png_is_noticed(read):
     content[len(content) // 2] ^= 1
     with pytest.raises(DataError, match="damaged image .*the PNG is cut short or damaged: broken"):
         read(content)
-
-
-def png(grey, drop=0, edit=lambda stream: stream):
-    """An 8-bit PNG whose checksums hold, whatever was done to its pixel data."""
-    raw = b"".join(b"\0" + row.tobytes() for row in grey)
-    head = struct.pack(">IIBBBBB", *grey.shape[::-1], 8, 0, 0, 0, 0)
-    stream = edit(zlib.compress(raw[: len(raw) - drop]))
-    parts = (b"IHDR", head), (b"IDAT", stream), (b"IEND", b"")
-    return PNG + b"".join(chunk(*part) for part in parts)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"drop": 41},
-        {"edit": lambda stream: stream[:-2]},
-        {"edit": lambda stream: stream[:-1] + b"x"},
-        {"edit": lambda stream: b"no zlib stream"},
-    ],
-)
-def test_a_png_whose_checksums_hold_but_not_its_pixels(read, damage):
-    np.testing.assert_array_equal(read(png(GREY) + b"behind its end"), GREY)
-    with pytest.raises(DataError, match=r"image: damaged image \("):
-        read(png(GREY, **damage), quiet=False)  # libpng's own words
 
 
 HUGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**15, 2**15, 8, 0, 0, 0, 0))
