@@ -163,6 +163,20 @@ def test_a_flipped_bit_in_a_png_is_noticed(read):
         read(content)
 
 
+XMP = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
+XMP_APP = app(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
+
+
+def jpeg_with(grey, segments):
+    """A JPEG with more segments at its beginning, and bytes behind its end."""
+    whole = encoded(grey, "JPEG", quality=98)
+    return whole[:2] + segments + whole[2:] + b"behind its end"
+
+
+def test_an_orientation_in_xmp_is_not_applied_as_most_viewers_have_it(read):
+    assert np.abs(read(jpeg_with(GREY, XMP_APP)).astype(int) - GREY).max() <= 4
+
+
 HUGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**15, 2**15, 8, 0, 0, 0, 0))
 LARGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
 
