@@ -75,8 +75,8 @@ def locked(path: Path) -> Iterator[None]:
 def take(handle: IO[str]) -> bool:
     """Lock an open file for as long as this process has it open; False if another one holds it.
 
-    A record lock: unlike flock's, loader processes do not keep it when their parent is killed, and
-    it holds over NFS. A process never meets its own. OSError: the file system has no locks.
+    A record lock: unlike flock's, it holds over NFS, and loader processes do not keep it when their
+    parent is killed. A process never meets its own.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

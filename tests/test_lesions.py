@@ -145,11 +145,6 @@ def test_type_blank_fields_and_the_order_of_columns_are_free(attach, folder, hea
     assert read_lesions(folder).index.tolist() == [4]
 
 
-def test_a_folder_without_csv_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"lesions\.path=.*: expected a folder with lesions\.csv"):
-        read_lesions(tmp_path)
-
-
 def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
     def broken():
         yield Lesion("a.png", square())
