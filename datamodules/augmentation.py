@@ -1,8 +1,6 @@
-"""Random changes to training images; the only file that knows albumentations.
+"""Random changes to training images, a pure function of (seed, epoch, image).
 
-What happens to an image is a pure function of (seed, epoch, image): the transform is seeded anew
-for every sample, so the number of workers, ranks and restarts cannot change it. (Unseeded, forked
-workers would draw the same augmentations as each other.)
+The transform is seeded anew for every sample, so workers, ranks and restarts cannot change it.
 """
 
 from __future__ import annotations
@@ -52,28 +50,13 @@ class Augmenter:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Change ``image`` and ``mask`` (both (H, W) uint8) as (seed, epoch, index) decides.
-
-        To the bit what ``A.Compose`` of the steps makes, without what takes it longer than the
-        changes themselves.
-        """
+        """Change ``image`` and ``mask`` (both (H, W) uint8), to the bit as ``A.Compose`` would."""
         draw = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         generator = np.random.default_rng(draw)  # the noise's alone
         for step in self.steps:
             step.set_random_state(generator, random.Random(draw))
-            if isinstance(step, A.Affine):
-                matrix = step.get_params_dependent_on_data({"shape": image.shape}, {})["matrix"]
-                image = _warp(image, matrix)
-                mask = None if mask is None else _warp(mask, matrix)
-            else:
-                # albumentations wants a channel axis for noise to be drawn per pixel, not per row
-                targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
-                changed = step(**targets)
-                image, mask = changed["image"][..., 0], changed.get("mask")
+            # albumentations wants a channel axis for noise to be drawn per pixel, not per row
+            targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
+            changed = step(**targets)
+            image, mask = changed["image"][..., 0], changed.get("mask")
         return image, mask
-
-
-def _warp(square: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Bilinearly, black outside."""
-    height, width = square.shape
-    return cv2.warpAffine(square, matrix[:2], (width, height), flags=cv2.INTER_LINEAR)

@@ -1,10 +1,18 @@
-"""Whole batches read from the cache, and what happens in a process that does so."""
+"""Whole batches from the cache: which images make which batch, and the processes that read them.
+
+Samplers yield ``(epoch, rows)``, where ``rows`` are rows of the index table: a pure function of
+(seed, epoch), resumable at any batch. A global step takes ``batch_size * world_size`` images of one
+order that all ranks share; each rank takes its slice. So two ranks with batch N see what one rank
+with batch 2 N sees.
+"""
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
 import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import cv2
@@ -15,35 +23,118 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules import cache
 from datamodules.files import usable_cores
+from datamodules.index import DataError
 
 if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 Batch = dict[str, Tensor]
+Rows = tuple[int, np.ndarray]  # the epoch, and rows of the index table
 # Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
 MEAN, STD = 0.2, 0.2
 
 
+@dataclass(eq=False)
+class TrainBatches(Sampler[Rows]):
+    """Shuffled training batches, optionally with some images of known lesions in each.
+
+    Every image of ``rows`` (N,) is drawn once an epoch, the last incomplete batch is left out. With
+    ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless shuffle of
+    their own) besides ``batch_size - k`` from the epoch's order.
+    """
+
+    rows: np.ndarray
+    batch_size: int
+    seed: int = 0
+    ranks: tuple[int, int] = (0, 1)  # this process, and the number of processes
+    lesion_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    lesions_per_batch: int = 0
+
+    def __post_init__(self) -> None:
+        self.epoch = self.start = 0
+        added, size = self.lesions_per_batch, self.batch_size
+        if added and not len(self.lesion_rows):
+            raise DataError(
+                f"lesions.per_batch={added}, but no training image has a lesion mask. Fix: "
+                "lesions.path (and lesions.count above 0), or lesions.per_batch=0."
+            )
+        if added >= size:
+            raise DataError(f"lesions.per_batch={added} leaves no room in data.batch_size={size}")
+        if len(self) == 0:
+            raise DataError(
+                f"the train split holds {len(self.rows)} images, fewer than one step needs ({size} "
+                f"a rank x {self.ranks[1]} ranks). Fix: a smaller data.batch_size."
+            )
+
+    def __len__(self) -> int:
+        """Batches an epoch, whatever the position."""
+        return len(self.rows) // ((self.batch_size - self.lesions_per_batch) * self.ranks[1])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration (Lightning calls this)."""
+        self.epoch = epoch
+
+    def resume_at(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin with batch number ``batch`` of ``epoch``."""
+        self.epoch, self.start = epoch, batch
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Yield (epoch, rows of this rank) for the batches that are left of the epoch."""
+        epoch, start = self.epoch, self.start
+        self.start = 0
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        plain = self.batch_size - self.lesions_per_batch
+        for step in range(start, len(self)):
+            place = step * self.ranks[1] + self.ranks[0]
+            chosen = order[place * plain : (place + 1) * plain]
+            if self.lesions_per_batch:
+                lesions = self._lesion_rows(epoch * len(self) * self.ranks[1] + place)
+                chosen = np.concatenate([lesions, chosen])
+            yield epoch, chosen
+
+    def _lesion_rows(self, place: int) -> np.ndarray:
+        """Rows of the endless lesion shuffle at slots place * k .. (place + 1) * k - 1."""
+        slots = np.arange(place * self.lesions_per_batch, (place + 1) * self.lesions_per_batch)
+        turns, within = np.divmod(slots, len(self.lesion_rows))
+        orders = {
+            turn: np.random.default_rng((self.seed, 1, turn)).permutation(self.lesion_rows)
+            for turn in np.unique(turns)
+        }
+        return np.array([orders[turn][slot] for turn, slot in zip(turns, within, strict=True)])
+
+
+class EvaluationBatches(Sampler[Rows]):
+    """Every row once, in order, shared over ranks.
+
+    All ranks yield the same number of batches (a collective call would hang otherwise); where the
+    rows do not come out even, a rank's last batch is smaller, or empty. None is repeated.
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int, ranks: tuple[int, int] = (0, 1)) -> None:
+        self.rows = rows[ranks[0] :: ranks[1]]
+        self.largest_share = -(-len(rows) // ranks[1])
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Batches on this rank, and on every other."""
+        return -(-self.largest_share // self.batch_size)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Yield (0, rows): evaluation knows no epoch."""
+        for start in range(0, self.largest_share, self.batch_size):
+            yield 0, self.rows[start : start + self.batch_size]
+
+
+@dataclass(eq=False)
 class BatchDataset(Dataset[Batch]):
     """Reads whole batches from the cache; an item is asked for as (epoch, rows)."""
 
-    def __init__(
-        self,
-        pixels: cache.PixelCache,
-        codes: dict[str, np.ndarray],
-        shows_lesion: np.ndarray,
-        augmentation: Augmenter | None,
-    ) -> None:
-        self.pixels = pixels
-        self.codes = codes
-        self.shows_lesion = shows_lesion
-        self.augmentation = augmentation
+    pixels: cache.PixelCache
+    codes: dict[str, np.ndarray]
+    shows_lesion: np.ndarray
+    augmentation: Augmenter | None
 
-    def __len__(self) -> int:
-        """Rows of the index table."""
-        return len(self.shows_lesion)
-
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
+    def __getitem__(self, item: Rows) -> Batch:
         """Return the batch of ``rows`` as augmented in ``epoch``."""
         epoch, rows = item
         size = self.pixels.images.shape[-1]
@@ -52,7 +143,7 @@ class BatchDataset(Dataset[Batch]):
         for place, row in enumerate(rows):
             image = self.pixels.image(row)
             mask = self.pixels.mask(row) if self.shows_lesion[row] else None
-            if self.augmentation is not None:
+            if self.augmentation:
                 image, mask = self.augmentation(image, mask, epoch, int(row))
             images[place, 0] = image
             if mask is not None:
@@ -72,9 +163,7 @@ def to_model_input(image: Tensor) -> Tensor:
     return (image.float() / 255.0 - MEAN) / STD
 
 
-def load_batches(
-    dataset: BatchDataset, sampler: Sampler[tuple[int, np.ndarray]], workers: int
-) -> DataLoader[Batch]:
+def load_batches(dataset: BatchDataset, sampler: Sampler[Rows], workers: int) -> DataLoader[Batch]:
     """A loader of whole batches, by ``workers`` processes or, with 0, by this one."""
     return DataLoader(
         dataset,
@@ -105,12 +194,10 @@ def start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+# The last registered is called first: before multiprocessing would wait for what ignores SIGTERM.
+@atexit.register
 def end_workers() -> None:
-    """Kill loader processes that no loader has ended, as Python is about to do by SIGTERM."""
+    """Kill loader processes that no loader has ended."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
-
-
-# The last registered is called first: before multiprocessing would wait for what ignores SIGTERM.
-atexit.register(end_workers)

@@ -1,10 +1,8 @@
 """Decoded, letterboxed images in one memory-mapped file, built once, in parallel, atomically.
 
-A cache is a folder ``<cache_dir>/<source>-<key>`` that holds the checked index (``index.csv``), the
-pixels (``images.u8``, ``masks.u8``: raw uint8 squares), how they came in (``geometry.npz``), of
-which files (``stamps.json``) and ``meta.json``, written last. The key covers the settings and small
-files that shaped the content; the folder gets its name only when everything in it has reached the
-disk, so that a half-written cache is never used.
+A cache is a folder: the checked index (``index.csv``), pixels (``images.u8``, ``masks.u8``: raw
+uint8 squares), how they came in (``geometry.npz``), of which files (``stamps.json``).
+It gets its name, a key of all that shaped it, only when everything in it is on the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,17 +26,14 @@ from tqdm import tqdm
 
 from datamodules.decode import decode, decode_noted, read_content
 from datamodules.files import locked, usable_cores, whole_folder
-from datamodules.geometry import Geometry, content_box, letterbox, to_square, wrong_size
-from datamodules.index import COLUMNS, DataError, hash_pixels
+from datamodules.geometry import Geometry, content_box, letterbox, to_square
+from datamodules.index import COLUMNS, DataError, hash_rows
 
 log = logging.getLogger(__name__)
 
-# Raised whenever the meaning of a cached pixel changes, so that older caches are built anew.
-FORMAT = 2
-# Images that could not be read, with the reason.
-UNREADABLE = "unreadable.csv"
-# Size and time of each image and mask, readable or not, taken before it was read.
-STAMPS = "stamps.json"
+FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
+UNREADABLE = "unreadable.csv"  # images that could not be read, with the reason
+STAMPS = "stamps.json"  # size and time of each image and mask, taken before it was read
 
 
 @dataclass(frozen=True)
@@ -51,30 +45,24 @@ class Recipe:
     contrast: str = "none"
 
     def apply(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
-        """Return the cached square (size, size) uint8 of an upright image and its geometry."""
+        """Return the square (size, size) uint8 of an upright image and its geometry."""
         box = content_box(image) if self.crop == "content" else None
         height, width = image.shape
         geometry = letterbox(height, width, self.image_size, box)
         square = to_square(image, geometry, self.image_size)
-        return _contrast(square, geometry, self.contrast), geometry
+        if self.contrast != "none":
+            square[geometry.inside] = _spread(square[geometry.inside], self.contrast)
+        return square, geometry
 
 
-def _contrast(square: np.ndarray, geometry: Geometry, method: str) -> np.ndarray:
-    """Spread the grey values inside the letterbox; the bars stay black."""
-    if method == "none":
-        return square
-    g = geometry
-    inside = np.s_[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
-    inner = square[inside]
+def _spread(inner: np.ndarray, method: str) -> np.ndarray:
+    """Spread the grey values inside the letterbox over the whole range."""
     if method == "clahe":
-        inner = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(
-            np.ascontiguousarray(inner)
-        )
+        equaliser = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
+        inner = equaliser.apply(np.ascontiguousarray(inner))
     low, high = np.percentile(inner, (1.0, 99.5))
     stretched = (inner.astype(np.float32) - low) * (255.0 / max(high - low, 1.0))
-    result = square.copy()
-    result[inside] = np.clip(np.rint(stretched), 0, 255).astype(np.uint8)
-    return result
+    return np.clip(np.rint(stretched), 0, 255).astype(np.uint8)
 
 
 class PixelCache:
@@ -92,7 +80,7 @@ class PixelCache:
         side = meta["image_size"]
         self.images, self.masks = (  # (slots, S, S) uint8; in masks 255 = lesion
             np.memmap(folder / f"{kind}.u8", np.uint8, "r", shape=(meta[kind], side, side))
-            if meta[kind]
+            if meta[kind]  # an empty file cannot be mapped
             else np.zeros((0, side, side), np.uint8)
             for kind in ("images", "masks")
         )
@@ -116,14 +104,8 @@ def is_whole(folder: Path) -> bool:
     try:
         files = json.loads((folder / "meta.json").read_text())["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
-
-
-def cache_key(parts: dict[str, object]) -> str:
-    """Twelve hex digits over everything that shapes the cache."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def build(
@@ -166,14 +148,9 @@ def _fault(folder: Path, root: Path) -> str:
         return "is damaged"
     noted = json.loads((folder / STAMPS).read_text())
     now = _stamps(root, list(noted))
-    away = not any(now[name] for name in noted if not os.path.isabs(name))
-    changed = [name for name in noted if now[name] != noted[name] and (now[name] or not away)]
-    if changed:
-        count = f"{len(changed):,} of {len(noted):,}"
-        return f"is out of date ({count} images and masks changed, such as {changed[0]})"
-    if away:
-        log.warning("%s: no image is there; using the cache %s as it is", root, folder)
-    return ""
+    changed = [name for name in noted if now[name] != noted[name]]
+    count = f"{len(changed):,} of {len(noted):,} images and masks changed"
+    return f"is out of date ({count}, such as {changed[0]})" if changed else ""
 
 
 def _stamps(root: Path, files: list[str]) -> dict[str, str]:
@@ -186,53 +163,8 @@ def _stamps(root: Path, files: list[str]) -> dict[str, str]:
             return ""
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
-    # Network file systems answer slowly but in parallel; a job a file would cost more than it asks.
-    parts = [files[start::32] for start in range(32)]
-    with ThreadPoolExecutor(32) as pool:
-        return dict(ChainMap(*pool.map(lambda part: {name: stamp(name) for name in part}, parts)))
-
-
-def _fill(
-    folder: Path,
-    table: pd.DataFrame,
-    root: Path,
-    recipe: Recipe,
-    on_unreadable: str,
-    check: Callable[[pd.DataFrame], pd.DataFrame],
-) -> None:
-    masked = (table["lesion_mask"] != "").to_numpy()
-    mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
-    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
-    rows = _write_squares(folder, table, mask_slot, root, recipe)
-    if notes := [f"{row.path}: {row.note}" for row in rows if row.note]:
-        log.warning("%d images have a note:\n  %s", len(notes), "\n  ".join(notes[:5]))
-    if errors := [row for row in rows if row.error]:
-        examples = "\n  ".join(row.error for row in errors[:5])
-        what = f"{len(errors)} of {len(rows)} images cannot be read"
-        if on_unreadable == "error":
-            raise DataError(
-                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
-            )
-        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
-        reasons = [(row.path, row.error) for row in errors]
-        pd.DataFrame(reasons, columns=["path", "reason"]).to_csv(folder / UNREADABLE, index=False)
-    kept = np.flatnonzero([not row.error for row in rows])
-    check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
-    geometry = np.array([row.geometry for row in rows if not row.error], dtype=np.int32)
-    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
-    (folder / STAMPS).write_text(json.dumps(stamps))
-    meta = {
-        "image_size": recipe.image_size,
-        "images": len(table),
-        "masks": int(masked.sum()),
-        "image_hash": hash_pixels(table.assign(drawn=[row.image for row in rows]).iloc[kept]),
-        "mask_hash": hash_pixels(table.assign(drawn=[row.mask for row in rows]).iloc[kept]),
-        "files": {path.name: path.stat().st_size for path in folder.iterdir()},
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    for path in folder.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
+    with ThreadPoolExecutor(32) as pool:  # network file systems answer slowly but in parallel
+        return dict(zip(files, pool.map(stamp, files), strict=True))
 
 
 class _Row(NamedTuple):
@@ -246,14 +178,61 @@ class _Row(NamedTuple):
     error: str = ""
 
 
+def _fill(
+    folder: Path,
+    table: pd.DataFrame,
+    root: Path,
+    recipe: Recipe,
+    on_unreadable: str,
+    check: Callable[[pd.DataFrame], pd.DataFrame],
+) -> None:
+    masked = (table["lesion_mask"] != "").to_numpy()
+    mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
+    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
+    rows = pd.DataFrame(
+        _write_squares(folder, table, mask_slot, root, recipe), columns=_Row._fields
+    )
+    if len(noted := rows[rows["note"] != ""]):
+        notes = "\n  ".join(noted["path"][:5] + ": " + noted["note"][:5])
+        log.warning("%d images have a note:\n  %s", len(noted), notes)
+    if len(lost := rows.loc[rows["error"] != "", ["path", "error"]]):
+        what = f"{len(lost)} of {len(rows)} images cannot be read"
+        examples = "\n  ".join(lost["error"][:5])
+        if on_unreadable == "error":
+            raise DataError(
+                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
+            )
+        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
+        lost.rename(columns={"error": "reason"}).to_csv(folder / UNREADABLE, index=False)
+    kept = np.flatnonzero(rows["error"] == "")
+    rows = rows.iloc[kept]
+    check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
+    geometry = np.array(rows["geometry"].tolist(), dtype=np.int32)
+    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
+    (folder / STAMPS).write_text(json.dumps(stamps))
+    images, masks = (
+        rows.rename(columns={kind: "drawn"}).query("drawn != ''")[["path", "drawn"]]
+        for kind in ("image", "mask")
+    )
+    meta = {
+        "image_size": recipe.image_size,
+        "images": len(table),
+        "masks": int(masked.sum()),
+        "image_hash": hash_rows(images),
+        "mask_hash": hash_rows(masks),
+        "files": {path.name: path.stat().st_size for path in folder.iterdir()},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for path in folder.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
 def _write_squares(
     folder: Path, table: pd.DataFrame, mask_slot: np.ndarray, root: Path, recipe: Recipe
 ) -> list[_Row]:
     """Write ``images.u8`` and ``masks.u8``, a square a row and a mask."""
     square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
-    free, needed = shutil.disk_usage(folder).free, (count + masks) * square
-    if free < needed * 1.05:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
     def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
         # Not a memory map: a full disk is an error here, there a SIGBUS. The last write before it
@@ -271,8 +250,6 @@ def _write_squares(
         image_hash, mask_hash = f"{image.shape} {_hash(image)}", ""
         if mask_path:
             mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
-            if mask.shape != image.shape:
-                raise DataError(f"{mask_path} {wrong_size(mask.shape, image.shape)}")
             mask_hash = _hash(mask)
             write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
         return _Row(path, geometry, image_hash, mask_hash, note)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -31,19 +29,14 @@ def decode(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM as it should be looked at: uint8 ``(H, W)``, grey, upright.
 
     Colour becomes grey, alpha is ignored, an EXIF orientation applied, 16 bits are windowed
-    (``pixels.ramp_16bit``). The content decides, not the suffix. A DataError names a file that is
-    missing, damaged, far too large or of another kind. It runs without Python's lock: call it from
-    as many threads as there are cores.
+    (``pixels.ramp_16bit``). The content decides, not the suffix. It runs without Python's lock:
+    call it from as many threads as there are cores.
     """
     return decode_noted(read_content(path), path)[0]
 
 
 def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
-    """Decode the content of a file (``path`` is for messages) as :func:`decode` does.
-
-    Returns:
-        The pixels, and a note for people where they are not shown as usual, else "".
-    """
+    """Decode a file's content (``path`` is for messages); also a note for people, mostly empty."""
     if is_dicom(data):
         from datamodules.dicom import decode_dicom  # seldom needed, and pydicom takes half a second
 
@@ -55,8 +48,6 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
         except DataError:
             raise
         except (KeyError, ValueError) as error:
-            if re.search("precision|conversion|arithmetic", str(error)):
-                raise DataError(f"{path}: {error}. Fix: convert it to PNG") from error
             raise damaged(path, f"the JPEG is cut short or damaged: {error}") from error
         if b"Exif\0\0" not in data:
             return grey, ""
@@ -68,11 +59,8 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
             "says. Fix: convert it to PNG, or take it out of the data"
         )
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH  # 16 bit stays 16 bit; EXIF is applied
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # e.g. more pixels than OpenCV accepts
-        raise damaged(path, str(error).strip()) from error
-    if pixels is None or pixels.size == 0:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
         raise damaged(path, "its content cannot be decoded")
     return (pixels, "") if pixels.dtype == np.uint8 else window_16bit(pixels)
 
@@ -85,32 +73,22 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def is_opaque(path: Path) -> bool:
     """Whether no pixel of a file that ``decode`` reads is see-through: ``decode`` ignores alpha."""
-    try:
-        with Image.open(path) as image:
-            if not image.has_transparency_data:
-                return True
-            return bool((np.array(image.convert("RGBA"))[..., 3] == 255).all())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise damaged(path, str(error)) from error
+    with Image.open(path) as image:
+        if not image.has_transparency_data:
+            return True
+        return bool((np.array(image.convert("RGBA"))[..., 3] == 255).all())
 
 
 def check_png(data: bytes, path: Path) -> None:
-    """Walk the chunks of a PNG (OpenCV would print or guess); a DataError where one is damaged."""
-    view, place = memoryview(data), len(PNG)
-    while place + 12 <= len(data):
-        length = int.from_bytes(view[place : place + 4], "big")
-        kind, end = bytes(view[place + 4 : place + 8]), place + 12 + length
-        if end > len(data):
-            break
-        stored = int.from_bytes(view[end - 4 : end], "big")
-        if zlib.crc32(view[place + 4 : end - 4]) != stored:
-            raise damaged(path, f"checksum of its {kind.decode('latin1')} chunk is wrong")
-        if kind == b"IHDR":
-            check_size(struct.unpack(">2I", view[place + 8 : place + 16]), path)
-        if kind == b"IEND":
-            return
-        place = end
-    raise damaged(path, "the PNG is cut short")
+    """Check size and checksums of a PNG: OpenCV would print or guess where one is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            check_size(image.size, path)
+            image.verify()
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise damaged(path, f"the PNG is cut short or damaged: {error}") from error
 
 
 def is_dicom(data: bytes) -> bool:
@@ -122,16 +100,14 @@ def is_dicom(data: bytes) -> bool:
 def read_content(path: Path) -> bytes:
     """The content of an image file; a DataError where it is missing, empty or far too large."""
     try:
-        if (size := os.stat(path).st_size) > MOST_BYTES:
-            raise DataError(
-                f"{path}: has {size:,} bytes, more than {MOST_BYTES:,}. Fix: make the image smaller"
-            )
-        data = Path(path).read_bytes()
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MOST_BYTES else b"-"
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
             f"{path}: cannot be read ({reason}). Fix: check the path and its rights"
         ) from error
-    if not data:
-        raise DataError(f"{path}: the file is empty. Fix: fetch it again")
+    if not 0 < size <= MOST_BYTES:
+        problem = f"has {size:,} bytes, more than {MOST_BYTES:,}" if size else "is empty"
+        raise DataError(f"{path}: the file {problem}. Fix: replace it")
     return data

@@ -8,6 +8,7 @@ import fcntl
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +41,8 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it gets its name when the block ends without error.
 
-    ``path`` must not exist, or be an empty folder: nothing is overwritten. ``alone``: the caller
-    holds a lock on ``path``, so that what killed processes left beside it is removed first.
+    ``path`` must not exist, or be an empty folder. ``alone``: the caller holds a lock on ``path``,
+    so that what killed processes left beside it is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial") if alone else ():
@@ -74,8 +75,8 @@ def locked(path: Path) -> Iterator[None]:
 def take(handle: IO[str]) -> bool:
     """Lock an open file for as long as this process has it open; False if another one holds it.
 
-    A record lock: unlike flock's, loader processes do not keep it when their parent is killed, and
-    it holds over NFS. A process never meets its own. OSError: the file system has no locks.
+    A record lock: unlike flock's, it holds over NFS, and loader processes do not keep it when their
+    parent is killed. A process never meets its own.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,13 +87,8 @@ def take(handle: IO[str]) -> bool:
 
 def usable_cores() -> int:
     """Threads worth starting: the cores that affinity and a container's quota leave, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such system, or "max": no quota
         quota, period = CPU_QUOTA.read_text().split()
         cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such system, or "max": no quota
-        pass
     return max(1, cores)

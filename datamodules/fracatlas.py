@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 CSV = "dataset.csv"
 COCO = "Annotations/COCO JSON/COCO_fracture_masks.json"
 FOLDERS = {"Non_fractured": 0, "Fractured": 1}
-BODY_PARTS = ("hand", "leg", "hip", "shoulder")
+BODY_PARTS = ["hand", "leg", "hip", "shoulder"]
 BLOCK = 20  # consecutive numbers that stand in for a patient
 # Upstream shows these images under several numbers, fractured under one and not under another:
 # 2886 = 4243, 2998 = 4280, 3034 = 4314 = 4341, 2952 = 4262.
@@ -52,7 +51,6 @@ class FracAtlasDataModule(RadiographDataModule):
     """
 
     name = "fracatlas"
-    default_image_size = 320
     default_crop = "content"  # much film is empty, and a median fracture is 0.25 % of the image
     default_contrast = "stretch"  # scans differ in how bright their film is
     licence = "CC BY 4.0 (Abedeen et al., Scientific Data 10, 521, 2023)"
@@ -62,8 +60,7 @@ class FracAtlasDataModule(RadiographDataModule):
 
     def build_index(self) -> pd.DataFrame:
         """Read the CSV, settle contradictions, group by number block, draw the split."""
-        table = read_fracatlas_tree(self.root)
-        table = group_duplicates(table, self.root)
+        table = group_duplicates(read_fracatlas_tree(self.root), self.root)
         table = index.assign_groups(table, self.seed)
         folder = self.lesions_path or self._draw_lesions(table)
         table = attach_lesions(table, folder, self.root)
@@ -77,56 +74,47 @@ class FracAtlasDataModule(RadiographDataModule):
     def _draw_lesions(self, table: pd.DataFrame) -> Path:
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco, paths = self.root / COCO, {Path(path).name: path for path in table["path"]}
-        outlined = read_outlines(self.root)
+        outlined = read_outlines(coco)
+        if outlined.keys().isdisjoint(paths):
+            raise DataError(
+                f"{coco}: none of its {len(outlined)} outlined images is in the data, such as "
+                f"{min(outlined, default='')}. Fix: give the COCO file of these images"
+            )
         sizes: dict[str, tuple[int, int]] = {}
         for name in sorted(outlined.keys() & paths.keys()):
             try:
                 sizes[name] = upright_size(self.root / paths[name])
-            except DataError:  # whether that is an error is for the cache to decide
-                continue
-        if lacking := sorted((outlined.keys() & paths.keys()) - sizes.keys()):
-            what = f"{len(lacking)} outlined images are unreadable and get no mask"
-            log.warning("%s: %s: %s", coco, what, ", ".join(lacking[:3]))
+            except DataError as error:  # whether that is an error is for the cache to decide
+                log.warning("%s: an outlined image is unreadable, no mask: %s", coco, error)
         # Sizes too: an image that was replaced or fetched again since gets a mask of its own.
         content = f"{LESION_FORMAT} {sorted(table['path'])} {sorted(sizes.items())}".encode()
         key = hashlib.sha256(coco.read_bytes() + content).hexdigest()[:12]
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
             return folder
-        masks = (_draw(image, sizes[name]) for name, image in outlined.items() if name in sizes)
-        names = (paths[name] for name in outlined if name in sizes)
+        lesions = (Lesion(paths[name], _draw(outlined[name], sizes[name])) for name in sizes)
         try:
-            write_lesions(folder, map(Lesion, names, masks))
+            write_lesions(folder, lesions)
         except DataError:
             if not folder.is_dir():  # else another process was faster, with the same masks
                 raise
-        except ValueError as error:
-            raise DataError(f"{coco}: {error}") from error
         return folder
 
 
 def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     """Index the archive's tree and check every row of the CSV against the files.
 
-    Where ``fractured`` contradicts the folder that the image lies in, ``fracture_count`` decides:
-    for the folder with a notice (upstream: IMG0003298), against it with an error.
-
-    Returns:
-        One row an image: path, label, patient (the number block), study (the image: upstream does
-        not tell views of one study), body_part, hardware.
+    A patient is the number block, a study the image: upstream does not tell views of one study.
     """
     csv, folders = root / CSV, _list_images(root)
     flags = [*BODY_PARTS, "hardware", "fractured"]
     rows = read_csv(csv, ["image_id", *flags, "fracture_count"])
     number = rows["image_id"].str.extract(r"\A[^/\\]*?(\d+)\.[A-Za-z]+\Z")[0]
     no_number = "{image_id}: expected a number in the name, as in IMG0000019.jpg, for the patient"
-    count = "fracture_count of {image_id} is {fracture_count!r}. Fix: use a whole number"
+    no_flag = f"{{image_id}}: expected 0 or 1 in {', '.join(flags)}, and a whole fracture_count"
+    is_flag = rows[flags].isin(["0", "1"]).all(axis=1)
     checks = {
-        **{
-            f"{x} of {{image_id}} is {{{x}!r}}. Fix: use 0 or 1": ~rows[x].isin(["0", "1"])
-            for x in flags
-        },
-        count: ~rows["fracture_count"].str.fullmatch(r"\d+"),
+        no_flag: ~is_flag | ~rows["fracture_count"].str.fullmatch(r"\d+"),
         no_number: number.isna(),
         "{image_id} is listed twice. Fix: list it once": rows["image_id"].duplicated(),
     }
@@ -148,38 +136,18 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def read_outlines(root: Path) -> dict[str, MarkedImage]:
-    """Read the annotated images of the COCO file, by the names of their files.
-
-    Names are unique in the archive, so that folders which an export puts in front do not matter.
-    """
-    coco, outlined = root / COCO, {}
+def read_outlines(coco: Path) -> dict[str, MarkedImage]:
+    """Read the annotated images of the COCO file by file name, unique whatever the folder."""
     marking = read_coco(coco)
     for mistake in marking.mistakes:
         raise DataError(f"{mistake.where}: {mistake.what}")
-    for image in (image for image in marking.images if image.marks):
-        name = image.name.rpartition("/")[2]
-        if boxes := [mark.entry for mark in image.marks if mark.is_box]:
-            what = f"{boxes[0]} on {image.name} has no segmentation. Fix: draw an outline"
-            raise DataError(f"{coco}: {what} (a box alone is no mask)")
-        if name in outlined:
-            what = f"{image.name} is outlined under two ids. Fix: give all its annotations one id"
-            raise DataError(f"{coco}: {what}")
-        outlined[name] = image
-    if unknown := sorted(outlined.keys() - _list_images(root).keys()):
-        count = f"{len(unknown)} of {len(outlined)} outlined images"
-        what = f"{coco}: {count} are not in {root / 'images'}, such as {unknown[0]}"
-        if len(unknown) == len(outlined):
-            raise DataError(f"{what}. Fix: give the COCO file of these images")
-        log.warning("%s; they are not used", what)
-    return outlined
+    return {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}
 
 
 def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Join the blocks of images that show the same, drop those whose labels contradict each other.
 
-    Returns:
-        ``table`` without contradictory images, with joined blocks under the first one's name.
+    Joined blocks have the first one's name.
     """
     pairs = near_duplicates([root / path for path in table["path"]])
     labels = table["label"].groupby(components(len(table), pairs))
@@ -200,32 +168,22 @@ def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 def _draw(image: MarkedImage, size: tuple[int, int]) -> np.ndarray:
     """Draw the mask of ``image`` after checking that its frame is the upright one of ``size``."""
-    stated = image.size or (0, 0)
-    if stated != size:
-        raise DataError(f"{image.where}: {image.name} {wrong_size(stated, size)}")
+    if image.size != size:
+        raise DataError(f"{image.where}: {image.name} {wrong_size(image.size or (0, 0), size)}")
     return draw(image.marks, *size)
 
 
 def _list_images(root: Path) -> dict[str, str]:
     """Return the folder of each image by its name; macOS's ``._`` files are no images."""
-    if not (root / CSV).is_file():
-        raise DataError(f"data.root={root}: expected {CSV} in it. Fix: give the unpacked FracAtlas")
-    folders: dict[str, str] = {}
-    for folder in FOLDERS:
-        try:
-            names = sorted(os.listdir(root / "images" / folder))
-        except OSError as error:
-            what = f"{root / 'images' / folder} cannot be listed ({error.strerror})"
-            raise DataError(f"{what}. Fix: unpack the archive again") from error
-        for name in (name for name in names if not name.startswith(".")):
-            if name in folders:
-                raise DataError(f"{root}: {name} is in both folders of images. Fix: keep one")
-            folders[name] = folder
-    return folders
+    files = [path for folder in FOLDERS for path in (root / "images" / folder).glob("[!.]*")]
+    if not files:
+        what = f"data.root={root}: expected images/Fractured and images/Non_fractured in it"
+        raise DataError(f"{what}. Fix: give the unpacked FracAtlas")
+    return {path.name: path.parent.name for path in files}
 
 
 def _settle_labels(rows: pd.DataFrame, csv: Path) -> pd.Series:
-    """Return int labels: the folder's, which ``fractured`` or at least the count must confirm."""
+    """Return int labels: the folder's, which ``fractured`` or (IMG0003298) the count confirms."""
     by_folder = rows["folder"].map(FOLDERS)
     by_column = rows["fractured"].astype(int) == by_folder
     by_count = (rows["fracture_count"].astype(int) > 0) == by_folder

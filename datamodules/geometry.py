@@ -1,8 +1,7 @@
 """How an image came into the cache, and how a map finds its way back.
 
 An upright radiograph is cropped to a box, scaled to fit a square and centred on black (letterbox).
-All three steps are one axis-parallel affine; ``Geometry`` keeps it as whole pixels, so that masks
-go in and maps come back without drift.
+All three steps are one affine, kept as whole pixels: masks go in and maps come back without drift.
 """
 
 from __future__ import annotations
@@ -36,6 +35,18 @@ class Geometry(NamedTuple):
     inner_width: int
     inner_height: int
 
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that the image fills."""
+        rows = slice(self.top, self.top + self.inner_height)
+        return rows, slice(self.left, self.left + self.inner_width)
+
+    @property
+    def kept(self) -> tuple[slice, slice]:
+        """Rows and columns of the original that were kept."""
+        rows = slice(self.crop_top, self.crop_top + self.crop_height)
+        return rows, slice(self.crop_left, self.crop_left + self.crop_width)
+
 
 def letterbox(
     height: int, width: int, size: int, box: tuple[int, int, int, int] | None = None
@@ -57,38 +68,34 @@ def wrong_size(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
 def to_square(image: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
     """Bring an original (H, W) image or mask into the cached square (size, size), same dtype."""
     g = geometry
-    crop = image[g.crop_top : g.crop_top + g.crop_height, g.crop_left : g.crop_left + g.crop_width]
     # Area averaging keeps thin fracture lines when shrinking; it cannot enlarge.
     shrinks = g.inner_width < g.crop_width or g.inner_height < g.crop_height
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    inner = cv2.resize(crop, (g.inner_width, g.inner_height), interpolation=method)
     square = np.full((size, size), BLACK, dtype=image.dtype)
-    square[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width] = inner
+    inner_size = (g.inner_width, g.inner_height)
+    square[g.inside] = cv2.resize(image[g.kept], inner_size, interpolation=method)
     return square
 
 
 def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Bring a map (size, size) back to the original upright image (H, W); zero outside the crop."""
     g = geometry
-    inner = square[g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
-    crop = cv2.resize(inner, (g.crop_width, g.crop_height), interpolation=cv2.INTER_LINEAR)
+    size = (g.crop_width, g.crop_height)
+    crop = cv2.resize(square[g.inside], size, interpolation=cv2.INTER_LINEAR)
     if crop.shape == (g.height, g.width):  # most are not cropped: no second copy
         return crop
     full = np.zeros((g.height, g.width), dtype=square.dtype)
-    full[g.crop_top : g.crop_top + g.crop_height, g.crop_left : g.crop_left + g.crop_width] = crop
+    full[g.kept] = crop
     return full
 
 
 def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
     """Find the exposed limb: left, top, width, height of the bright content of a radiograph.
 
-    Film is one grey level that covers much of a radiograph (scans are seldom black): on a small
-    blurred copy, the commonest level of the darker half, if enough pixels share it. What rises
-    above it is exposed; bright bars along an edge (the table, a film holder) do not count. The box
-    holds every region of at least a twentieth of the largest, so that two views on one film both
-    stay and a lone side marker goes, and ``margin`` of the longer side around them. An image
-    without film, filled by the body, keeps all of itself: cutting too little costs resolution,
-    cutting too much costs the lesion.
+    Film is the commonest grey level of the darker half of a small blurred copy. What rises above is
+    exposed, but for bright bars along an edge. The box holds every region of at least a twentieth
+    of the largest (two views on one film stay, a side marker goes), and ``margin`` of the longer
+    side around. An image without film keeps all of itself: cutting too much costs the lesion.
     """
     height, width = image.shape
     scale = 128 / max(height, width)
@@ -98,24 +105,19 @@ def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int,
     counts = np.bincount(small.ravel(), minlength=256)
     near = np.convolve(counts, np.ones(2 * FILM_SPREAD + 1), mode="same")
     level = int(near[: max(1, round(float(small.mean())))].argmax())
-    if near[level] < FILM_SHARE * small.size:
-        return 0, 0, width, height
     exposed = small > level + 2 * FILM_SPREAD
     exposed[np.percentile(small, 40, axis=1) > BAR] = False
     exposed[:, np.percentile(small, 40, axis=0) > BAR] = False
     exposed[:EDGE] = exposed[-EDGE:] = False
     exposed[:, :EDGE] = exposed[:, -EDGE:] = False
-    _, _, stats, _ = cv2.connectedComponentsWithStats(exposed.astype(np.uint8))
-    regions = stats[1:]
-    if len(regions) == 0:
+    if near[level] < FILM_SHARE * small.size or not exposed.any():
         return 0, 0, width, height
+    regions = cv2.connectedComponentsWithStats(exposed.astype(np.uint8))[2][1:]
     regions = regions[regions[:, cv2.CC_STAT_AREA] > 0.05 * regions[:, cv2.CC_STAT_AREA].max()]
-    x0, y0 = regions[:, 0].min(), regions[:, 1].min()
-    x1, y1 = (regions[:, 0] + regions[:, 2]).max(), (regions[:, 1] + regions[:, 3]).max()
-    pad = margin * max(height, width)
-    left, top = max(0, int(x0 / scale - pad)), max(0, int(y0 / scale - pad))
-    right = min(width, int(np.ceil(x1 / scale + pad)))
-    bottom = min(height, int(np.ceil(y1 / scale + pad)))
-    if (right - left) * (bottom - top) < 0.05 * height * width:
+    starts, pad = regions[:, :2], margin * max(height, width)
+    low = np.maximum(0, starts.min(axis=0) / scale - pad).astype(int)
+    ends = (starts + regions[:, 2:4]).max(axis=0) / scale + pad
+    sides = np.minimum((width, height), np.ceil(ends).astype(int)) - low
+    if sides.prod() < 0.05 * height * width:
         return 0, 0, width, height
-    return left, top, right - left, bottom - top
+    return int(low[0]), int(low[1]), int(sides[0]), int(sides[1])

@@ -1,9 +1,8 @@
 """Show a DICOM radiograph's stored values as a reading station would, in 8-bit grey.
 
-DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT): stored value, rescale (or modality LUT), the
-first VOI LUT or window; without either the window of ``pixels.window_16bit``, or, of 8 stored bits,
-the values as they are. What would show nothing is left out, with a note. MONOCHROME1, or the
-presentation LUT shape INVERSE, is inverted, padding is black. Colour is reduced to grey.
+DICOM PS3.3 C.11.1, C.11.2: stored value, rescale or modality LUT, the first VOI LUT or window (what
+shows nothing is left out, with a note); else the window of ``pixels.window_16bit``, or 8 bits as
+they are. MONOCHROME1 or INVERSE is inverted, padding is black. Colour is reduced to grey.
 """
 
 from __future__ import annotations
@@ -11,7 +10,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_windowing
+from pydicom.pixels.processing import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_voi,
+    apply_windowing,
+)
 
 from datamodules.geometry import BLACK
 from datamodules.pixels import MARKERS, WINDOW_TAIL, ramp_16bit
@@ -22,7 +26,6 @@ INVERTED = {"MONOCHROME1", "INVERSE"}
 # Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
 FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
-DARK_BONE = "its PixelIntensityRelationshipSign says that bone is shown dark; check its greys"
 
 
 def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[np.ndarray, str]:
@@ -30,17 +33,21 @@ def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[n
 
     All is worked out once for each value that can be stored, and looked up for the pixels.
     """
+    bits = int(header.BitsStored)
     if stored.ndim == 3:
-        return _luminance(stored, int(header.BitsStored)), ""
-    lowest = -(2 ** (int(header.BitsStored) - 1)) if header.PixelRepresentation else 0
-    levels = np.arange(2 ** int(header.BitsStored), dtype=np.int64) + lowest
+        return _luminance(stored, bits), ""
+    lowest = -(2 ** (bits - 1)) if header.PixelRepresentation else 0
+    levels = np.arange(2**bits, dtype=np.int64) + lowest
     place = np.clip(stored, levels[0], levels[-1]).astype(np.int32) - lowest
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        return _luminance(*_palette(levels, header))[:, 0][place], ""
+        colour = apply_color_lut(levels[:, None], header)[..., :3]
+        return _luminance(colour, 8 * colour.dtype.itemsize)[:, 0][place], ""
     note = UNUSED if padding.all() and np.ptp(place) else ""
     counts = np.bincount(place[~padding | padding.all()], minlength=len(levels))
     padding = padding & (not note)
-    values, order, bits = _rescaled(levels, header)
+    values = apply_modality_lut(levels, header)
+    if not np.isfinite(values).all() or (values[0] == values[-1] and "RescaleSlope" in header):
+        raise ValueError("no slope")
     inverted = {header.PhotometricInterpretation, header.get("PresentationLUTShape")} & INVERTED
     turn = np.uint8(255 if inverted else 0)
     # What the others are measured by: the stored values between their quantiles.
@@ -57,18 +64,15 @@ def grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[n
             break
         note = UNUSED
     else:
+        order = levels - lowest if values[-1] > values[0] else levels[::-1] - lowest
+        order = values if header.get("ModalityLUTSequence") else order
         grey = order.astype(np.uint8)  # 8 bits, as those of a PNG
-        if bits > 8:
+        if order.max() > 255:
             ramp, aside = ramp_16bit(np.bincount(order, counts, minlength=2**16))
             grey, note = ramp[order], "; ".join(filter(None, (note, aside)))
         if not _shows(grey ^ turn, plain ^ turn, counts):
             grey, note = plain, UNUSED
-    grey = grey ^ turn
-    seen = grey[counts > 0]
-    raw = header.get("PixelIntensityRelationshipSign") == (1 if seen[-1] > seen[0] else -1)
-    if raw and not header.get("PresentationIntentType"):
-        note = "; ".join(filter(None, (note, DARK_BONE)))
-    return np.where(padding, np.uint8(BLACK), grey[place]), note
+    return np.where(padding, np.uint8(BLACK), (grey ^ turn)[place]), note
 
 
 def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
@@ -89,10 +93,10 @@ def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
 
 
 def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
-    """Greys of the first VOI LUT, over the range of its own entries, or of the first window."""
+    """Greys of the first VOI LUT, over the bits that its entries need, or of the first window."""
     if name == "VOILUTSequence":
-        entries, bits = _looked_up(values, header.VOILUTSequence[0])
-        return _grey(entries / (2**bits - 1))
+        entries = apply_voi(np.rint(values).astype(np.int64), header)
+        return _grey(entries / (2 ** max(8, int(entries.max()).bit_length()) - 1))
     window = Dataset()
     window.WindowCenter, window.WindowWidth = header.WindowCenter, header.WindowWidth
     window.VOILUTFunction = header.get("VOILUTFunction") or "LINEAR"
@@ -103,66 +107,12 @@ def _rendered(values: np.ndarray, header: Dataset, name: str) -> np.ndarray:
         return _grey(apply_windowing(values, window))
 
 
-def _rescaled(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values in units of the modality, whole numbers from 0 in the same order, and their bits."""
-    if header.get("ModalityLUTSequence"):
-        item = header.ModalityLUTSequence[0]
-        values, bits = _looked_up(levels, item)
-        return values, values, max(bits, int(item.LUTDescriptor[2]))
-    slope, intercept = (first_number(header, f"Rescale{name}") for name in ("Slope", "Intercept"))
-    values = levels * (1.0 if slope is None else slope) + (intercept or 0.0)
-    if not np.isfinite(values).all() or values[0] == values[-1]:
-        raise ValueError("no slope")
-    order = levels - levels[0]
-    return values, order if values[-1] > values[0] else order[::-1], int(header.BitsStored)
-
-
-def _looked_up(values: np.ndarray, source: Dataset, name: str = "LUT") -> tuple[np.ndarray, int]:
-    """What a lookup table makes of values, and the bits, 8 or more, that its entries need.
-
-    pydicom's own read no packed table, round values down and believe what a descriptor claims.
-    """
-    count, first, bits = (int(number) for number in source[f"{name}Descriptor"].value)
-    count, data = count or 2**16, source[f"{name}Data"].value
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, "<u2" if source.original_encoding[1] else ">u2")
-    words = np.atleast_1d(np.asarray(data)).astype("<u2")
-    packed = bits <= 8 and len(words) == (count + 1) // 2 < count  # two a word
-    table = (words.view(np.uint8) if packed else words)[:count]
-    if len(table) != count:
-        raise ValueError("no whole table")
-    start = right_sign(first, values.min() - count + 1, values.max())
-    index = np.clip(np.rint(values) - start, 0, count - 1).astype(np.int64)
-    return table[index].astype(np.int64), max(8, int(table.max()).bit_length())
-
-
 def _luminance(colour: np.ndarray, bits: int) -> np.ndarray:
     """RGB of so many bits as grey, uint8; of fewer where it reaches no 16th of their range."""
     used = max(8, int(colour.max()).bit_length())
     most = 2 ** (used if used <= bits - 4 else bits) - 1
     eight = _grey(np.arange(most + 1) / most)[np.minimum(colour, most)]
     return np.asarray(cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY))
-
-
-def _palette(levels: np.ndarray, header: Dataset) -> tuple[np.ndarray, int]:
-    """RGB of each stored value, ``(N, 1, 3)``, and its bits."""
-    if "RedPaletteColorLookupTableData" not in header:  # in segments
-        made = apply_color_lut(levels[:, None], header)[..., :3]
-        return made, 8 * made.dtype.itemsize
-    names = (f"{each}PaletteColorLookupTable" for each in ("Red", "Green", "Blue"))
-    colours, bits = zip(*(_looked_up(levels, header, name) for name in names), strict=True)
-    return np.stack(colours, axis=-1)[:, None], max(bits)
-
-
-def first_number(header: Dataset, name: str) -> float | None:
-    """The first number of an element; None where there is none."""
-    value = np.ravel(header.get(name))[0]
-    return None if value in (None, "") else float(value)
-
-
-def right_sign(value: float, low: float, high: float) -> float:
-    """A 16-bit number with the sign that puts it into a range: its VR, US or SS, may be wrong."""
-    return next((v for v in (value, value - 2**16, value + 2**16) if low <= v <= high), value)
 
 
 def _grey(share: np.ndarray) -> np.ndarray:

@@ -28,11 +28,6 @@ class DataError(ValueError):
 
 def check_index(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Return ``table`` with the columns in order and of their types; DataError: it cannot serve."""
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise DataError(f"{source}: the index lacks {missing}. Fix: fill them in build_index()")
-    if table.empty:
-        raise DataError(f"{source}: no images. Fix: check data.root")
     table = table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
     for message, wrong in {
         "{path} is listed more than once. Fix: list it once": table["path"].duplicated(),
@@ -58,14 +53,12 @@ def lacks_class(labels: pd.Series) -> str:
 def check_patients_apart(table: pd.DataFrame, source: str) -> None:
     """Raise a DataError that names a patient who is in more than one split."""
     splits = table.groupby("patient")["split"].nunique()
-    shared = splits[splits > 1]
-    if len(shared):
-        patient = shared.index[0]
-        rows = table[table["patient"] == patient].drop_duplicates("split")
+    if (shared := splits[splits > 1]).any():
+        rows = table[table["patient"] == shared.index[0]].drop_duplicates("split")
         where = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
         raise DataError(
-            f"{source}: {len(shared)} patients are in two splits, such as {patient} in {where}: "
-            "test would hold patients of train. Fix: move all images of a patient to one split"
+            f"{source}: {len(shared)} patients are in two splits, such as {shared.index[0]} in "
+            f"{where}. Fix: move all images of a patient to one split, or test leaks"
         )
 
 
@@ -102,8 +95,7 @@ def assign_val(table: pd.DataFrame, seed: int, fraction: float = 0.1) -> pd.Data
 
 def assign_by_image(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Split by image: patients leak into test. Only to reproduce figures got that way."""
-    alone = table.assign(patient=table["path"])
-    return table.assign(split=assign_groups(alone, seed)["split"])
+    return table.assign(split=assign_groups(table.assign(patient=table["path"]), seed)["split"])
 
 
 def limit_split(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
@@ -132,18 +124,18 @@ def summarise(table: pd.DataFrame, patients: str = "patients") -> str:
 def hash_table(table: pd.DataFrame) -> str:
     """SHA-256 over images, labels, patients, splits and which are masked, 16 hex digits."""
     content = table[["path", "label", "patient", "split"]]
-    return _hash_rows(content.assign(mask=table["lesion_mask"] != ""))
+    return hash_rows(content.assign(mask=table["lesion_mask"] != ""))
 
 
 def hash_judges(table: pd.DataFrame) -> str:
     """SHA-256 over the images of val and of test, 16 hex digits."""
     judges = table.loc[table["split"].isin(("val", "test")), ["path", "split"]]
-    return _hash_rows(judges.sort_values("path"))
+    return hash_rows(judges.sort_values("path"))
 
 
-def hash_pixels(table: pd.DataFrame) -> str:
-    """SHA-256 over images and what they or their masks show (column drawn), 16 hex digits."""
-    return _hash_rows(table.loc[table["drawn"] != "", ["path", "drawn"]])
+def hash_rows(table: pd.DataFrame) -> str:
+    """SHA-256 over all of a table, 16 hex digits."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
 
 
 def hash_files(paths: list[Path]) -> str:
@@ -153,7 +145,3 @@ def hash_files(paths: list[Path]) -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _hash_rows(table: pd.DataFrame) -> str:
-    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]

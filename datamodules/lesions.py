@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from datamodules.decode import IMAGE_SUFFIXES, decode, is_opaque, upright_size
+from datamodules.decode import decode, is_opaque, upright_size
 from datamodules.files import usable_cores, whole_folder
 from datamodules.geometry import wrong_size
 from datamodules.index import DataError, lacks_class
@@ -31,6 +31,7 @@ CSV = "lesions.csv"
 # The split of images whose masks judge a training that must not see them (cross-fitting).
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
+TWICE = "the {0} {{{0}}} is listed twice. Fix: join all lesions of an image in one mask"
 
 
 class Lesion(NamedTuple):
@@ -42,10 +43,7 @@ class Lesion(NamedTuple):
 
 
 def read_lesions(folder: Path) -> pd.DataFrame:
-    """Read ``lesions.csv``: image, mask, lesion_type ("" where unknown), by row of the file.
-
-    A DataError where a field lacks, or an image or a mask is listed twice, however it is spelled.
-    """
+    """Read ``lesions.csv``: image, mask, lesion_type ("" where unknown), by row of the file."""
     csv = folder / CSV
     if not csv.is_file():
         raise DataError(
@@ -53,38 +51,32 @@ def read_lesions(folder: Path) -> pd.DataFrame:
             f"write the file with the header {','.join(COLUMNS)} and a row a mask"
         )
     rows = read_csv(csv, COLUMNS[:2]).reindex(columns=COLUMNS, fill_value="")
-    blank = "no {} is given, or it is not separated as the header is"
-    check_rows(csv, rows, {blank.format(name): rows[name] == "" for name in COLUMNS[:2]})
-    rows["image"] = rows["image"].map(os.path.normpath)
-    _check_once(csv, rows, "image", rows["image"])
-    _check_once(csv, rows, "mask", rows["mask"].map(lambda mask: os.path.realpath(folder / mask)))
+    for name in COLUMNS[:2]:
+        check_rows(csv, rows, {f"no {name} is given": rows[name] == ""})
+        rows[name] = rows[name].map(os.path.normpath)
+        check_rows(csv, rows, {TWICE.format(name): rows[name].duplicated()})
     return rows
 
 
 def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFrame:
-    """Fill ``lesion_mask`` and ``lesion_type`` of the index ``table`` from a lesion folder.
+    """Return ``table`` with ``lesion_mask`` and ``lesion_type`` of a lesion folder, "" = no mask.
 
-    An image may also be given with the name of ``root`` in front (``MURA-v1.1/train/...``), or by
-    its absolute path. Masks of images that exist but that the index left out on purpose are not
-    used, with a notice. A DataError names the row of a mask that cannot serve.
-
-    Returns:
-        A copy of ``table`` with both columns filled, "" where an image has no mask.
+    Images may have the name of ``root`` in front (``MURA-v1.1/train/...``). Masks of images that
+    exist but that the index left out on purpose are not used, with a notice.
     """
-    csv, rows = folder / CSV, read_lesions(folder)
-    labels = table.set_index("path")["label"]
-    rows["image"] = [_name_in(labels.index, image, root) for image in rows["image"]]
-    _check_once(csv, rows, "image", rows["image"])
+    csv, rows, labels = folder / CSV, read_lesions(folder), table.set_index("path")["label"]
+    rows["image"] = rows["image"].str.removeprefix(f"{root.resolve().name}/")
     absent = ~rows["image"].isin(labels.index)
-    is_image = rows["image"].map(lambda image: _is_image(root, image)).astype(bool)
-    # Path.is_file raises where a name is too long.
-    is_mask = rows["mask"].map(lambda mask: os.path.isfile(folder / mask)).astype(bool)
+    is_image, is_mask = (
+        rows[name].map(lambda path, base=base: os.path.isfile(base / path)).astype(bool)
+        for name, base in (("image", root), ("mask", folder))
+    )
     unknown = "unknown image {image}. Fix: give its path relative to data.root"
     normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
     lacking = "the mask {mask} does not exist. Fix: add it, or take the row out"
     is_normal = rows["image"].map(labels) == 0
-    checks = {unknown: absent & ~is_image, normal: is_normal, lacking: ~absent & ~is_mask}
-    check_rows(csv, rows, checks)
+    checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_image}
+    check_rows(csv, rows, checks | {normal: is_normal, lacking: ~absent & ~is_mask})
     if absent.any():
         example = rows["image"][absent].iloc[0]
         log.warning("%s: %d masks are of images left out, such as %s", csv, absent.sum(), example)
@@ -105,7 +97,7 @@ def write_lesions(
     """Write a lesion folder, whole or not at all; returns the number of masks.
 
     ``lesions`` may be a generator: one mask is held at a time. ``finish`` may put more files into
-    the folder, which has another name until all is there. A ValueError names an unusable lesion.
+    the folder, which has another name until all is there.
     """
     if folder.exists():
         raise DataError(f"{folder} already exists. Fix: remove it, or choose another folder")
@@ -114,9 +106,7 @@ def write_lesions(
         with whole_folder(folder) as draft:
             for lesion in lesions:
                 if fault := _fault(lesion.mask):
-                    raise ValueError(f"mask of {lesion.image}: {fault}")
-                if _lies_outside(lesion.image):
-                    raise ValueError(f"{lesion.image} does not lie below data.root")
+                    raise DataError(f"mask of {lesion.image}: {fault}")
                 mask = f"masks/{lesion.image}.png"
                 (draft / mask).parent.mkdir(parents=True, exist_ok=True)
                 # Not cv2.imwrite: on a full disk it only returns False.
@@ -133,9 +123,8 @@ def write_lesions(
 def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     """Pick at most ``count`` train images whose lesion masks are trained on: ascending row numbers.
 
-    One image a patient before any patient's second, body parts in turn; within that an order that
-    only hashes of ``seed`` and names decide. So the choice for 50 is part of the choice for 100,
-    and does not depend on the order of the table.
+    One image a patient before any patient's second, body parts in turn, then by hashes of ``seed``
+    and names: the choice for 50 is part of that for 100, whatever the order of the table.
     """
     rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
     pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)
@@ -143,8 +132,7 @@ def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     pool = pool.sort_values("key")
     pool["round"] = pool.groupby("patient").cumcount()
     pool["turn"] = pool.groupby(["round", "body_part"]).cumcount()
-    chosen = pool.sort_values(["round", "turn", "key"])["row"].to_numpy(np.int64)[: max(count, 0)]
-    return np.sort(chosen)
+    return np.sort(pool.sort_values(["round", "turn", "key"])["row"].to_numpy(np.int64)[:count])
 
 
 def leave_out_fold(
@@ -152,23 +140,17 @@ def leave_out_fold(
 ) -> pd.DataFrame:
     """Give the train images of one fold of the lesion subset's patients the split ``left_out``.
 
-    For who owns masks of train images only: ``folds`` (2 or more) trainings, each judged on the
-    masks that it has not seen, together judge all of them. ``rows`` is the lesion subset, as
-    ``choose_lesions`` picks it; ``fold`` counts from 0.
+    For who owns masks of train images only: ``folds`` trainings, each judged on the masks that it
+    has not seen, together judge all of them. ``rows`` is what ``choose_lesions`` picked.
     """
     names = table["patient"].iloc[rows].unique()
     patients = sorted(names, key=lambda name: _key(f"fold/{seed}/{name}"))
-    if len(patients) < folds:
-        raise DataError(
-            f"lesions.folds={folds}, but the lesion masks of train are of {len(patients)} "
-            "patients. Fix: choose fewer folds, or give more masks"
-        )
     train = table["split"] == "train"
     chosen = train & table["patient"].isin(patients[fold::folds])
-    if held := lacks_class(table["label"][train & ~chosen]):
+    if len(patients) < folds or lacks_class(table["label"][train & ~chosen]):
         raise DataError(
-            f"lesions.folds={folds}: without fold {fold} train holds {held} images, and needs "
-            "both classes. Fix: choose more folds, or give more data"
+            f"lesions.folds={folds}: the lesion masks of train are of {len(patients)} patients, "
+            "too few for a mask a fold and both classes in train. Fix: other folds, or more data"
         )
     return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
 
@@ -177,45 +159,11 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_once(csv: Path, rows: pd.DataFrame, name: str, files: pd.Series) -> None:
-    """Raise a DataError where two rows give the same one of ``files``, whatever they call it."""
-    twice = files[files.duplicated()]
-    if len(twice):
-        first, second = files.index[files == twice.iloc[0]][:2]
-        raise DataError(
-            f"{csv}, row {second}: the {name} {rows[name][second]} is listed twice (row {first}: "
-            f"{rows[name][first]}). Fix: join all lesions of an image in one mask of its own"
-        )
-
-
-def _name_in(paths: pd.Index, image: str, root: Path) -> str:
-    """The one of ``paths`` that ``image``, counted from ``root`` or its parent, or absolute, is."""
-    path = os.path.abspath(root / image)
-    # First as it is spelled: folders inside root may be links to elsewhere.
-    real = os.path.realpath(path), os.path.realpath(root)
-    for place, base in ((path, os.path.abspath(root)), real):
-        if Path(place).is_relative_to(base):
-            image = Path(place).relative_to(base).as_posix()
-            break
-    # The folder may be known by a link's name, too.
-    inner = image.removeprefix(f"{root.name}/").removeprefix(f"{root.resolve().name}/")
-    return image if image in paths else inner
-
-
-def _is_image(root: Path, image: str) -> bool:
-    is_named = image.lower().endswith(IMAGE_SUFFIXES) and not _lies_outside(image)
-    return is_named and os.path.isfile(root / image)
-
-
-def _lies_outside(image: str) -> bool:
-    return ".." in Path(image).parts or Path(image).is_absolute()
-
-
 def _fault_of_file(path: Path, image: Path) -> str:
     """What keeps a mask file from serving its image, or ""."""
     try:
         mask, opaque = decode(path), is_opaque(path)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return f"cannot be read: {error}"
     if not opaque:
         return "has see-through pixels. Fix: flatten it to grey, 0 for background, 255 for lesion"
@@ -227,12 +175,9 @@ def _fault_of_file(path: Path, image: Path) -> str:
 
 
 def _fault(mask: np.ndarray) -> str:
-    """What keeps ``mask`` from being a canonical one, or ""."""
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        return f"must be uint8 (H, W), is {mask.dtype} {mask.shape}"
+    """What keeps ``mask`` uint8 (H, W) from being a canonical one, or ""."""
     values = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
-    odd = [value for value in values if value not in (0, 255)]
-    if odd:
+    if odd := [value for value in values if value not in (0, 255)]:
         return f"holds the grey value {odd[0]}. Fix: use 0 for background and 255 for lesion"
     return {
         (0,): "is empty. Fix: mark the lesion, or take its row out",

@@ -33,10 +33,11 @@ SPLITS = {"train": "train", "valid": "test"}
 LABELS = {"negative": "0", "positive": "1"}
 IMAGES_CSV, STUDIES_CSV = "{}_image_paths.csv", "{}_labeled_studies.csv"
 CSVS = [name.format(split) for split in SPLITS for name in (IMAGES_CSV, STUDIES_CSV)]
-# The first folder is the archive's own name, MURA-v1.1, whatever the user calls it now.
-PATH = (
+# The first folder is the archive's own name, MURA-v1.1, whatever the user calls it now; the end is
+# an image's name, or a study's label.
+ROW = (
     r"\A(?:(?P<archive>[^/]+)/)?(?P<folder>(?P<split>train|valid)/XR_(?P<part>[A-Za-z]+)"
-    r"/(?P<patient>patient\d+)/(?P<study>study\d+_(?P<word>positive|negative)))/(?P<image>[^/]*)\Z"
+    r"/(?P<patient>patient\d+)/(?P<study>study\d+_(?P<word>positive|negative)))/(?P<end>[^/]*)\Z"
 )
 
 
@@ -48,9 +49,6 @@ class MuraDataModule(RadiographDataModule):
     """
 
     name = "mura"
-    default_image_size = 320
-    default_crop = "none"
-    unreadable = "error"
     licence = "MURA's own research use agreement, accepted on download: non-commercial"
     # Cohen's kappa on studies; Stanford's 0.705 is on a hidden test set.
     published: ClassVar[dict[str, dict[str, float]]] = {
@@ -64,15 +62,8 @@ class MuraDataModule(RadiographDataModule):
 
     def build_index(self) -> pd.DataFrame:
         """Index both splits, check them against the files, draw val, attach the lesion masks."""
-        folder, table = find_mura(self.root), read_mura_tree(self.root)
-        for split, ours in SPLITS.items():
-            held = index.lacks_class(table["label"][table["split"] == ours])
-            if held and self.split == "patient":  # by image, the official splits do not count
-                raise DataError(
-                    f"{folder / STUDIES_CSV.format(split)}: the official {split} split holds {held}"
-                    " images, and needs both classes. Fix: unpack the MURA archive again"
-                )
-        table = index.assign_val(table, self.seed)
+        folder = find_mura(self.root)
+        table = index.assign_val(read_mura_tree(self.root), self.seed)
         table = table.assign(lesion_mask="", lesion_type="", hardware=-1)
         if self.lesions_path is None:
             return table
@@ -83,37 +74,26 @@ class MuraDataModule(RadiographDataModule):
 
     def fingerprint(self) -> list[Path]:
         """The four CSVs."""
-        try:
-            folder = find_mura(self.root)
-        except DataError:  # build_index explains it
-            folder = self.root
+        folder = find_mura(self.root)
         return [folder / name for name in CSVS]
 
 
 def find_mura(root: Path) -> Path:
     """The folder that holds MURA's CSVs: ``root`` itself or the only such folder in it."""
-    fix = "Fix: give the unpacked folder MURA-v1.1"
-    try:
-        folders = [root, *sorted(child for child in root.iterdir() if child.is_dir())]
-    except OSError as error:
-        raise DataError(f"data.root={root} cannot be listed ({error.strerror}). {fix}") from error
-    holding = [folder for folder in folders if any((folder / name).is_file() for name in CSVS)]
-    if root in holding[:1] or len(holding) == 1:
-        return holding[0]
-    if holding:
-        names = ", ".join(folder.name for folder in holding)
-        raise DataError(f"data.root={root} holds several copies of MURA ({names}). Fix: name one")
-    for folder in folders:
-        _check_version(folder, folder.name)
-    raise DataError(f"data.root={root}: expected {', '.join(CSVS)} in it. {fix}")
+    for folders in ([root], root.iterdir() if root.is_dir() else []):
+        holding = [folder for folder in folders if any((folder / name).is_file() for name in CSVS)]
+        if len(holding) == 1:
+            return holding[0]
+    raise DataError(
+        f"data.root={root}: expected {', '.join(CSVS)} in it or in one folder in it. Fix: give the "
+        "unpacked folder MURA-v1.1"
+    )
 
 
 def read_mura_tree(root: Path) -> pd.DataFrame:
     """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files.
 
-    Returns:
-        One row an image: path (relative to ``root``), label, patient, study, body_part, split
-        (``train`` or ``test``: the official valid split).
+    The columns are path (relative to ``root``), label, patient, study, body_part and split.
     """
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
@@ -133,29 +113,21 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     """The images of both CSVs of a split with their labels, indexed by the row of the file."""
     csv, labels_csv = (folder / name.format(split) for name in (IMAGES_CSV, STUDIES_CSV))
     studies, images = _read_rows(labels_csv, split), _read_rows(csv, split)
-    wrong = ~studies["label"].isin(["0", "1"]), studies["label"] != studies["word"].map(LABELS)
-    no_label = "the label of {text} is {label!r}. Fix: use 0 (negative) or 1 (positive)"
-    contradicts = "label {label} contradicts the folder {text}. Fix: correct one"
-    check_rows(labels_csv, studies, dict(zip((no_label, contradicts), wrong, strict=True)))
-    hidden = images["image"].str.startswith("._")  # what macOS writes beside a file
-    labelled = images["folder"].isin(studies["folder"])
-    no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
-    no_file = "{text!r} is a folder. Fix: give an image file"
-    check_rows(csv, images, {no_file: images["image"] == "", no_study: ~hidden & ~labelled})
+    label = studies["end"].str.lstrip(",")
+    contradicts = "the label of {text} is not that of its folder. Fix: use 0 (negative) or 1"
+    check_rows(labels_csv, studies, {contradicts: label != studies["word"].map(LABELS)})
+    hidden = images["end"].str.startswith("._")  # what macOS writes beside a file
     if hidden.any():
         log.warning("%s: left out %d rows of ._* files (macOS leftovers)", csv, hidden.sum())
     images = images[~hidden]
-    if images.empty:
-        raise DataError(f"{csv}: lists no image. Fix: unpack the MURA archive again")
+    no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
+    check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
     if empty := len(set(studies["folder"]) - set(images["folder"])):
         log.warning("%s: %d labelled studies have no image", csv, empty)
-    images = images.assign(path=images["folder"] + "/" + images["image"])
+    images = images.assign(path=images["folder"] + "/" + images["end"])
 
     def listing(study: str) -> list[str]:
-        try:
-            names = os.listdir(folder / study)
-        except OSError:
-            return []
+        names = os.listdir(folder / study) if (folder / study).is_dir() else []
         return [f"{study}/{name}" for name in names if not name.startswith("._")]
 
     # One listing a study instead of a look-up an image; network file systems answer slowly but in
@@ -167,32 +139,18 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _read_rows(csv: Path, split: str) -> pd.DataFrame:
-    """The parts of each row, indexed by line; what a spreadsheet makes of a CSV does no harm."""
-    text = pd.Series((read_text(csv) if csv.is_file() else "").splitlines(), dtype=str)
+    """The parts of each row, indexed by line."""
+    text = pd.Series((read_text(csv) if csv.is_file() else "").splitlines(), dtype=str).str.strip()
     text.index += 1
-    text = text.str.strip().str.replace("\\", "/", regex=False).str.replace('"', "")
     text = text[text != ""]
     if text.empty:
         raise DataError(f"{csv} is missing or empty. Fix: unpack the MURA archive again")
-    rows = pd.DataFrame({"text": text})
-    if csv.name == STUDIES_CSV.format(split):
-        study, _, label = text.str.replace(r"[;\t]", ",", regex=True).str.rpartition(",").T.values
-        rows = rows.assign(text=study, label=label).apply(lambda column: column.str.strip())
-        text = rows["text"].str.rstrip("/") + "/"
-    rows = rows.join(text.str.extract(PATH))
-    _check_version(csv, " ".join(rows["archive"].dropna().unique()))
+    rows = pd.DataFrame({"text": text}).join(text.str.extract(ROW))
     expected = f"MURA-v1.1/{split}/XR_HAND/patient00001/study1_positive/..., and no header"
     checks = {
-        f"{{text!r}} is no MURA path: expected {expected}": rows["folder"].isna(),
-        "{text} is of the split {split!r}. Fix: move it to that CSV": rows["split"] != split,
+        "this is MURA v1.0, which Stanford withdrew because it leaked patient data. Fix: delete it "
+        "and ask for MURA v1.1": rows["archive"] == "MURA-v1.0",
+        f"expected {expected}, got {{text!r}}": rows["split"] != split,
     }
     check_rows(csv, rows, checks)
     return rows
-
-
-def _check_version(where: Path, archive: str) -> None:
-    if "v1.0" in archive:
-        raise DataError(
-            f"{where}: this is MURA v1.0, which Stanford withdrew because it leaked patient data. "
-            "Fix: delete it and ask for MURA v1.1"
-        )

@@ -32,13 +32,9 @@ def damaged(path: Path, reason: str, what: str = "image") -> DataError:
 def check_size(size: tuple[int, int], path: Path) -> None:
     """Raise a DataError where the width and height that a header claims cannot be an image's."""
     width, height = size
-    if not width * height:
-        raise damaged(path, "its size is zero")
-    if width * height > MOST_PIXELS:
-        raise DataError(
-            f"{path}: its header claims {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}. "
-            "Fix: make the image smaller, or fetch it again if it should be"
-        )
+    if not 0 < width * height <= MOST_PIXELS:
+        claim = f"its header claims {width:,} x {height:,} pixels, and at most {MOST_PIXELS:,} fit"
+        raise damaged(path, claim)
 
 
 def strict_jpeg(data: bytes) -> np.ndarray:
@@ -64,9 +60,8 @@ def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:
 def ramp_16bit(counts: np.ndarray) -> tuple[np.ndarray, str]:
     """What an image's 16-bit values become: its 0.1 % quantile 0, its 99.9 % quantile 255.
 
-    ``counts`` says how many pixels, at least one, have each value, ``(65536,)``. Where a few stand
-    alone at one end (a marker, a label), so far that the gap takes most of that window, it ends
-    where the others end, and a note for people, else "", comes with the uint8 ``(65536,)``.
+    ``counts`` ``(65536,)`` are the pixels of each value. Where a few (a marker) stand alone so far
+    off that the gap takes most of the window, it ends where the others end, with a note, else "".
     """
     share = np.cumsum(counts) / counts.sum()
     low = int(np.searchsorted(share, WINDOW_TAIL, side="right"))

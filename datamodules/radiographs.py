@@ -5,6 +5,8 @@ A new source is one subclass that says how to build its index table (see ``datam
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,20 +17,19 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules import cache, index
-from datamodules.batches import Batch, BatchDataset, default_workers, load_batches
-from datamodules.batches import to_model_input as to_model_input
+from datamodules import batches, cache, index
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
 from datamodules.lesions import choose_lesions, leave_out_fold
 from datamodules.options import Augmentation, Data, Lesions
-from datamodules.sampler import EvaluationBatches, TrainBatches
 
 if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 log = logging.getLogger(__name__)
+
+HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash")  # kept in a run's checkpoint
 
 
 class RadiographDataModule(LightningDataModule):
@@ -45,10 +46,13 @@ class RadiographDataModule(LightningDataModule):
     unreadable = "error"
     licence = "not known here: see the data set's own terms"  # of the images, as model cards say
     shows_people = True  # pictures of them leave the machine only when asked
-    patients_are = "patients"  # what the index's column patient stands for, as people are told
+    patients_are = "patients"  # what the index's column patient stands for, for people
     published: ClassVar[dict[str, dict[str, float]]] = {}  # others' study kappa on test, by part
-    published_by = ""  # where from, as people are told
+    published_by = ""  # where from, for people
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
+    # From setup() on: the opened cache, and its index table, left out folds settled.
+    pixels: cache.PixelCache
+    table: pd.DataFrame
 
     def __init__(
         self,
@@ -70,26 +74,24 @@ class RadiographDataModule(LightningDataModule):
             data.contrast or self.default_contrast,
         )
         self.batch_size = data.batch_size
-        self.num_workers = default_workers() if data.num_workers is None else data.num_workers
+        workers = data.num_workers
+        self.num_workers = batches.default_workers() if workers is None else workers
         self.on_unreadable = data.unreadable or self.unreadable
         self.lesions = lesions or Lesions()
         self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
         self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
-        self.pixels: cache.PixelCache | None = None
-        self.sampler: TrainBatches | None = None
-        self._table: pd.DataFrame | None = None
+        self._is_open = False
+        self.sampler: batches.TrainBatches | None = None
         self._resume_at: tuple[int, int] = (0, 0)
-
-    # What a source fills in -----------------------------------------------------------------------
 
     def build_index(self) -> pd.DataFrame:
         """Return the index table of ``self.root`` (see ``datamodules.index``)."""
-        raise TypeError(f"{type(self).__name__} must say how to build its index")
+        raise NotImplementedError
 
     def fingerprint(self) -> list[Path]:
         """Small files whose content decides the index; hashed into the cache's key."""
-        raise TypeError(f"{type(self).__name__} must name the files that decide its index")
+        raise NotImplementedError
 
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
@@ -99,25 +101,23 @@ class RadiographDataModule(LightningDataModule):
         """Where the data lie unless ``data.root`` says so."""
         return None
 
-    # Lightning's steps ----------------------------------------------------------------------------
-
     def prepare_data(self) -> None:
         """Draw or check the source and build the cache, unless it is open already."""
-        if self.pixels is not None:  # trained on as it was opened, whatever Lightning asks for
+        if self._is_open:  # trained on as it was opened, whatever Lightning asks for
             return
         self.prepare_source()
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root} is no folder. Fix: the data set's own folder.")
-        place = (self.cache_folder, self.checked_index, self.root, self.recipe, self.on_unreadable)
-        cache.build(*place, check=lambda table: index.check_index(table, self.name))
+        made = (self.checked_index, self.root, self.recipe, self.on_unreadable)
+        cache.build(self.cache_folder, *made, lambda table: index.check_index(table, self.name))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; cheap, on every process."""
-        if self.pixels is not None:
+        if self._is_open:
             return
         if self.split == "image":
             log.warning("data.split=image LEAKS: patients stand in train and test alike")
-        self.pixels = cache.PixelCache(self.cache_folder)
+        self.pixels, self._is_open = cache.PixelCache(self.cache_folder), True
         # Hashes of what images and masks show, wherever they lie and however they are stored.
         self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
         # Masks of train images may be trained on, at most lesions.count; val and test masks judge.
@@ -125,35 +125,29 @@ class RadiographDataModule(LightningDataModule):
         chosen = choose_lesions(rows, options.count, self.seed)
         if options.folds:
             rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
-        self._table = rows
+        self.table = rows
         # Of images, labels, splits and which are masked; and of which images are val or test.
         self.index_hash, self.judges_hash = index.hash_table(rows), index.hash_judges(rows)
-        self.lesion_rows = chosen[(rows["split"].iloc[chosen] == "train").to_numpy()]
+        is_train = (rows["split"] == "train").to_numpy()
+        self.lesion_rows = chosen[is_train[chosen]]
         masked = (rows["lesion_mask"] != "").to_numpy()
-        shown = masked & (rows["split"] != "train").to_numpy()
-        if len(self.lesion_rows) and not shown.any():
-            problem = (
-                "all %d lesion masks lie in train: no map can be judged. Fix: lesions.folds=5."
-            )
+        self._shows_lesion = masked & ~is_train
+        if len(self.lesion_rows) and not self._shows_lesion.any():
+            problem = "all %d lesion masks are in train: no map can be judged. Fix: lesions.folds=5"
             log.warning(problem, masked.sum())
-        shown[self.lesion_rows] = True
-        self._shows_lesion = shown
+        self._shows_lesion[self.lesion_rows] = True
+        self.body_parts = sorted(rows["body_part"].unique())  # in the order of their codes
         self._codes = {
             "label": rows["label"].to_numpy(np.int64),
             "study": pd.factorize(rows["study"])[0].astype(np.int64),
             "body_part": rows["body_part"].map(self.body_parts.index).to_numpy(np.int64),
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[batches.Batch]:
         """Shuffled, augmented batches of the train split, from where a resumed run stopped."""
-        self.sampler = TrainBatches(
-            self.rows_of("train"),
-            self.batch_size,
-            self.order_seed,
-            *self._ranks,
-            self.lesion_rows,
-            self.lesions.per_batch,
-        )
+        rows, lesions = self.rows_of("train"), (self.lesion_rows, self.lesions.per_batch)
+        order = (self.order_seed, self._ranks)
+        self.sampler = batches.TrainBatches(rows, self.batch_size, *order, *lesions)
         self.sampler.resume_at(*self._resume_at)
         if self.augmentation is None:
             return self._loader(self.sampler)
@@ -162,23 +156,20 @@ class RadiographDataModule(LightningDataModule):
 
         return self._loader(self.sampler, Augmenter(self.augmentation, self.order_seed))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[batches.Batch]:
         """The val split in order."""
         return self.evaluation_dataloader("val")
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+    def evaluation_dataloader(self, split: str) -> DataLoader[batches.Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        return self._loader(EvaluationBatches(self.rows_of(split), self.batch_size, *self._ranks))
+        return self._loader(
+            batches.EvaluationBatches(self.rows_of(split), self.batch_size, self._ranks)
+        )
 
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        """This process, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: batches.Batch, dataloader_idx: int) -> batches.Batch:
         """On the device, make the uint8 images float32 (see ``to_model_input``)."""
         if batch["image"].dtype == torch.uint8:
-            batch["image"] = to_model_input(batch["image"])
+            batch["image"] = batches.to_model_input(batch["image"])
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,30 +177,25 @@ class RadiographDataModule(LightningDataModule):
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
-        batches = loop.epoch_loop.batch_progress.current.processed
-        # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
-        whole = batches >= self.trainer.num_training_batches
-        hashes = ("index_hash", "judges_hash", "image_hash", "mask_hash")
+        done = loop.epoch_loop.batch_progress.current.processed
         return {
+            # Within an epoch `processed` counts whole epochs; at its end it counts this one too.
             "epoch": loop.epoch_progress.current.processed,
-            "batch": 0 if whole else batches,
+            "batch": done if done < self.trainer.num_training_batches else 0,
             "images_a_step": self.batch_size * self.trainer.world_size,
-            **{name: getattr(self, name) for name in hashes},
+            **{name: getattr(self, name) for name in HASHES},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the position of ``state_dict``, if it is of a run on these data."""
         self.check_same_data(state_dict)
-        wanted = self.batch_size * self._ranks[1]
-        # Else its epochs would be cut otherwise, and its learning rate counts its steps.
-        if state_dict["images_a_step"] != wanted:
+        now, then = self.batch_size * self._ranks[1], state_dict["images_a_step"]
+        if then != now:  # its epochs would be cut otherwise, and its learning rate counts steps
             raise DataError(
-                f"the run was begun with {state_dict['images_a_step']} images a step, here a step "
-                f"takes {wanted}. Fix: the devices and nodes it began with, or another run.name."
+                f"the run was begun with {then} images a step, here a step takes {now}. Fix: the "
+                "devices and nodes it began with, or another run.name."
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
-
-    # What others ask for --------------------------------------------------------------------------
 
     def checked_index(self) -> pd.DataFrame:
         """Build and check the index table, without a cache (after ``prepare_source``)."""
@@ -220,18 +206,6 @@ class RadiographDataModule(LightningDataModule):
             index.check_patients_apart(table, self.name)
         return index.check_index(index.limit_split(table, self.limit), self.name)
 
-    @property
-    def cached(self) -> cache.PixelCache:
-        """The opened cache (after ``setup``)."""
-        if self.pixels is None:
-            raise RuntimeError("call prepare_data() and setup() first")
-        return self.pixels
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The checked index table, lesion masks and left out folds settled (after ``setup``)."""
-        return self.cached.table if self._table is None else self._table
-
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
         if trained_on["index_hash"] != self.index_hash:
@@ -240,14 +214,11 @@ class RadiographDataModule(LightningDataModule):
                 "splits, or other images with lesion masks): its train images may be judged here. "
                 "Fix: the data.root and the lesions.path it had, or another run.name."
             )
-        masks = self.lesions_path or self.root
-        for same, what in (
-            (trained_on["image_hash"] == self.image_hash, f"{self.root}: the images"),
-            (trained_on["mask_hash"] == self.mask_hash, f"{masks}: the lesion masks"),
-        ):
-            if not same:
+        places = f"{self.root}: the images", f"{self.lesions_path or self.root}: the lesion masks"
+        for place, name in zip(places, ("image_hash", "mask_hash"), strict=True):
+            if trained_on[name] != getattr(self, name):
                 raise DataError(
-                    f"{what} changed since this run was trained (the same names, other pixels). "
+                    f"{place} changed since this run was trained (the same names, other pixels). "
                     "Fix: bring back what it had, or choose another run.name."
                 )
 
@@ -256,32 +227,27 @@ class RadiographDataModule(LightningDataModule):
         return trained_on.get("judges_hash") == self.judges_hash
 
     @property
-    def body_parts(self) -> list[str]:
-        """Names of the body parts, in the order of their codes."""
-        return sorted(self.table["body_part"].unique())
-
-    @property
     def cache_folder(self) -> Path:
         """Where this data set's cache lies: its name holds the key of all that shaped it."""
         files = self.fingerprint()
         if self.lesions_path:
             files = [*files, self.lesions_path / "lesions.csv"]
-        absent = [path for path in files if not path.is_file()]
-        key = cache.cache_key(
-            {
-                "source": self.name,
-                "root": self.root.resolve(),
-                # A missing file is build_index's to explain, with what it knows of the source.
-                "files": "incomplete" if absent else index.hash_files(files),
-                "recipe": self.recipe,
-                "seed": self.seed,
-                "limit": self.limit,
-                "split": self.split,
-                "unreadable": self.on_unreadable,
-                "lesions": self.lesions_path and self.lesions_path.resolve(),
-                "version": self.index_version,
-            }
-        )
+        parts = {
+            "format": cache.FORMAT,
+            "source": self.name,
+            "root": self.root.resolve(),
+            # A missing file is build_index's to explain, with what it knows of the source.
+            "files": index.hash_files(files) if all(map(Path.is_file, files)) else "incomplete",
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "limit": self.limit,
+            "split": self.split,
+            "unreadable": self.on_unreadable,
+            "lesions": self.lesions_path and self.lesions_path.resolve(),
+            "version": self.index_version,
+        }
+        text = json.dumps(parts, sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.cache_dir / f"{self.name}-{key}"
 
     def rows_of(self, split: str) -> np.ndarray:
@@ -295,12 +261,12 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        geometry = self.cached.geometry_of(row)
+        geometry = self.pixels.geometry_of(row)
         return geometry.height, geometry.width
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
-        return from_square(square, self.cached.geometry_of(row))
+        return from_square(square, self.pixels.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
         """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""
@@ -310,8 +276,13 @@ class RadiographDataModule(LightningDataModule):
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def _loader(
-        self, sampler: Sampler[tuple[int, np.ndarray]], augmenter: Augmenter | None = None
-    ) -> DataLoader[Batch]:
-        dataset = BatchDataset(self.cached, self._codes, self._shows_lesion, augmenter)
-        return load_batches(dataset, sampler, self.num_workers)
+        self, sampler: Sampler[batches.Rows], augmenter: Augmenter | None = None
+    ) -> DataLoader[batches.Batch]:
+        dataset = batches.BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
+        return batches.load_batches(dataset, sampler, self.num_workers)

@@ -1,7 +1,6 @@
 """The data sets by name: what ``data.name`` means."""
 
 from datamodules.fracatlas import FracAtlasDataModule
-from datamodules.index import DataError
 from datamodules.mura import MuraDataModule
 from datamodules.phantom.source import PhantomDataModule
 from datamodules.radiographs import RadiographDataModule
@@ -9,5 +8,3 @@ from datamodules.radiographs import RadiographDataModule
 SOURCES: dict[str, type[RadiographDataModule]] = {
     source.name: source for source in (PhantomDataModule, MuraDataModule, FracAtlasDataModule)
 }
-
-__all__ = ["SOURCES", "DataError", "PhantomDataModule", "RadiographDataModule"]

@@ -19,46 +19,34 @@ def read_text(csv: Path) -> str:
     """The text of a CSV: UTF-8, or UTF-16 as Excel's "Unicode text" is; else a DataError."""
     try:
         data = csv.read_bytes()
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeError as error:
-        raise DataError(f"{csv}: is no UTF-8 text ({error}). Fix: save it as UTF-8") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{csv}: cannot be read ({reason}). Fix: check its rights") from error
-    if "\0" in text:  # UTF-16 without byte order mark passes for UTF-8
-        raise DataError(f"{csv}: is no UTF-8 text (it holds zero bytes). Fix: save it as UTF-8")
-    return text
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{csv}: cannot be read ({error}). Fix: save it as UTF-8") from error
 
 
 def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
     Spreadsheets write semicolons or tabs for commas, programs on Windows backslashes in paths: the
-    header settles what separates, and the columns image and mask get slashes. A DataError where a
-    column of ``columns`` lacks, or where it is no CSV.
+    header settles what separates, and the columns image and mask get slashes.
     """
     text = read_text(csv)
-    settled = text[:5].strip('"').lower().startswith("sep=")  # Excel's own first line
-    header = "".join(text.lstrip().split("\n", 2)[settled:][:1]).strip()
+    header = text.lstrip().partition("\n")[0].strip()
     names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
     separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
+    file = io.StringIO(text)
     try:
         rows = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            skiprows=int(settled),
-            skip_blank_lines=False,
+            file, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{csv}: cannot be read as CSV ({str(error).strip()})") from error
-    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
+        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
+            raise ValueError("its rows have more fields than the header")
+    except ValueError as error:
         raise DataError(
-            f"{csv}: its rows have more fields than the header. Fix: take the separators at their "
-            f"ends out, or put a field that holds one ({separator!r}) in quotes"
-        )
-    rows.index += 2 + settled
+            f"{csv}: cannot be read as CSV ({str(error).strip()}). Fix: put a field that holds a "
+            f"separator ({separator!r}) in quotes"
+        ) from error
+    rows.index += 2
     rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
     if lacking := [name for name in columns if name not in rows.columns]:
         raise DataError(
@@ -71,10 +59,7 @@ def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -> None:
-    """Raise a DataError for the first row, by the index, that fails a check.
-
-    ``checks``: by message, in which ``{column}`` stands for the row's value, which rows are wrong.
-    """
+    """Raise a DataError for the first row that fails a check, its message filled with the row."""
     for message, wrong in checks.items():
         if wrong.any():
             row = rows[wrong].iloc[0]

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
-from datamodules.sources import SOURCES, DataError
+from datamodules.sources import SOURCES
 from experiments.config import Config, differences, load_config, read_plain, to_plain
 from experiments.hardware import choose_device
 from experiments.runs import RunError, file_hash, find_checkpoint, network_of, read_checkpoint

@@ -142,8 +142,8 @@ def check_device(config: Config) -> Iterator[Finding]:
 
 def check_memory(config: Config) -> Iterator[Finding]:
     """Shared memory for loader workers: a container may have little."""
-    from datamodules import SOURCES
     from datamodules.batches import default_workers
+    from datamodules.sources import SOURCES
 
     data = config.data
     workers = default_workers() if data.num_workers is None else data.num_workers
@@ -183,7 +183,7 @@ def check_folder(topic: str, folder: Path, gibibytes: float, setting: str) -> Fi
 
 def check_data(config: Config) -> Iterator[Finding]:
     """The data set: its root, the files that decide its index, its cache."""
-    from datamodules import DataError
+    from datamodules.index import DataError
     from datamodules.phantom.source import PhantomDataModule
     from experiments.build import build_data
 

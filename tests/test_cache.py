@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from datamodules import cache
 from datamodules.cache import PixelCache, Recipe
@@ -66,22 +65,17 @@ def test_rows_masks_and_geometry_belong_together(build, table, tmp_path):
 
 
 def test_is_built_once_and_a_damaged_one_again(build, folder):
-    """A whole cache is not touched; a truncated file is noticed by its size."""
+    """A truncated file is noticed by its size, and what a killed build left is thrown away."""
+    left = folder.with_name(".a.0123.partial")
+    left.mkdir(parents=True)
     build()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["a", "a.lock"]
     written = (folder / "images.u8").stat().st_mtime_ns
     build()
     assert (folder / "images.u8").stat().st_mtime_ns == written
     os.truncate(folder / "images.u8", 100)
     assert not cache.is_whole(folder)
     assert len(build().images) == 6
-
-
-def test_what_a_killed_build_left_is_thrown_away(build, folder):
-    left = folder.with_name(".a.0123.partial")
-    left.mkdir(parents=True)
-    (left / "meta.json").write_text("{}")
-    build()
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["a", "a.lock"]
 
 
 def test_unreadable_images_are_all_named(build, folder, tmp_path):
@@ -107,24 +101,8 @@ def test_images_that_are_not_shown_as_usual_are_named_in_one_line(build, tmp_pat
     assert message.startswith("1 images have a note:\n  2.png: ")
 
 
-def replace(path, turned=False, stamp=None):
-    """Put another JPEG, of one size in bytes, in the place of a file; ``stamp``: its time."""
-    pixels = np.full((90, 120), 9, np.uint8)
-    pixels[:9] = 200
-    exif = Image.Exif()
-    exif[0x0112] = 6 if turned else 1
-    Image.fromarray(pixels).save(path, "JPEG", exif=exif)
-    if stamp is not None:
-        os.utime(path, ns=(stamp, stamp))
-
-
 def invert(path):
     cv2.imwrite(str(path), 255 - decode(path))
-
-
-def link(path, target):
-    path.unlink()
-    path.symlink_to(path.with_name(target))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +110,8 @@ def link(path, target):
     [
         ("5.png", lambda path: shutil.move(path.with_name("whole"), path), "image mask", 6),
         ("0.png", invert, "image", 5),
-        ("2.png", lambda path: replace(path, turned=True), "image", 5),
-        ("2.png", lambda path: replace(path, turned=True, stamp=10**18), "image", 5),  # older
-        ("4.png", lambda path: link(path, "0.png"), "image", 5),
         ("3_mask.png", invert, "mask", 5),
         ("0.png", os.utime, "", 5),  # a copy
-        ("4.png", lambda path: link(path, "nowhere"), "image", 4),
         ("0.png", Path.unlink, "image", 4),
     ],
 )
@@ -147,7 +121,6 @@ def test_what_changed_beneath_the_cache_builds_it_anew(
     """Squares are of today's files; a hash changes with what is shown, not with a file's time."""
     shutil.copy(tmp_path / "5.png", tmp_path / "whole")
     (tmp_path / "5.png").write_bytes(b"no image")
-    replace(tmp_path / "2.png")
     before = build("skip")
     assert len(before.table) == 5
     change(tmp_path / name)
@@ -165,9 +138,8 @@ def test_what_changed_beneath_the_cache_builds_it_anew(
     assert "out of date" not in caplog.text
 
 
-def test_where_no_image_is_there_the_cache_goes_on(build, folder, tmp_path, caplog):
-    """A disk that is not mounted; one image that lacks among others is an error, and costs none."""
-    before = build()
+def test_a_cache_survives_an_index_that_cannot_be_built_anew(build, folder, tmp_path):
+    build()
     (tmp_path / "0.png").unlink()
 
     def lacks(table):
@@ -176,13 +148,6 @@ def test_where_no_image_is_there_the_cache_goes_on(build, folder, tmp_path, capl
     with pytest.raises(DataError, match=r"0\.png is not there"):
         build(index=lacks)
     assert cache.is_whole(folder)
-    for path in tmp_path.glob("?.png"):
-        path.unlink()
-    assert build(index=lacks).image_hash == before.image_hash
-    assert f"{tmp_path}: no image is there; using the cache {folder} as it is" in caplog.text
-    invert(tmp_path / "3_mask.png")  # what is there is compared all the same
-    with pytest.raises(DataError, match="is not there"):
-        build(index=lacks)
 
 
 def test_a_stale_cache_that_cannot_be_written_is_not_used(build, tmp_path, monkeypatch):
@@ -207,19 +172,13 @@ def test_the_mask_hash_is_of_what_is_drawn_and_where(build, table, tmp_path):
     assert build(name="b").mask_hash == first.mask_hash
     cv2.imwrite(moved, cv2.dilate(mask, np.ones((3, 3))))
     assert build(name="c").mask_hash != first.mask_hash
-    cv2.imwrite(moved, np.full((10, 12), 255, np.uint8))
-    with pytest.raises(DataError, match=r"moved\.PNG is 12x10 px: expected 111x97 px"):
-        build(name="d")
 
 
-def test_a_full_disk_leaves_nothing_half(build, folder, tmp_path, monkeypatch):
-    """Too little space before writing; and the last write, which may be short without an error."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    for module, name, answer in ((cache.os, "pwrite", 7), (cache.shutil, "disk_usage", usage)):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda *_, answer=answer: answer)
-            with pytest.raises(DataError, match=r"cannot write the cache .*data.cache_dir"):
-                build()
+def test_a_full_disk_leaves_nothing_half(build, folder, monkeypatch):
+    """The last write may be short without an error."""
+    monkeypatch.setattr(cache.os, "pwrite", lambda *_: 7)
+    with pytest.raises(DataError, match=r"cannot write the cache .*data.cache_dir"):
+        build()
     assert [path.suffix for path in folder.parent.iterdir()] == [".lock"]
 
 
@@ -230,9 +189,3 @@ def test_contrast_stretch_uses_the_range_inside_the_letterbox():
     inner = square[geometry.top : geometry.top + geometry.inner_height]
     assert (inner.min(), inner.max()) == (0, 255)
     assert (square[: geometry.top] == 0).all()
-
-
-def test_the_key_covers_what_shapes_the_cache():
-    recipes = Recipe(320), Recipe(320, crop="content")
-    keys = {cache.cache_key({"recipe": recipe, "seed": s}) for recipe in recipes for s in (0, 1)}
-    assert len(keys) == 4

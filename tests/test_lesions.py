@@ -35,7 +35,6 @@ def root(tmp_path):
     for name in ("a/image1.png", "a/image2.png", "b/image1.png", "c/image1.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (WIDTH, HEIGHT)).save(root / name)
-    (root / "a" / "list.csv").write_text("a/image1.png\n")
     return root
 
 
@@ -57,7 +56,6 @@ def attach(root, folder):
             (folder / "lesions.csv").write_bytes(text)
             Image.fromarray(square() if mask is None else mask).save(folder / "m.png")
             Image.fromarray(square(1)).save(folder / "n.png")
-            (folder / "link.png").symlink_to("m.png")
         attached = attach_lesions(table, folder, root)
         assert list(table.columns) == ["path", "label"]
         return attached
@@ -76,15 +74,8 @@ def test_what_is_written_is_read_and_attached(attach, folder):
         np.testing.assert_array_equal(np.array(Image.open(path)), mask)
 
 
-def test_no_lesions_at_all_are_fine(attach, folder):
-    assert write_lesions(folder, []) == 0
-    assert (attach()["lesion_mask"] == "").all()
-
-
-@pytest.mark.parametrize("place", ["MURA-v1.1", "{root}", "{root.parent}/link", "b/.."])
-def test_an_image_may_be_spelled_otherwise(attach, root, place):
-    (root.parent / "link").symlink_to(root)
-    place = place.format(root=root)
+@pytest.mark.parametrize("place", ["MURA-v1.1", "b/.."])
+def test_an_image_may_be_spelled_otherwise(attach, place):
     attached = attach(f"{place}/a/image1.png,m.png,metal", "./a/image2.png,n.png,")
     assert attached["lesion_type"].tolist() == ["metal", "", ""]
     assert attached["lesion_mask"][1].endswith("n.png")
@@ -102,32 +93,20 @@ LONG = "x" * 300
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("d/image1.png,m.png,", r"row 2: unknown image d/image1\.png"),
-        ("a/list.csv,m.png,", r"row 2: unknown image a/list\.csv"),
-        ("../lesions/n.png,m.png,", r"row 2: unknown image \.\./lesions/n\.png"),
-        (f"{LONG}.png,m.png,", r"row 2: unknown image x{300}\.png"),
-        ("image1.png,m.png,", r"row 2: unknown image image1\.png"),
-        (f"a/image1.png,{LONG}.png,", r"row 2: the mask x{300}\.png does not exist"),
-        ("a/image1.png,m.png, a/image2.png,gone.png,", r"row 3: the mask gone\.png does not"),
-        ("b/image1.png,m.png,", r"row 2: b/image1\.png is labelled normal but has a lesion"),
-        ("a/image1.png,m.png, a/image2.png,m.png,", r"row 3: the mask m\.png is listed twice"),
-        (
-            "a/image1.png,m.png, a/image2.png,../lesions//m.png,",
-            r"row 3: the mask \.\./lesions//m\.png is listed twice \(row 2: m\.png\)",
-        ),
-        ("a/image1.png,m.png, a/image2.png,link.png,", r"row 3: the mask link\.png is listed"),
-        ("a/image1.png,m.png, a/image1.png,n.png,", r"row 3: the image a/image1\.png is listed"),
-        (
-            "a/image1.png,m.png, MURA-v1.1/a/image1.png,n.png,",
-            r"row 3: the image a/image1\.png is listed twice \(row 2",
-        ),
-        ("a/image1.png,,", r"row 2: no mask is given"),
-        (",m.png,", r"row 2: no image is given"),
+        (["d/image1.png,m.png,"], r"row 2: unknown image d/image1\.png"),
+        ([f"{LONG}.png,m.png,"], r"row 2: unknown image x{300}\.png"),
+        (["a/image1.png,m.png,", "a/image2.png,gone.png,"], r"row 3: the mask gone\.png does not"),
+        (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion"),
+        (["a/image1.png,m.png,", "a/image2.png,./m.png,"], r"row 3: the mask m\.png is listed"),
+        (["a/image1.png,m.png,", "a//image1.png,n.png,"], "row 3: the image a/image1.png is"),
+        (["a/image1.png,m.png,", "MURA-v1.1/a/image1.png,n.png,"], "row 3: the image a/image1.p"),
+        (["a/image1.png,,"], r"row 2: no mask is given"),
+        ([",m.png,"], r"row 2: no image is given"),
     ],
 )
 def test_a_wrong_row_is_named(attach, rows, message):
     with pytest.raises(DataError, match=r"lesions\.csv, " + message):
-        attach(*rows.split(" "))
+        attach(*rows)
 
 
 WHITE = square() * 0 + 255
@@ -140,7 +119,6 @@ WHITE = square() * 0 + 255
         (square() // 255, "holds the grey value 1. Fix: use 0"),
         (WHITE, "covers the whole image: is it inverted"),
         (np.dstack([WHITE] * 3 + [square()]), "has see-through pixels. Fix: flatten it"),
-        (np.dstack([WHITE, square()]), "has see-through pixels. Fix: flatten it"),
         (square(shape=(WIDTH, HEIGHT)), "is 20x30 px: expected 30x20 px, as its image is upright"),
         (np.dstack([square()] * 3 + [WHITE]), None),  # an alpha channel that hides nothing
     ],
@@ -167,17 +145,6 @@ def test_type_blank_fields_and_the_order_of_columns_are_free(attach, folder, hea
     assert read_lesions(folder).index.tolist() == [4]
 
 
-@pytest.mark.parametrize("text", ["sep=,\nimage,mask\na;b\n", "sep=,\nimage;mask\na,b\n"])
-def test_a_separator_that_is_none_is_named_as_the_cause(attach, text):
-    with pytest.raises(DataError, match="row 3: no mask is given, or it is not separated as the"):
-        attach(text=text.encode())
-
-
-def test_a_folder_without_csv_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"lesions\.path=.*: expected a folder with lesions\.csv"):
-        read_lesions(tmp_path)
-
-
 def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
     def broken():
         yield Lesion("a.png", square())
@@ -198,21 +165,10 @@ def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
         write_lesions(folder, [Lesion("a.png", square())])
 
 
-@pytest.mark.parametrize(
-    ("lesion", "message"),
-    [
-        (Lesion("a.png", square() * 0), "mask of a.png: is empty"),
-        (Lesion("a.png", square() // 255), "mask of a.png: holds the grey value 1"),
-        (Lesion("a.png", square().astype(float)), "mask of a.png: must be uint8"),
-        (Lesion("../a.png", square()), "does not lie below data.root"),
-    ],
-)
-def test_no_unusable_mask_is_written(folder, lesion, message):
-    with pytest.raises(ValueError, match=message):
-        write_lesions(folder, [lesion])
-
-
-# The lesion subset --------------------------------------------------------------------------------
+def test_no_unusable_mask_is_written(folder):
+    with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
+        write_lesions(folder, [Lesion("a.png", square() // 255)])
+    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -255,24 +211,16 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
 
 
 @pytest.mark.parametrize(
-    ("labels", "splits", "folds", "message"),
-    [
-        ("11", "train train", 2, "without fold 0 train holds only abnormal images"),
-        ("10", "train train", 1, r"lesions\.folds=1: without fold 0 train holds only normal"),
-        ("110", "train train train", 3, r"lesions\.folds=3, .* are of 2 patients"),
-        ("1100", "train train train val", 2, None),
-    ],
+    ("labels", "folds", "patients"), [("11", 2, 2), ("10", 1, 1), ("110", 3, 2), ("1100", 2, None)]
 )
-def test_a_fold_leaves_both_classes_in_train(labels, splits, folds, message):
-    table = pd.DataFrame({"label": list(map(int, labels)), "split": splits.split()})
-    table["patient"] = [
-        f"p{row}" if label == "1" else "healthy" for row, label in enumerate(labels)
-    ]
+def test_a_fold_leaves_both_classes_in_train(labels, folds, patients):
+    names = [f"p{row}" if label == "1" else "healthy" for row, label in enumerate(labels)]
+    table = pd.DataFrame({"label": list(map(int, labels)), "split": "train", "patient": names})
     rows = np.flatnonzero(table["label"])
-    if message is None:
-        left = leave_out_fold(table, rows, folds, 0, 0)["split"]
-        assert left.tolist().count("left_out") == 1
-        assert left.iloc[2:].tolist() == ["train", "val"]
+    if patients is None:
+        left = leave_out_fold(table, rows, folds, 0, 0)["split"].tolist()
+        assert sorted(left[:2]) == ["left_out", "train"]
+        assert left[2:] == ["train", "train"]
         return
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"lesions\.folds={folds}: .* are of {patients} patients"):
         leave_out_fold(table, rows, folds, 0, 0)

@@ -65,7 +65,7 @@ def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, c
     def prepare(_):
         os.kill(os.getpid(), TERM)
 
-    monkeypatch.setattr("datamodules.PhantomDataModule.prepare_data", prepare)
+    monkeypatch.setattr("datamodules.phantom.source.PhantomDataModule.prepare_data", prepare)
     monkeypatch.chdir(tmp_path)
     assert train.main(["stage1"]) == 143
     assert "SIGTERM: nothing was under way" in capsys.readouterr().err

@@ -49,17 +49,12 @@ def collimated(limb):
     ("image", "free"),
     [
         film(np.s_[:12, :20], 65535),  # 0.2 %
-        film(values=65535),
         film(np.s_[:75, :80], 65535),  # 5 %
         film(values=65535, smooth=1.5),
         film(values=np.repeat([30000, 45000, 65535, 50000], 20)),
-        film(values=RANDOM.normal(60000, 400, (60, 80))),
         film(values=65535, limb=LIMB * 4),  # 14 bits
         film(np.s_[:60, 300:380], 65535, limb=collimated(LIMB)),
-        film(values=65535, limb=LIMB // 64 * 64),
-        film(np.s_[:30], 65535),  # a frame: 10, 20, 40 %
-        film(np.s_[:60], 65535),
-        film(np.s_[:120], 65535),
+        film(np.s_[:120], 65535),  # a frame: 40 %
         film(np.s_[:120], 0, limb=61000 + LIMB),
         film(values=0, limb=61000 + LIMB),
         film(values=np.repeat([0, 65535], 40), limb=30000 + LIMB),  # a label: white on black
@@ -84,7 +79,6 @@ def test_a_marker_at_full_scale_does_not_darken_the_limb(image, free):
         collimated(LIMB),
         LIMB // 512 * 8192,  # eight levels
         film(values=65535, limb=LIMB * 0)[0],  # masks
-        film(values=65535, limb=LIMB * 0, smooth=2)[0],
         film(values=np.repeat([1000, 65535], 40), limb=LIMB * 0)[0],
     ],
 )

@@ -67,11 +67,6 @@ class Drawing(Case):
     image: Array  # (H, W) uint8
     mask: Array  # (H, W) uint8, 255 on the pixels of the lesion, all 0 where normal
 
-    @property
-    def hardware(self) -> int:
-        """1 where metal is in the bone."""
-        return int(self.lesion_type == "hardware")
-
 
 def _random(seed: int, purpose: int, number: int) -> Random:
     return np.random.default_rng((seed, purpose, number))
@@ -79,8 +74,6 @@ def _random(seed: int, purpose: int, number: int) -> Random:
 
 def case(seed: int, number: int) -> Case:
     """Return who and what image ``number`` (from 0) shows, without drawing it."""
-    if seed < 0 or number < 0:
-        raise ValueError(f"seed and number must be 0 or more, got {seed} and {number}")
     block, place = divmod(number, sum(VIEWS))
     starts = np.cumsum((0, *VIEWS))
     within = int(np.searchsorted(starts, place, side="right")) - 1

@@ -6,14 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.phantom.anatomy import (
-    Bone,
-    Random,
-    Scene,
-    carpals,
-    forearm_ends,
-    ray,
-)
+from datamodules.phantom.anatomy import Bone, Random, Scene, carpals, forearm_ends, ray
 
 
 def _finger(random: Random, view: int) -> Scene:

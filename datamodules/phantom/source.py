@@ -9,14 +9,9 @@ Whoever has no MURA yet can run every stage on it. Below ``data.root``::
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from datamodules import index
-from datamodules.files import locked, usable_cores, whole_folder
+from datamodules.files import locked, whole_folder
 from datamodules.index import DataError
 from datamodules.lesions import CSV as LESIONS_CSV
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
@@ -38,8 +33,6 @@ MURA = "MURA-v1.1"
 NOTE = "phantom.json"
 # Bytes an image takes on disk with its mask, generously: small files fill whole blocks.
 BYTES = 64 * 1024
-# From so many images on the work pays for starting processes, each of which imports torch.
-MANY = 4000
 
 
 class PhantomDataModule(RadiographDataModule):
@@ -50,8 +43,6 @@ class PhantomDataModule(RadiographDataModule):
 
     name = "phantom"
     default_image_size = 160
-    default_crop = "none"
-    unreadable = "error"
     shows_people = False
     licence = "MIT, as this project: drawings, no patient's images"
 
@@ -82,13 +73,10 @@ class PhantomDataModule(RadiographDataModule):
         except DataError as error:
             # What is wrong, without the remedy at its end, which is for data that was downloaded.
             what = str(error).partition(". Fix: ")[0]
-            raise DataError(
-                f"the phantom is damaged: {what}. Fix: delete {self.root} to have it drawn anew"
-            ) from error
+            raise DataError(f"the phantom is damaged: {what}. {_anew(self.root)}") from error
         if self.lesions_path is not None:
             table = attach_lesions(table, self.lesions_path, self.root)
-        hardware = (table["lesion_type"] == "hardware").astype(int)
-        return table.assign(hardware=hardware)
+        return table.assign(hardware=(table["lesion_type"] == "hardware").astype(int))
 
     def fingerprint(self) -> list[Path]:
         """The CSVs and the note of what was drawn."""
@@ -99,8 +87,7 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
     """Draw ``count`` images below ``root``, or see that they are there.
 
     The tree gets its name only when complete, so that a half-drawn one is never used; of two
-    processes that start together one draws, the other waits. A DataError where ``root`` holds
-    something else, the disk has no room, or a split would be empty.
+    processes that start together one draws, the other waits.
     """
     wanted = _wanted(seed, count)
     if _is_drawn(root, wanted):
@@ -110,12 +97,6 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
         with locked(root.parent / f".{root.name}.lock"):
             if _is_drawn(root, wanted):
                 return
-            free, needed = shutil.disk_usage(root.parent).free, count * BYTES
-            if free < needed:
-                raise DataError(
-                    f"{root.parent} has {free / 1e6:.0f} MB free, and {count} images need "
-                    f"{needed / 1e6:.0f} MB. Fix: choose another data.root or a smaller data.count"
-                )
             with whole_folder(root, alone=True) as draft:
                 _fill(draft, wanted)
     except OSError as error:
@@ -151,32 +132,32 @@ def _hash_csvs(root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _anew(root: Path) -> str:
+    return f"Fix: delete {root} to have it drawn anew"
+
+
 def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
     """Whether ``root`` holds the wanted phantom; anything else in it is an error."""
-    anew = "delete that folder to have it drawn anew"
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
     try:
         note = json.loads((root / NOTE).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            raise DataError(
-                f"data.root={root} is no phantom and not empty. Fix: choose another data.root for "
-                "the phantom (it is drawn there), or the data.name that belongs to this folder"
-            ) from None
-        return False
-    except ValueError as error:
-        raise DataError(f"{root / NOTE} is damaged ({error}). Fix: {anew}") from error
-    differing = [
-        f"{name} {note.get(name)} instead of {value}"
-        for name, value in wanted.items()
-        if note.get(name) != value
-    ]
-    if differing:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"data.root={root} holds another phantom ({', '.join(differing)}). Fix: choose another "
-            f"data.root, or {anew}"
+            f"data.root={root} is no phantom and not empty. Fix: choose another data.root for the "
+            "phantom (it is drawn there), or the data.name that belongs to this folder"
+        ) from error
+    names = [name for name, value in wanted.items() if note.get(name) != value]
+    if names:
+        differing = ", ".join(
+            f"{name} {note.get(name)} instead of {wanted[name]}" for name in names
+        )
+        raise DataError(
+            f"data.root={root} holds another phantom ({differing}). {_anew(root)}, or choose "
+            "another data.root"
         )
     if note.get("csv_hash") != _hash_csvs(root):
-        raise DataError(f"data.root={root}: the phantom's CSVs were changed. Fix: {anew}")
+        raise DataError(f"data.root={root}: the phantom's CSVs were changed. {_anew(root)}")
     return True
 
 
@@ -211,22 +192,10 @@ def _fill(folder: Path, wanted: dict[str, int]) -> None:
 
 def _draw_images(folder: Path, seed: int, paths: list[str]) -> Iterator[Lesion]:
     """Draw and write all images; yield the lesion of each abnormal one."""
-    draw_one = partial(_draw_image, folder, seed)
-    with contextlib.ExitStack() as stack:
-        made: Iterator[Lesion | None] = map(draw_one, range(len(paths)), paths)
-        if len(paths) >= MANY:
-            spawn = get_context("spawn")  # a fork of a process with threads may hang
-            pool = stack.enter_context(ProcessPoolExecutor(usable_cores(), mp_context=spawn))
-            made = pool.map(draw_one, range(len(paths)), paths, chunksize=64)
-        progress = tqdm(
-            made, "drawing the phantom", len(paths), unit=" images", leave=False, disable=None
-        )
-        yield from (lesion for lesion in progress if lesion is not None)
-
-
-def _draw_image(folder: Path, seed: int, number: int, path: str) -> Lesion | None:
-    """Draw image ``number`` into ``folder / path`` and return its lesion, if it has one."""
-    drawing = draw(seed, number)
-    # Not cv2.imwrite: on a full disk it only returns False.
-    (folder / path).write_bytes(cv2.imencode(".png", drawing.image)[1].tobytes())
-    return Lesion(path, drawing.mask, drawing.lesion_type) if drawing.label else None
+    progress = tqdm(paths, "drawing the phantom", unit=" images", leave=False, disable=None)
+    for number, path in enumerate(progress):
+        drawing = draw(seed, number)
+        # Not cv2.imwrite: on a full disk it only returns False.
+        (folder / path).write_bytes(cv2.imencode(".png", drawing.image)[1].tobytes())
+        if drawing.label:
+            yield Lesion(path, drawing.mask, drawing.lesion_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from datamodules import SOURCES
+from datamodules.sources import SOURCES
 from experiments.evaluation.figures import groups
 from experiments.evaluation.names import figure_name, phrase
 from experiments.evaluation.run import Evaluation

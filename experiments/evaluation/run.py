@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from callbacks.checkpoints import load_checkpoint
-from datamodules import DataError
+from datamodules.index import DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run, build_module, open_run

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from datamodules import cache
+from datamodules.batches import to_model_input
 from datamodules.cache import Recipe
 from datamodules.index import DataError
-from datamodules.radiographs import to_model_input
 from experiments.build import Run, build_data, open_run
 from experiments.config import ConfigError
 from experiments.evaluation.figures import EVEN, Fitted

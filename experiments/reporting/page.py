@@ -15,8 +15,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from datamodules import SOURCES
 from datamodules.files import write_text
+from datamodules.sources import SOURCES
 from experiments.build import build_data, open_run
 from experiments.config import Config, load_config, to_plain
 from experiments.evaluation import compare, figures, names

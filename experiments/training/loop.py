@@ -25,8 +25,8 @@ from callbacks import (
     RunCheckpoints,
     StoppedInTraining,
 )
-from datamodules import RadiographDataModule
 from datamodules.index import summarise
+from datamodules.radiographs import RadiographDataModule
 from experiments import runs
 from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
