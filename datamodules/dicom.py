@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
 import subprocess
 import sys
 import warnings
@@ -31,6 +32,7 @@ QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.(dicom|greys))(\.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "XA", "PX", "IO", "MG", "OT", "SC", "HC", "")
 NUMBERS = ("Columns", "Rows", "BitsStored", "BitsAllocated", "PixelRepresentation")
 NEEDED = (*NUMBERS, "SamplesPerPixel", "PhotometricInterpretation")
+GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 SQUARE = 0.01  # sides of a pixel that differ by less are those of a rounded square
 # By whether implicit and little endian, where a data set does not name its transfer syntax.
@@ -147,6 +149,11 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
         frame = next(generate_frames(header.PixelData, number_of_frames=1))
         if "JPEG-LS" in syntax.name and b"\xff\xd9" not in frame[-8:]:
             raise ValueError("cut short")  # its decoder takes half a minute to see that
+        sides = struct.pack(">2H", header.Rows, header.Columns)
+        if "JPEG 2000" in syntax.name:
+            sides = struct.pack(">2I", header.Columns, header.Rows)
+        if "JPEG" in syntax.name and sides not in frame:  # codecs go by the frame's: sheared
+            raise DataError(f"{path}: {CONTRADICTED}")
     elif len(header.PixelData) >= (header.Rows + 1) * row:  # a column too few shears the picture
         raise DataError(f"{path}: {CONTRADICTED}")
     # gdcm, the first by name, only for what nothing else reads: the same pixels with and without.
@@ -159,7 +166,9 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
         header.PixelData, header.PlanarConfiguration = done.stdout, 0
         header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         decoder, plugin = get_decoder(uid.ExplicitVRLittleEndian), ""
-    cells, _ = decoder.as_array(header, decoding_plugin=plugin, correct_unused_bits=False)
+    cells, made = decoder.as_array(header, decoding_plugin=plugin, correct_unused_bits=False)
     if plugin == "pillow" and frame.startswith(JPEG):
         strict_jpeg(frame)
+    if made["photometric_interpretation"] not in (*GREY, "RGB"):
+        raise DataError(f"{path}: its PhotometricInterpretation is unknown. Fix: convert it to RGB")
     return np.asarray(cells)

@@ -141,7 +141,13 @@ def read_outlines(coco: Path) -> dict[str, MarkedImage]:
     marking = read_coco(coco)
     for mistake in marking.mistakes:
         raise DataError(f"{mistake.where}: {mistake.what}")
-    return {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}
+    outlined: dict[str, MarkedImage] = {}
+    for image in (image for image in marking.images if image.marks):
+        name = image.name.rpartition("/")[2]
+        if name in outlined:
+            raise DataError(f"{coco}: {name} is outlined under two ids. Fix: join them under one")
+        outlined[name] = image
+    return outlined
 
 
 def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:

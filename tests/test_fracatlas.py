@@ -180,7 +180,7 @@ def scanned(images):
     [
         (scanned, "masks.json: none of its 20 outlined .* such as scan_IMG0000001.jpg. Fix: give"),
         (lambda images: images[0].update(file_name="IMG0000000.jpg"), "is labelled normal but has"),
-        (None, "COCO_fracture_masks.json is missing"),
+        (None, "COCO_fracture_masks.json: cannot be read"),
     ],
 )
 def test_outlines_that_cannot_be_theirs_are_an_error(filled, tmp_path, change, message):
