@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 
-from callbacks import AveragedWeights
+from callbacks.averaging import AveragedWeights
 
 
 class Network(LightningModule):

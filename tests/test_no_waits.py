@@ -8,7 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from callbacks import AveragedWeights, EpochProgress, progress
+from callbacks import progress
+from callbacks.averaging import AveragedWeights
 from lightning_modules.stages import STAGES
 from tests.stages import network, settled, small_batch
 
@@ -151,7 +152,7 @@ def test_speed_counts_the_steps_that_the_device_still_had_to_do(monkeypatch):
         device=torch.device("cuda"), log=lambda name, value, **_: logged.update({name: value})
     )
     trainer = SimpleNamespace(world_size=1, current_epoch=0)
-    callback = EpochProgress()
+    callback = progress.EpochProgress()
     for number in range(3):  # the first is not counted
         callback.on_train_batch_end(trainer, module, None, {"label": torch.zeros(6)}, number)
     callback.on_validation_start(trainer, module)

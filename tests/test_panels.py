@@ -2,13 +2,13 @@
 
 import torch
 
-from callbacks.panels import _spread
+from callbacks.panels import spread
 
 
 def chosen(label, has_lesion, body_part, count):
     batch = {"label": label, "has_lesion": has_lesion, "body_part": body_part}
     tensors = {name: torch.tensor(values) for name, values in batch.items()}
-    return _spread(tensors, count).tolist()
+    return spread(tensors, count).tolist()
 
 
 def test_abnormal_images_of_all_parts_come_first_and_some_are_normal():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from callbacks import MapPanels
+from callbacks.panels import MapPanels
 from experiments.build import build_data
 from experiments.config import ConfigError, load_config
 from experiments.training import wandb as ours

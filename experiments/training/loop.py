@@ -16,14 +16,11 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks import (
-    AveragedWeights,
-    Confidence,
-    EpochProgress,
-    MapPanels,
-    RunCheckpoints,
-    StoppedInTraining,
-)
+from callbacks.averaging import AveragedWeights
+from callbacks.checkpoints import RunCheckpoints, StoppedInTraining
+from callbacks.confidence import Confidence
+from callbacks.panels import MapPanels
+from callbacks.progress import EpochProgress
 from datamodules import RadiographDataModule
 from experiments import runs
 from experiments.build import build_data, build_module, start_from
