@@ -45,10 +45,10 @@ class Confidence(Callback):
 
 
 def confidence(accuracy: float) -> float:
-    """Confidence in the attention, ``alpha = e^P / e`` of the accuracy P: 1/e to 1, 0.61 at chance."""
+    """Confidence in the attention, ``alpha = e^P / e`` of the accuracy P: in [1/e, 1]."""
     if math.isnan(accuracy):
         raise ValueError(
-            "the accuracy that sets alpha is NaN: expected images on val of a network that learns. "
-            "Fix: check the splits, or fix alpha with loss.alpha=0.6."
+            "the accuracy that sets alpha is NaN: val is empty or the model has diverged. Fix: "
+            "check the splits, or fix alpha with loss.alpha=0.6."
         )
     return math.exp(accuracy - 1.0)

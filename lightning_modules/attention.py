@@ -74,7 +74,7 @@ def scale_map(maps: Tensor, scale: float | Tensor) -> Tensor:
 def upsample(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Resize maps ``(B, C, h, w)`` of the encoder to the image's ``(H, W)``, see ``enlarge``."""
     maps = precise(maps)
-    if not len(maps):
+    if not maps.shape[0]:  # len() would fix the batch of an exported model
         return maps.new_zeros((0, maps.shape[1], *size))  # interpolate refuses an empty batch
     return enlarge(maps, size)
 

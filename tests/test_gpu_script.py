@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.table import expected, gather, table
+from tests.gpu.table import gather, table
 
 HOUSE = Path(__file__).parents[1]
 SCRIPTS = HOUSE / "tests" / "gpu"
@@ -50,14 +50,6 @@ def test_every_dependency_is_on_the_machine_or_fetched_at_its_pin():
     assert "--constraint constraints.txt" in script
 
 
-def test_the_ranges_of_the_figures_are_found():
-    pcam, fcn = {"pcam/hit", "pcam/pixel_ap"}, {"fcn/hit", "fcn/pixel_ap"}
-    assert set(expected("stage1")) == {"accuracy", "auroc"}
-    assert set(expected("stage2")) == {"accuracy", *pcam}
-    assert set(expected("stage3")) == {"accuracy", *pcam, *fcn}
-    assert expected("stage3")["fcn/hit"][0] > expected("stage3")["pcam/hit"][1]
-
-
 STEP = {"row": "step", "value": 1234.5, "unit": "images/s", "beside": "float32", "ratio": 3.1}
 STEP |= {"low": 3.0, "high": 3.25, "share_of_peak": 0.412, "share_of_bandwidth": None}
 REPORT = """<testsuite><testcase name="test_x[a]" time="1.25"><properties>
@@ -75,7 +67,7 @@ def test_a_recorded_run_becomes_a_table(tmp_path):
     (tmp_path / "bench-step.json").write_text(json.dumps(recorded))
     results = {**json.loads(json.dumps(gather(tmp_path))), "torch": "2.11.0"}
     assert table(results).splitlines() == [
-        "NVIDIA T4, driver 580.1, torch 2.11.0, 2.0 minutes",
+        "NVIDIA T4, 580.1, torch 2.11.0, 2.0 minutes",
         "",
         "| part | row | value | beside | ratio | of peak | of bandwidth | memory | state |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

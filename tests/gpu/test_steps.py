@@ -1,4 +1,4 @@
-"""One step and one map on the card, beside the CPU's."""
+"""One step and one map on the card, beside the CPU's; ranks that share it."""
 
 import copy
 
@@ -6,18 +6,52 @@ import pytest
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import Callback, Trainer
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from experiments.build import build_data, build_module
+from experiments.config import load_config
 from lightning_modules import STAGES
 from lightning_modules.attention import peak
-from tests.gpu.networks import apart, gradient, made
+from tests.runs import tiny_words
 
 # Other versions than ours may be there, with warnings of their own.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+# Float32 rounds as the CPU's does: TF32, cuDNN's own choice, keeps ten bits only.
+torch.backends.cudnn.allow_tf32 = False
+
 
 CPU = torch.device("cpu")
 # A mask is made from a map stretched to [0, 1], which multiplies rounding: in stages 2 and 3 the
 # CPU's own gradients in two memory layouts are about 0.005 apart. The card's may be this much more.
 TIMES = 10
+
+
+def made(stage, root):
+    """The tiny phantom, a stage's network and a batch for it, all on the CPU."""
+    config = load_config(stage, [*tiny_words(root), "data.num_workers=0"])
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    torch.manual_seed(0)
+    module = build_module(config, data)
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    with torch.no_grad():  # with BatchNorm's first statistics it would multiply rounding errors
+        for batch in 2 * batches:
+            module.losses(batch)
+    return data, module, batches[0]
+
+
+def gradient(module):
+    """Gradients of all parameters as one vector of float64 on the CPU."""
+    parts = [one.grad.flatten() for one in module.parameters() if one.grad is not None]
+    return torch.cat(parts).double().cpu()
+
+
+def apart(one, other):
+    """Length of the difference of two vectors, as a share of the second one's."""
+    return float((one - other).norm() / other.norm())
 
 
 def step(module, batch, device, precision=torch.float32, layout=torch.channels_last):
@@ -107,3 +141,44 @@ def test_a_training_step_never_waits_for_the_device(stage, root, device, record_
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     assert trainer.global_step == 4
+
+
+def module_and_share(rank, ranks, root, device):
+    """Stage 3 and this rank's images of a batch, half of them with a lesion mask."""
+    _, module, batch = made("stage3", root)
+    module.forward = lambda batch: module.losses(batch)[0]["loss"]  # what DDP runs
+    for part in module.modules():  # an image's loss must not depend on who shares its rank
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+    batch["lesion_mask"][:4, :, 8:24, 8:24], batch["lesion_mask"][4:] = 1.0, 0.0
+    batch["has_lesion"] = torch.arange(len(batch["label"])) < 4
+    mine = {name: values[rank::ranks] for name, values in batch.items()}
+    return module.to(device), move_data_to_device(mine, device)
+
+
+def work(rank, ranks, backend, root, folder, device):
+    """One rank's step; its gradient goes to a file."""
+    place = f"file://{folder / 'meeting'}"
+    distributed.init_process_group(backend, init_method=place, rank=rank, world_size=ranks)
+    module, batch = module_and_share(rank, ranks, root, device)
+    ranked = DistributedDataParallel(module)  # by a name: gone before backward, it averages nothing
+    ranked(batch).backward()
+    torch.save(gradient(module), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("backend", "ranks"), [("nccl", 1), ("gloo", 2)])
+def test_ranks_together_have_the_whole_batchs_gradient(
+    backend, ranks, root, device, tmp_path, monkeypatch, record_property
+):
+    if backend == "nccl" and device.type != "cuda":
+        pytest.skip("needs a card")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")  # without a network the machine's name leads nowhere
+    alone, batch = module_and_share(0, 1, root, device)
+    alone(batch).backward()
+    torch.multiprocessing.spawn(work, (ranks, backend, root, tmp_path, device), nprocs=ranks)
+    for rank in range(ranks):
+        far = apart(torch.load(tmp_path / f"{rank}.pt"), gradient(alone))
+        record_property("gradients apart", far)
+        assert far < 0.01
