@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from callbacks.options import DECIMALS
+from callbacks import options
 
 
 class StopSource(Protocol):
@@ -39,7 +39,7 @@ class RunCheckpoints(Checkpoint):
     Lightning's own ModelCheckpoint refreshes its last file only when a top-k file is saved; here
     the last file rolls by itself. A file is written beside its place and renamed when it is on the
     disk, so that it is always whole. (As a ``Checkpoint``, Lightning calls it after all others.)
-    Best is the maximum of the logged value ``monitor``. None for minutes or steps: no save by them.
+    Best is the maximum of the logged value ``monitor``.
 
     Asked to ``stop``, it saves and raises :class:`StoppedInTraining` at the end of the batch, or of
     the epoch while that is validated: no signal handler ever saves, and no rank stops alone.
@@ -49,15 +49,11 @@ class RunCheckpoints(Checkpoint):
         self,
         folder: str | Path,
         stop: StopSource,
+        every: options.Checkpoint,
         monitor: str = "val/auroc",
-        every_minutes: float | None = 10.0,
-        every_steps: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.monitor = monitor
-        self.every_minutes = every_minutes
-        self.every_steps = every_steps
-        self.stop = stop
+        self.folder, self.monitor = Path(folder), monitor
+        self.every, self.stop = every, stop
         self.best = float("-inf")
         self.metrics: dict[str, float] = {}
         self._random_states: dict[str, torch.Tensor] = {}
@@ -141,7 +137,7 @@ class RunCheckpoints(Checkpoint):
         score = self.metrics.get(self.monitor, float("nan"))
         if math.isnan(score) and self.best == float("-inf"):
             self._save(trainer, "best.ckpt")  # nothing to judge by: the latest
-        elif round(score, DECIMALS) >= round(self.best, DECIMALS):
+        elif round(score, options.DECIMALS) >= round(self.best, options.DECIMALS):
             self.best = score
             self._save(trainer, "best.ckpt")
 
@@ -150,13 +146,14 @@ class RunCheckpoints(Checkpoint):
 
         Clocks differ, so the first rank's counts; a signal may reach any of them.
         """
-        late = time.monotonic() - self._saved_at >= 60 * (self.every_minutes or math.inf)
+        late = time.monotonic() - self._saved_at >= 60 * self.every.every_minutes
         asked = [late and trainer.is_global_zero, self.stop.number]
         if trainer.world_size > 1:
             tensor = torch.tensor(asked, dtype=torch.int32, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
             asked = tensor.tolist()
-        by_steps = bool(self.every_steps) and trainer.global_step % (self.every_steps or 1) == 0
+        steps = self.every.every_steps
+        by_steps = steps is not None and trainer.global_step % steps == 0
         return bool(asked[0]) or by_steps, int(asked[1])
 
     def _save(self, trainer: Trainer, name: str) -> None:

