@@ -57,14 +57,11 @@ class AveragedWeights(WeightAveraging):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place."""
-        if self._average_model is not None:
-            self._swap_models(pl_module)
-            self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
+        self._swap_models(pl_module)
+        self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the latest weights back."""
-        if self._average_model is None:
-            return
         # What validation set, such as the scale of the maps, is no weight to be averaged.
         changed = {
             name: buffer.clone()

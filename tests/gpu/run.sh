@@ -60,12 +60,12 @@ part() {
     tail -n 12 "$out/$name.log"
   fi
   case $status in
-    0) status=done ;;
+    0) status="done" ;;
     124 | 137) status="timed out" ;;
     no-time) status="no time left" ;;
     *) status=failed ;;
   esac
-  [ "$status" = done ] || failed=1
+  [ "$status" = "done" ] || failed=1
   printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begun)) "$limit" "$memory" >> "$out/parts.tsv"
 }
 
