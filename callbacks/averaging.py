@@ -13,14 +13,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AveragedWeights(WeightAveraging):
-    """Exponential moving average of all weights and BatchNorm statistics, step by step.
+    """Exponential moving average of all weights and BatchNorm statistics over so many ``epochs``.
 
-    With a few hundred images to validate on, the figures of the latest weights jump from epoch to
-    epoch, and the best checkpoint and the paper's alpha jump with them. Training goes on with the
-    latest weights; validation, maps, panels and the weights in a checkpoint are of the average.
-
-    Must stand behind all callbacks that look at the network when validation ends. ``epochs`` is the
-    time constant; at first the average is shorter, a ninth of the steps so far.
+    On a few hundred images, the figures of the latest weights jump from epoch to epoch, and the
+    best checkpoint and the paper's alpha with them. Training goes on with the latest weights;
+    validation, maps, panels and the weights in a checkpoint are of the average.
+    Must stand behind all callbacks that look at the network when validation ends.
     """
 
     def __init__(self, epochs: float = 1.0) -> None:
@@ -43,7 +41,7 @@ class AveragedWeights(WeightAveraging):
         step, first = trainer.global_step, not self._latest_update_step
         if step == self._latest_update_step:
             return
-        # At the beginning a shorter average: the first weights are not worth remembering.
+        # At first a ninth of the steps so far: the first weights are not worth remembering.
         decay = 0.0 if first else min(1 - 1 / self._horizon, (1 + step) / (10 + step))
         assert self._average_model is not None, "setup() made it"
         # Not by update_parameters, which asks the device at each step how many it has seen.
@@ -59,23 +57,20 @@ class AveragedWeights(WeightAveraging):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place."""
-        if self._average_model is not None:
-            self._swap_models(pl_module)
-            self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
+        self._swap_models(pl_module)
+        self._buffers = {name: b.clone() for name, b in pl_module.named_buffers()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the latest weights back."""
-        if self._average_model is None:
-            return
-        # What validation found, such as the scale of the maps, is no weight to be averaged.
-        found = {
+        # What validation set, such as the scale of the maps, is no weight to be averaged.
+        changed = {
             name: buffer.clone()
             for name, buffer in pl_module.named_buffers()
             # DDP sends the first rank's BatchNorm statistics around in validation, too.
             if "running_" not in name and not torch.equal(buffer, self._buffers[name])
         }
         self._swap_models(pl_module)
-        for name, value in found.items():
+        for name, value in changed.items():
             pl_module.get_buffer(name).copy_(value)
 
     # Lightning swaps at the ends of the epoch's loop: there the module has yet to set its map scale

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from callbacks.options import DECIMALS
+from callbacks import options
 
 
 class StopSource(Protocol):
@@ -26,7 +26,7 @@ class StopSource(Protocol):
 
 
 class StoppedInTraining(BaseException):
-    """Asked to stop; everything is saved. All ranks raise it at the same step."""
+    """Asked to stop by a signal; everything is saved. All ranks raise it at the same step."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -38,37 +38,25 @@ class RunCheckpoints(Checkpoint):
 
     Lightning's own ModelCheckpoint refreshes its last file only when a top-k file is saved; here
     the last file rolls by itself. A file is written beside its place and renamed when it is on the
-    disk, so that ``last.ckpt`` is always whole. (As a ``Checkpoint``, Lightning calls it after all
-    others.)
+    disk, so that it is always whole. (As a ``Checkpoint``, Lightning calls it after all others.)
+    Best is the maximum of the logged value ``monitor``.
 
-    Asked to stop, it saves and raises :class:`StoppedInTraining` at the end of the batch, or of the
-    epoch while that is validated: no signal handler ever saves, and no rank stops alone.
-
-    Args:
-        folder: where the files go.
-        monitor: logged value whose maximum is best.
-        every_minutes: time between saves within an epoch; None: none by time.
-        every_steps: steps between saves within an epoch; None: none by steps.
-        stop: asked after each batch whether to stop; None: never.
+    Asked to ``stop``, it saves and raises :class:`StoppedInTraining` at the end of the batch, or of
+    the epoch while that is validated: no signal handler ever saves, and no rank stops alone.
     """
 
     def __init__(
         self,
         folder: str | Path,
+        stop: StopSource,
+        every: options.Checkpoint,
         monitor: str = "val/auroc",
-        every_minutes: float | None = 10.0,
-        every_steps: int | None = None,
-        stop: StopSource | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.monitor = monitor
-        self.every_minutes = every_minutes
-        self.every_steps = every_steps
-        self.stop = stop
+        self.folder, self.monitor = Path(folder), monitor
+        self.every, self.stop = every, stop
         self.best = float("-inf")
         self.metrics: dict[str, float] = {}
-        self._random_state: torch.Tensor | None = None
-        self._random_state_cuda: torch.Tensor | None = None
+        self._random_states: dict[str, torch.Tensor] = {}
         self._saved_at = time.monotonic()
         self._validated = False
 
@@ -78,8 +66,7 @@ class RunCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was best so far."""
-        self.best = state_dict["best"]
-        self.metrics = state_dict["metrics"]
+        self.best, self.metrics = state_dict["best"], state_dict["metrics"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -95,28 +82,26 @@ class RunCheckpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the generators' states until training starts."""
-        self._random_state = checkpoint["random_state"]
-        self._random_state_cuda = checkpoint.get("random_state_cuda")
+        names = "random_state", "random_state_cuda"
+        self._random_states = {name: checkpoint[name] for name in names if name in checkpoint}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear of a stop from now on; Lightning has just put its own handlers up."""
-        if self.stop is not None:
-            self.stop.defer()
+        self.stop.defer()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the minutes; go on with the random numbers."""
-        if self.stop is not None:
-            self.stop.defer()
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
-        if self._random_state_cuda is not None and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(self._random_state_cuda, pl_module.device)
+        self.stop.defer()
+        for name, state in self._random_states.items():
+            if name == "random_state":
+                torch.set_rng_state(state)
+            elif pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(state, pl_module.device)
         first = trainer.strategy.broadcast(trainer.global_step)
         if first != trainer.global_step:
             raise RuntimeError(
-                f"rank {trainer.global_rank} starts at step {trainer.global_step}, the first rank "
-                f"at {first}: {self.folder} is another file system, or an old state of it, on some "
-                "nodes. Fix: start again."
+                f"{self.folder} differs between nodes: expected step {first} as on the first rank, "
+                f"got {trainer.global_step} on rank {trainer.global_rank}. Fix: start again."
             )
         self._saved_at = time.monotonic()
 
@@ -144,33 +129,31 @@ class RunCheckpoints(Checkpoint):
             self._keep_if_best(trainer)
         self._validated = False
         self._save(trainer, "last.ckpt")
-        if self.stop is not None and trainer.current_epoch + 1 != trainer.max_epochs:
-            _, stop = self._agree(trainer)
-            if stop:
-                raise StoppedInTraining(stop)
+        if trainer.current_epoch + 1 != trainer.max_epochs and (stop := self._agree(trainer)[1]):
+            raise StoppedInTraining(stop)
 
     def _keep_if_best(self, trainer: Trainer) -> None:
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         score = self.metrics.get(self.monitor, float("nan"))
-        if round(score, DECIMALS) >= round(self.best, DECIMALS):
+        if math.isnan(score) and self.best == float("-inf"):
+            self._save(trainer, "best.ckpt")  # nothing to judge by: the latest
+        elif round(score, options.DECIMALS) >= round(self.best, options.DECIMALS):
             self.best = score
             self._save(trainer, "best.ckpt")
-        elif math.isnan(score) and self.best == float("-inf"):
-            self._save(trainer, "best.ckpt")  # nothing to judge by: the latest
 
     def _agree(self, trainer: Trainer) -> tuple[bool, int]:
         """Whether a save is due by time or steps, and the signal to stop by, 0 for none.
 
-        Saving and stopping concern all ranks. Clocks differ, so the first rank's counts; a signal
-        may reach any of them.
+        Clocks differ, so the first rank's counts; a signal may reach any of them.
         """
-        late = time.monotonic() - self._saved_at >= 60 * (self.every_minutes or math.inf)
-        asked = [late and trainer.is_global_zero, self.stop.number if self.stop else 0]
+        late = time.monotonic() - self._saved_at >= 60 * self.every.every_minutes
+        asked = [late and trainer.is_global_zero, self.stop.number]
         if trainer.world_size > 1:
             tensor = torch.tensor(asked, dtype=torch.int32, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
             asked = tensor.tolist()
-        by_steps = bool(self.every_steps) and trainer.global_step % (self.every_steps or 1) == 0
+        steps = self.every.every_steps
+        by_steps = steps is not None and trainer.global_step % steps == 0
         return bool(asked[0]) or by_steps, int(asked[1])
 
     def _save(self, trainer: Trainer, name: str) -> None:
@@ -184,24 +167,19 @@ class RunCheckpoints(Checkpoint):
                 partial.replace(place)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            before = "the one before it is whole" if place.is_file() else "it is the first"
-            reason = f"{place} could not be saved ({error.strerror}); {before}"
-            remedy = "Fix: make room; the same command goes on."
-            raise OSError(error.errno, f"{reason}. {remedy}") from error
+            earlier = "the one before it is whole" if place.is_file() else "it is the first"
+            reason = f"{place} could not be saved ({error.strerror}); {earlier}. Fix: make room"
+            raise OSError(error.errno, f"{reason}; the same command goes on.") from error
         trainer.strategy.barrier("checkpoint saved")
         self._saved_at = time.monotonic()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; no code in it is ever run.
-
-    ValueError: the file is damaged, or holds more than tensors and plain values.
-    """
+    """Read a checkpoint's tensors and plain values, ValueError for all else: it runs no code."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} is damaged")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise ValueError("it holds no dictionary")
@@ -210,5 +188,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         problem = str(error) if isinstance(error, ValueError) else type(error).__name__
-        reason = "the file is empty" if not path.stat().st_size else problem
-        raise ValueError(f"{path} is no whole checkpoint of this project ({reason})") from error
+        raise ValueError(f"{path} is no whole checkpoint of this project ({problem})") from error

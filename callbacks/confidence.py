@@ -7,18 +7,14 @@ from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-# Accuracy by chance: what is known before the first validation.
-CHANCE = 0.5
+CHANCE = 0.5  # the accuracy before the first validation
 
 
 class Confidence(Callback):
     """Recompute alpha = e^P / e each epoch (paper, stage 2); it weighs L1 and L2.
 
-    P is the unmasked pass's accuracy on val, gathered over all ranks. P and alpha are this
-    callback's state: a resumed run goes on with the same alpha. The sanity check never moves it.
-
-    Args:
-        source: "accuracy" or "balanced_accuracy" (``val/<source>`` is P), or alpha itself, fixed.
+    P is the unmasked pass's ``val/<source>``, "accuracy" or "balanced_accuracy"; a number as
+    ``source`` is alpha itself, fixed. The sanity check never moves it.
     """
 
     def __init__(self, source: str | float = "accuracy") -> None:
@@ -49,19 +45,10 @@ class Confidence(Callback):
 
 
 def confidence(accuracy: float) -> float:
-    """Confidence in the attention, ``alpha = e^P / e`` of the accuracy P, cut to [0, 1].
-
-    In [1/e, 1]: 0.61 at chance level (P = 0.5), 1 at P = 1, where L1 vanishes.
-
-    Example:
-        >>> confidence(1.0)
-        1.0
-        >>> round(confidence(0.5), 4)
-        0.6065
-    """
+    """Confidence in the attention, ``alpha = e^P / e`` of the accuracy P: in [1/e, 1]."""
     if math.isnan(accuracy):
         raise ValueError(
             "the accuracy that sets alpha is NaN: val is empty or the model has diverged. Fix: "
             "check the splits, or fix alpha with loss.alpha=0.6."
         )
-    return math.exp(min(max(accuracy, 0.0), 1.0) - 1.0)
+    return math.exp(accuracy - 1.0)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
@@ -14,19 +15,16 @@ from torch import Tensor
 
 CELL_GAP = 4
 HEADER = 22
+NORMAL = 2  # kinds of images: 0 with a lesion mask, 1 abnormal without one
 
 
 class MapPanels(Callback):
-    """Write ``epoch_NNN.png``: a row an image, image | maps | lesion mask.
+    """Write ``epoch_NNN.png`` with ``count`` rows, image | maps | lesion mask.
 
     The images are the first of the val loader, of as many body parts as there are: up to three
-    quarters abnormal, those with a mask first, the rest normal. Maps are drawn over the image with
-    the run's scale, not stretched image by image: a dark map says that the network saw little.
-
-    Args:
-        folder: where the panels go.
-        count: rows of a panel.
-        to_loggers: also hand them to W&B. Radiographs leave the machine only when asked.
+    quarters abnormal, those with a mask first, the rest normal. Maps are drawn with the run's
+    scale, not stretched image by image: a dark map says that the network saw little.
+    ``to_loggers`` also hands them to W&B: radiographs leave the machine only when asked.
     """
 
     def __init__(self, folder: str | Path, count: int = 8, to_loggers: bool = False) -> None:
@@ -45,14 +43,14 @@ class MapPanels(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look for the fixed images, once."""
+        """Look for the images, in the first validation only."""
         if self._complete or trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = ("image", "label", "lesion_mask", "has_lesion", "body_part")
         images = {name: batch[name].cpu() for name in names if name in batch}
         if self._chosen:
             images = {name: torch.cat([self._chosen[name], images[name]]) for name in images}
-        keep = _spread(images, self.count)
+        keep = spread(images, self.count)
         self._chosen = {name: values[keep] for name, values in images.items()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,35 +76,26 @@ class MapPanels(Callback):
                     logger.log_image("panel", [str(path)])
 
 
-def _spread(batch: dict[str, Tensor], count: int) -> Tensor:
+def spread(batch: dict[str, Tensor], count: int) -> Tensor:
     """Places of up to ``count`` images: three quarters abnormal, masked ones first, then normal."""
-    abnormal = batch["label"] == 1
-    part = batch.get("body_part", torch.zeros_like(batch["label"])).tolist()
-    kinds = abnormal & batch["has_lesion"], abnormal & ~batch["has_lesion"], ~abnormal
-    masked, unmasked, normal = (
-        _by_turns(torch.nonzero(kind).flatten().tolist(), part) for kind in kinds
-    )
-    lesion = (masked + unmasked)[: count - count // 4]
-    return torch.tensor(lesion + normal[: count - len(lesion)], dtype=torch.int64)
-
-
-def _by_turns(places: list[int], part: list[int]) -> list[int]:
-    """The first place of every part, then the second of every part, and so on."""
-    seen: dict[int, int] = {}
-    turns = []
-    for place in places:
-        seen[part[place]] = seen.get(part[place], 0) + 1
-        turns.append((seen[part[place]], place))
-    return [place for _, place in sorted(turns)]
+    kind = torch.where(batch["label"] == 1, (~batch["has_lesion"]).long(), NORMAL)
+    part = batch.get("body_part", torch.zeros_like(kind))
+    table = pd.DataFrame({"kind": kind.tolist(), "part": part.tolist()})
+    # By turns: the first image of every body part, then the second of every part, and so on.
+    table["turn"] = table.groupby(["kind", "part"]).cumcount()
+    table = table.sort_values(["kind", "turn"], kind="stable")
+    abnormal = table.index[table.kind < NORMAL][: count - count // 4]
+    normal = table.index[table.kind == NORMAL][: count - len(abnormal)]
+    return torch.tensor([*abnormal, *normal], dtype=torch.int64)
 
 
 def draw_panel(
     image: Tensor, maps: dict[str, Tensor], mask: Tensor, label: Tensor, cell: int = 192
 ) -> np.ndarray:
-    """Draw rows of image | each map over the image | lesion outline.
+    """Draw rows of cells, image | each map over the image | lesion outline; BGR.
 
     Images (B, 1, H, W) of any range are stretched to their own minimum and maximum; maps and masks
-    lie in [0, 1]. ``cell`` is the side of a cell in pixels; BGR, as OpenCV writes it.
+    lie in [0, 1].
     """
     names = ["radiograph", *[name.upper() for name in maps], "lesion mask"]
     step = cell + CELL_GAP
@@ -128,10 +117,8 @@ def draw_panel(
 
 
 def overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a map (h, w) in [0, 1] over a grey image (H, W, 3): transparent at 0, colours to 1.
-
-    Inferno rises in lightness alone, so that it survives colour blindness and grey print.
-    """
+    """Lay a map (h, w) in [0, 1] over a grey image (H, W, 3): transparent at 0, colours to 1."""
+    # Inferno rises in lightness alone, so that it survives colour blindness and grey print.
     heat = cv2.resize(heat.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colour = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     strength = np.sqrt(heat.clip(0, 1))[..., None] * 0.75

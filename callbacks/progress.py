@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 
 class EpochProgress(Callback):
-    """A bar for the epoch under way, and a line that stays for each that is done.
+    """A bar on terminals for the epoch under way, and a line that stays for each that is done.
 
-    Where the output is no terminal (a log file), only the lines that stay are written. Logs
-    ``images_per_second`` over all ranks, training steps only. ``show`` maps the names of logged
-    values to their short names in the line.
+    Logs ``images_per_second`` over all ranks, training steps only. ``show`` maps the names of
+    logged values to their short names in the line.
     """
 
     def __init__(self, show: dict[str, str] | None = None) -> None:
@@ -30,7 +29,7 @@ class EpochProgress(Callback):
         }
         self._bar: tqdm | None = None
         self._images = self._finished = 0
-        self._training_seconds = self._started = self._began = self._first_epoch = self._speed = 0.0
+        self._seconds = self._started = self._began = self._first_epoch = self._speed = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time that is left."""
@@ -39,18 +38,25 @@ class EpochProgress(Callback):
         share = done / trainer.num_training_batches
         self._first_epoch = trainer.current_epoch + (share if share < 1 else 0)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the line of the epoch before, whose figures are complete only now; open a bar."""
-        self._leave_line(trainer)
-        self._images, self._training_seconds = 0, 0.0
-        self._open(trainer)
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open the bar of an epoch that a restart goes on with: it has no start."""
-        if self._bar is None:
-            self._open(trainer, batch_idx)
+        """Leave the line of the last epoch, whose figures are complete only now; open a bar."""
+        if self._bar is not None:
+            return
+        self._leave_line(trainer)
+        self._images, self._seconds, self._started = 0, 0.0, 0.0
+        self._bar = tqdm(
+            total=trainer.num_training_batches,
+            initial=batch_idx,  # of an epoch that a restart goes on with
+            desc=f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,30 +65,30 @@ class EpochProgress(Callback):
         now = time.monotonic()
         if self._started:
             self._images += len(batch["label"]) * trainer.world_size
-            self._training_seconds += now - self._started
+            self._seconds += now - self._started
         self._started = now
         # Once a second, as the bar is drawn: the loss makes a GPU wait.
         if self._bar is not None and self._bar.update():
-            speed = self._images / max(self._training_seconds, 1e-9)
-            loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
+            speed = self._images / max(self._seconds, 1e-9)
             epochs = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
             shown = self._figures(trainer, ("val/accuracy", "val/auroc"))
             self._bar.set_postfix_str(
-                f"loss {loss:.3f}  {shown}{speed:,.0f} images/s  {self._left(trainer, epochs)} left"
+                f"loss {float(outputs['loss']):.3f}  {shown}{speed:,.0f} images/s  "
+                f"{self._left(trainer, epochs)} left"
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the steps that a GPU still had to do; say that it validates now."""
         if self._started and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-            self._training_seconds += time.monotonic() - self._started
+            self._seconds += time.monotonic() - self._started
         self._started = 0.0
         if self._bar is not None:
             self._bar.set_postfix_str("validating")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the speed."""
-        self._speed = self._images / max(self._training_seconds, 1e-9)
+        self._speed = self._images / max(self._seconds, 1e-9)
         pl_module.log("images_per_second", self._speed, rank_zero_only=True)
         self._finished = trainer.current_epoch + 1
         if self._bar is not None:
@@ -96,7 +102,7 @@ class EpochProgress(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Clear the bar so that the message stands alone."""
+        """Clear the bar: the message stands alone."""
         if self._bar is not None:
             self._bar.close()
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
@@ -113,7 +119,7 @@ class EpochProgress(Callback):
         self._finished = 0
 
     def _figures(self, trainer: Trainer, names: Iterable[str]) -> str:
-        """The latest of the named figures that there are, each followed by two blanks."""
+        """The latest of the named figures that there are, with two blanks behind each."""
         values = trainer.callback_metrics
         return "".join(
             f"{self.show.get(name, name)} {float(values[name]):.3f}  "
@@ -121,24 +127,8 @@ class EpochProgress(Callback):
             if name in values and not math.isnan(float(values[name]))  # no masks to judge by
         )
 
-    def _open(self, trainer: Trainer, done: int = 0) -> None:
-        self._started = 0.0
-        self._bar = tqdm(
-            total=trainer.num_training_batches,
-            initial=done,
-            desc=f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}",
-            unit="step",
-            leave=False,
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
-        )
-
     def _left(self, trainer: Trainer, epochs: float) -> str:
         """Time that the rest of the run takes at this pace, after ``epochs`` in all."""
         pace = (time.monotonic() - self._began) / max(epochs - self._first_epoch, 1e-9)
         seconds = max(0, round(pace * ((trainer.max_epochs or 0) - epochs)))
-        hours, rest = divmod(seconds, 3600)
-        minutes = f"{rest // 60:02d}:{rest % 60:02d}"
-        return f"{hours}:{minutes}" if hours else minutes.removeprefix("0")
+        return str(tqdm.format_interval(seconds)).removeprefix("0")

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_modules.stages import STAGES as STAGES
     from lightning_modules.stages import Stage1Classifier as Stage1Classifier
-    from lightning_modules.stages import Stage2GuidedAttention as Stage2GuidedAttention
-    from lightning_modules.stages import Stage3WeaklySupervised as Stage3WeaklySupervised
 
 
 def __getattr__(name: str) -> object:

@@ -28,27 +28,19 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
     From features ``(B, C, h, w)`` and FC weights ``(K, C)`` to ``(B, K, h, w)``. The FC bias is
     left out, as in the paper: it says nothing about where.
     """
-    if features.ndim != 4 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"shapes do not fit: expected features (B, C, h, w) and FC weights (K, C), got "
-            f"{tuple(features.shape)} and {tuple(weight.shape)}"
-        )
     # Under autocast a matrix product falls back to bf16 whatever its inputs: switched off here.
     with torch.autocast(features.device.type, enabled=False):
-        return torch.einsum("bchw,kc->bkhw", _precise(features), _precise(weight))
+        return torch.einsum("bchw,kc->bkhw", precise(features), precise(weight))
 
 
 def pcam(features: Tensor, weight: Tensor) -> Tensor:
-    """Positive class activation map, equation (2): ``PCAM_c = sum_i max(w_{c,i}, 0) h_i``.
-
-    Only feature maps that speak for the class take part; features after a ReLU make it >= 0.
-    """
+    """Positive class activation map, equation (2): ``PCAM_c = sum_i max(w_{c,i}, 0) h_i``."""
     return cam(features, weight.clamp(min=0))
 
 
 def non_negative(maps: Tensor) -> Tensor:
     """Cut negative values: evidence against the class is no evidence for it."""
-    return _precise(maps).relu()
+    return precise(maps).relu()
 
 
 def normalise(maps: Tensor) -> Tensor:
@@ -56,9 +48,7 @@ def normalise(maps: Tensor) -> Tensor:
 
     A constant map becomes all zeros with zero gradient.
     """
-    maps = _precise(maps)
-    if not maps.numel():
-        return maps
+    maps = precise(maps)
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
     # A replaced divisor rather than an added epsilon: weak maps keep their exact range, and neither
@@ -77,14 +67,14 @@ def scale_map(maps: Tensor, scale: float | Tensor) -> Tensor:
     if not 0 <= value < float("inf"):
         raise ValueError(f"map scale: expected a finite number, at least 0, got {value}")
     if value == 0:
-        return torch.zeros_like(_precise(maps))
+        return torch.zeros_like(precise(maps))
     return (non_negative(maps) / value).clamp(max=1)
 
 
 def upsample(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Resize maps ``(B, C, h, w)`` of the encoder to the image's ``(H, W)``, see ``enlarge``."""
-    maps = _precise(maps)
-    if not maps.shape[0]:
+    maps = precise(maps)
+    if not maps.shape[0]:  # len() would fix the batch of an exported model
         return maps.new_zeros((0, maps.shape[1], *size))  # interpolate refuses an empty batch
     return enlarge(maps, size)
 
@@ -94,26 +84,23 @@ def soft_mask(maps: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:
 
     From GAIN (Li et al. 2018, section 3.1). The image times this mask keeps the activated area.
     """
-    return torch.sigmoid(omega * (_precise(maps) - sigma))
+    return torch.sigmoid(omega * (precise(maps) - sigma))
 
 
 def has_peak(maps: Tensor) -> Tensor:
     """Whether each map ``(B, 1, H, W)`` has a peak, that is, is not constant: bool ``(B,)``."""
-    if not maps.numel():
-        return torch.zeros(maps.shape[0], dtype=torch.bool, device=maps.device)
-    values = _precise(maps.detach()).flatten(1)
+    values = precise(maps.detach()).flatten(1)
     return values.amin(dim=1) < _plateau_floor(values.amax(dim=1))
 
 
 def peak(maps: Tensor) -> Tensor:
-    """Locate the maximum of each map, in the middle of its plateau.
+    """Locate the maximum of each map ``(B, 1, H, W)``, in the middle of its plateau.
 
     A clipped or upsampled map often reaches its maximum on several pixels, and the first of them
-    would be a biased answer. The rule: of the pixels at the maximum (within 1e-6 of it, since
-    interpolation rounds inside a flat area), take the one nearest to their centre of mass; then
-    repeat with those that form one plateau with it (8-connected). So of two separate plateaus one
-    is chosen and its own middle returned, never the gap between them; ties go to the upper, then to
-    the left one. A constant map peaks in the middle of the image.
+    would be a biased answer. So of the pixels at the maximum (within 1e-6 of it, since
+    interpolation rounds inside a flat area) the one nearest to their centre of mass is taken; then
+    again of those that form one plateau with it (8-connected): never the gap between two plateaus.
+    Ties go to the upper, then to the left one. A constant map peaks in the middle of the image.
 
     Returns:
         float32 ``(B, 2)``: x (column) and y (row) of the pixel, counted from 0, without gradient.
@@ -123,18 +110,26 @@ def peak(maps: Tensor) -> Tensor:
         >>> peak(torch.tensor([[[[0.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]]]))
         tensor([[2., 0.]])
     """
-    if maps.ndim != 4 or maps.shape[1] != 1 or not maps.shape[2] * maps.shape[3]:
-        raise ValueError(f"no peak: expected maps (B, 1, H, W), got {tuple(maps.shape)}")
     if not len(maps):
         return torch.zeros(0, 2, device=maps.device)
-    values = _precise(maps.detach())[:, 0]
-    if not bool(values.isfinite().all()):
-        raise ValueError("no peak: a map has NaN or infinite values, the model has diverged")
+    check_finite(maps)
+    values = precise(maps.detach())[:, 0]
     # Of all maps at once: a GPU is waited for a few times a batch, and not for each map.
     top = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero().cpu().numpy()
     ends = np.searchsorted(top[:, 0], np.arange(len(maps) + 1))
     middles = np.stack([_middle(top[start:end, :0:-1]) for start, end in pairwise(ends)])
     return torch.from_numpy(middles).to(maps.device, torch.float32)
+
+
+def check_finite(maps: Tensor) -> None:
+    """Raise a ValueError if a map has NaN or infinite values."""
+    if not bool(maps.isfinite().all()):
+        raise ValueError("a map has NaN or infinite values: the model has diverged")
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _plateau_floor(maximum: Tensor) -> Tensor:
@@ -157,8 +152,3 @@ def _nearest_to_centroid(pixels: np.ndarray) -> int:
     # the order counts: |n p - sum|^2 less its constant part is n (n p^2 - 2 p sum), over n.
     distance = (len(pixels) * pixels**2 - 2 * pixels * pixels.sum(axis=0)).sum(axis=1)
     return int(distance.argmin())
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

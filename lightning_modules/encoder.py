@@ -4,10 +4,9 @@ Counting rule (the usual one of the ResNet paper, He et al. 2016): convolutions 
 and the fully connected layer count, projections of shortcuts do not. One 7x7 stem, seven
 bottleneck blocks of three convolutions and the classifier's FC layer make 1 + 7 * 3 + 1 = 23.
 
-The layout 1-2-4 and its widths are ours, the paper gives neither. They were chosen for capacity
-per second on a processor: a block at stride 4 costs most (80 x 80 positions at 320 px), so there is
-one, and most of the weights sit at stride 16, where CAM reads. All default widths are multiples
-of 32, which is what vectorised bf16 convolutions fill without padding.
+The layout 1-2-4 and its widths are ours, chosen for capacity per second on a processor: a block at
+stride 4 costs most, so there is one, and most of the weights sit at stride 16, where CAM reads.
+Default widths are multiples of 32, which vectorised bf16 convolutions fill without padding.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-# Pixels of the image per position of ResNet-23's last feature maps, in x and y.
-STRIDE = 16
 # Filters of the last convolution (paper, section "Experiments").
 _OUT_CHANNELS = 128
 _STEM_WIDTH = 32
@@ -44,7 +41,7 @@ _STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, _OUT_CHANNELS, 2))
 class ResNet23(Encoder):
     """ResNet-23 without its FC layer; ``width`` scales all channel counts but the final 128."""
 
-    strides = (4, 8, STRIDE)
+    strides = (4, 8, 16)
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -75,13 +72,10 @@ class ResNet23(Encoder):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The pyramid of images ``(B, 1, H, W)``, H and W divisible by 16; all features >= 0."""
-        _check_image(image)
-        features = []
-        x = self.stem(image)
+        features = [self.stem(image)]
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
+            features.append(stage(features[-1]))
+        return features[1:]
 
     def blocks(self) -> list[str]:
         """``stages.2.3`` to ``stages.0.0``, then ``stem``."""
@@ -123,14 +117,12 @@ class Bottleneck(nn.Module):
 
 
 def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize features bilinearly to where in the image they look.
+    """Resize features ``(B, C, h, w)`` bilinearly to where in the image ``(H, W)`` they look.
 
-    All strided layers here have odd kernels and symmetric padding, so that cell i at stride s looks
-    around pixel s * i, and not around the middle of pixels s * i to s * i + s - 1 as plain resizing
-    assumes: that would move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16.
-
-    From ``(B, C, h, w)`` to ``(B, C, H, W)``: pixel p holds the value at cell p * h / H; beyond the
-    last cell its value.
+    All strided layers here have odd kernels and symmetric padding: cell i at stride s looks around
+    pixel s * i. Plain resizing assumes the middle of pixels s * i to s * i + s - 1 and would move
+    every map right and down by (s - 1) / 2, 7.5 pixels at stride 16. So pixel p holds the value at
+    cell p * h / H; beyond the last cell its value.
     """
     height, width = size
     padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
@@ -142,15 +134,3 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 def _scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
-
-
-def _check_image(image: Tensor) -> None:
-    shape = tuple(image.shape)
-    if len(shape) != 4 or shape[1] != 1:
-        raise ValueError(f"the encoder expects grey images (B, 1, H, W), got {shape}")
-    height, width = shape[2:]
-    if height % STRIDE or width % STRIDE or not height or not width:
-        raise ValueError(
-            f"the encoder expects sides divisible by {STRIDE}, got {height} x {width} pixels "
-            "(H x W). Fix: another data.image_size, such as 160 or 320."
-        )

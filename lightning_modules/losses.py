@@ -27,29 +27,19 @@ def weakly_supervised_loss(
 
 
 def lesion_loss(
-    output: Tensor, mask: Tensor, has_lesion: Tensor, images: float | Tensor | None = None
+    output: Tensor, mask: Tensor, has_lesion: Tensor, images: Tensor | None = None
 ) -> Tensor:
     """L3: mean squared error over an image's pixels, then over the images that have a mask.
 
-    A float32 scalar; without any mask 0 and still part of the graph, with zero gradients.
-
-    Args:
-        output: The FCN's map, ``(B, 1, H, W)`` in [0, 1].
-        mask: Lesion masks, ``(B, 1, H, W)`` in [0, 1].
-        has_lesion: bool ``(B,)``, which images have a mask.
-        images: Number of images to divide by; None: those with a mask. On several devices, their
-            mean number: the mean of the devices' losses is then the mean over all their images.
-
-    Example:
-        >>> import torch
-        >>> output = torch.tensor([0.5, 1.0]).view(2, 1, 1, 1)
-        >>> lesion_loss(output, torch.zeros(2, 1, 1, 1), torch.tensor([True, False]))
-        tensor(0.2500)
+    Of the FCN's maps and lesion masks ``(B, 1, H, W)`` in [0, 1] and ``has_lesion``, bool ``(B,)``;
+    a float32 scalar, without any mask 0 and still part of the graph. ``images`` is the number to
+    divide by if not those with a mask: on several devices their mean number, so that the mean of
+    the devices' losses is the mean over all their images.
     """
-    if output.shape != mask.shape or has_lesion.shape != output.shape[:1]:
+    if output.shape != mask.shape:
         raise ValueError(
-            f"shapes do not fit: expected output and mask (B, 1, H, W) and has_lesion (B,), got "
-            f"{tuple(output.shape)}, {tuple(mask.shape)} and {tuple(has_lesion.shape)}"
+            f"lesion masks: expected {tuple(output.shape)} as the FCN draws them, got "
+            f"{tuple(mask.shape)}"
         )
     squared = (output.float() - mask.float()).square().flatten(1).mean(dim=1)
     masked = has_lesion.to(squared.dtype)

@@ -11,23 +11,24 @@ class RunningMeans:
     """Named means, each value weighted by its number of images.
 
     Unlike ``self.log(on_epoch=True)`` the sums are kept in the checkpoint: an epoch that was cut in
-    two logs what an uncut one does.
+    two logs what an uncut one does. Every rank must add the same names, and call ``state`` and
+    ``compute``.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor], images: int) -> None:
-        """Add scalars, each a mean over ``images`` images; all ranks add the same names."""
+        """Add scalars, each a mean over ``images`` images."""
         for name, value in values.items():
             # Stays on the device: no synchronisation a step.
             part = value.detach().double() * images
             part = torch.stack([part, torch.full_like(part, images)])
-            before = self.sums.get(name)
-            self.sums[name] = part if before is None else before.to(part.device) + part
+            earlier = self.sums.get(name)
+            self.sums[name] = part if earlier is None else earlier.to(part.device) + part
 
     def state(self, strategy: Strategy) -> dict[str, list[float]]:
-        """Sum and number of images of each name over all ranks; every rank must call it."""
+        """Sum and number of images of each name over all ranks."""
         return {
             # A copy: the strategy reduces in place, and these sums go on growing.
             name: strategy.reduce(sums.clone(), reduce_op="sum").tolist()
@@ -35,15 +36,11 @@ class RunningMeans:
         }
 
     def compute(self, strategy: Strategy) -> dict[str, float]:
-        """Means over all ranks; every rank must call it."""
+        """Means over all ranks."""
         return {name: total / images for name, (total, images) in self.state(strategy).items()}
 
-    def load(self, state: dict[str, list[float]], share: float = 1.0) -> None:
-        """Take up the sums of ``state``; with several ranks, ``share`` of them each."""
+    def load(self, state: dict[str, list[float]], share: float) -> None:
+        """Take up this rank's ``share`` of the sums of ``state``."""
         self.sums = {
             name: torch.tensor(sums, dtype=torch.float64) * share for name, sums in state.items()
         }
-
-    def reset(self) -> None:
-        """Forget everything, for the next epoch."""
-        self.sums = {}

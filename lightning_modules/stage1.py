@@ -23,13 +23,9 @@ from lightning_modules.running_means import RunningMeans
 
 Batch = dict[str, Tensor]
 Section = TypeVar("Section", Model, Loss, Attention, Optimizer)
-SECTIONS = ("model", "loss", "attention", "optimizer")
 ABNORMAL = 1
-# Share of val images whose peak may exceed the map scale: a single outlier must not darken all
-# others.
-SCALE_QUANTILE = 0.99
-# AdamW's memory of squared gradients: some 50 steps instead of the usual 1000, a third of a short
-# training here.
+SCALE_QUANTILE = 0.99  # of val images' peaks: a single outlier must not darken all others
+# AdamW's memory of squared gradients: some 50 steps, not 1000, a third of a short training here.
 BETA2 = 0.98
 
 
@@ -48,15 +44,8 @@ class Stage1Classifier(LightningModule):
     """Normal / abnormal classifier whose class activation maps need neither hooks nor gradients.
 
     All stages are constructed here, from options or from their plain values, as ``hparams`` and
-    checkpoints hold them; a later stage extends ``configure_network``.
-
-    Args:
-        model: the network.
-        loss: what is minimised.
-        attention: the soft mask, from stage 2 on.
-        optimizer: how the weights move.
-        body_parts: names behind the batch's ``body_part`` codes.
-        class_weights: (normal, abnormal) weight of an image in the loss, mean about 1.
+    checkpoints hold them; a later stage extends ``configure_network``. ``body_parts`` are the names
+    behind the batch's codes, ``class_weights`` those of a normal and an abnormal image in the loss.
     """
 
     stage = "stage1"
@@ -78,31 +67,26 @@ class Stage1Classifier(LightningModule):
         self.attention = options(Attention, attention)
         self.optimizer = options(Optimizer, optimizer)
         self.body_parts = list(body_parts)
-        sections = {name: getattr(self, name) for name in SECTIONS}
-        plain = {name: asdict(section) for name, section in sections.items()}
-        data = {"body_parts": self.body_parts, "class_weights": list(class_weights)}
-        self.save_hyperparameters({**plain, **data}, logger=False)  # loggers know the configuration
+        names = "model", "loss", "attention", "optimizer"
+        plain: dict[str, Any] = {name: asdict(getattr(self, name)) for name in names}
+        plain |= {"body_parts": self.body_parts, "class_weights": list(class_weights)}
+        self.save_hyperparameters(plain, logger=False)  # loggers know the configuration
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         # One scale a map method and run, so that maps of different images compare.
         self.register_buffer("map_scale", torch.ones(len(self.map_methods)))
         self.configure_network()
-        self.configure_metrics()
+        self.train_means, self.val_means = RunningMeans(), RunningMeans()
+        self._resumed_means: dict[str, list[float]] = {}
+        # A row an image: probability, label, study, body part, the maximum of each raw map.
+        # agreement refuses a NaN; looking for it here too would make a GPU wait.
+        self.rows = CatMetric(nan_strategy="disable")
+        self.localisation = nn.ModuleDict({name: Localisation() for name in self.map_methods})
 
     def configure_network(self) -> None:
         """Create all that has weights; a later stage's come after those of the one before."""
         self.encoder = ENCODERS[self.model.encoder](width=self.model.width)
         self.dropout = nn.Dropout(self.model.dropout)
         self.fc = nn.Linear(self.encoder.channels[-1], 2)
-
-    def configure_metrics(self) -> None:
-        """Create what accumulates over an epoch."""
-        self.train_means = RunningMeans()
-        self._resumed_means: dict[str, list[float]] = {}
-        self.val_means = RunningMeans()
-        # A row an image: probability, label, study, body part, the maximum of each raw map.
-        # agreement refuses a NaN; looking for it here too would make a GPU wait.
-        self.rows = CatMetric(nan_strategy="disable")
-        self.localisation = nn.ModuleDict({name: Localisation() for name in self.map_methods})
 
     @property
     def classifies(self) -> bool:
@@ -145,7 +129,11 @@ class Stage1Classifier(LightningModule):
         return {"cam": cam(features, weight), "pcam": pcam(features, weight)}
 
     def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Probability of abnormal (B,) and the maps of ``maps``, from one pass."""
+        """Probability of abnormal (B,) and the maps, each float32 (B, 1, H, W) in [0, 1].
+
+        One pass gives both. Negative values are cut, then one scale a run (over val, kept in the
+        checkpoint) maps to 1: a normal image may stay dark, and maps of different images compare.
+        """
         outputs = self.unmasked_pass(image)
         raw = self.raw_maps(outputs.pyramid, outputs.drawn)
         scaled = {
@@ -155,11 +143,7 @@ class Stage1Classifier(LightningModule):
         return outputs.logits.softmax(1)[:, ABNORMAL], scaled
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """Maps of the abnormal class from the unmasked pass, each float32 (B, 1, H, W) in [0, 1].
-
-        Negative values are cut, then one scale a run (over val, kept in the checkpoint) maps to 1:
-        a normal image may stay dark, and maps of different images compare.
-        """
+        """The maps of ``explain``."""
         return self.explain(image)[1]
 
     # The steps ------------------------------------------------------------------------------------
@@ -231,12 +215,12 @@ class Stage1Classifier(LightningModule):
         means = self.train_means.compute(self.trainer.strategy)
         self.log_dict({f"train/{name}": value for name, value in means.items()})
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.train_means.reset()
+        self.train_means = RunningMeans()
 
     def on_validation_epoch_end(self) -> None:
         """Log agreement and localisation on val; set the map scale."""
         figures: dict[str, Any] = dict(self.val_means.compute(self.trainer.strategy))
-        self.val_means.reset()
+        self.val_means = RunningMeans()
         rows = self.rows.compute().view(-1, 4 + len(self.map_methods))
         self.rows.reset()
         if self.classifies:
@@ -255,8 +239,9 @@ class Stage1Classifier(LightningModule):
         """AdamW; a schedule by step: linear warm-up, then cosine to zero (or constant)."""
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]  # biases and BatchNorm
+        decay = self.optimizer.weight_decay
         groups = [
-            {"params": decayed, "weight_decay": self.optimizer.weight_decay},
+            {"params": decayed, "weight_decay": decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         rate = self.optimizer.learning_rate
@@ -264,12 +249,11 @@ class Stage1Classifier(LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))
         warmup = min(total - 1, round(self.optimizer.warmup_epochs * steps_per_epoch))
-        cosine = self.optimizer.schedule == "cosine"
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
-            if not cosine:
+            if self.optimizer.schedule == "constant":
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
-from lightning_modules.batch_statistics import SecondPass
 from lightning_modules.losses import guided_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Outputs, Stage1Classifier
 
@@ -16,16 +16,50 @@ from lightning_modules.stage1 import ABNORMAL, Batch, Outputs, Stage1Classifier
 ALPHA_AT_CHANCE = math.exp(-0.5)
 
 
+class SecondPass(nn.Module):
+    """Gives the pass of masked images its place in BatchNorm's running statistics.
+
+    In training each pass is normalised by its own batch; evaluation needs running statistics, and
+    masked images, mostly of one grey, have others than whole ones. So the masked pass has its "own"
+    second set, or, with "image", is evaluated with those of whole images and leaves them alone,
+    which suits it the less, the smaller the area that the mask keeps. The paper does not say.
+    """
+
+    def __init__(self, network: nn.Module, statistics: str) -> None:
+        super().__init__()
+        # Of three buffers a BatchNorm: running_mean_0, running_var_0, num_batches_tracked_0, ...
+        self.names = {
+            f"{name.rpartition('.')[2]}_{place // 3}": name
+            for place, (name, _) in enumerate(network.named_buffers())
+        }
+        self.own = statistics == "own"
+        if self.own:
+            for ours, theirs in self.names.items():
+                self.register_buffer(ours, network.get_buffer(theirs).clone())
+
+    def restart(self, network: nn.Module) -> None:
+        """Begin with ``network``'s statistics, after it was given those of an earlier run."""
+        if self.own:
+            for ours, theirs in self.names.items():
+                self.get_buffer(ours).copy_(network.get_buffer(theirs))
+
+    def forward(self, network: nn.Module, image: Tensor) -> list[Tensor]:
+        """The pyramid that ``network`` makes of masked images."""
+        statistics = {
+            # A copy: the batch's statistics are used but not remembered.
+            theirs: self.get_buffer(ours) if self.own else network.get_buffer(theirs).clone()
+            for ours, theirs in self.names.items()
+        }
+        features: list[Tensor] = functional_call(network, statistics, (image,))
+        return features
+
+
 class Stage2GuidedAttention(Stage1Classifier):
     """Stage 1's classifier that must also classify the image masked by its own PCAM.
 
-    L = (1 - alpha) L1 + alpha L2, equation (3). The soft mask is GAIN's (Li et al. 2018, section
-    3.1); gradient flows through it, which is how the attention learns. Which map makes the mask,
-    what fills the rest and that the masked pass leaves BatchNorm's running statistics alone is
-    ours: the paper does not say.
-
-    Attributes:
-        alpha: confidence in the attention, in [0, 1]; set from outside, epoch by epoch.
+    L = (1 - alpha) L1 + alpha L2, equation (3). Gradient flows through the soft mask, which is how
+    the attention learns. ``alpha``, the confidence in the attention, in [0, 1], is set from
+    outside, epoch by epoch. Which map makes the mask and what fills the rest is ours.
     """
 
     stage = "stage2"
@@ -36,19 +70,13 @@ class Stage2GuidedAttention(Stage1Classifier):
         self.alpha = ALPHA_AT_CHANCE
         self.second_pass = SecondPass(self.encoder, self.attention.statistics)
 
-    # The mask -------------------------------------------------------------------------------------
-
-    def mask_class(self, logits: Tensor, label: Tensor | None) -> Tensor:
+    def mask_class(self, logits: Tensor, label: Tensor) -> Tensor:
         """The class (B,) whose map makes each image's mask, as ``attention.source`` says."""
         if self.attention.source == "predicted":
             return logits.argmax(1)
-        if self.attention.source == "true":
-            if label is None:
-                raise ValueError("attention.source=true makes the mask from the label: give it")
-            return label
-        return torch.full((len(logits),), ABNORMAL, device=logits.device)
+        return label if self.attention.source == "true" else torch.full_like(label, ABNORMAL)
 
-    def mask_map(self, outputs: Outputs, label: Tensor | None) -> Tensor:
+    def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
         """The map (B, 1, h, w), unbounded, that makes the mask."""
         return self.pcam_of(outputs.pyramid, self.mask_class(outputs.logits, label))
 
@@ -68,14 +96,11 @@ class Stage2GuidedAttention(Stage1Classifier):
         masked = self.mask_image(image, attention)
         return self.classify(self.second_pass(self.encoder, masked)[-1])
 
-    def masked_logits(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        """Class scores (B, 2) of images (B, 1, H, W) under the mask of the training.
-
-        ``label`` (B,) is needed where ``attention.source`` is "true".
-        """
+    def masked_logits(self, image: Tensor, label: Tensor) -> Tensor:
+        """Class scores (B, 2) of images (B, 1, H, W) under the mask of the training."""
         return self.classify_masked(image, self.mask_map(self.unmasked_pass(image), label))
 
-    def swapped_masked_logits(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+    def swapped_masked_logits(self, image: Tensor, label: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) under the PCAM of the *other* class.
 
         The test for a leak: a network that reads the class off the mask's shape follows the mask,
@@ -84,8 +109,6 @@ class Stage2GuidedAttention(Stage1Classifier):
         pyramid = self.encoder(image)
         other = 1 - self.mask_class(self.classify(pyramid[-1]), label)
         return self.classify_masked(image, self.pcam_of(pyramid, other))
-
-    # The step -------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """L1, L2 and their sum by equation (3), and what they were computed from."""

@@ -18,9 +18,8 @@ SEEN = 0.5
 class Stage3WeaklySupervised(Stage2GuidedAttention):
     """Stage 2 plus an FCN, whose encoder is the classifier's, that draws the lesion.
 
-    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4), L3 the mean squared error on images
-    that have a lesion mask (0 in a batch without any). Ours and off by default: the FCN's map as
-    the source of the mask, normal images in L3, and L4, which draws PCAM towards the FCN (the
+    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4). Ours and off by default: the FCN's map
+    as the source of the mask, normal images in L3, and L4, which draws PCAM towards the FCN (the
     shared encoder alone moves the classifier's map little).
     """
 
@@ -45,8 +44,6 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         """All three; from the masks alone the FCN's only."""
         return self.map_methods if self.classifies else ("fcn",)
 
-    # The FCN --------------------------------------------------------------------------------------
-
     def unmasked_pass(self, image: Tensor) -> Outputs:
         """As before, with the FCN's output."""
         pyramid = self.encoder(image)
@@ -59,13 +56,10 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         """CAM and PCAM (B, 1, h, w), and the FCN's output (B, 1, H, W) unless ``drawn`` has it."""
         return {**super().raw_maps(pyramid), **(drawn or {"fcn": self.decoder(pyramid)})}
 
-    def mask_map(self, outputs: Outputs, label: Tensor | None) -> Tensor:
+    def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
         """As in stage 2, or the FCN's output without gradient: L2 must not redraw the lesion."""
-        if self.attention.source == "fcn":
-            return outputs.drawn["fcn"].detach()
-        return super().mask_map(outputs, label)
-
-    # The step -------------------------------------------------------------------------------------
+        own = self.attention.source == "fcn"
+        return outputs.drawn["fcn"].detach() if own else super().mask_map(outputs, label)
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """L1, L2, L3 and their sum by equation (4), and what they were computed from."""
@@ -77,8 +71,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         marked = batch["has_lesion"]
         if self.loss.normal_masks:
             marked = marked | (batch["label"] == 0)
-        images = self.images_a_rank(marked)
-        l3 = lesion_loss(outputs.drawn["fcn"], batch["lesion_mask"], marked, images)
+        l3 = self.mask_error(outputs.drawn["fcn"], batch["lesion_mask"], marked)
         weight = self.loss.lambda_lesion
         if self.classifies:
             loss = weakly_supervised_loss(named["l1"], named["l2"], l3, self.alpha, weight)
@@ -101,20 +94,17 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
             counts = counts | sees
         own = normalise(super().raw_maps(outputs.pyramid)["pcam"])
-        own = upsample(own, target.shape[-2:])
-        return lesion_loss(own, target, counts, self.images_a_rank(counts))
+        return self.mask_error(upsample(own, target.shape[-2:]), target, counts)
 
-    def images_a_rank(self, counts: Tensor) -> Tensor:
-        """Mean number over ranks of the images that count, ``counts`` bool (B,).
-
-        DDP takes the mean of the ranks' gradients: dividing by this, an image weighs the same
-        whichever rank drew it.
-        """
-        number = counts.sum().float()
+    def mask_error(self, output: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+        """Mean squared error of maps (B, 1, H, W) over the images that ``counts`` (B,) marks."""
+        images = counts.sum().float()
         if self.training and distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(number)
-            number = number / distributed.get_world_size()
-        return number
+            # DDP takes the mean of the ranks' gradients: divided by the ranks' mean number, an
+            # image weighs the same whichever rank drew it.
+            distributed.all_reduce(images)
+            images = images / distributed.get_world_size()
+        return lesion_loss(output, mask, counts, images)
 
     def on_validation_epoch_end(self) -> None:
         """As before; the FCN's output is a probability already and keeps its own scale."""

@@ -34,7 +34,7 @@ TINY = {
     r"-m experiments\.evaluate --maps": DATA,
     r"-m experiments\.evaluate .*--audit": "--audit-images 4",
     r"-m experiments\.bench": "--quick --rounds=1 --rows=maps",
-    "-m pytest": "--numprocesses=0 tests/test_boxes.py",  # the suite would run itself
+    "-m pytest": "--numprocesses=0 tests/test_overlap.py",  # the suite would run itself
 }
 # What is put in the place of words that no machine has, or that take long.
 PLACES = {

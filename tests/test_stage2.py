@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pytest
@@ -6,10 +5,8 @@ import torch
 from torch.nn import SyncBatchNorm
 
 from lightning_modules.attention import normalise, pcam, soft_mask, upsample
-from lightning_modules.batch_statistics import SecondPass
-from lightning_modules.stage1 import Outputs
 from lightning_modules.stage2 import Stage2GuidedAttention
-from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
+from tests.stages import SIZE, network, settled, small_batch
 
 IMAGE = "attention.statistics=image"
 
@@ -38,6 +35,7 @@ def module():
 def test_a_network_is_rebuilt_from_plain_values(stage, words):
     module = network(stage, *words, body_parts=["hand"], class_weights=(0.8, 1.2))
     again = type(module)(**module.hparams)
+    again.load_state_dict(module.state_dict())
     assert dict(again.hparams) == dict(module.hparams)
     assert (again.loss, again.attention) == (module.loss, module.attention)
     assert (again.body_parts, again.class_weights.tolist()) == (["hand"], pytest.approx([0.8, 1.2]))
@@ -67,20 +65,17 @@ def test_losses_are_those_of_two_passes_written_out(module):
     masked = module.fc(module.encoder(batch["image"] * mask)[-1].mean((2, 3)))
     l2 = cross_entropy(masked, batch["label"])
     named, outputs = module.losses(batch)
-    torch.testing.assert_close(named["l1"], l1)
-    torch.testing.assert_close(named["l2"], l2)
-    torch.testing.assert_close(named["loss"], 0.3 * l1 + 0.7 * l2)
-    assert named["alpha"].item() == pytest.approx(0.7)
+    expected = {"l1": l1, "l2": l2, "loss": 0.3 * l1 + 0.7 * l2, "alpha": torch.tensor(0.7)}
+    torch.testing.assert_close(named, {name: expected[name] for name in named})
     torch.testing.assert_close(outputs.logits, module(batch["image"]))
     torch.testing.assert_close(outputs.masked, masked)
 
 
 def test_masked_out_pixels_become_the_fill():
     module = network("stage2", "attention.omega=1000", "attention.fill=-1")
-    image = torch.full((1, 1, SIZE, SIZE), 3.0)
     attention = torch.zeros(1, 1, 4, 4)
     attention[..., :2] = 7.0
-    masked = module.mask_image(image, attention)
+    masked = module.mask_image(torch.full((1, 1, SIZE, SIZE), 3.0), attention)
     assert masked[..., : SIZE // 4].allclose(torch.tensor(3.0))
     assert masked[..., -SIZE // 4 :].allclose(torch.tensor(-1.0))
 
@@ -91,57 +86,36 @@ def test_the_leak_test_swaps_the_class_of_the_map(source):
     module = settled(network("stage2", f"attention.source={source}", IMAGE)).eval()
     batch = small_batch()
     image, label = batch["image"], batch["label"]
-    pyramid = module.encoder(image)
-    maps = pcam(pyramid[-1], module.fc.weight)
+    maps = pcam(module.encoder(image)[-1], module.fc.weight)
     chosen = {
         "abnormal": torch.ones(4, dtype=torch.int64),
         "predicted": module(image).argmax(1),
         "true": label,
     }[source]
-    for classes, method in (
-        (chosen, module.masked_logits),
-        (1 - chosen, module.swapped_masked_logits),
-    ):
+    shown = [module.masked_logits(image, label), module.swapped_masked_logits(image, label)]
+    for classes, logits in zip((chosen, 1 - chosen), shown, strict=True):
         attention = maps[torch.arange(4), classes].unsqueeze(1)
         mask = soft_mask(upsample(normalise(attention), (SIZE, SIZE)))
-        given = (image, label) if source == "true" else (image,)
-        torch.testing.assert_close(method(*given), module(image * mask))
-    both = [m(image, label) for m in (module.masked_logits, module.swapped_masked_logits)]
-    assert not torch.equal(*both)
-
-
-def test_the_true_class_needs_the_label():
-    module = network("stage2", "attention.source=true").eval()
-    with pytest.raises(ValueError, match=r"attention\.source=true makes the mask from the label"):
-        module.swapped_masked_logits(torch.zeros(1, 1, SIZE, SIZE))
+        torch.testing.assert_close(logits, module(image * mask))
+    assert not torch.equal(*shown)
 
 
 def test_the_masked_pass_leaves_the_running_statistics_alone(module):
     other = network("stage1")
     other.load_state_dict(module.state_dict())
-    batch = small_batch()
     for one in (module, other):
-        one.train().losses(batch)
-    buffers = dict(other.named_buffers())
-    counted = [name for name, _ in module.named_buffers() if "num_batches" in name]
-    assert counted
-    for name, buffer in module.named_buffers():
-        assert torch.equal(buffer, buffers[name]), name
-    assert all(
-        norm.track_running_stats
-        for norm in module.modules()
-        if isinstance(norm, torch.nn.BatchNorm2d)
-    )
+        one.train().losses(small_batch())
+    for name, buffer in other.named_buffers():
+        assert torch.equal(buffer, module.get_buffer(name)), name
 
 
 def test_the_masked_pass_may_have_running_statistics_of_its_own():
-    networks = {}
+    networks = []
     for statistics in ("image", "own"):
         torch.manual_seed(0)
-        networks[statistics] = network("stage2", f"attention.statistics={statistics}")
-    image, own = (module.train() for module in networks.values())
-    for module in (image, own):
-        module.losses(small_batch())[0]["loss"].backward()
+        networks.append(network("stage2", f"attention.statistics={statistics}").train())
+        networks[-1].losses(small_batch())[0]["loss"].backward()
+    image, own = networks
     # Neither the training nor what the unmasked pass remembers depends on it.
     for name, weight in image.named_parameters():
         assert torch.equal(own.get_parameter(name).grad, weight.grad), name
@@ -166,8 +140,7 @@ def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own(statisti
     networks = []
     for convert in (lambda module: module, SyncBatchNorm.convert_sync_batchnorm):
         torch.manual_seed(0)
-        module = network("stage2", f"attention.statistics={statistics}")
-        networks.append(convert(module).train())
+        networks.append(convert(network("stage2", f"attention.statistics={statistics}")).train())
         networks[-1].losses(small_batch())[0]["loss"].backward()
     plain, converted = networks
     assert any(isinstance(module, SyncBatchNorm) for module in converted.modules())
@@ -178,119 +151,45 @@ def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own(statisti
         assert torch.equal(converted.get_parameter(name).grad, weight.grad), name
 
 
-def test_own_statistics_survive_a_checkpoint():
-    trained = network("stage2").train()
-    trained.losses(small_batch())
-    again = Stage2GuidedAttention(**trained.hparams)
-    again.load_state_dict(trained.state_dict())
-    image = small_batch()["image"]
-    logits = again.eval().masked_logits(image)
-    torch.testing.assert_close(logits, trained.eval().masked_logits(image))
-
-
-@pytest.mark.parametrize("statistics", ["own", "image"])
-def test_the_unmasked_pass_has_its_statistics_back_after_an_error(statistics):
-    norm = torch.nn.BatchNorm2d(2)
-    layers = torch.nn.Sequential(norm, torch.nn.Linear(3, 3))
-    second = SecondPass(layers, statistics)
-    mean = norm.running_mean
-    with pytest.raises(RuntimeError, match="shapes"):
-        second(layers, torch.ones(2, 2, 4, 4))
-    assert norm.running_mean is mean
-    assert norm.num_batches_tracked == 0
-
-
 def test_in_evaluation_the_masked_pass_uses_the_running_statistics(module):
-    module.eval()
-    batch = small_batch()
-    alone = {name: value[:1] for name, value in batch.items()}
-    torch.testing.assert_close(
-        module.masked_logits(batch["image"])[:1], module.masked_logits(alone["image"])
-    )
+    image, label = (small_batch()[name] for name in ("image", "label"))
+    logits = module.eval().masked_logits(image, label)
+    torch.testing.assert_close(logits[:1], module.masked_logits(image[:1], label[:1]))
 
 
-def test_every_parameter_gets_a_gradient(module):
-    module.train().losses(small_batch())[0]["loss"].backward()
-    assert names_without_gradient(module) == []
-    assert module.fc.weight.grad.abs().sum() > 0
-
-
-def test_gradient_of_l2_reaches_the_encoder_through_the_mask():
-    torch.manual_seed(0)
-    module = settled(network("stage2", "model.width=0.125", kind=Precise)).double().eval()
-    batch = small_batch(images=2)
-    image, label = batch["image"].double(), batch["label"]
-    second = copy.deepcopy(module).requires_grad_(False)  # the masked pass, held still
-
-    def l2():
-        pyramid = module.encoder(image)
-        masked = module.mask_image(
-            image, module.mask_map(Outputs(pyramid, module.classify(pyramid[-1])), label)
-        )
-        return module.classification_loss(second(masked), label)
-
-    l2().backward()
-    checked = {
-        "stem": module.encoder.stem[0].weight,
-        "last convolution": module.encoder.stages[-1][-1].conv3.weight,
-        "fc": module.fc.weight,
-    }
-    for name, weight in checked.items():
-        gradient = weight.grad.flatten()
-        place = int(gradient.abs().argmax())
-        expected = difference(l2, weight, place)
-        assert abs(expected) > 1e-7, name
-        assert gradient[place].item() == pytest.approx(expected, rel=1e-4), name
-
-
-def test_gradient_of_l2_as_a_whole_is_that_of_finite_differences():
+def test_gradient_of_l2_is_that_of_finite_differences():
+    """It reaches the encoder and the FC layer through the masked pass and through the mask."""
     torch.manual_seed(0)
     module = settled(network("stage2", "model.width=0.125", kind=Precise)).double().eval()
     batch = small_batch(images=2)
     batch["image"] = batch["image"].double()
     module.losses(batch)[0]["l2"].backward()
-    for weight in (module.encoder.stem[0].weight, module.encoder.stages[1][0].conv2.weight):
+    stages = module.encoder.stages
+    convolutions = module.encoder.stem[0], stages[1][0].conv2, stages[-1][-1].conv3
+    for weight in (*(layer.weight for layer in convolutions), module.fc.weight):
         place = int(weight.grad.abs().argmax())
-        expected = difference(lambda: module.losses(batch)[0]["l2"], weight, place)
+        entry, values, step = weight.data.view(-1)[place : place + 1], [], 1e-6
+        for change in (step, -2 * step):
+            entry += change
+            values.append(module.losses(batch)[0]["l2"].item())
+        entry += step
+        expected = (values[0] - values[1]) / (2 * step)
+        assert abs(expected) > 1e-7
         assert weight.grad.flatten()[place].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_losses_take_no_gradient_on_their_way(module, monkeypatch):
-    def refuse(*arguments, **options):
-        raise AssertionError("a gradient inside the loss makes a second-order graph")
-
-    monkeypatch.setattr(torch.autograd, "grad", refuse)
-    loss = module.train().losses(small_batch())[0]["loss"]
-    loss.backward()
-    assert not any(p.grad.requires_grad for p in module.parameters())
-
-
 def test_validation_counts_the_masked_pass(module):
-    module.eval()
     batch = small_batch()
-    module.validation_step(batch, 0)
-    right = (module.masked_logits(batch["image"]).argmax(1) == batch["label"]).sum()
+    module.eval().validation_step(batch, 0)
+    logits = module.masked_logits(batch["image"], batch["label"])
+    right = (logits.argmax(1) == batch["label"]).sum()
     assert module.val_means.sums["masked_accuracy"].tolist() == [right, 4]
     module.train().training_step(batch, 0)
     assert set(module.train_means.sums) == {"loss", "l1", "l2", "alpha", "accuracy"}
 
 
 def test_an_image_without_any_attention_gives_finite_gradients(module):
-    module.train()
     with torch.no_grad():
         module.fc.weight.fill_(-1.0)  # PCAM is zero everywhere
-    module.losses(small_batch())[0]["loss"].backward()
+    module.train().losses(small_batch())[0]["loss"].backward()
     assert all(p.grad.isfinite().all() for p in module.parameters())
-
-
-def difference(loss, weight, place, step=1e-6):
-    """Central difference of a loss by one entry of a weight."""
-    values = []
-    with torch.no_grad():
-        entry = weight.view(-1)[place : place + 1]
-        kept = entry.clone()
-        for sign in (1, -1):
-            entry.copy_(kept + sign * step)
-            values.append(loss().item())
-        entry.copy_(kept)
-    return (values[0] - values[1]) / (2 * step)

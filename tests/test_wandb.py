@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 import wandb
 
-from callbacks import MapPanels
+from callbacks.panels import MapPanels
 from experiments.build import build_data
 from experiments.config import ConfigError, LoggerConfig, load_config, run_directory
 from experiments.training import loop

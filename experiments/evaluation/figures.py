@@ -49,7 +49,7 @@ class MapRows(NamedTuple):
 
     lesion_pixels: np.ndarray  # at each level, (N, LEVELS), of overlap.level_counts
     pixels: np.ndarray  # all at each level, (N, LEVELS)
-    box_iou: np.ndarray  # of boxes.box_iou_curve, (N, 255)
+    box_iou: np.ndarray  # of overlap.box_iou_curve, (N, 255)
 
     def take(self, rows: np.ndarray) -> MapRows:
         """Some of the images."""

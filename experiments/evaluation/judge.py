@@ -19,7 +19,7 @@ from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map,
 from experiments.hardware import choose_device
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import peak
-from lightning_modules.metrics import boxes, overlap
+from lightning_modules.metrics import overlap
 from lightning_modules.metrics.localisation import hit, peak_distance
 from lightning_modules.stage2 import Stage2GuidedAttention
 
@@ -142,7 +142,7 @@ class MapRecorder:
         marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
         lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
         columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
-        box_iou = np.full(boxes.LEVELS - 1, NAN, dtype=np.float32)
+        box_iou = np.full(overlap.LEVELS - 1, NAN, dtype=np.float32)
         if not self.tuning:
             columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
         if bool(marked.any()) and not self.tuning:
@@ -151,7 +151,7 @@ class MapRecorder:
             columns["distance"] = float(peak_distance(shown, marked))
             columns["iou_otsu"] = float(overlap.iou(otsu, marked))
             columns["energy"] = float(overlap.energy_in_mask(shown, marked))
-            box_iou = boxes.box_iou_curve(shown, marked)[0].numpy()
+            box_iou = overlap.box_iou_curve(shown, marked)[0].numpy()
         self._columns.append(columns)
         # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
         self._rows.append((lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou))

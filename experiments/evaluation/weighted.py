@@ -136,7 +136,7 @@ def best_mean(curves: np.ndarray) -> Figure:
 
 
 def max_box_accuracy(curves: np.ndarray, overlaps: Sequence[float] = OVERLAPS) -> Figure:
-    """MaxBoxAccV2 of ``boxes.box_iou_curve`` ``(N, 255)``: an upper bound, as :func:`best_mean`."""
+    """MaxBoxAccV2 of ``box_iou_curve`` ``(N, 255)``: an upper bound, as :func:`best_mean`."""
     curves = np.asarray(curves, dtype=np.float32)
     missing = np.isnan(curves).any(axis=1, keepdims=True)
     right = [(curves >= np.float32(overlap)).astype(np.float64) for overlap in overlaps]

@@ -17,14 +17,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks import (
-    AveragedWeights,
-    Confidence,
-    EpochProgress,
-    MapPanels,
-    RunCheckpoints,
-    StoppedInTraining,
-)
+from callbacks.averaging import AveragedWeights
+from callbacks.checkpoints import RunCheckpoints, StoppedInTraining
+from callbacks.confidence import Confidence
+from callbacks.panels import MapPanels
+from callbacks.progress import EpochProgress
 from datamodules.index import summarise
 from datamodules.radiographs import RadiographDataModule
 from experiments import runs
@@ -190,14 +187,8 @@ def build_callbacks(
         callbacks.insert(0, Confidence(config.loss.alpha))
     if config.optimizer.average_epochs:
         callbacks.append(AveragedWeights(config.optimizer.average_epochs))
-    checkpoints = RunCheckpoints(
-        folder / "checkpoints",
-        monitor=monitor(config),
-        every_minutes=config.checkpoint.every_minutes,
-        every_steps=config.checkpoint.every_steps,
-        stop=stop,
-    )
-    return [*callbacks, checkpoints]
+    place, best = folder / "checkpoints", monitor(config)
+    return [*callbacks, RunCheckpoints(place, stop, every=config.checkpoint, monitor=best)]
 
 
 def states_of(callbacks: list[Callback]) -> list[str]:

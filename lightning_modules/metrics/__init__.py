@@ -1,5 +1,5 @@
 """How well one classifies (``agreement``) and how well a map finds the lesion, an image or a split.
 
-``localisation`` (hit rate, pixel average precision) is logged in training; ``overlap`` and
-``boxes`` serve the evaluation.
+``localisation`` (hit rate, pixel average precision) is logged in training; ``overlap`` (regions,
+thresholds, boxes) serves the evaluation.
 """

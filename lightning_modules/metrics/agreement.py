@@ -17,12 +17,8 @@ def agreement(
 ) -> dict[str, Tensor]:
     """Accuracy, AUROC and Cohen's kappa of images, and Cohen's kappa of studies.
 
-    Args:
-        probability: Probability of abnormal, ``(B,)``.
-        label: 1 = abnormal, 0 = normal, ``(B,)``.
-        study: Code of the study, ``(B,)``.
-        body_part: Position of the body part in ``names``, ``(B,)``.
-        names: Each gets a kappa of its own.
+    All arguments are ``(B,)``: the probability of abnormal, the label, 1 = abnormal, the code of
+    the study and the position of the body part in ``names``, each of which gets its own kappa.
 
     Returns:
         float32 scalars: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that
@@ -36,18 +32,17 @@ def agreement(
     label = label.long()
     correct = ((probability > THRESHOLD) == label.bool()).float()
     recalls = torch.stack([correct[label == value].mean() for value in (0, 1)])
-    one_class = len(label.unique()) < 2
+    one_class = bool(recalls.isnan().any())
     figures = {
         "accuracy": correct.mean(),
         "balanced_accuracy": recalls.nanmean(),
-        "auroc": _nan_like(probability) if one_class else binary_auroc(probability, label),
+        "auroc": recalls.mean() if one_class else binary_auroc(probability, label),
         "kappa": _kappa(probability, label),
         "study_kappa": _kappa(*by_study(probability, label, study)),
     }
     for code, name in enumerate(names):
-        part = body_part == code
-        views = by_study(probability[part], label[part], study[part])
-        figures[f"study_kappa/{name}"] = _kappa(*views)
+        views = (values[body_part == code] for values in (probability, label, study))
+        figures[f"study_kappa/{name}"] = _kappa(*by_study(*views))
     return figures
 
 
@@ -67,9 +62,5 @@ def by_study(probability: Tensor, label: Tensor, study: Tensor) -> tuple[Tensor,
 
 def _kappa(probability: Tensor, label: Tensor) -> Tensor:
     if len(label.unique()) < 2:
-        return _nan_like(probability)
+        return probability.new_full((), float("nan"))
     return binary_cohen_kappa(probability, label, THRESHOLD)
-
-
-def _nan_like(probability: Tensor) -> Tensor:
-    return probability.new_full((), float("nan"))

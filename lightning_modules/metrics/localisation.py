@@ -11,26 +11,21 @@ from lightning_modules.attention import has_peak, peak
 
 
 class Localisation(Metric):
-    """Hit rate and pixel average precision over images of one size; NaN without any lesion.
+    """``hit`` and ``pixel_ap`` over images with a lesion, all of one size; NaN without any image.
 
     ``hit``, the pointing game (Zhang et al. 2018, "Top-down neural attention by excitation
-    backprop", IJCV): the share of images with a lesion whose map peaks in it. ``pixel_ap``, average
-    precision over the pooled pixels: the sum over thresholds of precision times the gain in recall,
-    ties counted as one threshold. Nothing is binned, so that raw maps of any range will do; each
-    pixel is kept, 8 bytes: 0.8 MB for an image of 320 x 320.
+    backprop", IJCV): the share of images whose map peaks in the lesion. ``pixel_ap``: exact average
+    precision over the pooled pixels of maps of any range; each pixel is kept, 8 bytes.
 
     Example:
         >>> import torch
         >>> metric = Localisation()
         >>> maps = torch.tensor([0.9, 0.6, 0.3, 0.1]).view(1, 1, 2, 2)
-        >>> lesion = torch.tensor([True, False, True, False]).view(1, 1, 2, 2)
-        >>> metric.update(maps, lesion)
+        >>> metric.update(maps, torch.tensor([True, False, True, False]).view(1, 1, 2, 2))
         >>> metric.compute()
         {'hit': tensor(1.), 'pixel_ap': tensor(0.8333)}
     """
 
-    is_differentiable = False
-    higher_is_better = True
     full_state_update = False
     hits: Tensor
     images: Tensor
@@ -39,11 +34,11 @@ class Localisation(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("hits", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("images", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        for name in ("hits", "images"):
+            self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx="sum")
         # float32 both, as torchmetrics takes a rank's empty state to be.
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("lesions", default=[], dist_reduce_fx="cat")
+        for name in ("scores", "lesions"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, maps: Tensor, lesion: Tensor) -> None:
         """Add images: maps ``(B, 1, H, W)`` of any range and lesions, bool ``(B, 1, H, W)``."""
@@ -53,49 +48,42 @@ class Localisation(Metric):
         self.lesions.append(lesion.float().flatten())
 
     def compute(self) -> dict[str, Tensor]:
-        """``hit`` and ``pixel_ap`` in [0, 1], float32 scalars."""
+        """Both figures in [0, 1], float32 scalars."""
         scores, lesions = dim_zero_cat(self.scores), dim_zero_cat(self.lesions)
         return {"hit": self.hits / self.images, "pixel_ap": average_precision(scores, lesions)}
 
 
 def average_precision(score: Tensor, lesion: Tensor) -> Tensor:
-    """Exact average precision of pixels ``(N,)``, ``lesion`` 1 or 0; NaN without a 1."""
+    """Average precision of pixels ``(N,)``, ``lesion`` 1 or 0; NaN without a 1.
+
+    The sum over thresholds of precision times the gain in recall; equal scores are one threshold.
+    """
     score, order = score.sort(descending=True)
-    found = lesion[order].double().cumsum(dim=0)
-    if not len(found) or not bool(found[-1] > 0):
+    hits = lesion[order].double().cumsum(dim=0)
+    if not len(hits) or not bool(hits[-1] > 0):
         return torch.full((), float("nan"), device=score.device)
     # Equal scores are claimed together: only the last of each group is a threshold.
     threshold = torch.ones_like(score, dtype=torch.bool)
     threshold[:-1] = score[1:] != score[:-1]
     claimed = threshold.nonzero()[:, 0] + 1
-    found = found[claimed - 1]
-    gain = found.diff(prepend=found.new_zeros(1))
-    return ((gain * found / claimed).sum() / found[-1]).float()
+    hits = hits[claimed - 1]
+    gain = hits.diff(prepend=hits.new_zeros(1))
+    return ((gain * hits / claimed).sum() / hits[-1]).float()
 
 
 def hit(maps: Tensor, mask: Tensor) -> Tensor:
-    """Whose peak lies in the lesion, bool ``(B,)``; a constant map misses.
-
-    Of maps ``(B, 1, H, W)`` of any range and masks in [0, 1], or bool; lesion is at least 0.5.
-    """
+    """Whether each map's peak lies where the mask is at least 0.5; a constant map misses."""
     x, y = peak(maps).long().unbind(dim=1)
     lesion = mask[:, 0] >= 0.5
     return lesion[torch.arange(len(maps), device=maps.device), y, x] & has_peak(maps)
 
 
 def peak_distance(maps: Tensor, mask: Tensor) -> Tensor:
-    """Distance from a map's peak to the lesion, from pixel centre to pixel centre.
+    """Distance from a map's peak to the nearest pixel of the lesion.
 
     Returns:
         float32 ``(B,)``, as a fraction of the image's diagonal ``sqrt(H^2 + W^2)``: 0 in the
         lesion; infinite for a constant map, which points nowhere, and without a lesion.
-
-    Example:
-        >>> import torch
-        >>> maps, mask = torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)
-        >>> maps[..., 0, 0], mask[..., 0, 2:] = 1, 1
-        >>> peak_distance(maps, mask)  # two pixels of a diagonal of five
-        tensor([0.4000])
     """
     peaks = peak(maps)
     place, y, x = (mask[:, 0] >= 0.5).nonzero().unbind(dim=1)

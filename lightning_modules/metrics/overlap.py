@@ -1,48 +1,44 @@
-"""How much of the lesion a map claims: pure functions, a value an image.
+"""How much of the lesion a map claims: pure functions, a value or a curve an image.
 
-A region is what a map claims at a threshold; a lesion is a mask of at least 0.5.
+A region is what a map claims at a threshold; a lesion is bool, or a mask of at least 0.5.
 """
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
-# Bins of Otsu's histogram: as many as an 8-bit image has values.
-OTSU_BINS = 256
+from lightning_modules.attention import check_finite, normalise, precise
+
+# Bins of Otsu's histogram, levels of box_iou_curve: as many as an 8-bit image has values.
+LEVELS = 256
 
 
 def claimed(maps: Tensor, threshold: float | Tensor) -> Tensor:
-    """What maps ``(B, 1, H, W)`` claim, bool: all pixels that reach the threshold.
-
-    ``threshold`` is one for all maps, or ``(B,)``, one for each.
-    """
+    """Pixels of maps ``(B, 1, H, W)`` that reach the threshold, or each its own ``(B,)``: bool."""
     if isinstance(threshold, Tensor) and threshold.ndim:
         threshold = threshold.view(-1, 1, 1, 1)
-    return _precise(maps) >= threshold
+    # At least float32: a threshold must not be rounded to half precision.
+    return precise(maps) >= threshold
 
 
 def iou(region: Tensor, lesion: Tensor) -> Tensor:
-    """Intersection over union: ``|R and L| / |R or L|`` (Jaccard 1901).
+    """Intersection over union of regions and lesions ``(B, 1, H, W)``: float32 ``(B,)``.
 
-    Of regions and lesions ``(B, 1, H, W)``, bool or masks, float32 ``(B,)``; NaN where both are
-    empty, as in CheXlocalize (Saporta et al. 2022).
+    NaN where both are empty, as in CheXlocalize (Saporta et al. 2022).
     """
     one, other = _bool(region).flatten(1), _bool(lesion).flatten(1)
     return ((one & other).sum(dim=1).double() / (one | other).sum(dim=1)).float()
 
 
 def energy_in_mask(maps: Tensor, lesion: Tensor) -> Tensor:
-    """Share of the map's sum that lies in the lesion, without any threshold.
+    """Share of the map's positive sum that lies in the lesion, float32 ``(B,)`` in [0, 1].
 
-    The proportion of the energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv
-    1910.01279), with the lesion's outline where they have a box. A map that knows nothing, the same
-    everywhere, gets the lesion's share of the image. Negative values count as 0: they are no
-    evidence for the class.
-
-    Returns:
-        float32 ``(B,)`` in [0, 1]; 0 for a map without positive values, which claims nothing; NaN
-        without a lesion.
+    The energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv 1910.01279), with the
+    lesion's outline instead of a box: a constant map gets the lesion's share of the image, a map
+    without positive values 0; NaN without a lesion.
     """
     check_finite(maps)
     energy = maps.double().relu().flatten(1)
@@ -53,28 +49,20 @@ def energy_in_mask(maps: Tensor, lesion: Tensor) -> Tensor:
 
 
 def otsu_threshold(maps: Tensor) -> Tensor:
-    """Otsu's threshold of each map: the split of its values that explains most of their variance.
+    """Otsu's (1979) threshold of each map, ``(B,)``, the smallest value of the upper class.
 
-    Otsu 1979, "A threshold selection method from gray-level histograms", on a histogram of
-    :data:`OTSU_BINS` equal bins between the map's own minimum and maximum: the split maximises ``w0
-    w1 (m0 - m1)^2``; of equal ones the lowest. It knows the map alone, no mask.
-
-    Returns:
-        ``(B,)`` of the map's type: the smallest value above the split, so that
-        ``maps >= threshold`` is exactly the upper class. Infinite for a constant map: it claims
-        nothing.
+    It splits a histogram between the map's own minimum and maximum so that this explains most of
+    the values' variance, of equal ones the lowest. Infinite for a constant map: it claims nothing.
     """
     check_finite(maps)
     values = maps.flatten(1)
-    if not len(values):
-        return values.new_zeros(0)
     low = values.amin(dim=1, keepdim=True)
     span = values.amax(dim=1, keepdim=True) - low
     unit = (values - low).double() / torch.where(span > 0, span, 1.0)
-    bins = (unit * OTSU_BINS).long().clamp(max=OTSU_BINS - 1)
-    pixels = _histogram(bins, OTSU_BINS).double()
+    bins = (unit * LEVELS).long().clamp(max=LEVELS - 1)
+    pixels = _histogram(bins, LEVELS).double()
     # Positions of bins stand for values: an affine change of the map changes nothing.
-    centre = torch.arange(OTSU_BINS, dtype=torch.float64, device=maps.device)
+    centre = torch.arange(LEVELS, dtype=torch.float64, device=maps.device)
     below, moment = pixels.cumsum(dim=1), (pixels * centre).cumsum(dim=1)
     total, mean = below[:, -1:], moment[:, -1:] / below[:, -1:]
     between = (mean * below - moment).square() / (below * (total - below)).clamp(min=1)
@@ -88,28 +76,19 @@ def threshold_grid(levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.arange(levels, dtype=dtype) / (levels - 1)
 
 
-def level_counts(maps: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tensor, Tensor]:
-    """Histograms of maps: from them follow IoU at any threshold and pixel average precision.
+def level_counts(maps: Tensor, lesion: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """Pixels of the lesion and all pixels of each level of maps in [0, 1], int64 ``(B, levels)``.
 
-    A pixel has level l if it reaches the threshold l of :func:`threshold_grid` and not the next:
-    the levels from l on hold exactly the pixels that :func:`claimed` claims at that threshold.
-
-    Returns:
-        Pixels of the lesion and all pixels of each level, two int64 ``(B, levels)``.
-
-    Example:
-        >>> import torch
-        >>> maps = torch.tensor([0.0, 0.4, 0.5, 1.0]).view(1, 1, 1, 4)
-        >>> level_counts(maps, maps > 0.45, levels=3)
-        (tensor([[0, 1, 1]]), tensor([[2, 1, 1]]))
+    A pixel has level l if it reaches the threshold l of :func:`threshold_grid` and not the next: so
+    IoU at any threshold and pixel average precision follow from these counts.
     """
     check_finite(maps)
-    if maps.numel() and not bool(((maps >= 0) & (maps <= 1)).all()):
+    if not bool(((maps >= 0) & (maps <= 1)).all()):
         raise ValueError(
             f"maps: expected values in [0, 1], got {maps.min():.3g} to {maps.max():.3g}. Fix: "
             "attention.scale_map."
         )
-    values = _precise(maps).flatten(1)
+    values = precise(maps).flatten(1)
     grid = threshold_grid(levels, values.dtype).to(maps.device)
     level = torch.bucketize(values, grid, right=True) - 1
     # Pixels outside the lesion are sent to a level of their own, which is dropped.
@@ -118,14 +97,10 @@ def level_counts(maps: Tensor, lesion: Tensor, levels: int = 256) -> tuple[Tenso
 
 
 def best_threshold(curves: Tensor) -> tuple[float, float]:
-    """The one threshold at which the mean IoU over images is largest, and that mean.
+    """The one threshold with the largest mean of IoU curves ``(N, levels)``, and that mean.
 
-    Tuned on val it is a setting; found on the masks that judge, the mean is an upper bound. The
-    threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
-    equal ones the lowest; both NaN without an image.
-
-    Args:
-        curves: IoU at each threshold of :func:`threshold_grid`, ``(N, levels)``; NaN is left out.
+    The threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
+    equal ones the lowest; NaN is left out, and both are NaN without an image.
     """
     mean = curves.double().nanmean(dim=0).nan_to_num(-1.0)
     place = 1 + int(mean[1:].argmax())
@@ -134,19 +109,72 @@ def best_threshold(curves: Tensor) -> tuple[float, float]:
     return float(threshold_grid(len(mean), torch.float64)[place]), float(mean[place])
 
 
-def check_finite(maps: Tensor) -> None:
-    """Raise a ValueError if a map has NaN or infinite values."""
-    if not bool(maps.isfinite().all()):
-        raise ValueError("a map has NaN or infinite values: the model has diverged")
+def box_iou_curve(maps: Tensor, lesion: Tensor) -> Tensor:
+    """MaxBoxAccV2's largest IoU of a box around a claimed area and a box around a lesion.
+
+    Choe et al. 2022, arXiv 2007.04178 (clovaai/wsolevaluation), but for two details: boxes end
+    where the area ends (theirs are a pixel larger), and a hole in an area is no area of its own.
+    Each map is stretched to [0, 1] by its own minimum and maximum and cut above 0 to 254 of 255:
+    float32 ``(B, 255)`` in [0, 1], zeros for a constant map or without a lesion.
+    """
+    check_finite(maps)
+    levels = (normalise(maps) * (LEVELS - 1)).byte().cpu().numpy()  # byte() cuts down
+    masks = _bool(lesion).cpu().numpy()
+    curves = [_box_curve(level[0], mask[0]) for level, mask in zip(levels, masks, strict=True)]
+    return torch.stack(curves).to(maps.device)
+
+
+def area_boxes(region: np.ndarray) -> np.ndarray:
+    """Boxes ``(K, 4)`` around the 8-connected areas of a region, bool ``(H, W)``.
+
+    Left, top, right and bottom edge in pixels; the last two are the first outside.
+    """
+    # A sixth of connectedComponentsWithStats' time. In CCOMP outer outlines have no parent.
+    outlines, nesting = cv2.findContours(
+        region.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
+    )
+    parents = nesting[0, :, 3] if outlines else ()
+    outer = [one for one, parent in zip(outlines, parents, strict=True) if parent < 0]
+    boxes = np.array([cv2.boundingRect(one) for one in outer], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def _box_curve(level: np.ndarray, lesion: np.ndarray) -> Tensor:
+    curve = torch.zeros(LEVELS - 1)
+    wanted = area_boxes(lesion)
+    present = np.bincount(level.ravel(), minlength=LEVELS) > 0
+    left, top, bottom, right = 0, 0, *level.shape
+    for cut in range(int(level.max()) if len(wanted) else 0):
+        # No pixel at this level: what lies above it is what lay above the one before.
+        if cut and not present[cut]:
+            curve[cut] = curve[cut - 1]
+            continue
+        boxes = area_boxes(level[top:bottom, left:right] > cut) + np.array([left, top, left, top])
+        overlaps = _box_iou(boxes, wanted)
+        # Areas only shrink and split as the level rises: what is apart from every lesion's box now
+        # stays apart, and only where the others lie is searched on.
+        near = boxes[(overlaps > 0).any(axis=1)].astype(np.int64)
+        if not len(near):
+            break
+        curve[cut] = float(overlaps.max())
+        left, top = near[:, :2].min(axis=0)
+        right, bottom = near[:, 2:].max(axis=0)
+    return curve
+
+
+def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU ``(K, L)`` of boxes ``(K, 4)`` with others ``(L, 4)``."""
+    # Not torchvision's box_iou: on a handful of boxes, 255 times an image, it takes longer.
+    corners = np.maximum(boxes[:, None, :2], others[:, :2])
+    sides = (np.minimum(boxes[:, None, 2:], others[:, 2:]) - corners).clip(min=0)
+    both = sides.prod(axis=2)
+    one, other = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
+    return np.asarray(both / (one[:, None] + other - both))
 
 
 def _bool(region: Tensor) -> Tensor:
     return region if region.dtype == torch.bool else region >= 0.5
-
-
-def _precise(maps: Tensor) -> Tensor:
-    """Half precision to float32: a threshold must not be rounded to it."""
-    return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
 
 
 def _histogram(place: Tensor, bins: int) -> Tensor:

@@ -1,0 +1,117 @@
+"""The encoder, and the decoder on its pyramid."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.decoder import Decoder
+from lightning_modules.encoder import ENCODERS, ResNet23, enlarge
+from lightning_modules.losses import lesion_loss
+from lightning_modules.options import STRIDES
+from lightning_modules.stage1 import Stage1Classifier
+from tests.stages import names_without_gradient
+
+
+def test_classifier_has_23_weighted_layers():
+    weighted = [
+        name
+        for name, module in Stage1Classifier().named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in name
+    ]
+    assert len(weighted) == 23
+
+
+@pytest.mark.parametrize(("width", "first"), [(0.1, 8), (0.3, 16), (1.0, 64), (1.5, 96)])
+def test_width_scales_all_but_the_last_128_maps_of_the_paper(width, first):
+    encoder = ResNet23(width=width)
+    assert (encoder.channels[0], encoder.channels[-1]) == (first, 128)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_is_what_the_stages_need(name):
+    assert ENCODERS.keys() == STRIDES.keys()
+    encoder = ENCODERS[name](width=0.25)
+    pyramid = encoder(torch.randn(2, 1, 96, 64))
+    pyramid[-1].sum().backward()
+    assert names_without_gradient(encoder) == []
+    assert encoder.strides[-1] == STRIDES[name]
+    for feature, channels, stride in zip(pyramid, encoder.channels, encoder.strides, strict=True):
+        assert feature.shape == (2, channels, 96 // stride, 64 // stride)
+        assert 0 <= feature.min() < feature.max()
+    blocks = [f"{block}." for block in encoder.blocks()]
+    below = [next(b for b in blocks if name.startswith(b)) for name in encoder.state_dict()]
+    assert list(dict.fromkeys(below)) == blocks[::-1]  # all weights, the last ones first
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_cell_looks_where_enlarge_puts_it(level):
+    # Where a cell looks is measured: the centre of mass of its gradient with respect to the image.
+    torch.manual_seed(0)
+    encoder, stride = ResNet23(width=0.5).eval().double(), 2 ** (level + 2)
+    image = torch.rand(8, 1, 320, 320, dtype=torch.float64).requires_grad_()
+    row, column = 160 // stride, 128 // stride
+    encoder(image)[level][:, :, row, column].sum().backward()
+    spot = torch.zeros(1, 1, 320 // stride, 320 // stride, dtype=torch.float64)
+    spot[..., row, column] = 1
+    weight, drawn = image.grad.abs().sum((0, 1)), enlarge(spot, (320, 320))[0, 0]
+    pixels = torch.arange(320.0, dtype=torch.float64)
+    for axis in (0, 1):
+        looks, put = ((one.sum(axis) * pixels).sum() / one.sum() for one in (weight, drawn))
+        assert put.item() == pytest.approx(looks.item(), abs=0.25 * stride)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 48)])
+def test_layout_and_bf16_change_little_and_the_map_has_the_size_of_the_image(size):
+    torch.manual_seed(0)
+    encoder = ResNet23(width=0.5).eval()
+    decoder = Decoder(encoder.channels).eval()
+    image = torch.rand(2, 1, *size)
+    with torch.no_grad():
+        features, map = encoder(image)[-1], decoder(encoder(image))
+        encoder = encoder.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(encoder(image)[-1], features, atol=1e-5, rtol=1e-4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low, low_map = encoder(image)[-1].float(), decoder(encoder(image))
+    assert (low - features).abs().max() < 0.05 * features.abs().max()
+    assert (map.shape, map.dtype, low_map.dtype) == ((2, 1, *size), torch.float32, torch.float32)
+    torch.testing.assert_close(low_map, map, atol=0.02, rtol=0)
+    assert 0 <= map.min() <= map.max() <= 1
+    assert map.mean() < 0.2  # it starts dark
+
+
+def test_features_can_raise_the_map_above_the_bias_and_lower_it():
+    """With output weights of one sign, features that are never negative could only darken it."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        weight = Decoder((64, 128, 128)).output.weight
+        assert weight.min() < -0.1 < 0.1 < weight.max()
+
+
+def test_learns_where_a_bright_square_is():
+    torch.manual_seed(0)
+    encoder = ResNet23(width=0.5)
+    network = nn.Sequential(encoder, Decoder(encoder.channels))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+
+    def draw(images):
+        mask = torch.zeros(images, 1, 48, 48)
+        for one in mask:
+            y, x = torch.randint(0, 36, (2,)).tolist()
+            one[:, y : y + 12, x : x + 12] = 1
+        return 0.5 * torch.randn(images, 1, 48, 48) + 2 * mask, mask
+
+    for _ in range(40):
+        image, mask = draw(8)
+        loss = lesion_loss(network(image), mask, torch.ones(8).bool())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    image, mask = draw(16)
+    with torch.no_grad():
+        map = network.eval()(image)
+    assert ((map > 0.5) & (mask > 0)).sum() / ((map > 0.5) | (mask > 0)).sum() > 0.7
+
+
+def test_other_pyramids_are_refused():
+    with pytest.raises(ValueError, match="expects 3 features, strides 4, 8 and 16"):
+        Decoder((32, 64, 128, 128))
