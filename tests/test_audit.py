@@ -14,7 +14,7 @@ from experiments.audit import sample as audit_sample
 from experiments.audit.cascade import steps
 from experiments.audit.perturbation import SHARES
 from experiments.audit.table import above_until, describe_audit, differs
-from experiments.evaluation.baselines import Edges
+from experiments.evaluation.methods import EDGE_MAP
 from experiments.evaluation.statistics import Difference, Estimate
 from experiments.evaluation.store import plain
 from tests.stages import SIZE, network, settled
@@ -109,7 +109,7 @@ def test_a_split_without_abnormal_images_is_refused():
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = audit_sample.make_maps(module, [Edges()], sample.batch)
+    maps = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
     assert list(maps) == [*module.map_methods, "edges"]
     for drawn in maps.values():
         assert drawn.shape == (IMAGES, 1, SIZE, SIZE)
@@ -125,8 +125,8 @@ def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
 
 
 def test_the_cascade_of_a_network(module, sample):
-    maps = audit_sample.make_maps(module, [Edges()], sample.batch)
-    found = audit.audit_cascade(module, [Edges()], sample, maps, draws=(7, 8))
+    maps = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
+    found = audit.audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
     names = [name for name, _ in steps(module)]
     for result in found.values():
         assert list(result["steps"]) == list(result["excess"]) == names
@@ -138,7 +138,7 @@ def test_the_cascade_of_a_network(module, sample):
     assert found["cam"]["steps"]["stem"]["rank"].value < 0.9
     first, second = found["cam"]["draws"]["stem"]["rank"]
     assert first != second
-    again = audit_sample.make_maps(module, [Edges()], sample.batch)
+    again = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
     assert all(torch.equal(maps[name], again[name]) for name in maps)
 
 
@@ -326,7 +326,7 @@ def test_a_leak_is_seen(swapped, beside_one_answer, abnormal):
 def test_a_whole_audit_is_written_and_told(module, sample):
     label = np.asarray([1, 0] * 10)
     table = table_of(label, label, label) if module.stage == "stage3" else pd.DataFrame()
-    found, maps = audit.audit_run(module, [Edges()], sample, table)
+    found, maps = audit.audit_run(module, [EDGE_MAP], sample, table)
     assert set(found) >= {"cascade", "perturbation"}
     assert ("leak" in found) == (module.stage == "stage3")
     found["repeatability"] = {

@@ -12,15 +12,15 @@ from experiments.evaluation.compare import (
     Pair,
     compare,
     compare_runs,
+    group,
     population,
+    same_images,
     sentences,
     write_comparison,
 )
 from experiments.evaluation.figures import Fitted, MapRows
-from experiments.evaluation.groups import group, same_images
 from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import patient_weights
-from experiments.evaluation.weighted import mean
+from experiments.evaluation.statistics import mean, patient_weights
 from experiments.runs import RunError
 
 IMAGES = 40  # the first half abnormal, with a lesion; two images a patient

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from experiments.evaluation.map_file import read_map
 from PIL import Image
 
 from datamodules.index import DataError
 from experiments.evaluation.folder import choose_rows, find_maps
-from experiments.evaluation.map_file import read_map
 
 # Which file is whose ------------------------------------------------------------------------------
 

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from datamodules.geometry import letterbox
-from experiments.evaluation.baselines import STEP, Centre, Edges, MeanMask, Noise, smooth
-from experiments.evaluation.methods import fit_scale, raw_map, shown_map
+from experiments.evaluation.methods import (
+    STEP,
+    Centre,
+    Edges,
+    MeanMask,
+    Noise,
+    fit_scale,
+    raw_map,
+    shown_map,
+    smooth,
+)
 from experiments.evaluation.peers import GRADIENT_METHODS, PEERS, choose, peers
 from experiments.runs import RunError
 from lightning_modules.attention import normalise, peak, upsample

@@ -12,7 +12,7 @@ from experiments.audit.perturbation import (
     pixel_order,
     random_map,
 )
-from experiments.evaluation.baselines import smooth
+from experiments.evaluation.methods import smooth
 
 SIDE = 40
 LESION = (slice(None), slice(None), slice(10, 14), slice(20, 24))  # 16 of 1600 pixels: 1 %

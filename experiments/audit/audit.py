@@ -27,10 +27,14 @@ from experiments.audit import perturbation
 from experiments.audit.cascade import cascade
 from experiments.audit.sample import AT_ONCE, Maps, Sample, make_maps
 from experiments.audit.similarity import MEASURES, similarity
-from experiments.evaluation.baselines import FINE, smooth
-from experiments.evaluation.methods import MapMethod
-from experiments.evaluation.statistics import Difference, difference, estimate, patient_weights
-from experiments.evaluation.weighted import mean
+from experiments.evaluation.methods import FINE, MapMethod, smooth
+from experiments.evaluation.statistics import (
+    Difference,
+    difference,
+    estimate,
+    mean,
+    patient_weights,
+)
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak
 from lightning_modules.stage1 import ABNORMAL

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from experiments.evaluation.baselines import smooth
+from experiments.evaluation.methods import smooth
 from lightning_modules.attention import upsample
 
 # Shares of the image at which the score is read: densely at the size of a lesion, 1 to 4 %.

@@ -14,10 +14,9 @@ from experiments.audit.perturbation import EARLY, SHARES
 from experiments.audit.sample import IMAGES, Maps, Sample, draw_sample
 from experiments.audit.similarity import TOP
 from experiments.build import open_run
-from experiments.evaluation.baselines import Edges
+from experiments.evaluation.compare import group
 from experiments.evaluation.describe import show, table
-from experiments.evaluation.groups import group
-from experiments.evaluation.methods import MapMethod
+from experiments.evaluation.methods import EDGE_MAP, MapMethod
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Difference
 from experiments.evaluation.store import plain
@@ -57,7 +56,7 @@ def _audit(
     opened = open_run(run.folder / "checkpoints" / str(run.about["checkpoint"]))
     opened.config = run.config  # with today's paths
     # Edges know nothing of the network: what a test says of them, it says of any picture.
-    methods = [*(peers if opened.module.classifies else ()), Edges()]
+    methods = [*(peers if opened.module.classifies else ()), EDGE_MAP]
     try:
         sample = draw_sample(opened.data, str(run.about["split"]), images)
         return sample, *audit_run(opened.module, methods, sample, run.table)
