@@ -25,8 +25,7 @@ from experiments.evaluation.judge import Judged, one_thread
 from experiments.evaluation.run import Evaluation, assemble
 
 NAME = re.compile(r"(?P<image>.+)\.(?P<method>[\w+-]+)\.(png|npy)", re.ASCII)
-# Faults and names that are listed; of the others the number.
-SHOWN = 3
+SHOWN = 3  # faults or names that are listed
 # Values may leave [0, 1] by so much (interpolation rounds); they are cut.
 ROUNDING = 1e-6
 
@@ -86,7 +85,8 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
         if other != path:
             raise DataError(f"{other} and {path} are both maps of {match['image']}. Fix: keep one")
     if surplus or not files:
-        what = f"files of no image: {_first(surplus)}" if surplus else "no file"
+        some = ", ".join(surplus[:SHOWN])
+        what = f"{len(surplus)} files of no image, such as {some}" if surplus else "no file"
         raise DataError(
             f"--maps {folder} holds {what}. Fix: call each map as its image below data.root, such "
             f"as {images[0]}.mine.png"
@@ -106,17 +106,18 @@ def choose_rows(files: Files, table: pd.DataFrame) -> list[int]:
         lone = table["path"][mapped != table["path"].isin(list(files[name]))]
         if len(lone):
             raise DataError(
-                f"only one of {first} and {name} has a map of {_first(list(lone))}; methods are "
-                "compared on the same images. Fix: add what is missing, or take these maps out"
+                f"only one of {first} and {name} has a map of {', '.join(lone[:SHOWN])}; methods "
+                "are compared on the same images. Fix: make what is missing, or take these out"
             )
     masked = table[table["lesion_mask"] != ""]
     for kind, group in {"images with a lesion mask": masked, **_kinds(table)}.items():
         lacking = group["path"][~mapped[group.index]]
         if len(lacking) and (group is masked or len(lacking) < len(group)):
+            some, split = ", ".join(lacking[:SHOWN]), table["split"].iloc[0]
             fix = "" if group is masked else f", or leave all {len(group)} out"
             raise DataError(
-                f"no map of {len(lacking)} of the {len(group)} {kind} in "
-                f"{table['split'].iloc[0]}: {_first(list(lacking))}. Fix: make them{fix}"
+                f"no map of {len(lacking)} of the {len(group)} {kind} in {split}, such as {some}. "
+                f"Fix: make them{fix}"
             )
     return table.index[mapped].tolist()
 
@@ -173,17 +174,15 @@ def _judge(
             try:
                 shown = {name: read_map(maps[image], size) for name, maps in files.items()}
             except DataError as error:
-                faults.append(f"\n  {error}")
+                faults.append(str(error))
             if not faults:  # else the others are only read, to name all that is wrong
                 judged.add_image(row, {})
                 for name, values in shown.items():
                     judged.add_map(row, name, values)
     if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "\n  ".join(["such as", *faults[:SHOWN]])
         raise DataError(
-            f"maps of {len(faults)} of {len(rows)} {split} images cannot be used:"
-            + "".join(faults[:SHOWN])
-            + more
+            f"maps of {len(faults)} of {len(rows)} {split} images cannot be used, {listed}"
         )
     return judged
 
@@ -193,9 +192,3 @@ def _kinds(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     names = {1: "abnormal images without a lesion mask", 0: "normal images"}
     unmasked = table[table["lesion_mask"] == ""]
     return {name: unmasked[unmasked["label"] == label] for label, name in names.items()}
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -51,25 +51,24 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    # Raw maps whose scale is not known yet: those of val.
-    waiting: list[tuple[int, dict[str, Tensor]]] = []
+    waiting: list[tuple[list[int], dict[str, Tensor]]] = []  # raw maps of val, without a scale yet
     for batch in _batches(data, split, device):
-        columns, own = _outputs(module, batch) if module else ({}, {})
+        rows, size = batch["index"].tolist(), batch["image"].shape[-2:]
+        columns, squares = _outputs(module, batch) if module else ({}, {})
         raw = {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods}
-        size = batch["image"].shape[-2:]
-        with one_thread():
-            for place, row in enumerate(batch["index"].tolist()):
-                judged.add_image(row, {name: float(v[place]) for name, v in columns.items()})
-                judged.add_squares(row, {name: maps[place] for name, maps in own.items()})
-                waiting.append((row, {name: maps[place : place + 1] for name, maps in raw.items()}))
-                if scales is not None:
-                    judged.add_squares(*_shown(*waiting.pop(), scales, size))
+        if scales is None:
+            waiting.append((rows, raw))
+        else:
+            squares |= {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
+        for place, row in enumerate(rows):
+            judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
+        judged.add_squares(rows, squares)
     if scales is None:
-        peaks = {m.name: [float(raw[m.name].max()) for _, raw in waiting] for m in methods}
-        scales = {name: fit_scale(values) for name, values in peaks.items()}
-        with one_thread():
-            for row, maps in waiting if methods else ():
-                judged.add_squares(*_shown(row, maps, scales, size))
+        peaks = {m.name: [raw[m.name].amax((1, 2, 3)) for _, raw in waiting] for m in methods}
+        scales = {name: fit_scale(torch.cat(values).tolist()) for name, values in peaks.items()}
+        for rows, raw in waiting:
+            shown = {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
+            judged.add_squares(rows, shown)
     judged.scales = dict(scales)
     return judged
 
@@ -139,12 +138,14 @@ class Judged:
         area = NAN if lesion is None else float(lesion.double().mean())
         self._images.append({"row": row, "lesion_area": area, **columns})
 
-    def add_squares(self, row: int, squares: Mapping[str, Tensor]) -> None:
-        """Add maps ``(1, S, S)`` in [0, 1] of the image as the network sees it."""
-        for name, square in squares.items():
-            # Interpolation may round a 1 up.
-            full = self._data.to_original(square[0].cpu().numpy(), row).clip(0, 1)
-            self.add_map(row, name, full)
+    def add_squares(self, rows: Sequence[int], squares: Mapping[str, Tensor]) -> None:
+        """Add maps ``(B, 1, S, S)`` in [0, 1] of images as the network sees them."""
+        with one_thread():
+            for place, row in enumerate(rows):
+                for name, maps in squares.items():
+                    # Interpolation may round a 1 up.
+                    full = self._data.to_original(maps[place, 0].cpu().numpy(), row).clip(0, 1)
+                    self.add_map(row, name, full)
 
     def add_map(self, row: int, name: str, values: np.ndarray) -> None:
         """Add a map of the image, float32 ``(H, W)`` in [0, 1] at its original size."""
@@ -199,12 +200,6 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
                 columns["masked_probability"] = masked.softmax(1)[:, 1]
                 columns["swapped_masked_probability"] = swapped.softmax(1)[:, 1]
     return columns, {name: maps[name] for name in module.judged_maps}
-
-
-def _shown(
-    row: int, raw: Mapping[str, Tensor], scales: Mapping[str, float], size: torch.Size
-) -> tuple[int, dict[str, Tensor]]:
-    return row, {name: shown_map(one, scales[name], size)[0] for name, one in raw.items()}
 
 
 def _batches(data: RadiographDataModule, split: str, device: torch.device) -> Iterator[Batch]:
