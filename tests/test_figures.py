@@ -32,7 +32,6 @@ from experiments.evaluation.figures import (
     youden,
 )
 from experiments.evaluation.names import method_name, phrase, split_key
-from experiments.evaluation.statistics import estimate, patient_weights
 from experiments.evaluation.store import load_maps, read_images, save_maps
 
 NAN = math.nan
@@ -237,23 +236,16 @@ def test_groups_called_alike_are_told_apart():
     }
 
 
-def test_every_figure_has_a_name_and_lies_in_its_interval():
+def test_every_figure_has_a_name():
     table, rows, _ = judged()
     table = table.assign(masked_probability=0.6, swapped_masked_probability=0.4)
-    weights = patient_weights(table.patient, 200)
-    figures = {
-        key: estimate(figure, weights)
-        for key, figure in all_figures(table, {"m": rows}, fit(table)).items()
-    }
-    assert figures["masked_accuracy"].value == pytest.approx(table.label.mean())
-    assert figures["swapped_masked_accuracy"].value == pytest.approx(1 - table.label.mean())
-    assert figures["swapped_masked_abnormal"].value == 0
-    for key, (value, low, high, _) in figures.items():
+    figures = values(all_figures(table, {"m": rows}, fit(table)), 24)
+    assert figures["masked_accuracy"] == pytest.approx(table.label.mean())
+    assert figures["swapped_masked_accuracy"] == pytest.approx(1 - table.label.mean())
+    assert figures["swapped_masked_abnormal"] == 0
+    for key in figures:
         assert "/".join(filter(None, split_key(key))) == key
         assert "_" not in phrase(key)
-        if not key.startswith("ece"):  # resamples make it larger
-            assert not low > value, key
-            assert not value > high, key
     assert phrase("m/hit/lesion_type/large") == "m's hit rate (lesion type large)"
     assert phrase("tuned/study_kappa/hand") == "tuned/study kappa (hand)"
     assert (method_name("fcn").phrase, method_name("gradcam").phrase) == ("the FCN", "gradcam")

@@ -100,7 +100,7 @@ class Comparison(NamedTuple):
 
     text: str  # all of it as Markdown: sentences and a table a section
     short: str  # what is printed: sentences for the first section only
-    table: pd.DataFrame  # of `compare`, with the name of the section as `family`
+    table: pd.DataFrame  # a row a pair; `family` is its section
 
 
 def compare_runs(runs: Sequence[Evaluation]) -> Comparison:

@@ -90,8 +90,7 @@ def youden(score: Column, label: Column) -> float:
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950).
 
     Not the largest kappa, which depends on the share of abnormal images: it differs between splits
-    and clinics. Thresholds lie midway between neighbouring scores; of equally good ones the nearest
-    to 0.5 is taken. 0.5 where all scores are equal, or all studies abnormal.
+    and clinics. Midway between scores, of equally good ones the nearest to 0.5; else 0.5.
     """
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     values, place = np.unique(scores, return_inverse=True)
@@ -143,10 +142,7 @@ def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFr
 
 
 def studies(table: pd.DataFrame) -> pd.DataFrame:
-    """Join the views of each study: abnormal if one is, by their mean probability.
-
-    As the MURA paper does (Rajpurkar et al. 2018). ``first`` is the position of the first view.
-    """
+    """Join views to studies, as MURA's paper does; ``first`` is the position of the first view."""
     views = table.assign(first=np.arange(len(table))).groupby("study", sort=False)
     torn = views["patient"].nunique()
     if (torn > 1).any():
@@ -157,10 +153,7 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
-    """Figures of images and, as ``study_...``, of studies at these thresholds.
-
-    Also without and with hardware, where it is known: treatment tells a label without a lesion.
-    """
+    """Figures of images and, as ``study_...``, of studies at these thresholds."""
     joined, label = studies(table), table["label"]
     figures = _of_units(table, fitted.threshold, np.arange(len(table)), "")
     figures["ece"], figures["ece_scaled"] = (
@@ -195,7 +188,7 @@ def _of_units(
     kappa = f"{prefix}kappa"
     for part in sorted(units["body_part"].unique()):
         figures[f"{kappa}/{part}"] = of(np.flatnonzero(units["body_part"] == part))[kappa]
-    if (units["hardware"] >= 0).any():
+    if (units["hardware"] >= 0).any():  # treatment tells a label without any lesion
         for group, value in (("no_hardware", 0), ("hardware", 1)):
             of_group = of(np.flatnonzero(units["hardware"] == value))
             figures |= {f"{name}/{group}": figure for name, figure in of_group.items()}
@@ -204,10 +197,9 @@ def _of_units(
 
 def localisation(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, Figure]:
     """Figures of a method's maps: ``<method>/hit``, and ``<method>/hit/<group>`` of some."""
-    names = (*MEANS, "distance", "area")
     columns = {
         name: table[f"{method}_{name}"].to_numpy(dtype=np.float64, na_value=np.nan)
-        for name in names
+        for name in (*MEANS, "distance", "area")
     }
     distance, area, label = columns["distance"], columns["area"], table["label"]
     # Without a threshold of val nobody knows what is claimed.

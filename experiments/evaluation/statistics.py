@@ -192,11 +192,8 @@ def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Fi
 
 
 def best_mean(curves: np.ndarray) -> Figure:
-    """Mean at the threshold that is best for all images of ``(N, thresholds)``: an upper bound.
-
-    The threshold of the data stays in every resample: the largest of noisy means grows with the
-    noise, and the interval would lie above the value.
-    """
+    """Mean at the threshold that is best for all images of ``(N, thresholds)``: an upper bound."""
+    # It stays in every resample: the largest of noisy means would grow with the noise.
     curves = np.asarray(curves, dtype=np.float64)
     defined = ~np.isnan(curves).any(axis=1)
     best = int(curves[defined].sum(axis=0).argmax())
@@ -206,9 +203,8 @@ def best_mean(curves: np.ndarray) -> Figure:
 def max_box_accuracy(curves: np.ndarray) -> Figure:
     """MaxBoxAccV2 of ``boxes.box_iou_curve`` ``(N, 255)``: an upper bound, as :func:`best_mean`."""
     curves = np.asarray(curves, dtype=np.float32)
-    missing = np.isnan(curves).any(axis=1, keepdims=True)
-    right = [(curves >= np.float32(overlap)).astype(np.float64) for overlap in OVERLAPS]
-    return mean_of([best_mean(np.where(missing, np.nan, at)) for at in right])
+    right = [np.where(np.isnan(curves), np.nan, curves >= np.float32(at)) for at in OVERLAPS]
+    return mean_of([best_mean(one) for one in right])
 
 
 def _resample(figure: Figure, weights: np.ndarray) -> tuple[Estimate, np.ndarray]:
