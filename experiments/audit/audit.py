@@ -27,14 +27,9 @@ from experiments.audit import perturbation
 from experiments.audit.cascade import cascade
 from experiments.audit.sample import AT_ONCE, Maps, Sample, make_maps
 from experiments.audit.similarity import MEASURES, similarity
+from experiments.evaluation import statistics
 from experiments.evaluation.methods import FINE, MapMethod, smooth
-from experiments.evaluation.statistics import (
-    Difference,
-    difference,
-    estimate,
-    mean,
-    patient_weights,
-)
+from experiments.evaluation.statistics import difference, estimate, mean, patient_weights
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak
 from lightning_modules.stage1 import ABNORMAL
@@ -258,7 +253,7 @@ def _alike(one: Tensor, other: Tensor) -> Alike:
     return {name: values.double().cpu().numpy() for name, values in measures.items()}
 
 
-def _paired(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Difference:
+def _paired(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> statistics.Difference:
     """Mean of ``one`` less mean of ``other``, over the images that have both."""
     missing = np.isnan(one) | np.isnan(other)
     first, second = (np.where(missing, np.nan, values) for values in (one, other))
