@@ -79,7 +79,7 @@ def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str
         out = options.out or beside / f"comparison-{options.split}"
         print(f"written  {', '.join(map(str, compare.write_comparison(compared, out)))}")
     if options.audit:
-        from experiments.audit.table import audit_all
+        from experiments.audit.audit import audit_all
 
         audit_all(evaluations, methods, options.audit_images)
     return 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 HEIGHT, WIDTH = 20, 30
@@ -58,19 +58,13 @@ def percent(points):
     return [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in points]
 
 
+SQUARE = [[6, 4, 10, 4, 10, 8, 6, 8]]
+RUNS = {"size": [HEIGHT, WIDTH], "counts": runs(square().T)}
+AREAS = [{"segmentation": SQUARE}, {"segmentation": RUNS}, {"bbox": [6, 4, 4, 4]}]
 COCO = {
     "images": [{"id": 1, "file_name": "hand/a.png", "height": HEIGHT, "width": WIDTH}],
     "categories": [{"id": 0, "name": "fracture"}],
-    "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 0, "segmentation": [[6, 4, 10, 4, 10, 8, 6, 8]]},
-        {
-            "id": 2,
-            "image_id": 1,
-            "category_id": 0,
-            "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(square().T)},
-        },
-        {"id": 3, "image_id": 1, "category_id": 0, "bbox": [6, 4, 4, 4]},
-    ],
+    "annotations": [{"id": n, "image_id": 1, "category_id": 0, **e} for n, e in enumerate(AREAS)],
 }
 
 CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
@@ -88,33 +82,28 @@ CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
 </annotations>
 """
 
+MASK = base64.b64encode(png(np.ones((SIDE, SIDE), bool))).decode()
+DRAWN = [
+    {"points": CORNERS, "shape_type": "polygon", "mask": None},
+    {"points": [[6.0, 4.0], [10.0, 8.0]], "shape_type": "mask", "mask": MASK},
+    {"points": [[10, 8], [6, 4]], "shape_type": "rectangle"},
+    {"points": [[8, 6], [9, 6]], "shape_type": "circle"},
+]
 LABELME = {
     "version": "5.5.0",
-    "flags": {},
-    "shapes": [
-        {"label": "fracture", "points": CORNERS, "shape_type": "polygon", "mask": None},
-        {
-            "label": "fracture",
-            "points": [[6.0, 4.0], [10.0, 8.0]],
-            "shape_type": "mask",
-            "mask": base64.b64encode(png(np.ones((SIDE, SIDE), bool))).decode(),
-        },
-        {"label": "fracture", "points": [[10, 8], [6, 4]], "shape_type": "rectangle"},
-        {"label": "fracture", "points": [[8, 6], [9, 6]], "shape_type": "circle"},
-    ],
-    "imagePath": "hand\\a.png",
-    "imageData": None,
-    "imageHeight": HEIGHT,
-    "imageWidth": WIDTH,
+    "shapes": [{"label": "fracture", **shape} for shape in DRAWN],
+    **{"imagePath": "hand\\a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH},
 }
+
+
+SIZE = {"original_width": WIDTH, "original_height": HEIGHT}
 
 
 def result(kind, identity="r1", **value):
     """A region as Label Studio exports it."""
     names = {"from_name": "tag", "to_name": "image", "origin": "manual", "image_rotation": 0}
-    size = {"original_width": WIDTH, "original_height": HEIGHT}
     value = {**value, f"{kind}labels": ["fracture"]}
-    return {"id": identity, "type": f"{kind}labels", **names, **size, "value": value}
+    return {"id": identity, "type": f"{kind}labels", **names, **SIZE, "value": value}
 
 
 RECTANGLE = dict(zip(("x", "y", "width", "height"), (20, 20, 400 / WIDTH, 20), strict=True))
@@ -136,16 +125,9 @@ LABEL_STUDIO = [
         "predictions": [{"result": RESULTS}],
     }
 ]
+TAGS = [{**SIZE, **each["value"]} for each in RESULTS]
 LABEL_STUDIO_MIN = [
-    {
-        "image": "https://example.org/hand/a.png?sign=1",
-        "id": 1,
-        "annotator": 7,
-        "tag": [
-            {"original_width": WIDTH, "original_height": HEIGHT, **each["value"]}
-            for each in RESULTS
-        ],
-    }
+    {"id": 1, "annotator": 7, "image": "https://example.org/hand/a.png?sign=1", "tag": TAGS}
 ]
 
 POLYGON = {"name": "polygon", "all_points_x": [6, 10, 10, 6], "all_points_y": [4, 4, 8, 8]}
@@ -163,16 +145,10 @@ VIA = {"hand/a.png123": {"filename": "hand/a.png", "size": 123, "regions": REGIO
 VIA_PROJECT = {"_via_settings": {}, "_via_attributes": {}, "_via_img_metadata": VIA}
 
 
-def via_csv() -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    about = ["filename", "file_size", "file_attributes", "region_count", "region_id"]
-    writer.writerow([*about, "region_shape_attributes", "region_attributes"])
-    for place, region in enumerate(REGIONS):
-        shape, attributes = (json.dumps(value) for value in region.values())
-        writer.writerow(["hand/a.png", 123, "{}", len(REGIONS), place, shape, attributes])
-    return file.getvalue()
-
+ROWS = pd.DataFrame(REGIONS).map(json.dumps).add_prefix("region_")
+ROWS = ROWS.rename(columns={"region_region_attributes": "region_attributes"})
+ROWS = ROWS.assign(filename="hand/a.png", file_size=123, region_count=len(REGIONS))
+VIA_CSV = ROWS.to_csv(index=False)
 
 VOC = f"""<annotation>
   <folder>hand</folder><filename>hand/a.png</filename>
@@ -200,17 +176,16 @@ def segmentation(path: Path, mask: np.ndarray, kind: str = "BINARY") -> Path:
     source.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     source.SOPClassUID, source.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3.4"
     source.StudyInstanceUID, source.SeriesInstanceUID = "1.2.3", "1.2.3.1"
-    source.PatientID, source.PatientName = "p1", "Nobody^At^All"
-    for name in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"):
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"):
         setattr(source, name, "")
-    source.StudyTime = source.ReferringPhysicianName = ""
+    for name in ("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"):
+        setattr(source, name, "")
     source.Modality, source.Rows, source.Columns = "CR", *mask.shape[1:3]
     source.SeriesNumber = source.InstanceNumber = 1
+    organ, names = codes.SCT.Organ, ("fracture", "metal")[: mask.shape[-1]]
     segments = [
-        highdicom.seg.SegmentDescription(
-            number + 1, label, codes.SCT.Organ, codes.SCT.Organ, "MANUAL"
-        )
-        for number, label in zip(range(mask.shape[-1]), ("fracture", "metal"), strict=False)
+        highdicom.seg.SegmentDescription(number, name, organ, organ, "MANUAL")
+        for number, name in enumerate(names, 1)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -218,3 +193,18 @@ def segmentation(path: Path, mask: np.ndarray, kind: str = "BINARY") -> Path:
             [source], mask, kind, segments, "1.2.3.2", 2, "1.2.3.5", 1, "none", "none", "1", "0"
         ).save_as(path)
     return path
+
+
+FILES = {
+    "coco": ("coco.json", json.dumps(COCO)),
+    "cvat": ("annotations.xml", CVAT),
+    "labelme": ("a.json", json.dumps(LABELME)),
+    "label-studio": ("project.json", json.dumps(LABEL_STUDIO)),
+    "label-studio minimal": ("project.json", json.dumps(LABEL_STUDIO_MIN)),
+    "via": ("via.json", json.dumps(VIA)),
+    "via project": ("project.json", json.dumps(VIA_PROJECT)),
+    "via csv": ("via.csv", VIA_CSV),
+    "via csv of version 1": ("via.csv", VIA_CSV.replace("filename", "#filename")),
+    "voc": ("a.xml", VOC),
+    "yolo": ("hand/a.txt", YOLO),
+}

@@ -1,119 +1,95 @@
-"""The audit on networks whose answers are known."""
+"""The audit: random weights, repeatability and the leak, on known networks and real runs."""
 
+import contextlib
+import io
 import json
-import re
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from experiments import evaluate
 from experiments.audit import audit
-from experiments.audit import sample as audit_sample
-from experiments.audit.cascade import steps
-from experiments.audit.perturbation import SHARES
-from experiments.audit.table import above_until, describe_audit, differs
+from experiments.audit.cascade import audit_cascade, cascade, steps
+from experiments.audit.maps import MEASURES, _others, draw_sample, make_maps
 from experiments.evaluation.methods import EDGE_MAP
-from experiments.evaluation.statistics import Difference, Estimate
-from experiments.evaluation.store import plain
+from experiments.evaluation.statistics import Difference
+from lightning_modules import STAGES
 from tests.stages import SIZE, network, settled
 
 IMAGES = 12
+PEERS = ["gradcam", "gradcampp", "hirescam", "layercam"]
+BLOCKS = ["stages.2.3", "stages.2.2", "stages.2.1", "stages.2.0", "stages.1.1", "stages.1.0"]
 
 
 class Data:
     """Twelve abnormal images, two a patient, and twelve normal ones."""
 
-    table = pd.DataFrame(
-        {
-            "label": np.repeat([1, 0], IMAGES),
-            "patient": np.arange(2 * IMAGES) // 2,
-        }
-    )
-
-    def __init__(self):
-        self.images = torch.randn(
-            2 * IMAGES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)
-        )
+    def __init__(self, label=1):
+        number = np.arange(2 * IMAGES)
+        self.table = pd.DataFrame({"label": label * (number < IMAGES), "patient": number // 2})
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(2 * IMAGES, 1, SIZE, SIZE, generator=generator)
 
     def rows_of(self, split):
-        """All of them."""
         return np.arange(2 * IMAGES)
 
     def evaluation_dataloader(self, split):
-        """Batches of five."""
         for rows in torch.arange(2 * IMAGES).split(5):
-            yield {
-                "image": self.images[rows],
-                "index": rows,
-                "lesion_mask": torch.zeros(len(rows), 1, SIZE, SIZE),
-                "has_lesion": torch.zeros(len(rows), dtype=torch.bool),
-            }
+            yield {"image": self.images[rows], "index": rows}
 
     def on_after_batch_transfer(self, batch, _):
-        """Leave it as it is."""
         return batch
 
 
 @pytest.fixture(scope="module")
 def sample():
-    return audit_sample.draw_sample(Data(), "test")
+    return draw_sample(Data(), "test")
 
 
-@pytest.fixture(scope="module", params=["stage1", "stage3"])
+@pytest.fixture(scope="module", params=sorted(STAGES))
 def module(request):
     torch.manual_seed(0)
-    return settled(network(request.param)).eval()
+    trained = settled(network(request.param)).eval()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return trained
 
 
-def table_of(masked, swapped, label):
-    return pd.DataFrame(
-        {
-            "label": label,
-            "patient": [str(row) for row in range(len(label))],
-            "masked_probability": masked,
-            "swapped_masked_probability": swapped,
-        }
-    )
+def against(result):
+    """How the first 10 % of a map's order differ from the random order and the edges."""
+    less = {way: result["less"][way].values() for way in ("deletion", "insertion")}
+    return {way: [audit.differs(value) for value in values] for way, values in less.items()}
 
 
-# The sample ---------------------------------------------------------------------------------------
+# The sample and its maps --------------------------------------------------------------------------
 
 
 def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
     data = Data()
-    sample = audit_sample.draw_sample(data, "test", images=7, seed=3)
+    sample = draw_sample(data, "test", images=7, seed=3)
     rows = sample.batch["index"].tolist()
     assert len(set(rows)) == 7
     assert max(rows) < IMAGES
     assert rows != sorted(rows)
     assert torch.equal(sample.batch["image"], data.images[rows])
     assert sample.patient.tolist() == [str(row // 2) for row in rows]
-    again = audit_sample.draw_sample(data, "test", images=7, seed=3)
-    assert again.batch["index"].tolist() == rows
-    assert audit_sample.draw_sample(data, "test", images=7, seed=4).batch["index"].tolist() != rows
-
-
-def test_the_other_image_is_of_another_patient(sample):
     assert (sample.patient[sample.other] != sample.patient).all()
-    assert audit_sample._others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
-    assert audit_sample._others(np.array(["a", "a"])).tolist() == [-1, -1]
-
-
-def test_a_split_without_abnormal_images_is_refused():
-    data = Data()
-    data.table = data.table.assign(label=0)
+    drawn = [draw_sample(data, "test", 7, seed).batch["index"].tolist() for seed in (3, 4)]
+    assert drawn[0] == rows != drawn[1]
+    assert _others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
+    assert _others(np.array(["a", "a"])).tolist() == [-1, -1]
     with pytest.raises(ValueError, match="test has 0 abnormal images"):
-        audit_sample.draw_sample(data, "test")
+        draw_sample(Data(label=0), "test")
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
+    maps = make_maps(module, [EDGE_MAP], sample.batch)
     assert list(maps) == [*module.map_methods, "edges"]
-    for drawn in maps.values():
-        assert drawn.shape == (IMAGES, 1, SIZE, SIZE)
-        assert drawn.min() >= 0
+    assert {tuple(drawn.shape) for drawn in maps.values()} == {(IMAGES, 1, SIZE, SIZE)}
+    assert min(float(drawn.min()) for drawn in maps.values()) >= 0
     scale = module.map_scale.clone()
     module.map_scale.fill_(1000.0)  # so that nothing is clipped
     for name, shown in module.maps(sample.batch["image"]).items():
@@ -124,50 +100,57 @@ def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
 # The cascade --------------------------------------------------------------------------------------
 
 
+def weights(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def test_each_step_draws_its_own_weights_and_leaves_the_trained_network_alone(module, sample):
+    made = steps(module)
+    decoder = ["decoder"] if module.stage == "stage3" else []
+    assert list(made) == ["fc", *decoder, *BLOCKS, "stages.0.0", "stem"]
+    state, kept = torch.get_rng_state(), {k: v.clone() for k, v in module.state_dict().items()}
+    trained = before = weights(module)
+    for name, changed in cascade(module, sample.batch["image"], seed=5):
+        now = weights(changed)
+        moved = {key for key in now if not torch.equal(now[key], before[key])}
+        assert moved, name
+        assert all(key.startswith(made[name]) for key in moved), name
+        own = {key for key in now if key.startswith(made[name])}
+        assert not any(torch.equal(now[key], trained[key]) for key in own), name
+        assert not any(part.training for part in (*changed.modules(), *module.modules()))
+        if name == "fc":  # trained layers keep their running statistics
+            pairs = zip(module.encoder.buffers(), changed.encoder.buffers(), strict=True)
+            assert all(torch.equal(*pair) for pair in pairs)
+        before = now
+    assert all(torch.equal(value, kept[key]) for key, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    # In the end, all weights are those that a training of this seed would begin with.
+    torch.manual_seed(5)
+    begun = network(module.stage)
+    assert all(torch.equal(now[key], value) for key, value in begun.named_parameters())
+    norm = changed.encoder.stem[2]  # random layers are normalised by the images
+    with torch.no_grad():
+        seen = changed.encoder.stem[:2](sample.batch["image"])
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), atol=1e-5, rtol=1e-4)
+
+
 def test_the_cascade_of_a_network(module, sample):
-    maps = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
-    found = audit.audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
-    names = [name for name, _ in steps(module)]
-    for result in found.values():
-        assert list(result["steps"]) == list(result["excess"]) == names
-        assert list(result["dark"]) == ["trained", *names]
-    edges = found["edges"]
+    maps = make_maps(module, [EDGE_MAP], sample.batch)
+    results = audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
+    for result in results.values():
+        assert list(result["steps"]) == list(result["excess"]) == list(steps(module))
+        assert list(result["dark"]) == ["trained", *steps(module)]
+    edges = results["edges"]
     assert edges["unchanged"]
     assert all(step["rank"].value == pytest.approx(1) for step in edges["steps"].values())
-    assert not found["cam"]["unchanged"]
-    assert found["cam"]["steps"]["stem"]["rank"].value < 0.9
-    first, second = found["cam"]["draws"]["stem"]["rank"]
+    assert not results["cam"]["unchanged"]
+    assert results["cam"]["steps"]["stem"]["rank"].value < 0.9
+    first, second = results["cam"]["draws"]["stem"]["rank"]
     assert first != second
-    again = audit_sample.make_maps(module, [EDGE_MAP], sample.batch)
-    assert all(torch.equal(maps[name], again[name]) for name in maps)
-
-
-def test_what_a_map_does_not_read_does_not_change_it(sample):
-    torch.manual_seed(0)
-    module = settled(network("stage3")).eval()
-    with torch.no_grad():
-        module.decoder.output.weight.add_(1.0)
-    maps = audit_sample.make_maps(module, [], sample.batch)
-    found = audit.audit_cascade(module, [], sample, maps, draws=(7,))
-    assert found["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # the decoder's output layer
-    # The decoder below its output is none of CAM's business.
-    assert found["cam"]["steps"]["decoder"] == found["cam"]["steps"]["fc"]
-
-
-def result_of(rank, ssim, unchanged=False):
-    """A method's results of which only the excess matters: (value, half width) a step."""
-
-    def around(value, half=0.1):
-        return Difference(value, value - half, value + half, 0.0, 0.5)
-
-    names = ["fc", "stages.2.3", "stem"]
-    return {
-        "excess": {
-            name: {"rank": around(r), "ssim": around(s)}
-            for name, r, s in zip(names, rank, ssim, strict=True)
-        },
-        "unchanged": unchanged,
-    }
+    if "fcn" in results:  # the decoder below its output is none of CAM's business
+        assert results["cam"]["steps"]["decoder"] == results["cam"]["steps"]["fc"]
+        assert results["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # its output layer
 
 
 @pytest.mark.parametrize(
@@ -183,123 +166,34 @@ def result_of(rank, ssim, unchanged=False):
     ],
 )
 def test_until_when_a_map_stays_like_the_trained_one(rank, ssim, unchanged, until):
-    assert above_until(result_of(rank, ssim, unchanged)) == until
-
-
-def test_a_mean_over_draws_leaves_out_dark_maps():
-    nan = float("nan")
-    found = audit._mean_over([np.array([1.0, nan, nan]), np.array([3.0, 2.0, nan])])
-    np.testing.assert_array_equal(found, [2.0, 2.0, nan])
-
-
-# Repeatability ------------------------------------------------------------------------------------
-
-
-def test_the_same_run_twice_repeats_itself(module, sample):
-    maps = audit_sample.make_maps(module, [], sample.batch)
-    found = audit.audit_repeatability([maps, maps], sample)["cam"]
-    for measure in audit.MEASURES:
-        assert found["alike"][measure].value == pytest.approx(1)
-        assert found["floor"][measure].value < 1
-        assert found["pairs"][measure] == [pytest.approx(1)]
-    assert {differs(found["excess"][measure]) for measure in audit.MEASURES} == {"higher"}
-
-
-def test_three_runs_make_three_pairs(sample):
-    runs = [
-        {"cam": torch.rand(IMAGES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))}
-        for seed in range(3)
+    pairs = [
+        [Difference(v, v - 0.1, v + 0.1, 0.0, 0.5) for v in both]
+        for both in zip(rank, ssim, strict=True)
     ]
-    found = audit.audit_repeatability(runs, sample)["cam"]
-    assert len(found["pairs"]["rank"]) == 3
-    assert found["alike"]["rank"].value == pytest.approx(np.mean(found["pairs"]["rank"]))
-    assert abs(found["alike"]["rank"].value) < 0.05
-    assert differs(found["excess"]["rank"]) == "no"
+    names = ["fc", "stages.2.3", "stem"]
+    excess = {n: {"rank": r, "ssim": s} for n, (r, s) in zip(names, pairs, strict=True)}
+    assert audit.above_until({"excess": excess, "unchanged": unchanged}) == until
 
 
-def test_one_run_repeats_nothing(sample):
-    with pytest.raises(ValueError, match="two runs"):
-        audit.audit_repeatability([{}], sample)
+# Repeatability and the leak -----------------------------------------------------------------------
 
 
-# Deletion and insertion ---------------------------------------------------------------------------
+def test_the_same_run_twice_repeats_itself_and_three_random_ones_do_not(module, sample):
+    maps = make_maps(module, [], sample.batch)
+    same = audit.audit_repeatability([maps, maps], sample)["cam"]
+    for measure in MEASURES:
+        assert same["alike"][measure].value == pytest.approx(1)
+        assert same["floor"][measure].value < 1
+        assert same["pairs"][measure] == [pytest.approx(1)]
+        assert audit.differs(same["excess"][measure]) == "higher"
+    draws = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    noise = [{"cam": torch.rand(IMAGES, 1, SIZE, SIZE, generator=draw)} for draw in draws]
+    other = audit.audit_repeatability(noise, sample)["cam"]
+    assert len(other["pairs"]["rank"]) == 3
+    assert other["alike"]["rank"].value == pytest.approx(np.mean(other["pairs"]["rank"]))
+    assert abs(other["alike"]["rank"].value) < 0.05
+    assert audit.differs(other["excess"]["rank"]) == "no"
 
-
-class Spot(torch.nn.Module):
-    """Abnormal by how bright the spot is that each image has in the middle."""
-
-    place = (slice(None), slice(None), slice(28, 36), slice(28, 36))  # 1.6 % of the image
-
-    def forward(self, image):
-        level = 10 * (image[self.place].mean((1, 2, 3)) - 1)
-        return torch.stack([torch.zeros_like(level), level], dim=1)
-
-
-def spots(images):
-    image = torch.zeros(images, 1, SIZE, SIZE)
-    image[Spot.place] = 2.0
-    number = np.arange(images)
-    batch = {
-        "image": image,
-        "index": torch.arange(images),
-        "lesion_mask": image / 2,
-        "has_lesion": torch.arange(images) > 0,  # all but the first
-    }
-    return audit_sample.Sample(batch, number.astype(str), np.roll(number, 1))
-
-
-def test_a_perfect_map_beats_the_random_order_and_its_reverse_loses():
-    sample = spots(100)
-    image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"spot": image, "rest": 2 - image}, 16)
-    assert list(found) == [audit.RANDOM, "spot", "rest", audit.LESION]
-    assert found["spot"]["deletion_whole"].value < 0.15
-    assert found["spot"]["insertion_whole"].value > 0.97
-    # The first 2 % of the pixels are the spot: of 10 %, a tenth to a fifth is lost on the way.
-    assert 0.1 < found["spot"]["deletion"].value < 0.3
-    assert found["rest"]["deletion"].value > 0.9
-    # The mask is the spot as well, smoothed; the image without one is left out.
-    assert found[audit.LESION]["deletion"].value < 0.3
-    assert found[audit.LESION]["deletion"].undefined == 0
-    assert len(found["spot"]["curves"]["deletion"]) == len(SHARES)
-    assert against(found["spot"]) == {"deletion": ["lower"], "insertion": ["higher"]}
-    assert against(found["rest"]) == {"deletion": ["higher"], "insertion": ["lower"]}
-
-
-def test_a_map_is_also_compared_with_the_edges():
-    sample = spots(100)
-    image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image}, 16)
-    assert list(found["edges"]["less"]["deletion"]) == [audit.RANDOM]
-    assert against(found["rest"]) == {"deletion": ["higher"] * 2, "insertion": ["lower"] * 2}
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "same": image}, 16)
-    assert against(found["same"]) == {"deletion": ["lower", "no"], "insertion": ["higher", "no"]}
-
-
-def test_a_random_map_is_as_the_random_order():
-    sample = spots(100)
-    one = sample.batch["image"][:1]
-    noise = [audit.perturbation.random_map(one, number, 16) for number in range(1000, 1100)]
-    found = audit.audit_perturbation(Spot(), sample, {"noise": torch.cat(noise)}, 16)
-    assert against(found["noise"]) == {"deletion": ["no"], "insertion": ["no"]}
-
-
-def test_images_of_one_patient_have_no_interval():
-    sample = spots(10)._replace(patient=np.repeat("one", 10))
-    image = sample.batch["image"]
-    found = audit.audit_perturbation(Spot(), sample, {"edges": image, "rest": 2 - image}, 16)
-    assert against(found["rest"]) == {"deletion": ["-"] * 2, "insertion": ["-"] * 2}
-
-
-def against(result):
-    """How the first 10 % of a map's order differ from the random order and the edges."""
-    return {
-        way: [differs(value) for value in result["less"][way].values()]
-        for way in ("deletion", "insertion")
-    }
-
-
-# The leak -----------------------------------------------------------------------------------------
 
 LABEL = np.repeat([1, 0], 20)
 
@@ -313,42 +207,72 @@ LABEL = np.repeat([1, 0], 20)
     ],
 )
 def test_a_leak_is_seen(swapped, beside_one_answer, abnormal):
-    found = audit.audit_leak(table_of(LABEL, swapped, LABEL))
-    assert found["masked_accuracy"].value == 1
-    assert found["one_answer"].value == 0.5
-    assert found["swapped_abnormal"] == abnormal
-    assert differs(found["excess"]) == beside_one_answer
+    rows = pd.DataFrame({"label": LABEL, "patient": range(40), "masked_probability": LABEL})
+    leak = audit.audit_leak(rows.assign(swapped_masked_probability=swapped))
+    assert (leak["masked_accuracy"].value, leak["one_answer"].value) == (1, 0.5)
+    assert leak["swapped_abnormal"] == abnormal
+    assert audit.differs(leak["excess"]) == beside_one_answer
 
 
-# All of it ----------------------------------------------------------------------------------------
+# Real runs ----------------------------------------------------------------------------------------
 
 
-def test_a_whole_audit_is_written_and_told(module, sample):
-    label = np.asarray([1, 0] * 10)
-    table = table_of(label, label, label) if module.stage == "stage3" else pd.DataFrame()
-    found, maps = audit.audit_run(module, [EDGE_MAP], sample, table)
-    assert set(found) >= {"cascade", "perturbation"}
-    assert ("leak" in found) == (module.stage == "stage3")
-    found["repeatability"] = {
-        "runs": ["seed0", "seed1"],
-        "methods": audit.audit_repeatability([maps, maps], sample),
-    }
-    text = describe_audit(found, IMAGES)
-    assert max(len(line) for line in text.splitlines()) <= 100
-    for method in (*module.map_methods, "edges"):
-        assert len(re.findall(rf"^ +{method} ", text, re.M)) == 4
-    assert "NaN" not in json.dumps(plain(found))
+@pytest.fixture(scope="module")
+def audited(trained, tmp_path_factory):
+    """Two seeds of stage 1 and one of stage 3, judged and audited in one go; what was printed."""
+    root = tmp_path_factory.mktemp("runs")
+    runs = [trained.copy(name, root) for name in ("stage1", "second", "stage3")]
+    words = [*map(str, runs), "--no-baselines", "--peers", "quick", "--audit"]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        assert evaluate.main([*words, "--audit-images", "6"]) == 0
+    return runs, text.getvalue()
 
 
-def test_a_network_of_the_masks_alone_is_asked_for_its_fcn_alone(sample):
+def results_of(run):
+    folder = run / "evaluation" / "test"
+    text = (folder / "audit.json").read_text()
+    assert "NaN" not in text  # JSON has none
+    return json.loads(text), pd.read_csv(folder / "images.csv")
+
+
+@pytest.mark.slow
+def test_each_run_has_its_audit(audited):
+    runs, printed = audited
+    for run in runs:
+        results, table = results_of(run)
+        fcn = ["fcn"] if "stage3" in str(run) else []
+        assert list(results["cascade"]) == ["cam", "pcam", *fcn, *PEERS, "edges"]
+        assert results["images"] == min(6, (table["label"] == 1).sum())
+        assert ("leak" in results) == bool(fcn)
+        assert ("repeatability" in results) != bool(fcn)
+        assert f"{run}:" in printed
+        assert str(run / "evaluation" / "test" / "audit.json") in printed
+    first, second = (results_of(run)[0]["repeatability"] for run in runs[:2])
+    assert first == second
+    assert first["runs"] == ["seed0", "seed1"]
+    for title in ("SSIM with the trained", "mean score while", "that differ in the", "accuracy of"):
+        assert title in printed
+    assert max(map(len, printed.splitlines())) <= 120  # paths are long
+
+
+def test_a_network_of_masks_alone_is_asked_for_its_fcn_alone(sample):
     torch.manual_seed(0)
     module = settled(network("stage3", "loss.classification=false")).eval()
-    found, maps = audit.audit_run(module, [], sample, pd.DataFrame())
-    assert list(maps) == ["fcn"]
-    assert list(found) == ["cascade"]
+    assert list(make_maps(module, [], sample.batch)) == ["fcn"]
 
 
-def test_nan_becomes_null():
-    value = SimpleNamespace  # not a figure
-    assert plain({"a": [float("nan"), 1], "b": value}) == {"a": [None, 1], "b": value}
-    assert plain(Estimate(0.5, 0.25, 0.75, 0.0))["high"] == 0.75
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--peers", "gradcat"], "gradcat: no peer method; there are gradcam"),
+        (["--audit-images", "6"], "--audit-images needs --audit"),
+        (["--audit", "--audit-images", "1"], "--audit-images needs --audit, and two or more"),
+    ],
+)
+def test_refused_requests(capsys, words, error):
+    try:
+        status = evaluate.main(["somewhere", *words])
+    except SystemExit as refused:  # options that contradict one another are argparse's to refuse
+        status = refused.code
+    assert status == 2
+    assert error in capsys.readouterr().err

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -16,7 +14,7 @@ import pytest
 from datamodules.decode import decode
 from datamodules.dicom import read_dicom
 from datamodules.index import DataError
-from experiments.prediction.capture import secondary_capture
+from experiments.prediction.pictures import secondary_capture
 from tests.dicoms import SECRET, content, radiograph
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
@@ -28,15 +26,20 @@ def source_with(**elements):
         return radiograph(np.zeros((64, 64), np.uint16), **elements)
 
 
-def capture(source, network="network"):
-    """The file of a capture, which dciodvfy, of Debian's dicom3tools, finds valid, and its data."""
-    made = secondary_capture(source, PICTURE, network, "how")
-    if shutil.which("dciodvfy"):
-        with tempfile.NamedTemporaryFile() as file:
-            Path(file.name).write_bytes(made)
-            checked = subprocess.run(["dciodvfy", "-new", file.name], capture_output=True)
-        assert b"Error" not in checked.stdout + checked.stderr
-    return pydicom.dcmread(io.BytesIO(made))
+@pytest.fixture
+def capture(tmp_path):
+    """Makes a capture, which dciodvfy, of Debian's dicom3tools, finds valid; its data."""
+
+    def make(source, network="network"):
+        made = secondary_capture(source, PICTURE, network, "how")
+        if shutil.which("dciodvfy"):
+            file = tmp_path / "made.dcm"
+            file.write_bytes(made)
+            checked = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True)
+            assert b"Error" not in checked.stdout + checked.stderr
+        return pydicom.dcmread(io.BytesIO(made))
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def capture(source, network="network"):
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
     ],
 )
-def test_a_secondary_capture_is_of_the_same_study(capfd, charset, name):
+def test_a_secondary_capture_is_of_the_same_study(capture, capfd, charset, name):
     source = source_with(PatientName=name)
     if charset:
         source.SpecificCharacterSet = charset
@@ -73,22 +76,16 @@ def test_a_secondary_capture_is_of_the_same_study(capfd, charset, name):
 @pytest.mark.parametrize(
     "elements",
     [
-        {},
-        {"BodyPartExamined": "CHEST"},
         {"BodyPartExamined": "CHEST", "Laterality": "L"},  # unpaired: none is allowed
-        {"BodyPartExamined": "HAND", "Laterality": "R"},
-        {"BodyPartExamined": "HAND", "ImageLaterality": "B"},
-        {"PatientOrientation": ["L"]},
-        {"PatientOrientation": ["X", "LF"]},
-        {"LossyImageCompression": "01", "InstanceNumber": "-3"},
+        {"BodyPartExamined": "HAND", "ImageLaterality": "B", "PatientOrientation": ["L"]},
+        {"LossyImageCompression": "01", "InstanceNumber": "-3", "PatientOrientation": ["X", "LF"]},
         {"AccessionNumber": ["1", "2"], "StudyDescription": ["a", "b"], "StudyID": "1\n"},
         {"StudyDescription": "left\nhand", "BodyPartExamined": "Hand", "PatientSex": "X"},
         {"StudyDescription": "d" * 80, "BodyPartExamined": "H" * 20, "InstanceNumber": None},
         {"PatientBirthDate": "1970-01-01", "StudyDate": "20200231", "StudyTime": "99"},
-        {"Manufacturer": "Maker", "DeviceSerialNumber": "", "SoftwareVersions": ["1", "2"]},
     ],
 )
-def test_secondary_captures_are_valid(elements):
+def test_secondary_captures_are_valid(capture, elements):
     made = capture(source_with(**elements))
     side = elements.get("ImageLaterality") or elements.get("Laterality")
     assert ("Laterality" in made, made.ImageLaterality or None) == (False, side)
@@ -96,7 +93,7 @@ def test_secondary_captures_are_valid(elements):
         pytest.skip("needs dciodvfy, of Debian's dicom3tools")
 
 
-def test_values_that_are_not_valid_are_left_out_and_not_told(tmp_path, capfd, caplog):
+def test_values_that_are_not_valid_are_left_out_and_not_told(capture, tmp_path, capfd, caplog):
     caplog.set_level(0)
     raw, odd = content(source_with()), SECRET[:8].encode()
     path = tmp_path / "a.dcm"
@@ -112,11 +109,8 @@ def test_values_that_are_not_valid_are_left_out_and_not_told(tmp_path, capfd, ca
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(
-            (name, uid)
-            for name in ("StudyInstanceUID", "SOPInstanceUID")
-            for uid in (None, "1.2.abc", "1.2.003", "1." * 40 + "1")
-        ),
+        ("StudyInstanceUID", None),
+        ("SOPInstanceUID", "1.2.abc"),
         ("PatientID", SECRET * 10),
         ("PatientID", f"{SECRET}\\b"),
         ("PatientID", f"{SECRET}\n"),
@@ -125,6 +119,6 @@ def test_values_that_are_not_valid_are_left_out_and_not_told(tmp_path, capfd, ca
     ],
 )
 def test_an_element_that_cannot_be_taken_over_is_named_and_not_quoted(name, value):
-    with pytest.raises(DataError, match=f"of it: {name} is missing or not valid; mend") as caught:
+    with pytest.raises(DataError, match=f"of it: {name} missing or not valid. Fix: mend") as caught:
         secondary_capture(source_with(**{name: value}), PICTURE, "network", "how")
     assert value is None or value not in str(caught.value)

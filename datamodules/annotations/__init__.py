@@ -1,5 +1,5 @@
 """What annotation tools write, read into one form: ``recognition`` lists the nine formats.
 
-Read ``marks`` first (images, marks, mistakes), then one reader, such as ``cvat``; ``fields`` and
-``files`` check what all of them read, ``shapes`` makes outlines and runs of it.
+Read ``marks`` first (images, marks, mistakes), then one reader, such as ``coco``; ``fields`` opens
+files and checks what all of them read, ``shapes`` makes outlines and runs of it.
 """

@@ -13,18 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
-# A larger image is a mistake in the file, not a radiograph, and would only eat memory.
-MAX_PIXELS = 1 << 28
-# Coordinates beyond this are a mistake of scale; those a little outside the image are clipped.
-MAX_COORDINATE = 1 << 17
-
 Point = tuple[float, float]
 
 
 class Mark(NamedTuple):
     """One thing that somebody marked on an image: an outline, or runs."""
 
-    entry: str  # which entry of the file, for messages: "annotation 12"
+    entry: str = ""  # which entry of the file, for messages: "annotation 12"
     outline: tuple[Point, ...] = ()  # three corners or more: a box has four, an ellipse many
     # A mask as pycocotools encodes it, {"size": [H, W], "counts": bytes}: pixels fill the memory.
     runs: dict[str, Any] | None = None
@@ -80,15 +75,11 @@ def draw(marks: Iterable[Mark], height: int, width: int) -> np.ndarray:
             # Corners lose what arithmetic adds, or 3.9999999 would fall into the pixel before.
             corners = [(round(x, 4), round(y, 4)) for x, y in mark.outline]
             pen.polygon(corners, fill=255, outline=255)
-        elif list(mark.runs["size"]) == [height, width]:
+        else:
             # One by one, and before they become pixels: a brush may leave thousands of strokes.
             joined = mark.runs if joined is None else rle.merge([joined, mark.runs])
-        else:
-            raise ValueError(f"{mark.entry}: a mask of {mark.runs['size']}, not {[height, width]}")
     mask = np.array(canvas)
-    if joined is not None:
-        mask |= rle.decode(joined) * np.uint8(255)
-    return mask
+    return mask if joined is None else mask | rle.decode(joined) * np.uint8(255)
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

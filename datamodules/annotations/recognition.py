@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.annotations.coco import read_coco
-from datamodules.annotations.cvat import read_cvat
+from datamodules.annotations.cvat_voc import read_cvat, read_voc
 from datamodules.annotations.dicom_seg import is_segmentation, read_dicom_seg
-from datamodules.annotations.fields import EntryError, items
-from datamodules.annotations.files import list_files, read_bytes, read_json, read_xml
+from datamodules.annotations.fields import STUMBLES, EntryError, list_files, read_json, read_xml
 from datamodules.annotations.label_studio import read_label_studio, task_images
-from datamodules.annotations.labelme import read_labelme
+from datamodules.annotations.labelme_via import COLUMNS, read_labelme, read_via
 from datamodules.annotations.marks import Marking
 from datamodules.annotations.masks import CLASSES, read_mask, read_masks
-from datamodules.annotations.via import COLUMNS, read_via
-from datamodules.annotations.voc import read_voc
 from datamodules.annotations.yolo import is_yolo, list_yolo, read_yolo
-from datamodules.decode import PNG, is_dicom
+from datamodules.decode import PNG, is_dicom, read_content
 from datamodules.index import DataError
 from datamodules.tables import read_csv
 
@@ -52,51 +49,39 @@ UNREAD = {
     b'"FeatureCollection"': "GeoJSON (QuPath); export masks as PNG",
     b'"classTitle"': "of Supervisely; export as COCO",
     b"annotation_id,annotator": "Label Studio's CSV, without the images' sizes; export as JSON",
-    b",xmin,": "a table of boxes, which each tool writes otherwise; export as Pascal VOC or COCO",
 }
-ROOTS = {"annotations": {"cvat"}, "annotation": {"voc"}}
 
 
 def recognise(source: Path) -> str:
     """Which of ``READERS`` a file or folder is for; DataError where it fits none or several."""
-    formats = _formats_of(source)
-    if len(formats) == 1:
-        return next(iter(formats))
-    if len(set(formats.values())) > 1:  # not one file that might be either
-        files = [f"{name} ({os.path.relpath(formats[name], source)})" for name in sorted(formats)]
-        raise DataError(
-            f"{source}: holds files of several formats, {', '.join(files)}; say which, or give the "
-            "file, or the folder, that was drawn in"
-        )
-    say = "say which, or give another file"
-    if formats:
-        raise DataError(f"{source}: fits several formats, {', '.join(sorted(formats))}; {say}")
-    known = ", ".join(READERS)
-    raise DataError(f"{source}: in no format that is known ({known}); {_advice(source) or say}")
-
-
-def _formats_of(source: Path) -> dict[str, Path]:
-    """All formats that ``source`` fits, each with the first file that does; images do not count."""
-    if not source.is_dir():
-        return dict.fromkeys(_format_of(source), source)
     kinds: dict[str, list[Path]] = {}
     for file in list_files(source, ""):
         kinds.setdefault(file.suffix.lower(), []).append(file)
-    kinds[".txt"] = list_yolo(source)
+    if source.is_dir():
+        kinds[".txt"] = list_yolo(source)
     formats: dict[str, Path] = {}
-    for files in kinds.values():
-        for file in files[:SAMPLE]:
-            with suppress(DataError):  # the reader will name it
-                formats = dict.fromkeys(_format_of(file), file) | formats
-    return formats
+    for file in (file for files in kinds.values() for file in files[:SAMPLE]):
+        try:
+            formats.setdefault(_format_of(file), file)
+        except DataError:  # of a file in a folder, which its reader will name
+            if file == source:
+                raise
+    formats.pop("", None)
+    if len(formats) == 1:
+        return next(iter(formats))
+    if formats:
+        files = [f"{name} ({os.path.relpath(formats[name], source)})" for name in sorted(formats)]
+        what = f"{source}: holds files of several formats, {', '.join(files)}"
+        raise DataError(f"{what}; say which, or give the file, or the folder, that was drawn in")
+    advice = _advice(source) or "say which, or give another file"
+    raise DataError(f"{source}: in no format that is known ({', '.join(READERS)}); {advice}")
 
 
 def _advice(source: Path) -> str:
     """What to do with a source in no known format, "" where its files do not tell."""
     for file in list_files(source, ""):
-        suffix = file.suffix.lower()
-        if suffix in (".json", ".geojson", ".csv", ".tsv") and not _format_of(file):
-            start = read_bytes(file)[:65536]
+        if file.suffix.lower() in (".json", ".geojson", ".csv", ".tsv"):
+            start = read_content(file)[:65536]
             for word, what in UNREAD.items():
                 if word in start:
                     return f"{file.name} is {what}"
@@ -106,43 +91,41 @@ def _advice(source: Path) -> str:
     return ""
 
 
-def _format_of(file: Path) -> set[str]:
+def _format_of(file: Path) -> str:
+    """The format of a file by its content, "" where it is in none."""
     if file.suffix.lower() == ".txt":
-        return {"yolo"} if is_yolo(file) else set()
-    data = read_bytes(file)
+        return "yolo" if is_yolo(file) else ""
+    data = read_content(file)
     if data.startswith(PNG):
         with suppress(EntryError):  # a radiograph
             if file.parent.name != CLASSES:
                 read_mask(file)
-            return {"masks"}
-        return set()
+            return "masks"
+        return ""
     if is_dicom(data):
-        return {"dicom-seg"} if is_segmentation(file) else set()
+        return "dicom-seg" if is_segmentation(file) else ""
     start = data[:100].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
-        return ROOTS.get(read_xml(file).tag, set())
+        return {"annotations": "cvat", "annotation": "voc"}.get(read_xml(file).tag, "")
     if start.startswith((b"{", b"[")):
-        return _json_formats(read_json(file))
+        content = read_json(file)
+        with suppress(*STUMBLES):
+            return _json_format(content)
     if file.suffix.lower() == ".csv":
         with suppress(DataError):  # other columns, or no CSV
             read_csv(file, COLUMNS[1:])
-            return {"via"}
-    return set()
+            return "via"
+    return ""
 
 
-def _json_formats(content: Any) -> set[str]:
-    if not isinstance(content, dict):
-        return {"label-studio"} if any(task_images(task) for task in items(content)) else set()
-    formats = set()
-    if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
-        formats.add("coco")
-    elif "annotations" in content and task_images(content):
-        formats.add("label-studio")
-    if isinstance(content.get("shapes"), list):
-        formats.add("labelme")
-    entries = list(content.values())
-    if "_via_img_metadata" in content or (
-        entries and all(isinstance(entry, dict) and "regions" in entry for entry in entries)
-    ):
-        formats.add("via")
-    return formats
+def _json_format(content: Any) -> str:
+    if isinstance(content, list):
+        return "label-studio" if any(map(task_images, content)) else ""
+    if isinstance(content.get("images"), list) and "annotations" in content:
+        return "coco"
+    if "annotations" in content and task_images(content):
+        return "label-studio"
+    if "shapes" in content:
+        return "labelme"
+    is_via = content and all("regions" in entry for entry in content.values())
+    return "via" if is_via or "_via_img_metadata" in content else ""

@@ -1,8 +1,4 @@
-"""Outlines and runs from what formats store: polygons, boxes, ellipses, run-length encoding.
-
-Coordinates are checked numbers in pixels (``fields.number``); angles are radians, clockwise as the
-image is seen. What is wrong is an ``EntryError``.
-"""
+"""Outlines and runs of what formats store; angles are radians, clockwise as the image is seen."""
 
 from __future__ import annotations
 
@@ -12,43 +8,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as rle
 
-from datamodules.annotations.fields import check, image_size, number, show
-from datamodules.annotations.marks import Point
+from datamodules.annotations.fields import check, number
+from datamodules.annotations.marks import Point, encode
 
 # Corners that stand for an ellipse: on one of 500 pixels across, off by less than a tenth.
 ELLIPSE_CORNERS = 128
-NOTHING = "nothing is marked; draw it again, or take it out"
-UNREADABLE = "its RLE counts cannot be read; export it again"
 
 
-def polygon(points: Iterable[Sequence[object]]) -> tuple[Point, ...]:
+def polygon(points: Iterable[Sequence[Any]]) -> tuple[Point, ...]:
     """The outline of a polygon from its corners ``(x, y)``, three or more, not on one line."""
     corners = tuple((number(x, "x"), number(y, "y")) for x, y in points)
     check(len(corners) >= 3, f"a polygon of {len(corners)} points; draw three or more")
-    x, y = corners[0]
-    far = max(corners, key=lambda corner: math.dist(corner, (x, y)))
-    is_area = any((far[0] - x) * (b - y) != (far[1] - y) * (a - x) for a, b in corners)
+    is_area = np.linalg.matrix_rank(np.subtract(corners, corners[0])) == 2
     check(is_area, "all its points lie on one line, it marks no area; draw it again")
     return corners
 
 
 def box(
-    left: float,
-    top: float,
+    x: float,
+    y: float,
     width: float,
     height: float,
     angle: float = 0.0,
-    turn_at: Point | None = None,
+    pivot: Point | None = None,
 ) -> tuple[Point, ...]:
-    """The four corners of a box, turned about ``turn_at`` (by default its centre)."""
+    """The four corners of a box, turned about ``pivot`` (by default its centre)."""
     check(width > 0 and height > 0, f"a box of {width:g} x {height:g} pixels; draw it again")
-    corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     if not angle:
         return polygon(corners)
-    x, y = turn_at or (left + width / 2, top + height / 2)
-    return _turned([(a - x, b - y) for a, b in corners], x, y, angle)
+    cx, cy = pivot or (x + width / 2, y + height / 2)
+    return _turned([(a - cx, b - cy) for a, b in corners], cx, cy, angle)
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> tuple[Point, ...]:
@@ -64,13 +55,10 @@ def _turned(points: list[Point], cx: float, cy: float, angle: float) -> tuple[Po
     return polygon((cx + a * cos - b * sin, cy + a * sin + b * cos) for a, b in points)
 
 
-def box_angle(attributes: Mapping[str, object]) -> float:
-    """By how many radians the attributes of a box turn it about its centre.
-
-    CVAT writes ``rotation``, degrees clockwise, beside the upright box. Attributes of another name
-    turn it in units that only their tool knows.
-    """
-    for name in ("angle", "theta"):  # a word there is something else
+def box_angle(attributes: Mapping[str, Any]) -> float:
+    """By how many radians the attributes of a box turn it about its centre: CVAT's ``rotation``."""
+    # Other names turn it in units that only their tool knows; a word there is something else.
+    for name in ("angle", "theta"):
         is_turned = re.fullmatch(r"-?[\d.]*[1-9][\d.]*", str(attributes.get(name)))
         check(not is_turned, f"its box is turned ({name}), which is not read; outline the lesion")
     return math.radians(number(attributes.get("rotation") or 0, "rotation"))
@@ -78,96 +66,47 @@ def box_angle(attributes: Mapping[str, object]) -> float:
 
 def check_beside_box(outline: Sequence[Point], edges: Sequence[Point]) -> None:
     """Check that an outline and the corners of the box beside it, if any, are of one thing."""
-    if not edges:
-        return
-    (low, high), (left, right) = ((np.min(p, 0), np.max(p, 0)) for p in (outline, edges))
+    (low, high), (left, right) = ((np.min(p, 0), np.max(p, 0)) for p in (outline, edges or outline))
     # A pixel more, so that lines and rounding count for little.
     common = np.prod(np.clip(np.minimum(high, right) - np.maximum(low, left) + 1, 0, None))
     both = np.prod(np.maximum(high, right) - np.minimum(low, left) + 1)
     check(2 * common >= both, "its outline and its box are of two places or units; export it again")
 
 
-def coco_runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """COCO's run-length encoding, compressed or not, of an image of ``size`` (height, width)."""
-    stated = segmentation.get("size")
-    sides = image_size(*stated) if isinstance(stated, list) and len(stated) == 2 else (0, 0)
-    what = f"its RLE is of size {show(stated)}, the image of {size} (height, width)"
-    check(sides == size, f"{what}; export it again")
-    counts = segmentation.get("counts")
-    runs = counts if isinstance(counts, list) else _decompress(counts)
-    # pycocotools refuses runs beyond the image but, after too few, returns stray memory.
-    _check_runs(runs, *sides)
-    return rle.frPyObjects({"size": [*sides], "counts": runs}, *sides)
+def coco_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Runs of COCO's run-length encoding, compressed or not, of an image of ``size`` (H, W)."""
+    stated, counts = segmentation["size"], segmentation["counts"]
+    what = f"its RLE is of size {stated}, the image of {[*size]}; export it again"
+    check(stated == [*size], what)
+    runs = _decompress(counts) if isinstance(counts, str) else counts
+    return placed(unpack(runs, size[::-1]).T, 0, 0, size)
 
 
-def placed_runs(
-    runs: Sequence[int], size: tuple[int, int], left: int, top: int, image: tuple[int, int]
-) -> dict[str, Any]:
-    """:func:`placed` for a mask of ``size`` in runs along its rows, background first.
+def _decompress(counts: str) -> list[int]:
+    """Runs of COCO's compressed RLE: differences to the last but one, five bits a character."""
+    runs: list[int] = []
+    for group in re.findall("[P-o]*[0-O]", counts):  # the last character of a number is below P
+        bits = [ord(character) - 48 & 0x1F for character in group]
+        value = sum(five << 5 * place for place, five in enumerate(bits))
+        value -= (bits[-1] >> 4) << 5 * len(bits)  # negative
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs
 
-    Only the rows that hold something take memory.
-    """
-    height, width = size
-    check_place(left, top, size, image)
-    _check_runs(runs, height, width)
-    marked = [place for place in range(1, len(runs), 2) if runs[place]]
-    before, after = sum(runs[: marked[0]]), sum(runs[marked[-1] + 1 :])
-    above, below = before // width, after // width
-    kept = [before % width, *runs[marked[0] : marked[-1] + 1], after % width]
-    mask = np.repeat((np.arange(len(kept)) % 2).astype(np.uint8), kept)
-    return placed(mask.reshape(height - above - below, width), left, top + above, image)
+
+def unpack(runs: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """A mask ``(H, W)`` of runs along its rows, background and marked in turn."""
+    covered, whole = sum(runs), size[0] * size[1]
+    check(covered == whole, f"its RLE covers {covered} pixels, it has {whole}; export it again")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size)
 
 
 def placed(mask: np.ndarray, left: int, top: int, image: tuple[int, int]) -> dict[str, Any]:
-    """Runs of a whole image, as pycocotools encodes them, that a mask is a part of.
-
-    Args:
-        mask: ``(h, w)``, marked where not 0.
-        left: Column of its first pixel in the image.
-        top: Row of its first pixel in the image.
-        image: ``(height, width)`` of the image.
-    """
+    """Runs of a whole image ``(H, W)`` in which ``mask`` ``(h, w)`` begins at (left, top)."""
     height, width = mask.shape
-    check_place(left, top, (height, width), image)
-    check(mask.any(), NOTHING)
-    # pycocotools counts down the columns of the whole image.
-    columns = np.zeros((width, image[0]), bool)
-    columns[:, top : top + height] = mask.T != 0
-    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False))
-    counts = np.diff(edges + left * image[0], prepend=0, append=image[0] * image[1])
-    return rle.frPyObjects({"size": [*image], "counts": counts.tolist()}, *image)
-
-
-def check_place(left: int, top: int, size: tuple[int, int], image: tuple[int, int]) -> None:
-    """Check that a mask of ``size`` lies within the image, before either takes memory."""
-    height, width = size
     is_inside = 0 <= left <= image[1] - width and 0 <= top <= image[0] - height
-    what = f"a mask of {width} x {height} pixels at ({left}, {top}) juts out of the image of "
-    check(is_inside, f"{what}{image[1]} x {image[0]}; export it again")
-
-
-def _check_runs(runs: Sequence[Any], height: int, width: int) -> None:
-    """Check lengths before anything is made of their size."""
-    check(all(type(run) is int and run >= 0 for run in runs), UNREADABLE)
-    covers = f"its RLE covers {show(sum(runs))} pixels, it has {height * width}; export it again"
-    check(sum(runs) == height * width, covers)
-    check(any(runs[1::2]), NOTHING)
-
-
-def _decompress(counts: object) -> list[int]:
-    """Runs of COCO's compressed RLE: differences to the last but one, five bits a character."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts if isinstance(counts, str) else "!":
-        code = ord(character) - 48
-        check(0 <= code < 64 and shift <= 60, UNREADABLE)  # no run is longer than 2^60
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    check(not shift, "its RLE ends within a number; export it again")
-    return runs
+    what = f"a mask of {width} x {height} pixels at ({left}, {top}) juts out of the image"
+    check(is_inside, f"{what}; export it again")
+    check(mask.any(), "nothing is marked; draw it again, or take it out")
+    whole = np.zeros(image, np.uint8, order="F")
+    whole[top : top + height, left : left + width] = mask != 0
+    return encode(whole)

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import yaml
 
 from datamodules.annotations import fields, shapes
-from datamodules.annotations.fields import EntryError, catch, check, show
-from datamodules.annotations.files import catch_file, list_files, read_bytes
+from datamodules.annotations.fields import catch, catch_file, check, list_files
 from datamodules.annotations.marks import Mark, MarkedImage, Marking
 from datamodules.index import DataError
+from datamodules.tables import read_text
 
 CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", "notes.json")
 # Lists of images, and LabelImg's of what may be drawn, that lie beside the annotations.
@@ -28,78 +27,41 @@ LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt", "predefined_classes.tx
 LAYOUT = ("labels", "train", "val", "valid", "test", "obj_train_data")
 # Shares a little outside the image are for the importer to judge; these are pixels.
 PIXELS, SLACK = 2.0, 0.001
-IN_PIXELS = "is in pixels or no number"
-MAX_CLASSES_BYTES = 1 << 16  # YAML is read slowly
 HINT = "YOLO's values are shares of width and height: class cx cy width height"
 
 
 def read_yolo(path: Path) -> Marking:
-    """Read a YOLO file, or all below a folder; an image's name is the file's, without suffix.
-
-    A folder ``labels`` is left out of names: images lie in its twin ``images``. An empty file is an
-    image without marks.
-    """
-    classes, files = _read_classes(path), list_yolo(path)
-    if not files:
-        raise DataError(f"{path}: holds no .txt file of YOLO; give their folder")
-    exports = [read_bytes(file) for file in _class_files(path) if file.suffix == ".json"]
-    note = fields.LABEL_STUDIO if any(b"Label Studio" in export for export in exports) else ""
+    """Read a YOLO file, or all below a folder; an image's name is the file's, without suffix."""
+    sources = _class_files(path)
+    classes, exports = _read_classes(sources), [file for file in sources if file.suffix == ".json"]
+    note = fields.LABEL_STUDIO if any("Label Studio" in read_text(x) for x in exports) else ""
     marking = Marking([], [])
-    for file in files:
+    for file in list_yolo(path):
         with catch_file(marking, file, path) as concerned:
             folders = Path(os.path.relpath(file.parent, path)).parts if file != path else ()
-            parts = [part for part in (*folders, file.stem) if part != "labels"]
-            name = fields.image_name("/".join(parts))
+            # Images lie in the twin, "images", of a folder "labels".
+            name = "/".join(part for part in (*folders, file.stem) if part != "labels")
             concerned[:] = [name]
-            lines = _lines(file)
+            lines = read_text(file).splitlines()
             image = MarkedImage(name, None, [], str(file), in_shares=True, note=note)
             marking.images.append(image)
             for place, line in enumerate(lines, 1):
-                with catch(marking, f"{file}: line {place}", name):
-                    if line.strip():
-                        image.marks.append(_mark(line.split(), f"line {place}", classes))
-    wrong = [mistake for mistake in marking.mistakes if IN_PIXELS in mistake.what]
-    if wrong and not any(image.marks for image in marking.images):
-        raise DataError(f"{wrong[0].where}: {wrong[0].what}")
+                if row := line.split():
+                    with catch(marking, f"{file}: line {place}", name):
+                        image.marks.append(_mark(row, f"line {place}", classes))
     return marking
 
 
 def list_yolo(path: Path) -> list[Path]:
     """The files that may be annotations: text, but no names of classes, list or README."""
-    return [
-        file
-        for file in list_files(path, ".txt")
-        if file.name not in (*CLASSES, *LISTS) and not file.name.lower().startswith("readme.")
-    ]
+    files = [file for file in list_files(path, ".txt") if file.name not in (*CLASSES, *LISTS)]
+    return [file for file in files if not file.name.lower().startswith("readme.")]
 
 
 def is_yolo(file: Path) -> bool:
     """Whether a text file holds nothing but numbers in YOLO's order; an empty one may be it."""
-    rows = [line.split() for line in _lines(file) if line.strip()]
-    try:
-        return all(len([float(value) for value in row[1:]]) >= 4 for row in rows)
-    except ValueError:
-        return False
-
-
-def _lines(file: Path) -> list[str]:
-    if file.is_file() and file.stat().st_size == 0:
-        return []
-    try:
-        return read_bytes(file).decode("utf-8-sig").splitlines()
-    except UnicodeError as error:
-        raise DataError(f"{file}: is no UTF-8 text; export it again") from error
-
-
-def _read_classes(path: Path) -> list[str]:
-    """The names of classes, from beside the annotations or above; [] where there are none."""
-    lists = {file: names for file in _class_files(path) if (names := _read_names(file))}
-    first, *others = lists or [path]
-    for file in others:
-        if lists[file] != lists[first]:
-            both = f"{first} and {file}: name different classes"
-            raise DataError(f"{both}, nobody can tell which were drawn by; keep the right one")
-    return lists.get(first, [])
+    lines = filter(None, map(str.strip, read_text(file).splitlines()))
+    return all(re.fullmatch(r"\S+(\s+[-+.\deE]+){4,}", line) for line in lines)
 
 
 def _class_files(path: Path) -> list[Path]:
@@ -112,81 +74,71 @@ def _class_files(path: Path) -> list[Path]:
     return [file for file in dict.fromkeys([*near, *below]) if file.is_file()]
 
 
-def _read_names(file: Path) -> list[str]:
+def _read_classes(sources: list[Path]) -> list[str]:
+    """The names of classes, on which all files that have some must agree; [] where none has."""
+    lists = {file: names for file in sources if (names := _names_in(file))}
+    first = next(iter(lists), Path())
+    for file, names in lists.items():
+        if names != lists[first]:
+            both = f"{first} and {file}: name different classes"
+            raise DataError(f"{both}, nobody can tell which were drawn by; keep the right one")
+    return lists.get(first, [])
+
+
+def _names_in(file: Path) -> list[str]:
+    text = read_text(file)
     if file.suffix not in (".yaml", ".json"):
-        return [line.strip() for line in "\n".join(_lines(file)).rstrip().splitlines()]
-    data = read_bytes(file)
+        return [line.strip() for line in text.rstrip().splitlines()]
     try:
-        check(len(data) <= MAX_CLASSES_BYTES, "is too long for names of classes; take it out")
         # BaseLoader makes text, lists and dicts only; JSON is YAML, too.
-        return _listed_names(yaml.load(data, Loader=yaml.BaseLoader))
-    except EntryError as error:
-        raise DataError(f"{file}: {error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
-        what = str(error).partition("\n")[0]
-        raise DataError(f"{file}: names of classes cannot be read ({what})") from error
-
-
-def _listed_names(content: Any) -> list[str]:
-    given = content if isinstance(content, dict) else {}
-    poses = "is of key points (pose), which mark no area; export segments"
-    check("kpt_shape" not in given, poses)
-    names = given.get("names")
-    if "categories" in given:  # Label Studio's
-        names = {each["id"]: each["name"] for each in given["categories"]}
-    if isinstance(names, dict):  # {0: fracture, 2: metal}
-        names = [names.get(str(place)) for place in range(1 + max(map(int, names), default=-1))]
-    is_right = not names or fields.text(given.get("nc")) in ("", str(len(names)))
-    check(is_right, f"names {len(names or [])} classes, but nc is another; correct it")
-    return [fields.text(name) for name in fields.items(names)]
+        content = yaml.load(text, Loader=yaml.BaseLoader) or {}
+        check("kpt_shape" not in content, "of key points (pose), which mark no area")
+        names = content.get("names") or []
+        if "categories" in content:  # Label Studio's
+            names = {each["id"]: each["name"] for each in content["categories"]}
+        if isinstance(names, dict):  # {0: fracture, 2: metal}
+            places = range(1 + max(map(int, names), default=-1))
+            names = [names.get(str(place), "") for place in places]
+        count = str(len(names))
+        check(content.get("nc", count) == count or not names, f"{count}, but nc is another")
+    except (*fields.STUMBLES, yaml.YAMLError) as error:
+        raise DataError(f"{file}: names of classes cannot be read ({error})") from error
+    return names
 
 
 def _mark(row: list[str], entry: str, classes: list[str]) -> Mark:
-    try:
-        values = [float(value) for value in row[1:]]
-    except ValueError as error:
-        raise EntryError(f"holds {show(' '.join(row))}; {HINT}") from error
+    place = row[0].removesuffix(".0")
+    values = [fields.number(value, "a value") for value in row[1:]]
     what = f"holds {len(values)} values: a box with columns more (confidence, track, key points), "
     is_clear = len(values) <= 4 or not _is_box_and_more(values)
     check(is_clear, f"{what}or a segment? export one alone; a segment of 3 points wants a fourth")
-    what = f"{show(' '.join(row))} {IN_PIXELS}, perhaps class xmin ymin xmax ymax; {HINT}"
-    check(all(abs(value) <= PIXELS for value in values), f"{what}; convert it")
-    labels = (_label(row[0], classes),)
+    is_share = all(abs(value) <= PIXELS for value in values)
+    check(is_share, f"{' '.join(row):.60} is in pixels; {HINT}; convert it")
+    check(re.fullmatch("[0-9]+", place), f"its class is {row[0]!r:.60}, no number; {HINT}")
+    name = dict(enumerate(classes)).get(int(place), "") if classes else place
+    check(name, f"its class is {place}, but {len(classes)} have names; add it to them")
     if len(values) == 4:
         cx, cy, width, height = values
         corners = shapes.box(cx - width / 2, cy - height / 2, width, height)
-        return Mark(entry, corners, labels=labels, is_box=True)
+        return Mark(entry, corners, labels=(name,), is_box=True)
     is_right = len(values) >= 6 and len(values) % 2 == 0
     check(is_right, f"holds {len(values)} values behind the class, not 4 or pairs; {HINT}")
     points = zip(values[::2], values[1::2], strict=True)
-    return Mark(entry, shapes.polygon(points), labels=labels)
+    return Mark(entry, shapes.polygon(points), labels=(name,))
 
 
 def _is_box_and_more(values: list[float]) -> bool:
     """Whether values may be a box and columns that a segment does not have."""
-    (cx, cy, width, height), rest = values[:4], values[4:]
-    edges = [(cx - width / 2, cx + width / 2), (cy - height / 2, cy + height / 2)]
-    if not all(-SLACK <= low < high <= 1 + SLACK for low, high in edges):
+    (centre, sides), rest = np.reshape(values[:4], (2, 2)), values[4:]
+    low, high = centre - sides / 2, centre + sides / 2
+    if not ((low >= -SLACK) & (low < high) & (high <= 1 + SLACK)).all():
         return False
 
-    def holds(point: Sequence[float], slack: float) -> bool:
-        ends = zip(point, edges, strict=True)
-        return all(low - slack <= at <= high + slack for at, (low, high) in ends)
+    def holds(points: np.ndarray, slack: float) -> bool:
+        return bool(((low - slack <= points) & (points <= high + slack)).all())
 
-    within = all(holds(point, SLACK) for point in zip(rest[::2], rest[1::2], strict=False))
-    # Sides lie with the other points only by chance, as a segment's second corner does always.
-    side = holds((width, height), -SLACK)
+    within = holds(np.reshape(rest[: len(rest) // 2 * 2], (-1, 2)), SLACK)
     flags = rest[2::3] if len(rest) % 3 == 0 else []  # of key points: whether they are seen
-    return len(rest) == 2 or (within and not side) or (bool(flags) and {*flags} <= {0, 1, 2})
-
-
-def _label(given: str, classes: list[str]) -> str:
-    number = re.fullmatch(r"([0-9]{1,5})(\.0*)?", given)
-    if not number:
-        raise EntryError(f"its class is {show(given)}, no number; {HINT}")
-    place = int(number[1])
-    if not classes:
-        return str(place)
-    name = classes[place] if place < len(classes) else ""
-    check(name, f"its class is {place}, but {len(classes)} have names; add it to them")
-    return name
+    # Sides lie with the other points only by chance, as a segment's second corner does always.
+    is_pose = (within and not holds(sides, -SLACK)) or (bool(flags) and {*flags} <= {0, 1, 2})
+    return len(rest) == 2 or is_pose

@@ -1,6 +1,5 @@
 """Whether the maps can be believed: ``evaluate --audit`` (docs/audit.md says what each test asks).
 
-Read first: ``audit`` (the four tests), then what they are made of: ``cascade`` (random weights),
-``similarity`` (of two maps), ``perturbation`` (deletion and insertion), ``sample`` (which images).
-``table`` runs the tests, prints them and writes ``audit.json``.
+Read first: ``audit`` (which tests run, what is printed and written), then ``maps`` (of which
+images, and how alike), ``cascade`` (random weights) and ``perturbation`` (deletion, insertion).
 """

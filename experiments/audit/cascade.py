@@ -1,4 +1,4 @@
-"""Cascading randomisation: a trained network whose layers are initialised anew, from the top down.
+"""Cascading randomisation: do maps change when the network's layers are made random, top down?
 
 Adebayo et al. 2018, "Sanity checks for saliency maps", section 3.1.
 """
@@ -7,35 +7,67 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
+from experiments.audit.maps import AT_ONCE, Maps, Sample, alike, beside_floor, make_maps
+from experiments.evaluation.methods import MapMethod
 from lightning_modules import Stage1Classifier
+from lightning_modules.attention import has_peak
 
-# Images a batch when running statistics are measured, as many as a step of training takes.
-AT_ONCE = 32
+# Seeds of random weights, several since a random FC layer's map depends on the draw. Far from the
+# seeds of trainings, or "random" would be the very weights that this training began with.
+DRAWS = (900_001, 900_002, 900_003)
 
 
-def steps(module: Stage1Classifier) -> list[tuple[str, tuple[str, ...]]]:
-    """Steps of the cascade, from the class score and the FCN's map down to the stem.
+def audit_cascade(
+    module: Stage1Classifier,
+    methods: Sequence[MapMethod],
+    sample: Sample,
+    trained: Maps,
+    draws: Sequence[int] = DRAWS,
+) -> dict[str, dict[str, Any]]:
+    """How similar the trained network's maps are to those of ever more random networks.
 
     Returns:
-        Name of each step, and the beginnings of the names of the weights that it initialises.
-
-    Example:
-        >>> from lightning_modules import STAGES
-        >>> [name for name, _ in steps(STAGES["stage1"]())][:3]
-        ['fc', 'stages.2.3', 'stages.2.2']
-        >>> [name for name, _ in steps(STAGES["stage3"]())][:3]
-        ['fc', 'decoder', 'stages.2.3']
+        Of each method :func:`beside_floor`, by step; ``dark`` (the share of constant maps, which
+        have no shape and are left out) by step; and ``unchanged``: whether no map changed at all.
     """
-    top: list[tuple[str, tuple[str, ...]]] = [("fc", ("fc",))]
+    similar: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in trained}
+    dark = {name: {"trained": [_dark(maps)]} for name, maps in trained.items()}
+    unchanged = dict.fromkeys(trained, True)
+    for seed in tqdm(draws, desc="random weights", leave=False, disable=None):
+        for step, changed in cascade(module, sample.batch["image"], seed):
+            for name, maps in make_maps(changed, methods, sample.batch).items():
+                similar[name].setdefault(step, []).append(alike(trained[name], maps))
+                dark[name].setdefault(step, []).append(_dark(maps))
+                unchanged[name] &= torch.equal(maps, trained[name])
+    return {
+        name: {
+            **beside_floor(similar[name], [alike(maps, maps, sample.other)], sample),
+            "dark": {step: float(np.mean(shares)) for step, shares in dark[name].items()},
+            "unchanged": unchanged[name],
+        }
+        for name, maps in trained.items()
+    }
+
+
+def _dark(maps: Tensor) -> float:
+    return float((~has_peak(maps)).double().mean())
+
+
+def steps(module: Stage1Classifier) -> dict[str, tuple[str, ...]]:
+    """From the class score and the FCN's map down to the stem: which weights each step draws."""
+    top: dict[str, tuple[str, ...]] = {"fc": ("fc.",)}
     if "fcn" in module.map_methods:
         # CAM does not read the decoder, the FCN's map not the FC layer: their tops share a step.
-        top = [("fc", ("fc", "decoder.output")), ("decoder", ("decoder",))]
-    return [*top, *((name, (f"encoder.{name}",)) for name in module.encoder.blocks())]
+        top = {"fc": ("fc.", "decoder.output."), "decoder": ("decoder.",)}
+    return top | {name: (f"encoder.{name}.",) for name in module.encoder.blocks()}
 
 
 def cascade(
@@ -43,18 +75,10 @@ def cascade(
 ) -> Iterator[tuple[str, Stage1Classifier]]:
     """Yield a copy of the network, one step of :func:`steps` more of it random each time.
 
-    Weights come from a network of the same arguments, initialised as training initialises it, from
-    a seed of its own. BatchNorm begins anew as well; the running statistics of random layers are
-    those of ``images`` in the network at hand. With those of the trained network, or with mean 0
-    and variance 1, features would explode or vanish, and maps change for that reason alone.
-
-    Args:
-        module: the trained network in evaluation mode; it stays as it is.
-        images: ``(N, 1, S, S)`` as the network gets them.
-        seed: of the random weights.
-
-    Yields:
-        The name of the step and the copy, in evaluation mode; the next step changes that very copy.
+    Weights are initialised as for training, from a seed of their own. BatchNorm begins anew as
+    well; the running statistics of random layers are those of ``images`` ``(N, 1, S, S)``: with
+    those of the trained network, or with mean 0 and variance 1, features would explode or vanish,
+    and maps change for that reason alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,25 +86,21 @@ def cascade(
     changed = copy.deepcopy(module).eval()
     weights = changed.state_dict()  # its own tensors, not copies of them
     random: tuple[str, ...] = ()
-    for name, beginnings in steps(module):
+    for name, beginnings in steps(module).items():
         random += beginnings
         for key in weights:
-            if _below(key, beginnings):
+            if key.startswith(beginnings):
                 weights[key].copy_(fresh[key])
-        measure_statistics(changed, random, images)
+        _measure_statistics(changed, random, images)
         yield name, changed
 
 
-def measure_statistics(module: Stage1Classifier, beginnings: Sequence[str], images: Tensor) -> None:
+def _measure_statistics(
+    module: Stage1Classifier, beginnings: tuple[str, ...], images: Tensor
+) -> None:
     """Set BatchNorm's running statistics below ``beginnings`` to those of ``images``."""
-    norms = [
-        part
-        for key, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and _below(key, beginnings)
-    ]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
+    parts = [part for key, part in module.named_modules() if f"{key}.".startswith(beginnings)]
+    norms = [part for part in parts if isinstance(part, _BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
@@ -88,10 +108,5 @@ def measure_statistics(module: Stage1Classifier, beginnings: Sequence[str], imag
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         for some in images.split(AT_ONCE):
             module.raw_maps(module.encoder(some))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for norm in norms:
         norm.eval()
-
-
-def _below(key: str, beginnings: Sequence[str]) -> bool:
-    return any(f"{key}.".startswith(f"{beginning}.") for beginning in beginnings)

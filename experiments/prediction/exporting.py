@@ -1,25 +1,51 @@
-"""From a run to a model file and its card: checked against PyTorch, written whole or not at all."""
+"""From a run to an ONNX file and its card: checked against PyTorch, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
-import os
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
+from datamodules.batches import MEAN, STD, to_model_input
+from datamodules.cache import Recipe
 from datamodules.files import whole_file
+from datamodules.phantom.drawing import draw
+from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
 from experiments.evaluation.names import figure_name
-from experiments.prediction.network import Trained, load_trained
-from experiments.prediction.onnx import TOLERANCE, build, check_images, describe, differences
+from experiments.prediction.network import CLASSES, Trained, load_trained, project_version
 from experiments.runs import RunError
+from lightning_modules.attention import scale_map, upsample
+from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-EXTRA = "pip install -c constraints.txt -e '.[onnx]'"
+EXTRA = "Fix: pip install -c constraints.txt -e '.[onnx]'"
+PAPER = (
+    "Lu, J., Tong, K.: Towards to Reasonable Decision Basis in Automatic Bone X-Ray Image "
+    "Classification: A Weakly-Supervised Approach. AAAI 2019, doi:10.1609/aaai.v33i01.33019985"
+)
+INPUT, PROBABILITY = "image", "probability"
+OUTPUTS = {
+    PROBABILITY: "of abnormal, (B,), 0 to 1",
+    "cam": "class activation map, equation (1)",
+    "pcam": "positive class activation map, equation (2)",
+    "fcn": "lesion map that the FCN draws",
+}
+# The largest difference from PyTorch that counts as the same answer, of probabilities and maps.
+TOLERANCE = 1e-4
+# Where the check's images come from: other drawings than any training's, whose seeds are small.
+CHECK_SEED = 20_261_125
 # The figures of a summary that a card shows: of images, and of each map.
 TUNED = ("tuned/accuracy", "tuned/sensitivity", "tuned/specificity", "tuned/kappa")
 OF_IMAGES = ("auroc", *TUNED, "study_auroc", "tuned/study_kappa", "ece")
@@ -29,9 +55,12 @@ OF_MAPS = ("hit", "pixel_ap", "iou", "shown_normal")
 def export(run: Path, file: Path, force: bool) -> None:
     """Write the network of a run as ``file``, with its card beside it, and print a summary."""
     card = file.with_suffix(".md")
-    check_target(file, card, force)
+    if file.suffix != ".onnx":
+        raise RunError(f"--out {file}: expected a name that ends in .onnx")
+    if not force and (there := [path for path in (file, card) if path.exists()]):
+        raise RunError(f"--out {file}: {there[0]} exists. Fix: --force replaces it")
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        raise RunError(f"an ONNX file needs {', '.join(missing)}. Fix: {EXTRA}")
+        raise RunError(f"an ONNX file needs {', '.join(missing)}. {EXTRA}")
     trained = load_trained(run)
     for note in trained.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -41,7 +70,7 @@ def export(run: Path, file: Path, force: bool) -> None:
     if not largest <= TOLERANCE:
         raise RunError(
             f"{file} is not written: its {output} differs from PyTorch's by {largest:.1e}, "
-            f"{TOLERANCE:g} is allowed. Fix: {EXTRA}"
+            f"{TOLERANCE:g} is allowed. {EXTRA}"
         )
     text = model_card(trained, file.name, hashlib.sha256(content).hexdigest(), largest)
     with contextlib.ExitStack() as stack:  # both get their names once both are on the disk
@@ -54,27 +83,149 @@ def export(run: Path, file: Path, force: bool) -> None:
     if fitted is None:
         print(f"  outputs  {outputs}; trained on lesion masks alone, it knows no class")
     else:
-        print(f"  outputs  probability (B,); {outputs}")
         decided = f"abnormal above {fitted.threshold:.4f}, as decided by {trained.decided_by}"
-        print(f"  decides  {decided}")
+        print(f"  outputs  probability (B,); {outputs}\n  decides  {decided}")
     print(f"  checked  on {len(images)} images, largest difference from PyTorch {largest:.1e}")
     print(f"  written  {file} ({len(content) / 1e6:.1f} MB), {card}")
 
 
-def check_target(file: Path, card: Path, force: bool) -> None:
-    """Raise a RunError unless both may be written: before minutes of work."""
-    folder = next(each for each in file.absolute().parents if each.exists())
-    faults = {
-        "expected a name that ends in .onnx": file.suffix != ".onnx",
-        f"{file} is a folder": file.is_dir(),
-        f"{card} is a folder": card.is_dir(),
-        f"{file} exists. Fix: --force replaces it": file.exists() and not force,
-        f"{card} exists. Fix: --force replaces it": card.exists() and not force,
-        f"{folder} is a file, not a folder": not folder.is_dir(),
-        f"{folder} cannot be written": not os.access(folder, os.W_OK | os.X_OK),
+def build(trained: Trained) -> bytes:
+    """The content of an ONNX file; the network is on the CPU from now on.
+
+    A network of lesion masks alone was taught no class: no probability, CAM or PCAM.
+    """
+    import onnx  # of an extra
+
+    about, size = describe(trained), trained.recipe.image_size
+    try:
+        program = torch.onnx.export(
+            _Graph(trained.run.module.cpu()).eval(),
+            (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
+            input_names=[INPUT],
+            output_names=list(about["outputs"]),
+            dynamic_shapes=({0: torch.export.Dim("B")},),
+            dynamo=True,
+            verbose=False,
+        )
+    except OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"torch cannot write this network as ONNX ({reason}). {EXTRA}") from error
+    assert program is not None, "dynamo=True gives a program"
+    model = program.model_proto
+    # The exporter's notes on each node name files and folders of this machine.
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    for part in (model.graph, *model.graph.node, *values, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()}
+    onnx.helper.set_model_props(model, texts)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+class _Graph(nn.Module):
+    """From the square's grey values to all outputs, as ``explain`` gives them.
+
+    Each map's scale is a number, which a graph can hold (a value read from a tensor it cannot).
+    """
+
+    def __init__(self, network: Stage1Classifier) -> None:
+        super().__init__()
+        # A copy in the plain layout: a file's weights have no other.
+        self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        scales = dict(zip(network.map_methods, network.map_scale.tolist(), strict=True))
+        self.scales = {name: scales[name] for name in network.judged_maps}
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.network.unmasked_pass(to_model_input(image))
+        raw = self.network.raw_maps(outputs.pyramid, outputs.drawn)
+        size = image.shape[-2:]
+        maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
+        if not self.network.classifies:
+            return tuple(maps)
+        return outputs.logits.softmax(1)[:, ABNORMAL], *maps
+
+
+def check_images(recipe: Recipe) -> np.ndarray:
+    """Squares on which file and network are compared, uint8 ``(N, 1, S, S)``: always the same.
+
+    Drawn radiographs, noise, black and white: no data set is needed, no patient's image is touched.
+    """
+    size, random = recipe.image_size, np.random.default_rng(CHECK_SEED)
+    # Every tenth drawing: of different patients.
+    drawings = [recipe.apply(draw(CHECK_SEED, number).image)[0] for number in range(0, 60, 10)]
+    noise = random.integers(0, 256, (2, size, size), dtype=np.uint8)
+    flat = [np.full((size, size), value, dtype=np.uint8) for value in (0, 255)]
+    return np.stack([*drawings, *noise, *flat])[:, None]
+
+
+def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -> dict[str, float]:
+    """The largest absolute difference of each output of a file from the network's ``explain``.
+
+    For one of the images, uint8 ``(N, 1, S, S)``, and for all at once; infinite where an output is
+    not finite.
+    """
+    import onnxruntime  # of an extra
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    largest: dict[str, float] = {}
+    for part in (images[:1], images):
+        with torch.inference_mode():
+            probability, maps = network.explain(to_model_input(torch.from_numpy(part)))
+        answers = session.run(None, {INPUT: part})
+        for output, answer in zip(session.get_outputs(), answers, strict=True):
+            expected = {PROBABILITY: probability, **maps}[output.name].numpy()
+            apart = float(np.abs(answer.astype(np.float64) - expected).max())
+            apart = apart if np.isfinite(apart) else float("inf")
+            largest[output.name] = max(largest.get(output.name, 0.0), apart)
+    return largest
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """What a model file and its card say of the network, with no path of this machine."""
+    run, recipe, fitted = trained.run, trained.recipe, trained.fitted
+    size, data = recipe.image_size, run.config.data
+    low, high = 100 * WINDOW_TAIL, 100 * (1 - WINDOW_TAIL)
+    outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
+    scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
+    hashes = {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
+    training_data = {"name": data.name, "licence": SOURCES[data.name].licence, **hashes}
+    training_data |= {"data_seed": data.seed, "split": data.split}
+    if run.config.stage == "stage3":
+        masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
+        training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
+    return {
+        "title": f"decision-basis {trained.title}",
+        "use": "research use only; not a medical device",
+        "version": project_version(),
+        "stage": run.config.stage,
+        "run": run.folder.resolve().name,
+        "checkpoint": {"name": run.checkpoint.name, "sha256": run.identity["checkpoint_hash"]},
+        "classes": list(CLASSES),
+        "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, the square that "
+        "preprocessing makes",
+        "outputs": {name: OUTPUTS[name] for name in outputs},
+        "preprocessing": {
+            "grey": "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of "
+            f"16 bit, the {low:g} % quantile becomes 0 and the {high:g} % quantile 255",
+            "crop": recipe.crop,
+            "image_size": recipe.image_size,
+            "letterbox": "longer side to image_size, aspect kept, centred on black (0)",
+            "resize": "area averaging (OpenCV's INTER_AREA) to shrink, bilinear to enlarge",
+            "contrast": recipe.contrast,
+            "normalisation": f"(image / 255 - {MEAN:g}) / {STD:g}, in the graph",
+        },
+        "best_map": run.module.best_map,
+        "map_scales": {name: scales[name] for name in trained.map_thresholds},
+        "map_thresholds": trained.map_thresholds,
+        "decided_by": trained.decided_by.partition(",")[0],
+        "undecided_maps": list(trained.undecided_maps),
+        "training_data": training_data,
+        "licence": "MIT; mind the licence of training_data",
+        "citation": f"{PAPER}; decision-basis (CITATION.cff)",
+        **(fitted._asdict() if fitted else {}),
     }
-    if fault := next((fault for fault, there in faults.items() if there), ""):
-        raise RunError(f"--out {file}: {fault}")
 
 
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:

@@ -1,4 +1,4 @@
-"""The folder that ``experiments.predict`` writes: tables that are appended to, and pictures.
+"""The folder that ``experiments.predict`` writes: a table that is appended to, and pictures.
 
 A kill at any moment loses a batch at most: the same command continues. An image that has changed
 since, by the hash of its content, is predicted again.
@@ -7,46 +7,46 @@ since, by the hash of its content, is predicted again.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from datamodules.decode import read_content
 from datamodules.files import take, usable_cores, write_text
 from datamodules.index import DataError
-from experiments.prediction.inputs import ABOUT, Input
 from experiments.runs import LOCK, RunError
 
-PREDICTIONS, INPUTS, STUDIES = "predictions.csv", "inputs.csv", "studies.csv"
-PARTIAL = f"{PREDICTIONS}.partial"  # until all rows are there
+ABOUT, ROWS, PREDICTIONS, STUDIES = "about.json", "rows.jsonl", "predictions.csv", "studies.csv"
 NOTE = "note: "
+STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/"  # a folder, as in MURA
 # What is written depends on these values of about.json: other values need another folder.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
-STUDY = re.compile(r"study\d+(_positive|_negative)?", re.IGNORECASE)  # a folder, as in MURA
-STUDY_COLUMNS = ("study", "views", "probability_abnormal", "predicted_abnormal", "failed_views")
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    r"""A path, or a text with paths, in UTF-8: other bytes are written as ``\xe9``."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 class Row(NamedTuple):
-    """An input with its prediction; None is an empty field.
+    """An input and, once it was looked at, its prediction.
 
     The first six fields are the columns of ``predictions.csv``; the peak is in pixels of the
-    upright image, from 0. ``error`` says why there is no prediction, or no Secondary Capture or
-    overlay beside one, or, after :data:`NOTE`, what to know of the image.
+    upright image, from 0.
     """
 
-    path: str
+    path: str  # by which outputs are called: of its own, in UTF-8
     probability_abnormal: float | None = None
     predicted_abnormal: int | None = None
     map_peak_x: int | None = None
     map_peak_y: int | None = None
-    error: str = ""
+    error: str = ""  # why there is no prediction or picture; after NOTE what to know of the image
     file: str = ""
     content_hash: str = ""  # SHA-256; "" where the content could not be read
 
@@ -61,10 +61,6 @@ class Row(NamedTuple):
         return bool(self.error) and not self.error.startswith(NOTE)
 
 
-# The fields of a row in each table. Inputs first: a line there without a prediction does no harm.
-TABLES = {INPUTS: (0, 6, 7), PARTIAL: tuple(range(6))}
-
-
 class PredictionFolder:
     """The tables and pictures of one request, and ``rows``, what is done, by path.
 
@@ -74,77 +70,63 @@ class PredictionFolder:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self.about = folder, about
-        self._tables: dict[str, IO[str]] = {}
-        if fault := self._fault():
-            raise RunError(
-                f"{folder} {fault}; nothing is overwritten. Fix: a new folder with --out"
-            )
         folder.mkdir(parents=True, exist_ok=True)
+        fault, begun = "", folder / ABOUT
+        if begun.is_file():
+            before = json.loads(begun.read_text())
+            differ = ", ".join(name for name in REQUEST if before.get(name) != about[name])
+            fault = f"holds predictions of another request ({differ} differ)" if differ else ""
+        elif any(path.name != LOCK for path in folder.iterdir()):
+            fault = "is not empty"
+        if fault:
+            raise RunError(f"{folder} {fault}. Fix: a new folder with --out")
         self._lock = (folder / LOCK).open("w")
         with contextlib.suppress(OSError):  # a file system without locks
             if not take(self._lock):
                 raise RunError(f"another process writes {folder}. Fix: wait, or name another --out")
-        write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+        write_text(begun, json.dumps(about, indent=2) + "\n")
         self.rows = read_rows(folder)
 
-    def _fault(self) -> str:
-        begun = self.folder / ABOUT
-        if self.folder.exists() and not self.folder.is_dir():
-            return "is a file"
-        if not begun.is_file():
-            there = self.folder.iterdir() if self.folder.exists() else ()
-            return "is not empty" if any(path.name != LOCK for path in there) else ""
-        try:
-            before = json.loads(begun.read_text())
-            differ = [name for name in REQUEST if before[name] != self.about[name]]
-        except (ValueError, KeyError, TypeError):
-            differ = ["about.json, which is damaged"]
-        listed = ", ".join(differ)
-        return f"holds predictions of another request ({listed} differ)" if differ else ""
-
-    def close(self) -> None:
-        """Let others write the folder."""
-        for handle in (*self._tables.values(), self._lock):
-            handle.close()
-
-    def settle(self, inputs: Iterable[Input]) -> tuple[int, int]:
+    def settle(self, inputs: Iterable[Row]) -> tuple[int, int]:
         """Drop the rows of images that have changed, and of those gone without a prediction.
 
         Returns how many predictions are dropped, and how many are kept of images that are gone.
         """
-        now, rows = {item.name: item for item in inputs}, list(self.rows.values())
+        now, rows = {item.path: item for item in inputs}, list(self.rows.values())
 
         def holds(row: Row) -> bool:
             return _hash(now[row.path]) == row.content_hash if row.path in now else row.answered
 
         with ThreadPoolExecutor(usable_cores()) as pool:
-            kept = dict(zip(self.rows, pool.map(holds, rows), strict=True))
-        dropped = [row for row in rows if not kept[row.path]]
-        self.rows = {row.path: row for row in rows if kept[row.path]}
+            kept = list(pool.map(holds, rows))
+        dropped = [row for row, stays in zip(rows, kept, strict=True) if not stays]
         best = self.about["best_map"]
         for name in (row.path for row in dropped):
+            del self.rows[name]
             maps = [f"maps/{name}.{method}.png" for method in self.about["methods"]]
             for picture in (*maps, f"overlays/{name}.{best}.png", f"dicom/{name}.{best}.dcm"):
                 (self.folder / picture).unlink(missing_ok=True)
-        for table, fields in TABLES.items():  # written anew: a kill may have cut the last line
-            path = self.folder / table
-            write_text(path, _csv([Row._fields, *self.rows.values()], fields))
-            self._tables[table] = path.open("a", encoding="utf-8", errors="backslashreplace")
+        write_text(self.folder / ROWS, _lines(self.rows.values()))  # a kill may have cut the last
         return sum(row.answered for row in dropped), len(self.rows.keys() - now.keys())
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows; they are on the disk when this returns."""
-        for table, handle in self._tables.items():
-            handle.write(_csv(rows, TABLES[table]))
-            handle.flush()
-            os.fsync(handle.fileno())
+        with (self.folder / ROWS).open("a") as table:
+            table.write(_lines(rows))
+            table.flush()
+            os.fsync(table.fileno())
         self.rows |= {row.path: row for row in rows}
 
     def finish(self, study_threshold: float | None) -> None:
-        """Give the table its name, and write ``studies.csv`` where there are studies."""
-        (self.folder / PARTIAL).replace(self.folder / PREDICTIONS)
-        if lines := studies(self.rows.values(), study_threshold):
-            write_text(self.folder / STUDIES, _csv([STUDY_COLUMNS, *lines], range(5)))
+        """Write ``predictions.csv``, and ``studies.csv`` where there are studies."""
+        table = pd.DataFrame(self.rows.values(), columns=Row._fields)
+        table = table.astype(dict.fromkeys(Row._fields[2:5], "Int64") | {Row._fields[1]: float})
+        table["failed"] = [row.failed for row in self.rows.values()]
+        table["answered"] = [row.answered for row in self.rows.values()]
+        joined = studies(table, study_threshold)
+        for name, rows in ((PREDICTIONS, table[[*Row._fields[:6]]]), (STUDIES, joined)):
+            if len(rows):
+                write_text(self.folder / name, rows.to_csv(index=False, lineterminator="\n"))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """Write a file of an input, such as ``maps/<name>``."""
@@ -152,57 +134,47 @@ class PredictionFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._lock.close()
+
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """The rows of a folder by path, finished or not."""
-    inputs = {path: rest for path, *rest in _read(folder / INPUTS, columns=3)}
-    table = folder / (PARTIAL if (folder / PARTIAL).is_file() else PREDICTIONS)
-    rows = {}
-    for path, probability, *numbers, error in _read(table, columns=6):
-        called, x, y = (int(number) if number else None for number in numbers)
-        chance = float(probability) if probability else None
-        rows[path] = Row(path, chance, called, x, y, error, *inputs.get(path, ()))
-    return rows
+    path = folder / ROWS
+    whole = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return {row.path: row for row in (Row(**json.loads(line)) for line in whole)}
 
 
-def studies(rows: Iterable[Row], threshold: float | None) -> list[tuple[object, ...]]:
+def studies(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
     """Join the views of each study by the mean of their probabilities (Rajpurkar et al. 2018).
 
-    Lines of :data:`STUDY_COLUMNS`. A view that could not be read does not count; a study without
-    any has no probability.
+    Part, patient and study name one, its whole path where another has that name. A view that could
+    not be read does not count; a study without any has no probability.
     """
-    views: dict[Path, list[Row]] = {}
-    for row in rows:
-        folders = [path for path in Path(row.file).parents if STUDY.fullmatch(path.name)]
-        if folders:
-            views.setdefault(folders[0], []).append(row)
-    lines: dict[str, tuple[object, ...]] = {}
-    for study, members in views.items():
-        short = "/".join(study.parts[1:][-3:])  # part/patient/study
-        name = str(study) if short in lines else short
-        failed = sum(row.failed and row.probability_abnormal is None for row in members)
-        chances = [p for p in (row.probability_abnormal for row in members) if p is not None]
-        mean = sum(chances) / len(chances) if chances else None
-        called = None if mean is None or threshold is None else int(mean > threshold)
-        lines[name] = (name, len(members) - failed, mean, called, failed)
-    return list(lines.values())
+    file, failed = table["file"].map(readable), table["failed"] & ~table["answered"]
+    study = file.str.extract(STUDY, expand=False)
+    views = table.assign(failed=failed).groupby(study, sort=False)
+    failed, mean = views["failed"].sum(), views["probability_abnormal"].mean()
+    name = mean.index.to_series()
+    short = name.map(lambda folder: "/".join(folder.strip("/").split("/")[-3:]))
+    return pd.DataFrame(
+        {
+            "study": short.where(~short.duplicated(), name),
+            "views": views.size() - failed,
+            "probability_abnormal": mean,
+            "predicted_abnormal": (mean > (threshold or 0)).where(mean.notna()).astype("Int64"),
+            "failed_views": failed,
+        }
+    )
 
 
-def _hash(item: Input) -> str:
+def _hash(item: Row) -> str:
     try:
-        return "" if item.error else hashlib.sha256(read_content(item.file)).hexdigest()
+        return "" if item.error else hashlib.sha256(read_content(Path(item.file))).hexdigest()
     except DataError:
         return ""
 
 
-def _read(path: Path, columns: int) -> list[list[str]]:
-    """The whole lines of a table, without its header."""
-    text = path.read_bytes().decode(errors="backslashreplace") if path.is_file() else ""
-    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-    return [line for line in csv.reader(whole) if len(line) == columns][1:]
-
-
-def _csv(lines: Iterable[Sequence[object]], fields: Iterable[int]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([[line[i] for i in fields] for line in lines])
-    return text.getvalue()
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(f"{json.dumps(row._asdict())}\n" for row in rows)

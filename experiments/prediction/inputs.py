@@ -4,76 +4,55 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
+from experiments.prediction.folder import ABOUT, Row, readable
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-# Predictions hold this file from the beginning, with this key.
-ABOUT, ASKED = "about.json", b'"undecided_maps"'
+OURS = b'"undecided_maps"'  # a key of the about.json that predict writes
 
 
-class Input(NamedTuple):
-    """A file to predict on, under a name of its own by which outputs are called.
-
-    The name is its POSIX path below the given folder, with its suffix; with several inputs, after
-    the folder's name. It is UTF-8, see :func:`readable`.
-    """
-
-    name: str
-    file: Path
-    error: str = ""  # why there is nothing to predict on
-
-
-def readable(path: str | Path) -> str:
-    r"""A path, or a text with paths, in UTF-8: other bytes are written as ``\xe9``."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def find_inputs(places: Sequence[Path], out: Path) -> tuple[list[Input], Counter[str]]:
+def find_inputs(places: Sequence[Path], out: Path) -> tuple[list[Row], Counter[str]]:
     """Find the images in files and folders; count what was left out of folders, by kind.
 
     A named file is taken as it is; of a folder, everything below that is PNG, JPEG or DICOM by
-    suffix or by content, but no hidden files, nothing below ``out`` and no earlier predictions.
+    suffix or by content, but no hidden files, nothing below ``out`` and no earlier predictions. An
+    input is called by its POSIX path below the folder; with several, after the folder's name.
     """
-    inputs: dict[str, Input] = {}
+    inputs: dict[str, Row] = {}
     left_out: Counter[str] = Counter()
-    labels: dict[Path, str] = {}
     for place in places:
-        folder = place.resolve() if place.is_dir() else place.resolve().parent
-        own = _unique(readable(folder.name) or "input", labels.values())
-        label = labels.setdefault(folder, own)
-        error = "" if place.is_file() else "there is no such file or folder"
-        items = [Input(place.name, place, error)]
+        top, error = place.parent, "" if place.is_file() else "there is no such file or folder"
+        files = [place]
         if place.is_dir():
-            error = "no PNG, JPEG or DICOM file in this folder"
-            items = list(_walk(place, out, left_out)) or [Input("", place, error)]
-        for item in items:
-            below = PurePosixPath(label if len(places) > 1 else "", readable(item.name))
-            name = _unique(str(below) if below.name else label, inputs)
-            inputs[name] = item._replace(name=name)
+            found = list(_walk(place, out, left_out))
+            top, error = place, "" if found else "no PNG, JPEG or DICOM file in this folder"
+            files = found or files
+        label = top.resolve().name if len(places) > 1 else ""
+        for file in files:
+            path = PurePosixPath(readable(PurePosixPath(label, file.relative_to(top))))
+            name, number = str(path), 1
+            while name in inputs:  # folders of equal names
+                number += 1
+                name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+            inputs[name] = Row(name, error=error, file=str(file.absolute()))
     return list(inputs.values()), +left_out  # the counts above 0
 
 
-def _unique(name: str, taken: Collection[str]) -> str:
-    """The name, with a number before its suffix where it is taken."""
-    path, number = PurePosixPath(name), 1
-    while name in taken:
-        number += 1
-        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-    return name
-
-
-def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
+def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Path]:
     """Images below a folder; links are followed, each folder is visited once."""
-    visited, failed = {out.resolve()}, list[OSError]()
-    for folder, folders, files in os.walk(top, onerror=failed.append, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that cannot be read is no folder without images
+
+    visited = {out.resolve()}
+    for folder, folders, files in os.walk(top, onerror=refuse, followlinks=True):
         here = Path(folder)
         again, about = here.resolve() in visited, here / ABOUT
         visited.add(here.resolve())
-        earlier = not again and about.is_file() and ASKED in about.read_bytes()
+        earlier = not again and about.is_file() and OURS in about.read_bytes()
         left_out["earlier predictions"] += earlier
         if again or earlier:
             folders.clear()
@@ -83,12 +62,9 @@ def _walk(top: Path, out: Path, left_out: Counter[str]) -> Iterator[Input]:
             if file.name.startswith("."):
                 left_out["hidden"] += 1
             elif _is_image(file):
-                yield Input(file.relative_to(top).as_posix(), file)
+                yield file
             else:
                 left_out[file.suffix.lower() or file.name] += 1
-    for error in failed:
-        place = Path(error.filename)
-        yield Input(place.relative_to(top).as_posix(), place, f"cannot be opened: {error.strerror}")
 
 
 def _is_image(file: Path) -> bool:
@@ -97,9 +73,6 @@ def _is_image(file: Path) -> bool:
         return False
     if file.suffix.lower() in SUFFIXES:
         return True  # also a link to nowhere: its row says so
-    try:
-        with file.open("rb") as handle:
-            start = handle.read(DICOM_AT + len(DICOM))
-    except OSError:
-        return False
+    with file.open("rb") as handle:
+        start = handle.read(DICOM_AT + len(DICOM))
     return start.startswith((PNG, JPEG)) or is_dicom(start)

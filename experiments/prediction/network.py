@@ -58,8 +58,8 @@ class Trained:
         image = torch.from_numpy(np.pad(squares, ((0, missing), (0, 0), (0, 0))))[:, None]
         with torch.inference_mode():
             probability, maps = network.explain(to_model_input(image.to(network.device)))
-        asked = {name: maps[name][:count, 0].float().cpu().numpy() for name in self.map_thresholds}
-        return probability[:count].float().cpu().numpy(), asked
+        own = {name: maps[name][:count, 0].float().cpu().numpy() for name in self.map_thresholds}
+        return probability[:count].float().cpu().numpy(), own
 
 
 def load_trained(place: Path) -> Trained:
@@ -74,11 +74,8 @@ def load_trained(place: Path) -> Trained:
     if undecided and decided:
         missing = "NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for"
         notes.append(f"{missing} {', '.join(undecided)}")
-    fitted = Fitted(
-        threshold=float(decided.get("threshold", EVEN)),
-        study_threshold=float(decided.get("study_threshold", EVEN)),
-        temperature=float(decided.get("temperature", 1.0)),
-    )
+    defaults = {"threshold": EVEN, "study_threshold": EVEN, "temperature": 1.0}
+    fitted = Fitted(**{name: float(decided.get(name, defaults[name])) for name in defaults})
     return Trained(
         run=run,
         fitted=fitted if run.module.classifies else None,
@@ -94,7 +91,7 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     if decisions := run.decisions():
         summary, file = decisions
         return summary, f"val, as {file} says", []
-    why = "this checkpoint has not been judged"
+    why = "there is no cache of its val images here"
     try:
         data = build_data(run.config)
         if data.root.is_dir() and cache.is_whole(data.cache_folder):
@@ -102,11 +99,12 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
             with contextlib.suppress(RunError):  # a read-only run: val is judged again next time
                 write(judged)
             return plain(summarise(judged)), f"val, judged now: {judged.target}", []
-        why += ", and there is no cache of its val images here"
     except (ConfigError, DataError, RunError) as error:
-        why += f", and on val it cannot be ({str(error).splitlines()[0]})"
-    fix = f"Where its data is: python -m experiments.evaluate {place} --split val"
-    note = f"NO THRESHOLD: {why}; 0.5 stands in for all thresholds. {fix}"
+        why = str(error).splitlines()[0]
+    note = (
+        f"NO THRESHOLD: this checkpoint has not been judged ({why}); 0.5 stands in for all "
+        f"thresholds. Where its data is: python -m experiments.evaluate {place} --split val"
+    )
     return {}, "nobody: 0.5 stands in", [note]
 
 

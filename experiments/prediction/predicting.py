@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from experiments.prediction.folder import NOTE, PredictionFolder
-from experiments.prediction.inputs import find_inputs, readable
+from experiments.prediction.folder import NOTE, PredictionFolder, readable
+from experiments.prediction.inputs import find_inputs
 from experiments.prediction.network import Trained, load_trained
-from experiments.prediction.stream import NO_OVERLAY, Predictor
+from experiments.prediction.stream import Predictor
 from experiments.runs import RunError, find_checkpoint
 
 LISTED = 5
@@ -41,7 +41,7 @@ def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, d
     request = {"inputs": [readable(place) for place in places], "methods": names, "dicom": dicom}
     with contextlib.closing(PredictionFolder(out, _about(trained, request))) as folder:
         changed, gone = folder.settle(inputs)
-        waiting = [item for item in inputs if item.name not in folder.rows]
+        waiting = [item for item in inputs if item.path not in folder.rows]
         _describe(trained, len(inputs), len(inputs) - len(waiting), left_out)
         if changed:
             print(f"changed    {changed:,} of these images since: predicted again", flush=True)
@@ -49,7 +49,9 @@ def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, d
         Predictor(trained, folder, names, dicom).run(waiting)
         folder.finish(trained.fitted.study_threshold if trained.fitted else None)
         speed = len(waiting) / max(time.monotonic() - start, 1e-3)
-        _report(trained, folder, len(waiting), speed, gone)
+        now = f"{len(waiting):,} of them now, {speed:.1f} a second"
+        nothing = "all done before: nothing to do (what failed is tried again once changed)"
+        _report(trained, folder, now if waiting else nothing, gone)
         return int(any(row.failed for row in folder.rows.values()))
 
 
@@ -84,24 +86,19 @@ def _describe(trained: Trained, images: int, done: int, left_out: Counter[str]) 
         f"images     {images:,}" + (f", {done:,} of them done before" if done else ""),
     ]
     if left_out:
-        most = sorted(left_out.items(), key=lambda each: (-each[1], each[0]))[:LISTED]
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in most)
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.most_common(LISTED))
         lines.append(f"left out   {left_out.total():,}: {kinds}")
     print(readable("\n".join([*lines, *trained.notes])), flush=True)
 
 
-def _report(
-    trained: Trained, folder: PredictionFolder, looked_at: int, speed: float, gone: int
-) -> None:
+def _report(trained: Trained, folder: PredictionFolder, now: str, gone: int) -> None:
     """Print what the whole table holds; failures go to stderr."""
     rows = list(folder.rows.values())
     failed = [row for row in rows if row.failed]
-    answered = [row for row in failed if row.answered]
-    no_overlay = sum(NO_OVERLAY in row.error for row in answered)
+    answered = sum(row.answered for row in failed)
     counts = {
-        "unreadable": len(failed) - len(answered),
-        "without a Secondary Capture": len(answered) - no_overlay,
-        "without an overlay": no_overlay,
+        "unreadable": len(failed) - answered,
+        "without a Secondary Capture or overlay": answered,
     }
     parts = [f"{len(rows):,} images"]
     if trained.fitted is not None:
@@ -110,19 +107,16 @@ def _report(
     parts.append(", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n) or "0 failed")
     if noted := sum(NOTE in row.error for row in rows):
         parts.append(f"{noted:,} with a note in the column error")
-    now = f"{looked_at:,} of them now, {speed:.1f} a second"
-    nothing = "all done before: nothing to do (what failed is tried again once changed)"
-    print(f"done       {'; '.join([*parts, now if looked_at else nothing])}")
+    print(f"done       {'; '.join([*parts, now])}")
     if gone:
         print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
     outputs = ("predictions.csv", "studies.csv", "maps/", "overlays/", "dicom/")
     written = [name for name in outputs if (folder.folder / name).exists()]
-    if folder.about["dicom"] and "dicom/" not in written and not answered:
-        print("captures   none was made: --dicom makes them of DICOM inputs alone")
     print(f"written    {readable(folder.folder)}: {', '.join(written)}")
     print("For research only, not for diagnosis: read the overlays beside the limits of the run.")
     if failed:
-        listed = "\n  ".join(f"{row.path}: {row.error}" for row in failed[:LISTED])
-        more = len(failed) - LISTED
-        listed += f"\n  and {more:,} more, see the table" if more > 0 else ""
-        print(f"failed     {len(failed):,} of {len(rows):,}:\n  {listed}", file=sys.stderr)
+        listed = [f"{row.path}: {row.error}" for row in failed[:LISTED]]
+        if len(failed) > LISTED:
+            listed.append(f"and {len(failed) - LISTED:,} more, see the table")
+        lines = "\n  ".join(listed)
+        print(f"failed     {len(failed):,} of {len(rows):,}:\n  {lines}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -35,18 +35,17 @@ class Column(NamedTuple):
     opened: Run
     method: str
 
-    def row_of(self, path: str) -> int:
-        """The index row of an image; RunError: the images are not those that were judged."""
-        data = self.opened.data
-        rows = np.flatnonzero(data.table["path"] == path)
-        if self.group.runs[0].about["judged_image_hash"] != data.image_hash or not len(rows):
-            raise self.stale(path)
-        return int(rows[0])
-
-    def stale(self, path: str) -> RunError:
-        """The error of a run that was judged on other data."""
-        run = self.group.runs[0]
-        return RunError(
+    def look(self, path: str) -> tuple[int, np.ndarray | None, pd.Series]:
+        """An image's index row, lesion and figures; RunError: the data are not those judged."""
+        run, data = self.group.runs[0], self.opened.data
+        rows, figures = np.flatnonzero(data.table["path"] == path), run.table.set_index("path")
+        if len(rows) and run.about["judged_image_hash"] == data.image_hash:
+            row, judged = int(rows[0]), figures.loc[path]
+            lesion = data.original_mask(row)
+            area = NAN if lesion is None else float((lesion > 127).mean())
+            if np.isclose(area, judged["lesion_area"], rtol=1e-6, equal_nan=True):
+                return row, lesion, judged
+        raise RunError(
             f"{run.target} was judged on other data than {run.config.data.name} is today (see "
             f"{path}). Fix: judge it again: python -m experiments.evaluate {run.folder}"
         )
@@ -72,9 +71,11 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     else:
         return "", table[:0]
     false = normal.assign(missed=-claimed, far=0)[claimed > least]
-    order, false = (rows.sort_values(["missed", "far", "path"]) for rows in (order, false))
     order, false = (
-        rows.assign(number=range(1, len(rows) + 1), count=len(rows)) for rows in (order, false)
+        rows.sort_values(["missed", "far", "path"]).assign(
+            number=range(1, len(rows) + 1), count=len(rows)
+        )
+        for rows in (order, false)
     )
     last, middle = len(order) - 1, (len(order) - 1) // 2
     kinds = {last: "Worst", last - 1: "Worst", 0: "Best", 1: "Best"}
@@ -84,22 +85,13 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     return rule, pd.concat([picked, false[:2].assign(kind="False positive")])
 
 
-def draw(
-    image: Mapping[Any, Any], columns: Sequence[Column], reference: Column
-) -> list[dict[str, Any]]:
+def draw(path: str, columns: Sequence[Column], reference: Column) -> list[dict[str, Any]]:
     """Draw an image that the reference picked: radiograph, maps over it, lesion mask, close-up.
 
     Each picture has a ``name``, ``src`` (a data URI), ``hit`` and ``area`` (what a map claims).
-    RunError: pixels, label or mask are not those that were judged.
     """
-    path, data = image["path"], reference.opened.data
-    row = reference.row_of(path)
-    lesion, label = data.original_mask(row), data.table["label"].iloc[row]
-    area = NAN if lesion is None else float((lesion > 127).mean())
-    same = np.isclose(area, image["lesion_area"], rtol=1e-6, equal_nan=True)
-    if label != image["label"] or not same:
-        raise reference.stale(path)
-    radiograph = decode(data.root / path)
+    _, lesion, _ = reference.look(path)
+    radiograph = decode(reference.opened.data.root / path)
     grey = _grey(radiograph)
     lines = [] if lesion is None else _outline(lesion, grey.shape[1::-1])
     pictures = [_picture("Radiograph", grey)]
@@ -118,7 +110,7 @@ def _map(
 ) -> dict[str, Any]:
     method, data, module = column.method, column.opened.data, column.opened.module
     assert data.pixels is not None, "setup() opens the cache"
-    row, line = column.row_of(path), column.group.runs[0].table.set_index("path").loc[path]
+    row, _, line = column.look(path)
     image = torch.from_numpy(np.array(data.pixels.image(row)))[None, None]
     batch = data.on_after_batch_transfer({"image": image.to(module.device)}, 0)
     with torch.inference_mode():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import jinja2
@@ -40,19 +39,14 @@ PACKAGES = (
 
 
 def page_of(runs: Sequence[Path], out: Path | None) -> Path:
-    """Where the page of these runs goes; tried now, and not after minutes of judging."""
+    """Where the page of these runs goes: nobody's file is overwritten."""
     if not runs:
         raise RunError("no run directory. Fix: name one, such as runs/phantom/stage1/seed0.")
     check_different(runs)
     beside = find_checkpoint(runs[0])[0] / ".." / ".." / "report"
     page = (out or Path(os.path.normpath(beside))) / "report.html"
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=page.parent).close()
-        ours = not page.exists() or MARK.encode() in page.read_bytes()[:4096]
-    except OSError as error:
-        raise RunError(f"--out {page.parent} cannot be written: {error.strerror}") from error
-    if not ours:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    if page.exists() and MARK.encode() not in page.read_bytes()[:4096]:
         raise RunError(f"{page} was not written by this command. Fix: name another --out.")
     return page
 
@@ -92,22 +86,21 @@ def gather(
     cases = rows.to_dict("records") if images else []
     several = len(groups) > 1 or any(len(run.maps) > 1 for run in runs)
     # The same for all runs on the same data, but not every run was judged beside them.
-    trivial = [f"{name}/hit" for name in names.TRIVIAL_METHODS]
-    judged_beside = (one for one in (best, *groups) if any(defined(one, key) for key in trivial))
-    methods = {f"{name}/" for one in groups for name in one.runs[0].maps}
+    beside = (one for one in (best, *groups) if {*names.TRIVIAL_METHODS} & {*one.runs[0].maps})
+    methods = [f"{name}/" for one in groups for name in one.runs[0].maps]
     return {
         "groups": groups,
         "opened": opened,
         "best": best,
         "columns": columns,
         "reference": reference,
-        "trivial": next(judged_beside, None),
+        "trivial": next(beside, None),
         "map_figures": explained(names.MAP_FIGURES, groups, methods),
         "class_figures": explained(names.CLASS_FIGURES, groups, ("", "tuned/")),
         "differences": compare.compare_runs(runs).table if several else pd.DataFrame(),
         "images": images,
         "rule": rule,
-        "cases": [{**case, "pictures": draw(case, columns, reference)} for case in cases],
+        "cases": [{**case, "pictures": draw(case["path"], columns, reference)} for case in cases],
         "source": SOURCES[runs[0].config.data.name],
         "now": datetime.now(timezone.utc),
         "versions": versions(),
@@ -121,11 +114,9 @@ def explained(
     table: Mapping[str, names.FigureName], groups: Sequence[Group], prefixes: Iterable[str]
 ) -> dict[str, names.FigureName]:
     """The figures with a meaning that any of the groups has."""
-    return {
-        key: name
-        for key, name in table.items()
-        if name.meaning and any(defined(one, p + key) for one in groups for p in prefixes)
-    }
+    starts = [(one, prefix) for one in groups for prefix in prefixes]
+    there = {key for key in table if any(defined(one, start + key) for one, start in starts)}
+    return {key: name for key, name in table.items() if name.meaning and key in there}
 
 
 def defined(one: Group, key: str) -> Estimate | None:
@@ -148,21 +139,18 @@ def train_command(config: Config) -> str:
 def versions() -> dict[str, str]:
     """Of the project, Python, and the packages that figures and pictures depend on."""
     installed = {package.name: package.version for package in metadata.distributions()}
-    return {
-        "decision-basis": "from source",
-        **({"commit": commit} if (commit := _commit()) else {}),
-        "Python": platform.python_version(),
-        **{name: installed[name] for name in PACKAGES if name in installed},
-    }
+    known = {"decision-basis": "from source", "commit": _commit(), "Python": python_version()}
+    known |= {name: installed[name] for name in PACKAGES if name in installed}
+    return {name: text for name, text in known.items() if text}
 
 
 def _commit() -> str:
     """The commit of this source, with a + where it has changed since; "" where git cannot tell."""
     house = Path(__file__).resolve().parents[2]
-    if not (house / ".git").exists():  # or it would be that of a repository around an environment
-        return ""
-    git = ["git", "-C", str(house), "describe", "--always", "--exclude=*", "--abbrev=12"]
+    # Not of a repository around an environment.
+    git = ["git", f"--git-dir={house / '.git'}", f"--work-tree={house}", "describe", "--always"]
+    git += ["--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        return subprocess.run([*git, "--dirty=+"], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
