@@ -25,8 +25,7 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 
 from experiments.build import build_data, build_module
 from experiments.config import load_config
-from experiments.evaluation.statistics import estimate, patient_weights
-from experiments.evaluation.weighted import auroc
+from experiments.evaluation.statistics import auroc, estimate, patient_weights
 from experiments.hardware import choose_device, choose_precision, describe_device
 from lightning_modules import Stage1Classifier
 

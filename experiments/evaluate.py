@@ -49,6 +49,8 @@ def main(words: list[str] | None = None) -> int:
         parser.error("name a run directory, such as runs/phantom/stage1/seed0")
     if options.out and not options.compare and not options.maps:
         parser.error("--out is where --compare or --maps writes: add one of them")
+    if options.compare and options.out and not options.out.name:
+        parser.error(f"--out {options.out} names no file. Fix: add a name, such as comparison")
     if audit_images and (not options.audit or options.audit_images < 2):
         parser.error("--audit-images needs --audit, and two or more")
     return judge_folder(options, settings) if options.maps else judge_runs(options, runs, settings)
@@ -60,15 +62,13 @@ def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str
 
     if options.compare or options.audit:
         run.check_different(runs)
-    if options.compare and options.out:
-        compare.comparison_paths(options.out)  # raises now, not after minutes of judging
     methods = peers.choose(options.peers)
     trivial = None if options.no_baselines else run.Baselines()
     evaluations = []
     for place in runs:
         evaluation = run.evaluate(place, options.split, settings, methods, trivial)
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
-        print(describe.describe(evaluation), flush=True)
+        print(describe.describe(evaluation), end="", flush=True)
         store.write(evaluation)
         print(f"  written  {evaluation.target}", flush=True)
         evaluations.append(evaluation)
@@ -90,7 +90,7 @@ def judge_folder(options: argparse.Namespace, settings: list[str]) -> int:
     from experiments.evaluation import describe, folder, store
 
     evaluation = folder.evaluate_maps(options.maps, options.split, settings, options.out)
-    print(describe.describe(evaluation), flush=True)
+    print(describe.describe(evaluation), end="", flush=True)
     store.write(evaluation)
     print(f"  written  {evaluation.target}")
     return 0

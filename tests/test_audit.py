@@ -13,7 +13,7 @@ from experiments import evaluate
 from experiments.audit import audit
 from experiments.audit.cascade import audit_cascade, cascade, steps
 from experiments.audit.maps import MEASURES, _others, draw_sample, make_maps
-from experiments.evaluation.baselines import Edges
+from experiments.evaluation.methods import EDGE_MAP
 from experiments.evaluation.statistics import Difference
 from lightning_modules import STAGES
 from tests.stages import SIZE, network, settled
@@ -86,7 +86,7 @@ def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = make_maps(module, [Edges()], sample.batch)
+    maps = make_maps(module, [EDGE_MAP], sample.batch)
     assert list(maps) == [*module.map_methods, "edges"]
     assert {tuple(drawn.shape) for drawn in maps.values()} == {(IMAGES, 1, SIZE, SIZE)}
     assert min(float(drawn.min()) for drawn in maps.values()) >= 0
@@ -136,8 +136,8 @@ def test_each_step_draws_its_own_weights_and_leaves_the_trained_network_alone(mo
 
 
 def test_the_cascade_of_a_network(module, sample):
-    maps = make_maps(module, [Edges()], sample.batch)
-    results = audit_cascade(module, [Edges()], sample, maps, draws=(7, 8))
+    maps = make_maps(module, [EDGE_MAP], sample.batch)
+    results = audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
     for result in results.values():
         assert list(result["steps"]) == list(result["excess"]) == list(steps(module))
         assert list(result["dark"]) == ["trained", *steps(module)]

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from experiments.audit import perturbation
 from experiments.audit.maps import MEASURES, Sample, alike, rank_correlation, top_region
 from experiments.audit.perturbation import BLUR, SHARES, area_under, perturbed, pixel_order
-from experiments.evaluation.baselines import smooth
+from experiments.evaluation.methods import smooth
 from tests.test_audit import against
 
 SIDE = 24

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from experiments import report
-from experiments.evaluation.groups import group
+from experiments.evaluation.compare import group
 from experiments.reporting import page as room
 from experiments.reporting.cases import pick
 from experiments.reporting.plots import curves, reliability_plot, sweep_plots

@@ -238,6 +238,6 @@ def _batches(
     starts = range(0, len(rows), data.batch_size)
     for start in tqdm(starts, desc=what, unit=" batches", leave=False, disable=None):
         part = rows[start : start + data.batch_size]
-        squares = np.stack([data.cached.image(int(row)) for row in part])
+        squares = np.stack([data.pixels.image(int(row)) for row in part])
         batch = {"image": torch.from_numpy(squares)[:, None].to(device)}
         yield part, data.on_after_batch_transfer(batch, 0)["image"]

@@ -21,14 +21,12 @@ from experiments.audit.cascade import DRAWS, audit_cascade
 from experiments.audit.maps import Maps, Sample, alike, beside_floor, draw_sample, make_maps, paired
 from experiments.audit.perturbation import EARLY, EDGES, RANDOM, SHARES, audit_perturbation
 from experiments.build import open_run
-from experiments.evaluation.baselines import Edges
+from experiments.evaluation.compare import group
 from experiments.evaluation.describe import show, table
-from experiments.evaluation.groups import group
-from experiments.evaluation.methods import MapMethod
+from experiments.evaluation.methods import EDGE_MAP, MapMethod
 from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import Difference, Estimate, estimate, patient_weights
+from experiments.evaluation.statistics import Difference, Estimate, estimate, mean, patient_weights
 from experiments.evaluation.store import plain
-from experiments.evaluation.weighted import mean
 from lightning_modules.stage1 import ABNORMAL
 
 Results = dict[str, Any]
@@ -75,7 +73,7 @@ def _audit(
     opened.config = run.config  # with today's paths
     module, sample = opened.module, draw_sample(opened.data, str(run.about["split"]), images)
     # Edges know nothing of the network: what a test says of them, it says of any picture.
-    methods = [*(peers if module.classifies else ()), Edges()]
+    methods = [*(peers if module.classifies else ()), EDGE_MAP]
     maps = make_maps(module, methods, sample.batch)
     results: Results = {"cascade": audit_cascade(module, methods, sample, maps)}
     if module.classifies:

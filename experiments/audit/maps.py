@@ -13,8 +13,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.evaluation.methods import Batch, MapMethod, raw_map
-from experiments.evaluation.statistics import Difference, difference, estimate, patient_weights
-from experiments.evaluation.weighted import mean
+from experiments.evaluation.statistics import (
+    Difference,
+    difference,
+    estimate,
+    mean,
+    patient_weights,
+)
 from experiments.hardware import choose_device
 from experiments.runs import RunError
 from lightning_modules import Stage1Classifier

@@ -15,9 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.audit.maps import AT_ONCE, Maps, Sample, paired
-from experiments.evaluation.baselines import FINE, smooth
-from experiments.evaluation.statistics import estimate
-from experiments.evaluation.weighted import mean
+from experiments.evaluation.methods import FINE, smooth
+from experiments.evaluation.statistics import estimate, mean
 from lightning_modules.attention import upsample
 from lightning_modules.stage1 import ABNORMAL
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from datamodules.files import write_text
-from experiments.evaluation.groups import Group, group, stage_words
+from experiments.config import differences, to_plain
+from experiments.evaluation import statistics
+from experiments.evaluation.describe import render
+from experiments.evaluation.figures import MapRows, all_figures
 from experiments.evaluation.names import method_name, phrase
 from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import Figure, difference, enough, holm, patient_weights
+from experiments.evaluation.statistics import Estimate, Figure, patient_weights
 from experiments.runs import RunError
 
 # Below it a corrected p-value lets a difference be claimed.
@@ -31,13 +37,62 @@ CLAIM = (
 MAP_FIGURES = ("hit", "pixel_ap")
 CLASS_FIGURES = ("auroc", "accuracy", "study_kappa")
 RUN_FIGURES = (*CLASS_FIGURES, "pcam/hit", "pcam/pixel_ap", "fcn/hit", "fcn/pixel_ap")
-COLUMNS = (
-    *("figure", "first", "second", "first_value", "second_value"),
-    *("difference", "low", "high", "undefined", "p"),
-)
 
-Side = tuple[Group, str]
-"""What is compared: a group and the name of one of its maps, or "": all of it."""
+
+@dataclass
+class Group:
+    """Runs that differ in their seed alone; their figures are joined by the mean."""
+
+    name: str  # what people call it, such as "stage 1"
+    runs: list[Evaluation]  # by seed
+    first: pd.DataFrame  # table of the run whose order of images all groups follow
+    _estimates: dict[str, Estimate | None] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """Of all the runs."""
+        return str(self.runs[0].about["stage"])
+
+    @property
+    def methods(self) -> list[str]:
+        """The network's own maps, the last one the stage's best."""
+        return self.runs[0].own_maps
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network was taught normal and abnormal."""
+        return self.runs[0].fitted is not None
+
+    @cached_property
+    def seeds(self) -> list[dict[str, Figure]]:
+        """All figures of each run, of the images in the order of ``first``."""
+        seeds = []
+        for run in self.runs:
+            order = same_images(run, self.first)
+            maps = {name: MapRows(*(v[order] for v in rows)) for name, rows in run.maps.items()}
+            table = run.table.iloc[order].reset_index(drop=True)
+            seeds.append(all_figures(table, maps, run.fitted))
+        return seeds
+
+    def figure(self, key: str) -> Figure | None:
+        """A figure such as ``auroc`` or ``pcam/hit``; None unless all seeds have it."""
+        if not all(key in figures for figures in self.seeds):
+            return None
+        return statistics.mean_of([figures[key] for figures in self.seeds])
+
+    def estimate(self, key: str) -> Estimate | None:
+        """A figure with its interval, computed when first asked for; None unless all have it."""
+        if len(self.runs) == 1:
+            return self.runs[0].estimates.get(key)
+        if key not in self._estimates:
+            figure, weights = self.figure(key), patient_weights(self.first["patient"].to_numpy())
+            self._estimates[key] = None if figure is None else statistics.estimate(figure, weights)
+        return self._estimates[key]
+
+
+Side = tuple[Group, str]  # a group and the name of one of its maps, or "": all of it
+# A figure and its two sides in words, and as functions of the same images' weights.
+Pair = tuple[str, str, str, Figure, Figure]
 
 
 class Comparison(NamedTuple):
@@ -45,51 +100,81 @@ class Comparison(NamedTuple):
 
     text: str  # all of it as Markdown: sentences and a table a section
     short: str  # what is printed: sentences for the first section only
-    table: pd.DataFrame  # of `compare`, with the name of the section as `family`
-
-
-class Pair(NamedTuple):
-    """A figure of two sides in words, and as a function of the same images' weights."""
-
-    figure: str
-    first: str
-    second: str
-    one: Figure
-    other: Figure
+    table: pd.DataFrame  # a row a pair; `family` is its section
 
 
 def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     """Compare runs on the same images, in families with p-values corrected within each."""
     groups = group(runs)
     patients = groups[0].first["patient"].to_numpy()
-    tables = [
-        compare(pairs, patient_weights(patients, enough(len(pairs)))).assign(family=title)
-        for title, pairs in _families(groups)
-        if pairs
-    ]
+    tables = []
+    for title, pairs in _families(groups):
+        # Enough for the smallest p-value of so many comparisons to stay below 0.05 by Holm.
+        weights = patient_weights(patients, max(statistics.RESAMPLES, 100 * len(pairs)))
+        tables += [compare(pairs, weights).assign(family=title)] if pairs else []
     if not tables:
-        raise RunError("there is nothing to compare: name at least two runs, or one with maps")
+        raise RunError("nothing to compare. Fix: name at least two runs, or one with maps")
     table = pd.concat(tables, ignore_index=True)
     text, short = (_markdown(groups, table, short) for short in (False, True))
     return Comparison(text, short, table)
 
 
-def comparison_paths(path: Path) -> list[Path]:
-    """The two files of a comparison that is written to ``path``, with either suffix or none."""
-    if path.name in ("", ".."):
-        raise RunError(
-            f"--out {path} names no file for the comparison; add a name: {path / 'comparison'}"
-        )
-    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
-    return [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
-
-
 def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
-    """Write the text beside the table, ``.md`` and ``.csv``; returns both paths."""
-    text, table = comparison_paths(path)
+    """Write the text beside the table, ``.md`` and ``.csv`` of ``path``; returns both paths."""
+    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
+    text, table = (stem.with_name(stem.name + suffix) for suffix in (".md", ".csv"))
     write_text(text, comparison.text)
     comparison.table.to_csv(table, index=False)
     return [text, table]
+
+
+def group(runs: Sequence[Evaluation]) -> list[Group]:
+    """Join the runs that differ in nothing but seed and name, in the order of the stages."""
+    joined: dict[tuple[str, ...], list[Evaluation]] = {}
+    for run in sorted(runs, key=lambda one: str(one.about["stage"])):
+        joined.setdefault(_but_seed(run), []).append(run)
+    stages = [str(alike[0].about["stage"]) for alike in joined.values()]
+    names = []
+    for stage, alike in zip(stages, joined.values(), strict=True):
+        alike.sort(key=lambda run: run.config.seed)
+        if len({run.config.seed for run in alike}) < len(alike):
+            folders = ", ".join(str(run.folder) for run in alike)
+            raise RunError(f"two runs of one configuration and seed: {folders}. Fix: name one")
+        folder = alike[0].folder.name
+        without_seed = re.sub(rf"[-_]?seed{alike[0].config.seed}\b", "", folder)
+        several = f" ({without_seed or folder})" if stages.count(stage) > 1 else ""
+        names.append(stage.replace("stage", "stage ") + several)
+    return [
+        Group(name if names.count(name) == 1 else str(alike[0].folder), alike, runs[0].table)
+        for name, alike in zip(names, joined.values(), strict=True)
+    ]
+
+
+def same_images(run: Evaluation, like: pd.DataFrame) -> np.ndarray:
+    """Positions that put the images of a run into the order of ``like``; RunError: others."""
+    place = pd.Index(run.table["path"]).get_indexer(pd.Index(like["path"]))
+    lone = sorted(set(run.table["path"]) ^ set(like["path"]))
+    ours, theirs = run.table.iloc[place], like
+    for name in () if lone else ("patient", "label", "lesion_area"):
+        one, other = ours[name].to_numpy(), theirs[name].to_numpy()
+        # Masks that only one of them has say nothing against the other.
+        lone += theirs["path"][(one != other) & ~(pd.isna(one) | pd.isna(other))].tolist()
+    if lone:
+        raise RunError(
+            f"{run.folder}: judged on other images, labels or lesion masks than the first run, "
+            f"such as {', '.join(lone[:3])}. Fix: evaluate the runs on the same data and split"
+        )
+    return place
+
+
+def _but_seed(run: Evaluation) -> tuple[str, ...]:
+    """All that decides a run's result but its seed."""
+    config = to_plain(run.config)
+    start = str(config["model"]["init_from"])  # each seed starts from the run of its own seed
+    config["model"]["init_from"] = re.sub(rf"seed{run.config.seed}\b", "seed", start)
+    # Paths may differ, what images and masks show may not.
+    hashes = (str(run.about.get(key)) for key in ("image_hash", "mask_hash"))
+    return *hashes, *differences({}, {**config, "seed": 0})
 
 
 def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[Pair]:
@@ -98,34 +183,31 @@ def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[P
     for name, both in itertools.product(names, sides):
         one, other = (side.figure(f"{method}/{name}" if method else name) for side, method in both)
         if one and other:
-            pairs.append(Pair(name, _label(*both[0]), _label(*both[1]), one, other))
+            pairs.append((name, _label(*both[0]), _label(*both[1]), one, other))
     return pairs
 
 
 def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
-    """A row a pair, first less second: :data:`COLUMNS`, and p corrected for their number.
-
-    The correction is for exactly these pairs, so choose them before looking.
-    """
+    """A row a pair, first less second, and p corrected for exactly these pairs (Holm)."""
     ones = np.ones((1, weights.shape[1]))
     rows: list[dict[str, Any]] = []
     for name, first, second, one, other in pairs:
         row: dict[str, Any] = {"figure": name, "first": first, "second": second}
         row |= {"first_value": float(one(ones)[0]), "second_value": float(other(ones)[0])}
-        result = difference(one, other, weights)
-        rows.append({**row, "difference": result.value, **result._asdict()})
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
+        result = statistics.difference(one, other, weights)._asdict()
+        rows.append(row | {"difference": result.pop("value"), **result})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=statistics.holm(table["p"].to_numpy(dtype=np.float64)))
 
 
 def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     """The paper's claim, the groups among one another, the maps of each group."""
     families = []
-    stages = _by_stage(groups)
+    counts = _stages(groups)
     # With several groups of a stage nobody can say which of them the paper means.
-    if len(stages) == 3 and all(len(of_stage) == 1 for of_stage in stages.values()):
-        steps = [((stages[a][0], one), (stages[b][0], other)) for (a, one), (b, other) in CLAIM]
-        claim = pairs_of(steps, MAP_FIGURES)
+    if len(counts) == 3 and max(counts.values()) == 1:
+        of = {one.stage: one for one in groups if one.classifies}
+        claim = pairs_of((((of[a], x), (of[b], y)) for (a, x), (b, y) in CLAIM), MAP_FIGURES)
         families.append(("The paper's claim: better maps at every step", claim))
     later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
     families.append(("Runs", pairs_of(later, RUN_FIGURES)))
@@ -139,17 +221,14 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     return families
 
 
-def _by_stage(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Each stage's groups, of those that were taught to classify."""
-    stages: dict[str, list[Group]] = {}
-    for one in groups:
-        if one.classifies:
-            stages.setdefault(one.stage, []).append(one)
-    return stages
+def _stages(groups: Sequence[Group]) -> Counter[str]:
+    """How many groups of each stage there are, of those that were taught to classify."""
+    return Counter(one.stage for one in groups if one.classifies)
 
 
 def _label(side: Group, method: str) -> str:
-    return f"{method_name(method).phrase} of {side.label}" if method else side.label
+    seeds = f" (mean of {len(side.runs)} seeds)" if len(side.runs) > 1 else ""
+    return (f"{method_name(method).phrase} of " if method else "") + side.name + seeds
 
 
 def population(table: pd.DataFrame, split: str) -> str:
@@ -161,52 +240,22 @@ def population(table: pd.DataFrame, split: str) -> str:
     )
 
 
-def sentences(compared: pd.DataFrame) -> list[str]:
-    """What a table of :func:`compare` shows, a sentence a pair."""
-    count = int(compared["p"].notna().sum())
-    return [_sentence(row, count) for row in compared.to_dict("records")]
-
-
-def _sentence(row: Mapping[Any, Any], count: int) -> str:
-    what, first, second = phrase(row["figure"]), row["first"], row["second"]
-    values = f"{row['first_value']:.3f} against {row['second_value']:.3f}"
-    if row["p"] != row["p"]:
-        why = ", by images of one patient" if row["difference"] == row["difference"] else ""
-        return f"{what} cannot be compared: {first} and {second} have {values}{why}."
-    details = (
-        f"{values}; 95 % interval of the difference {row['low']:+.3f} to {row['high']:+.3f}, "
-        f"p = {row['p_holm']:.3f}"
-    )
-    if count > 1:
-        details += f", Holm-corrected for {count} comparisons"
-    if row["undefined"] > 0:
-        details += f"; undefined in {row['undefined']:.1%} of the resamples, which are left out"
-    if row["p_holm"] >= LEVEL:
-        return f"no difference in {what} is shown between {first} and {second} ({details})."
-    size = f"{abs(row['difference']):.3f} {'higher' if row['difference'] > 0 else 'lower'}"
-    return f"{what} is {size} for {first} than for {second} ({details})."
-
-
 def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
     """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
     methods = dict.fromkeys(name for one in groups for name in one.methods)
-    counts = {stage: len(of_stage) for stage, of_stage in _by_stage(groups).items()}
-    several = ", ".join(f"{count} of {stage_words(stage)}" for stage, count in counts.items())
-    families = table.groupby("family", sort=False)
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    ).get_template("comparison.md.j2")
-    return template.render(
+    counts = _stages(groups)
+    several = ", ".join(f"{n} of {stage.replace('stage', 'stage ')}" for stage, n in counts.items())
+    sections = table.groupby("family", sort=False)
+    return render(
+        "comparison.md.j2",
         judged=population(groups[0].first, groups[0].runs[0].about["split"]),
         groups=groups,
-        several=several if any(count > 1 for count in counts.values()) else "",
+        several=several if max(counts.values(), default=0) > 1 else "",
         keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
         families=[
-            (family, rows.assign(sentence=sentences(rows)).to_dict("records"))
-            for family, rows in families
+            (family, rows.to_dict("records"), rows["p"].notna().sum()) for family, rows in sections
         ],
         short=short,
+        phrase=phrase,
+        level=LEVEL,
     )

@@ -1,7 +1,6 @@
-"""Every figure of a run, as a function of the images' weights; pure, nothing is trained or seen.
+"""Every figure of a run (docs/evaluation.md), as a function of the images' weights.
 
-The table is that of ``evaluation/<split>/images.csv``, a row an image; docs/evaluation.md lists its
-columns and the figures. What is fitted comes from val (:func:`fit`).
+The table is that of ``evaluation/<split>/images.csv``, a row an image.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit
 
-from experiments.evaluation import weighted
-from experiments.evaluation.statistics import Figure
-from experiments.evaluation.weighted import Column, among, mean
+from experiments.evaluation import statistics
+from experiments.evaluation.statistics import Column, Figure, among, mean
 
 # What a probability means without any val: abnormal is what is likelier than not.
 EVEN = 0.5
@@ -34,6 +32,8 @@ MEANS = ("hit", "iou", "iou_otsu", "dice", "energy")
 # 1.0 % (its box), median metal 3.7 %.
 SIZES = (0.01, 0.04)
 SIZE_NAMES = ("small", "medium", "large")
+# Of images and studies, the same at every operating point.
+UNTUNED = ("auroc", "study_auroc", "ece", "ece_scaled")
 
 
 class Fitted(NamedTuple):
@@ -51,10 +51,6 @@ class MapRows(NamedTuple):
     pixels: np.ndarray  # all at each level, (N, LEVELS)
     box_iou: np.ndarray  # of overlap.box_iou_curve, (N, 255)
 
-    def take(self, rows: np.ndarray) -> MapRows:
-        """Some of the images."""
-        return MapRows(*(values[rows] for values in self))
-
 
 def all_figures(
     table: pd.DataFrame, maps: Mapping[str, MapRows], fitted: Fitted | None
@@ -64,7 +60,7 @@ def all_figures(
     if fitted is not None:
         figures |= classification(table, Fitted(EVEN, EVEN, fitted.temperature))
         for name, figure in classification(table, fitted).items():
-            if name.split("/")[0].removeprefix("study_") not in ("auroc", "ece", "ece_scaled"):
+            if name.split("/")[0] not in UNTUNED:
                 figures[f"tuned/{name}"] = figure
     for name in ("masked", "swapped_masked"):
         if f"{name}_probability" in table:
@@ -78,12 +74,10 @@ def all_figures(
 
 
 def fit(val: pd.DataFrame) -> Fitted:
-    """Thresholds and temperature from the table of val; 0.5 and 1 where it has one class only.
+    """Thresholds and temperature from the table of val, which holds both classes.
 
     Images and studies have a threshold each: the mean of several views is less extreme than one.
     """
-    if val["label"].nunique() < 2:
-        return Fitted(EVEN, EVEN, 1.0)
     joined = studies(val)
     return Fitted(
         youden(val["probability"], val["label"]),
@@ -96,12 +90,11 @@ def youden(score: Column, label: Column) -> float:
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950).
 
     Not the largest kappa, which depends on the share of abnormal images: it differs between splits
-    and clinics. Thresholds lie midway between neighbouring scores; of equally good ones the nearest
-    to 0.5 is taken. 0.5 where there are no two scores or no two classes.
+    and clinics. Midway between scores, of equally good ones the nearest to 0.5; else 0.5.
     """
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     values, place = np.unique(scores, return_inverse=True)
-    if len(values) < 2 or not positive.any() or positive.all():
+    if len(values) < 2 or positive.all():
         return EVEN
     below = [
         np.bincount(place[kind], minlength=len(values)).cumsum() for kind in (positive, ~positive)
@@ -114,10 +107,7 @@ def youden(score: Column, label: Column) -> float:
 
 
 def fit_temperature(probability: Column, label: Column) -> float:
-    """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017).
-
-    An end of the range means that the data set no limit.
-    """
+    """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017)."""
     signed = np.where(np.asarray(label) == 1, 1.0, -1.0) * _logit(probability)
     limit = np.log(HOTTEST)
     best = minimize_scalar(
@@ -152,35 +142,23 @@ def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFr
 
 
 def studies(table: pd.DataFrame) -> pd.DataFrame:
-    """Join the views of each study: abnormal if one is, by their mean probability.
-
-    As the MURA paper does (Rajpurkar et al. 2018). ``first`` is the position of the first view.
-    """
-    valid = table["probability"].between(0, 1)
-    if not valid.all():
-        raise ValueError(f"{table['path'][~valid].iloc[0]} has no probability in [0, 1]")
+    """Join views to studies, as MURA's paper does; ``first`` is the position of the first view."""
     views = table.assign(first=np.arange(len(table))).groupby("study", sort=False)
     torn = views["patient"].nunique()
     if (torn > 1).any():
-        raise ValueError(
-            f"study {torn.idxmax()} is of several patients: studies must be named apart"
-        )
+        raise ValueError(f"study {torn.idxmax()} is of several patients. Fix: name studies apart")
     first = dict.fromkeys(("body_part", "first"), "first")
     joined = views.agg({**first, "label": "max", "probability": "mean", "hardware": "max"})
     return joined.reset_index()
 
 
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
-    """Figures of images and, as ``study_...``, of studies at these thresholds.
-
-    Where hardware is known of some images also without and with it: marks of treatment tell a label
-    without any lesion.
-    """
-    joined, probability, label = studies(table), table["probability"], table["label"]
+    """Figures of images and, as ``study_...``, of studies at these thresholds."""
+    joined, label = studies(table), table["label"]
     figures = _of_units(table, fitted.threshold, np.arange(len(table)), "")
-    figures["ece"] = weighted.calibration_error(probability, label)
-    figures["ece_scaled"] = weighted.calibration_error(
-        scaled(probability, fitted.temperature), label
+    figures["ece"], figures["ece_scaled"] = (
+        statistics.calibration_error(probability, label)
+        for probability in (table["probability"], scaled(table["probability"], fitted.temperature))
     )
     return figures | _of_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
 
@@ -189,8 +167,7 @@ def _of_units(
     units: pd.DataFrame, threshold: float, rows: np.ndarray, prefix: str
 ) -> dict[str, Figure]:
     """Figures of images or studies; ``rows`` are the images that stand for them."""
-    label = units["label"].to_numpy()
-    probability = units["probability"].to_numpy()
+    label, probability = units["label"].to_numpy(), units["probability"].to_numpy()
     called = (probability > threshold).astype(np.int64)
 
     def of(chosen: np.ndarray) -> dict[str, Figure]:
@@ -198,70 +175,64 @@ def _of_units(
         right = (truth == decision).astype(np.float64)
         recalls = [mean(np.where(truth == value, right, np.nan)) for value in (1, 0)]
         figures = {
-            "auroc": weighted.auroc(probability[chosen], truth),
+            "auroc": statistics.auroc(probability[chosen], truth),
             "accuracy": mean(right),
-            "balanced_accuracy": weighted.mean_of_defined(recalls),
+            "balanced_accuracy": statistics.mean_of_defined(recalls),
             "sensitivity": recalls[0],
             "specificity": recalls[1],
-            "kappa": weighted.kappa(decision, truth),
+            "kappa": statistics.kappa(decision, truth),
         }
         return {prefix + name: among(rows[chosen], figure) for name, figure in figures.items()}
 
     figures = of(np.arange(len(units)))
+    kappa = f"{prefix}kappa"
     for part in sorted(units["body_part"].unique()):
-        of_part = of(np.flatnonzero(units["body_part"] == part))
-        figures[f"{prefix}kappa/{part}"] = of_part[f"{prefix}kappa"]
-    hardware = units["hardware"].to_numpy()
-    if (hardware >= 0).any():
+        figures[f"{kappa}/{part}"] = of(np.flatnonzero(units["body_part"] == part))[kappa]
+    if (units["hardware"] >= 0).any():  # treatment tells a label without any lesion
         for group, value in (("no_hardware", 0), ("hardware", 1)):
-            of_group = of(np.flatnonzero(hardware == value))
+            of_group = of(np.flatnonzero(units["hardware"] == value))
             figures |= {f"{name}/{group}": figure for name, figure in of_group.items()}
     return figures
 
 
 def localisation(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, Figure]:
     """Figures of a method's maps: ``<method>/hit``, and ``<method>/hit/<group>`` of some."""
-
-    def values(name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        column = table[f"{method}_{name}"].iloc[rows]
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-
-    distance, area, label = values("distance"), values("area"), table["label"]
+    columns = {
+        name: table[f"{method}_{name}"].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name in (*MEANS, "distance", "area")
+    }
+    distance, area, label = columns["distance"], columns["area"], table["label"]
     # Without a threshold of val nobody knows what is claimed.
     claims = np.where(np.isnan(area), np.nan, area > 0)
     figures = {
-        **{name: mean(values(name)) for name in MEANS},
+        **{name: mean(columns[name]) for name in MEANS},
         "hit_near": mean(np.where(np.isnan(distance), np.nan, distance <= TOLERANCE)),
         "shown_normal": mean(np.where(label == 0, claims, np.nan)),
         "shown_abnormal": mean(np.where(label == 1, claims, np.nan)),
-        "pixel_ap": weighted.pixel_average_precision(maps.lesion_pixels, maps.pixels),
-        "iou_bound": weighted.best_mean(iou_curves(maps)[:, 1:]),  # 0 claims every pixel
-        "box_bound": weighted.max_box_accuracy(maps.box_iou),
+        "pixel_ap": statistics.pixel_average_precision(maps.lesion_pixels, maps.pixels),
+        "iou_bound": statistics.best_mean(iou_curves(maps)[:, 1:]),  # 0 claims every pixel
+        "box_bound": statistics.max_box_accuracy(maps.box_iou),
     }
     for group, rows in groups(table).items():
-        pixel_ap = weighted.pixel_average_precision(maps.lesion_pixels[rows], maps.pixels[rows])
         for name in ("hit", "iou"):
-            figures[f"{name}/{group}"] = among(rows, mean(values(name, rows)))
-        figures[f"pixel_ap/{group}"] = among(rows, pixel_ap)
+            figures[f"{name}/{group}"] = among(rows, mean(columns[name][rows]))
+        pixels = maps.lesion_pixels[rows], maps.pixels[rows]
+        figures[f"pixel_ap/{group}"] = among(rows, statistics.pixel_average_precision(*pixels))
     return {f"{method}/{name}": figure for name, figure in figures.items()}
 
 
 def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Positions of the images with a lesion mask by body part, lesion type and lesion size.
 
-    People name body parts and lesion types as they like: a lesion type that is called as a body
-    part or a size is ``lesion_type/<value>``, a body part called as a size ``body_part/<value>``.
+    One that is called as an earlier one is ``lesion_type/<value>`` or ``body_part/<value>``.
     """
     area = table["lesion_area"].to_numpy(dtype=np.float64)
     masked = ~np.isnan(area)
     rows: dict[str, np.ndarray] = {}
     for column in ("body_part", "lesion_type"):
-        for value in sorted(table.loc[masked, column].unique()):
-            name = str(value)
-            while name in rows or name in SIZE_NAMES:
-                name = f"{column}/{name}"
-            if value:
-                rows[name] = np.flatnonzero(masked & (table[column] == value).to_numpy())
+        for value in sorted(set(table.loc[masked, column]) - {""}):
+            name = f"{column}/{value}" if value in rows or value in SIZE_NAMES else str(value)
+            rows[name] = np.flatnonzero(masked & (table[column] == value).to_numpy())
     size = np.digitize(area, SIZES)
     return rows | {
         name: np.flatnonzero(masked & (size == place)) for place, name in enumerate(SIZE_NAMES)

@@ -6,29 +6,30 @@ A map is called as ``predict`` calls it, ``<image's path below data.root>.<metho
 
 from __future__ import annotations
 
-import os
+import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from datamodules.decode import check_png, damaged, read_content
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import build_data
-from experiments.config import Config, load_config
+from experiments.config import load_config
 from experiments.evaluation.judge import Judged, one_thread
-from experiments.evaluation.map_file import read_map
-from experiments.evaluation.run import Evaluation, leaks, missing, whole_table
+from experiments.evaluation.run import Evaluation, assemble
 
 NAME = re.compile(r"(?P<image>.+)\.(?P<method>[\w+-]+)\.(png|npy)", re.ASCII)
-# Faults and names that are listed; of the others the number.
-SHOWN = 3
+SHOWN = 3  # faults or names that are listed
+# Values may leave [0, 1] by so much (interpolation rounds); they are cut.
+ROUNDING = 1e-6
 
-Files = dict[str, dict[str, Path]]
-"""Of each method, the file of each image (its path in the index table)."""
+Files = dict[str, dict[str, Path]]  # of each method, each image's file, by its path in the index
 
 
 def evaluate_maps(
@@ -36,16 +37,18 @@ def evaluate_maps(
 ) -> Evaluation:
     """Judge the maps in ``folder`` against the lesion masks of a split, with val's thresholds.
 
-    Args:
-        folder: laid out as the data set below ``data.root``.
-        split: test or val.
-        overrides: ``key=value`` words of ``data.*`` and ``lesions.*``.
-        out: where ``<split>/`` is to be written; None: ``<folder>.evaluation`` beside it.
+    Results belong into ``<split>/`` of ``out``, by default ``<folder>.evaluation`` beside it.
     """
     config = load_config("stage1", overrides)
     whole = folder.resolve()  # "." has no name to put anything beside
     target = (out or whole.with_name(f"{whole.name}.evaluation")) / split
-    data = _open_data(folder, target, config)
+    if not folder.is_dir():
+        raise DataError(f"--maps {folder} is no folder. Fix: give the one that holds the maps")
+    if whole in target.resolve().parents:
+        raise DataError(f"--out {target.parent} lies in the folder of maps. Fix: name another one")
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
     table, of_val = (data.table.iloc[data.rows_of(name)] for name in (split, "val"))
     if split != "val":
         of_val = of_val[of_val["lesion_mask"] != ""]
@@ -56,47 +59,13 @@ def evaluate_maps(
     rows, val_rows = choose_rows(files, table), choose_rows(files, of_val) if tuned else []
     val = _judge(data, files, val_rows, "val", tuning=split != "val")
     judged = val if split == "val" else _judge(data, files, rows, split)
-    thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
-    judged_table = whole_table(judged, thresholds)
-    notes = _notes(data, files, rows, split)
-    for name in files:
-        if count := np.isinf(judged_table[f"{name}_distance"]).sum():
-            notes.append(f"{count} maps of {name} of images with a lesion are constant: they miss")
-    if tuned:
-        notes += missing(val.table, judged.table, split, None)
-    else:
-        why = f"{folder} holds no map of val" if len(of_val) else "no lesion mask in val"
-        notes.append(
-            f"{why}: no threshold can be tuned; IoU, Dice and what is shown on normal images are "
-            "null (IoU at Otsu's threshold and the upper bounds are not)"
-        )
-    return Evaluation(
-        folder=folder,
-        target=target,
-        config=config,
-        about={"maps": str(folder), "data": config.data.name, "split": split, **leaks(config)},
-        table=judged_table,
-        maps={name: maps.rows for name, maps in judged.maps.items()},
-        fitted=None,
-        thresholds=thresholds,
-        scales={},
-        notes=notes,
-    )
-
-
-def _open_data(folder: Path, target: Path, config: Config) -> RadiographDataModule:
-    data = build_data(config)
-    whole = folder.resolve()
-    for wrong, message in (
-        (not folder.is_dir(), f"--maps {folder} is no folder; give the one that holds the maps"),
-        (whole == data.root.resolve(), f"--maps {folder} is data.root, whose images are no maps"),
-        (whole in target.resolve().parents, f"--out {target.parent} lies in the folder of maps"),
-    ):
-        if wrong:
-            raise DataError(message)
-    data.prepare_data()
-    data.setup()
-    return data
+    notes = [
+        f"no map of the {len(group)} {kind} in {split}: what is shown there is null"
+        for kind, group in _kinds(table).items()
+        if len(group) and not group.index.isin(rows).any()
+    ]
+    about = {"maps": str(folder), "data": config.data.name, "split": split}
+    return assemble((folder, target), config, about, val, judged, notes)
 
 
 def find_maps(folder: Path, images: Sequence[str]) -> Files:
@@ -104,7 +73,8 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
     files: Files = {}
     surplus: list[str] = []
     indexed = set(images)
-    for name in _walk(folder):
+    names = sorted(glob.iglob("**", root_dir=folder, recursive=True))  # links too, no hidden files
+    for name in (name for name in names if not (folder / name).is_dir()):
         match = NAME.fullmatch(name)
         # Columns of the table of images begin with "lesion", those of a method with its name.
         if not match or match["image"] not in indexed or match["method"] == "lesion":
@@ -114,11 +84,13 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
         other = files.setdefault(match["method"], {}).setdefault(match["image"], path)
         if other != path:
             raise DataError(f"{other} and {path} are both maps of {match['image']}. Fix: keep one")
-    like = f"Fix: call each map as its image below data.root, such as {images[0]}.mine.png"
-    if surplus:
-        raise DataError(f"{folder} holds files of no image: {_first(surplus)}. {like}")
-    if not files:
-        raise DataError(f"--maps {folder} holds no file. {like}")
+    if surplus or not files:
+        some = ", ".join(surplus[:SHOWN])
+        what = f"{len(surplus)} files of no image, such as {some}" if surplus else "no file"
+        raise DataError(
+            f"--maps {folder} holds {what}. Fix: call each map as its image below data.root, such "
+            f"as {images[0]}.mine.png"
+        )
     return files
 
 
@@ -134,23 +106,61 @@ def choose_rows(files: Files, table: pd.DataFrame) -> list[int]:
         lone = table["path"][mapped != table["path"].isin(list(files[name]))]
         if len(lone):
             raise DataError(
-                f"only one of {first} and {name} has a map of {_first(list(lone))}; methods are "
-                "compared on the same images. Fix: add what is missing, or take these maps out"
+                f"only one of {first} and {name} has a map of {', '.join(lone[:SHOWN])}; methods "
+                "are compared on the same images. Fix: make what is missing, or take these out"
             )
-    masked, abnormal = table["lesion_mask"] != "", table["label"] == 1
-    for group, name, optional in (
-        (masked, "images with a lesion mask", False),
-        (~masked & ~abnormal, "normal images", True),
-        (~masked & abnormal, "abnormal images without a lesion mask", True),
-    ):
-        lacking = table["path"][group & ~mapped]
-        if len(lacking) and not (optional and len(lacking) == group.sum()):
-            fix = f"make them, or leave all {group.sum()} out" if optional else "make them"
+    masked = table[table["lesion_mask"] != ""]
+    for kind, group in {"images with a lesion mask": masked, **_kinds(table)}.items():
+        lacking = group["path"][~mapped[group.index]]
+        if len(lacking) and (group is masked or len(lacking) < len(group)):
+            some, split = ", ".join(lacking[:SHOWN]), table["split"].iloc[0]
+            fix = "" if group is masked else f", or leave all {len(group)} out"
             raise DataError(
-                f"no map of {len(lacking)} of the {group.sum()} {name} in "
-                f"{table['split'].iloc[0]}: {_first(list(lacking))}. Fix: {fix}"
+                f"no map of {len(lacking)} of the {len(group)} {kind} in {split}, such as {some}. "
+                f"Fix: make them{fix}"
             )
     return table.index[mapped].tolist()
+
+
+def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a map, float32 ``(H, W)`` in [0, 1]; DataError: it is not as docs/evaluation.md says.
+
+    ``size`` is that of the upright image, ``(H, W)``. Nothing in a file is executed (no pickles).
+    """
+    if path.suffix == ".npy":
+        kind, dtypes = "floating point", "f"
+        try:
+            # Mapped: what a damaged header claims is not allocated.
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{path}: is no .npy file of numbers ({error}). Fix: np.save(file, "
+                "map.astype(np.float32))"
+            ) from error
+        stored = stored[0] if stored.ndim == 3 and len(stored) == 1 else stored
+    else:
+        kind, dtypes = "grey of 8 or 16 bits", "u"
+        data = read_content(path)
+        check_png(data, path)
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if stored is None:
+            raise damaged(path, "it cannot be decoded")
+    if stored.dtype.kind not in dtypes or stored.shape != size:
+        raise DataError(
+            f"{path}: expected {kind} of {size[1]}x{size[0]} px (width x height), as its image is "
+            f"upright, got {stored.dtype} of the shape {stored.shape}. Fix: make it of the whole "
+            f"image, nothing cropped or added, then cv2.resize(map, {size[::-1]})"
+        )
+    values = np.array(stored)
+    if dtypes == "u":
+        values = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN is neither
+        raise DataError(
+            f"{path}: expected values in [0, 1], got {low:.3g} to {high:.3g}. Fix: scale the maps, "
+            "all alike"
+        )
+    return values.clip(0, 1).astype(np.float32)
 
 
 def _judge(
@@ -164,55 +174,21 @@ def _judge(
             try:
                 shown = {name: read_map(maps[image], size) for name, maps in files.items()}
             except DataError as error:
-                faults.append(f"\n  {error}")
+                faults.append(str(error))
             if not faults:  # else the others are only read, to name all that is wrong
                 judged.add_image(row, {})
                 for name, values in shown.items():
                     judged.add_map(row, name, values)
     if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "\n  ".join(["such as", *faults[:SHOWN]])
         raise DataError(
-            f"maps of {len(faults)} of {len(rows)} {split} images cannot be used:"
-            + "".join(faults[:SHOWN])
-            + more
+            f"maps of {len(faults)} of {len(rows)} {split} images cannot be used, {listed}"
         )
     return judged
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files below ``folder``, relative, in order; links followed, no hidden ones."""
-    places = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in places:  # a link that leads back up
-            folders.clear()
-            continue
-        places.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        for path in sorted(Path(place, name) for name in names if name[0] != "."):
-            if not path.is_file():  # a pipe would be waited for
-                raise DataError(f"{path} is no file (a broken link, or a device). Fix: take it out")
-            yield path.relative_to(folder).as_posix()
-
-
-def _notes(data: RadiographDataModule, files: Files, rows: list[int], split: str) -> list[str]:
-    """Which images have no map, and which maps were not read."""
-    notes = []
-    table = data.table.iloc[data.rows_of(split)]
-    for label, kind in ((1, "abnormal images without a lesion mask"), (0, "normal images")):
-        group = table[(table["label"] == label) & (table["lesion_mask"] == "")]
-        if len(group) and not group.index.isin(rows).any():
-            notes.append(
-                f"no map of the {len(group)} {kind} in {split}: what is shown there is null"
-            )
-    unread = data.table["path"][~data.table["split"].isin(["val", split])]
-    if count := sum(image in maps for maps in files.values() for image in unread):
-        where = "not in val" if split == "val" else f"in neither val nor {split}"
-        notes.append(f"{count} maps of images that are {where} were not read")
-    return notes
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _kinds(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The images without a lesion mask, all or none of which have a map."""
+    names = {1: "abnormal images without a lesion mask", 0: "normal images"}
+    unmasked = table[table["lesion_mask"] == ""]
+    return {name: unmasked[unmasked["label"] == label] for label, name in names.items()}

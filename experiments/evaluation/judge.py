@@ -28,6 +28,7 @@ NAN = float("nan")
 COLUMNS = ("peak_x", "peak_y", "hit", "distance", "iou_otsu", "energy")
 # Written as whole numbers, empty where there is none, not as 1.0.
 WHOLE = ("peak_x", "peak_y", "hit")
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def judge(
@@ -40,13 +41,8 @@ def judge(
 ) -> Judged:
     """Run the network over a split, each image once; maps are judged at the original size.
 
-    Args:
-        module: None judges ``methods`` that need no network.
-        data: set up.
-        split: which of its images.
-        methods: map methods beside the network's own.
-        scales: of ``methods``, as val fitted them; None fits them on this very split, val.
-        tuning: as of :class:`MapRecorder`.
+    ``methods`` are judged beside the network's own, or alone where ``module`` is None; None for
+    their ``scales`` fits these on this very split, val. ``tuning`` is that of :class:`Judged`.
     """
     device = choose_device()
     if module is not None:
@@ -55,47 +51,86 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    # Raw maps of val, until their scale is known.
-    waiting: list[tuple[int, dict[str, Tensor]]] = []
+    waiting: list[tuple[list[int], dict[str, Tensor]]] = []  # raw maps of val, without a scale yet
     for batch in _batches(data, split, device):
-        columns, own = _outputs(module, batch) if module else ({}, {})
+        rows, size = batch["index"].tolist(), batch["image"].shape[-2:]
+        columns, squares = _outputs(module, batch) if module else ({}, {})
         raw = {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods}
-        size = batch["image"].shape[-2:]
-        with one_thread():
-            for place, row in enumerate(batch["index"].tolist()):
-                judged.add_image(row, {name: float(v[place]) for name, v in columns.items()})
-                judged.add_squares(row, {name: maps[place] for name, maps in own.items()})
-                of_row = {name: maps[place : place + 1] for name, maps in raw.items()}
-                if scales is None:
-                    waiting.append((row, of_row))
-                else:
-                    judged.add_squares(row, _shown(of_row, scales, size))
+        if scales is None:
+            waiting.append((rows, raw))
+        else:
+            squares |= {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
+        for place, row in enumerate(rows):
+            judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
+        judged.add_squares(rows, squares)
     if scales is None:
-        peaks = {m.name: [float(maps[m.name].max()) for _, maps in waiting] for m in methods}
-        scales = {name: fit_scale(values) for name, values in peaks.items()}
-        with one_thread():
-            for row, of_row in waiting if methods else ():
-                judged.add_squares(row, _shown(of_row, scales, size))
+        peaks = {m.name: [raw[m.name].amax((1, 2, 3)) for _, raw in waiting] for m in methods}
+        scales = {name: fit_scale(torch.cat(values).tolist()) for name, values in peaks.items()}
+        for rows, raw in waiting:
+            shown = {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
+            judged.add_squares(rows, shown)
     judged.scales = dict(scales)
     return judged
 
 
 class Judged:
-    """The images of a split and what is kept of their maps, whatever the maps come from."""
+    """The images of a split and what is kept of their maps, whatever the maps come from.
+
+    With ``tuning`` only histograms of the maps are made, from which thresholds follow: what val
+    needs when another split is judged. All other columns stay NaN.
+    """
 
     def __init__(self, data: RadiographDataModule, names: Sequence[str], tuning: bool) -> None:
-        self.maps = {name: MapRecorder(name, tuning) for name in names}
         # What becomes 1 in the maps of each method beside the network's own.
         self.scales: dict[str, float] = {}
-        self._data = data
+        self._data, self._tuning = data, tuning
         self._images: list[dict[str, float]] = []
+        # Of each method and image its columns, and a row of MapRows.
+        self._maps: dict[str, list[tuple[dict[str, float], Row]]] = {name: [] for name in names}
         self._lesion: tuple[int, Tensor | None] = (-1, None)  # of the row that came last
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row an image: ids, ``lesion_area`` and what the network says of it."""
-        images = pd.DataFrame(self._images).set_index("row")
+        images = pd.DataFrame(self._images or {"row": [], "lesion_area": []}).set_index("row")
         return self._data.table.loc[images.index, IDS].join(images).reset_index(drop=True)
+
+    @cached_property
+    def maps(self) -> dict[str, MapRows]:
+        """What pixel AP and the upper bounds are made of; zeros and NaN without a mask."""
+        maps = {}
+        for name, rows in self._maps.items():
+            lesion, pixels, box_iou = map(np.stack, zip(*(row for _, row in rows), strict=True))
+            maps[name] = MapRows(lesion, pixels * lesion.any(axis=1, keepdims=True), box_iou)
+        return maps
+
+    def thresholds(self) -> dict[str, float]:
+        """Of each method the one with the largest mean IoU on these masks; NaN without a mask."""
+        if not self._images:
+            return dict.fromkeys(self._maps, NAN)
+        return {name: _best_threshold(iou_curves(rows)) for name, rows in self.maps.items()}
+
+    def whole_table(self, thresholds: Mapping[str, float]) -> pd.DataFrame:
+        """The table with all columns of all methods; NaN where val had no threshold for them."""
+        tables = [self.table]
+        for name, rows in self._maps.items():
+            pixels = np.stack([row[1] for _, row in rows])
+            claimed = pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / pixels.sum(1, keepdims=True)
+            curves, threshold = iou_curves(self.maps[name]), thresholds[name]
+            iou = _at(curves, threshold)
+            columns = pd.DataFrame([columns for columns, _ in rows]).assign(
+                iou=iou,
+                dice=2 * iou / (1 + iou),
+                iou_bound=_at(curves, _best_threshold(curves)),
+                area=_at(claimed, threshold),
+            )
+            tables.append(columns.astype(dict.fromkeys(WHOLE, "Int64")).add_prefix(f"{name}_"))
+        return pd.concat(tables, axis=1)
+
+    def beside(self, other: Judged) -> None:
+        """Add the maps of other methods of the same images."""
+        self._maps |= other._maps
+        self.scales |= other.scales
 
     def add_image(self, row: int, columns: Mapping[str, float]) -> None:
         """Add an image, a row of the index table."""
@@ -103,16 +138,34 @@ class Judged:
         area = NAN if lesion is None else float(lesion.double().mean())
         self._images.append({"row": row, "lesion_area": area, **columns})
 
-    def add_squares(self, row: int, squares: Mapping[str, Tensor]) -> None:
-        """Add maps ``(1, S, S)`` in [0, 1] of the image as the network sees it."""
-        for name, square in squares.items():
-            # Interpolation may round a 1 up.
-            full = self._data.to_original(square[0].cpu().numpy(), row).clip(0, 1)
-            self.add_map(row, name, full)
+    def add_squares(self, rows: Sequence[int], squares: Mapping[str, Tensor]) -> None:
+        """Add maps ``(B, 1, S, S)`` in [0, 1] of images as the network sees them."""
+        with one_thread():
+            for place, row in enumerate(rows):
+                for name, maps in squares.items():
+                    # Interpolation may round a 1 up.
+                    full = self._data.to_original(maps[place, 0].cpu().numpy(), row).clip(0, 1)
+                    self.add_map(row, name, full)
 
     def add_map(self, row: int, name: str, values: np.ndarray) -> None:
         """Add a map of the image, float32 ``(H, W)`` in [0, 1] at its original size."""
-        self.maps[name].add(torch.from_numpy(values)[None, None], self._lesion_of(row))
+        shown, lesion = torch.from_numpy(values)[None, None], self._lesion_of(row)
+        marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
+        lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
+        columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
+        box_iou = np.full(overlap.LEVELS - 1, NAN, dtype=np.float32)
+        if not self._tuning:
+            columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
+        if bool(marked.any()) and not self._tuning:
+            otsu = overlap.claimed(shown, overlap.otsu_threshold(shown))
+            columns["hit"] = float(hit(shown, marked))
+            columns["distance"] = float(peak_distance(shown, marked))
+            columns["iou_otsu"] = float(overlap.iou(otsu, marked))
+            columns["energy"] = float(overlap.energy_in_mask(shown, marked))
+            box_iou = overlap.box_iou_curve(shown, marked)[0].numpy()
+        # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
+        kept = lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou
+        self._maps[name].append((columns, kept))
 
     def _lesion_of(self, row: int) -> Tensor | None:
         """The lesion mask at the original size, bool ``(1, 1, H, W)``."""
@@ -120,69 +173,6 @@ class Judged:
             mask = self._data.original_mask(row)
             self._lesion = row, None if mask is None else torch.from_numpy(mask > 127)[None, None]
         return self._lesion[1]
-
-
-class MapRecorder:
-    """The maps of one method over a split, before any threshold is chosen.
-
-    Args:
-        name: of the method, which begins the names of its columns.
-        tuning: only the histograms are made, from which thresholds follow: what val needs when
-            another split is judged. All other columns stay NaN.
-    """
-
-    def __init__(self, name: str, tuning: bool = False) -> None:
-        self.name = name
-        self.tuning = tuning
-        self._columns: list[dict[str, float]] = []
-        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def add(self, shown: Tensor, lesion: Tensor | None) -> None:
-        """Add the map of the next image, ``(1, 1, H, W)`` in [0, 1]; the lesion is bool."""
-        marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
-        lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
-        columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
-        box_iou = np.full(overlap.LEVELS - 1, NAN, dtype=np.float32)
-        if not self.tuning:
-            columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
-        if bool(marked.any()) and not self.tuning:
-            otsu = overlap.claimed(shown, overlap.otsu_threshold(shown))
-            columns["hit"] = float(hit(shown, marked))
-            columns["distance"] = float(peak_distance(shown, marked))
-            columns["iou_otsu"] = float(overlap.iou(otsu, marked))
-            columns["energy"] = float(overlap.energy_in_mask(shown, marked))
-            box_iou = overlap.box_iou_curve(shown, marked)[0].numpy()
-        self._columns.append(columns)
-        # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
-        self._rows.append((lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou))
-
-    @cached_property
-    def rows(self) -> MapRows:
-        """What pixel AP and the upper bounds are made of; zeros and NaN without a mask."""
-        lesion_pixels, pixels, box_iou = map(np.stack, zip(*self._rows, strict=True))
-        return MapRows(lesion_pixels, pixels * lesion_pixels.any(axis=1, keepdims=True), box_iou)
-
-    def best_threshold(self) -> float:
-        """The threshold with the largest mean IoU on these masks; NaN where there are none."""
-        if not self._rows:
-            return NAN
-        return overlap.best_threshold(torch.from_numpy(iou_curves(self.rows)))[0]
-
-    def table(self, threshold: float) -> pd.DataFrame:
-        """All columns of the method; NaN where a threshold is needed and val had none."""
-        pixels = np.stack([pixels for _, pixels, _ in self._rows])
-        claimed = pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / pixels.sum(1, keepdims=True)
-        curves = iou_curves(self.rows)
-        iou = _at(curves, threshold)
-        columns = pd.DataFrame(self._columns)
-        table = columns.assign(
-            **{name: columns[name].astype("Int64") for name in WHOLE},
-            iou=iou,
-            dice=2 * iou / (1 + iou),
-            iou_bound=_at(curves, self.best_threshold()),
-            area=_at(claimed, threshold),
-        )
-        return table.add_prefix(f"{self.name}_")
 
 
 @contextlib.contextmanager
@@ -212,17 +202,15 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
     return columns, {name: maps[name] for name in module.judged_maps}
 
 
-def _shown(
-    raw: Mapping[str, Tensor], scales: Mapping[str, float], size: torch.Size
-) -> dict[str, Tensor]:
-    return {name: shown_map(one, scales[name], size)[0] for name, one in raw.items()}
-
-
 def _batches(data: RadiographDataModule, split: str, device: torch.device) -> Iterator[Batch]:
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
         on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         yield data.on_after_batch_transfer(on_device, 0)
+
+
+def _best_threshold(curves: np.ndarray) -> float:
+    return overlap.best_threshold(torch.from_numpy(curves))[0]
 
 
 def _at(curves: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,9 +9,9 @@ class FigureName(NamedTuple):
     """What people call a figure."""
 
     heading: str  # of a column
-    phrase: str = ""  # in a sentence; "": as in a heading
+    phrase: str  # in a sentence
     meaning: str = ""  # what it measures, for whoever has never met it
-    digits: int = 2  # after the point; three where small differences count
+    digits: int = 2  # after the point
 
 
 class MethodName(NamedTuple):
@@ -23,64 +23,63 @@ class MethodName(NamedTuple):
     marker: str = "o"  # Matplotlib's
 
 
-LESIONS = "share of lesions in which the map’s brightest point lies"
-RANKING = "how well the map ranks lesion pixels above all others, 0 to 1"
-OVERLAP = "overlap of what is claimed at val’s threshold with the lesion, 0 to 1"
-SHOWN = "share of normal images on which a lesion is claimed"
-CHANCE = "chance that an abnormal image scores above a normal one; 0.5 is guessing"
+MEANINGS = {
+    "hit": "share of lesions in which the map’s brightest point lies",
+    "pixel_ap": "how well the map ranks lesion pixels above all others, 0 to 1",
+    "iou": "overlap of what is claimed at val’s threshold with the lesion, 0 to 1",
+    "energy": "share of the map’s sum that lies in the lesion",
+    "shown_normal": "share of normal images on which a lesion is claimed",
+    "auroc": "chance that an abnormal image scores above a normal one; 0.5 is guessing",
+    "accuracy": "share of images that are called rightly",
+    "sensitivity": "share of abnormal images that are called abnormal",
+    "specificity": "share of normal images that are called normal",
+    "study_kappa": "Cohen’s kappa on studies: agreement beyond chance",
+    "masked_accuracy": "accuracy when only what the map shows is seen",
+    "ece": "mean gap between probability and outcome; 0 is best",
+    "auroc/no_hardware": "the same among images without metal or casts",
+}
 # Of a map; a summary has them as ``method/figure``.
-MAP_FIGURES = {
-    "hit": FigureName("hit rate", meaning=LESIONS),
-    "hit_near": FigureName("hit rate, near", "hit rate within 2.5 % of the diagonal"),
-    "pixel_ap": FigureName("pixel AP", meaning=RANKING, digits=3),
-    "iou": FigureName("IoU", "mean IoU at val's threshold", OVERLAP),
-    "dice": FigureName("Dice", "mean Dice coefficient at val's threshold"),
-    "iou_otsu": FigureName("IoU, Otsu", "mean IoU at Otsu's threshold"),
-    "iou_bound": FigureName("IoU, best", "mean IoU at the best threshold (an upper bound)"),
-    "box_bound": FigureName("MaxBoxAccV2", "MaxBoxAccV2 (an upper bound)"),
-    "energy": FigureName(
-        "energy inside",
-        "mean energy in the lesion",
-        "share of the map’s sum that lies in the lesion",
-    ),
-    "shown_normal": FigureName(
-        "shown on normal", "share of normal images on which a lesion is shown", SHOWN
-    ),
-    "shown_abnormal": FigureName(
-        "shown on abnormal", "share of abnormal images on which a lesion is shown"
-    ),
+_MAP_WORDS = {
+    "hit": ("hit rate", ""),
+    "hit_near": ("hit rate, near", "hit rate within 2.5 % of the diagonal"),
+    "pixel_ap": ("pixel AP", ""),
+    "iou": ("IoU", "mean IoU at val's threshold"),
+    "dice": ("Dice", "mean Dice coefficient at val's threshold"),
+    "iou_otsu": ("IoU, Otsu", "mean IoU at Otsu's threshold"),
+    "iou_bound": ("IoU, best", "mean IoU at the best threshold (an upper bound)"),
+    "box_bound": ("MaxBoxAccV2", "MaxBoxAccV2 (an upper bound)"),
+    "energy": ("energy inside", "mean energy in the lesion"),
+    "shown_normal": ("shown on normal", "share of normal images on which a lesion is shown"),
+    "shown_abnormal": ("shown on abnormal", "share of abnormal images on which a lesion is shown"),
 }
 # Of a classifier.
-CLASS_FIGURES = {
-    "auroc": FigureName("AUROC", meaning=CHANCE, digits=3),
-    "accuracy": FigureName("accuracy", meaning="share of images that are called rightly"),
-    "sensitivity": FigureName(
-        "sensitivity", meaning="share of abnormal images that are called abnormal"
-    ),
-    "specificity": FigureName(
-        "specificity", meaning="share of normal images that are called normal"
-    ),
-    "study_kappa": FigureName(
-        "study kappa", meaning="Cohen’s kappa on studies: agreement beyond chance"
-    ),
-    "masked_accuracy": FigureName(
-        "masked accuracy", meaning="accuracy when only what the map shows is seen"
-    ),
-    "study_auroc": FigureName("study AUROC", digits=3),
-    "ece": FigureName(
-        "calibration error",
-        "expected calibration error",
-        "mean gap between probability and outcome; 0 is best",
-    ),
-    "ece_scaled": FigureName(
-        "calibration error, scaled", "expected calibration error at val's temperature"
-    ),
-    "auroc/no_hardware": FigureName(
-        "AUROC, no hardware",
-        meaning="the same among images without metal or casts",
-        digits=3,
-    ),
+_CLASS_WORDS = {
+    "auroc": ("AUROC", ""),
+    "accuracy": ("accuracy", ""),
+    "sensitivity": ("sensitivity", ""),
+    "specificity": ("specificity", ""),
+    "study_kappa": ("study kappa", ""),
+    "masked_accuracy": ("masked accuracy", ""),
+    "study_auroc": ("study AUROC", ""),
+    "ece": ("calibration error", "expected calibration error"),
+    "ece_scaled": ("calibration error, scaled", "expected calibration error at val's temperature"),
+    "auroc/no_hardware": ("AUROC, no hardware", ""),
 }
+# Small differences count: three digits after the point.
+PRECISE = ("pixel_ap", "auroc", "study_auroc", "auroc/no_hardware")
+
+
+def _names(words: dict[str, tuple[str, str]]) -> dict[str, FigureName]:
+    """Names of figures from heading and phrase; "": as in the heading."""
+    return {
+        key: FigureName(
+            heading, phrase or heading, MEANINGS.get(key, ""), 3 if key in PRECISE else 2
+        )
+        for key, (heading, phrase) in words.items()
+    }
+
+
+MAP_FIGURES, CLASS_FIGURES = _names(_MAP_WORDS), _names(_CLASS_WORDS)
 OWN_METHODS = {
     "cam": MethodName("CAM", "CAM", "#009e73", "^"),
     "pcam": MethodName("PCAM", "PCAM", "#d55e00", "s"),
@@ -124,11 +123,8 @@ def split_key(key: str) -> tuple[str, str, str]:
 def figure_name(key: str) -> FigureName:
     """The name of ``auroc``, ``hit`` or ``pcam/hit/hand``; one without an entry keeps its key."""
     _, figure, group = split_key(key)
-    names = {**CLASS_FIGURES, **MAP_FIGURES}
-    name = (
-        names.get(f"{figure}/{group}") or names.get(figure) or FigureName(figure.replace("_", " "))
-    )
-    return name._replace(phrase=name.phrase or name.heading)
+    names, plain = {**CLASS_FIGURES, **MAP_FIGURES}, figure.replace("_", " ")
+    return names.get(f"{figure}/{group}") or names.get(figure) or FigureName(plain, plain)
 
 
 def phrase(key: str) -> str:
@@ -152,4 +148,4 @@ def method_name(method: str) -> MethodName:
 if __name__ == "__main__":
     print("| figure | name | meaning |\n|---|---|---|")
     for key, name in {**CLASS_FIGURES, **MAP_FIGURES}.items():
-        print(f"| `{key}` | {name.phrase or name.heading} | {name.meaning} |")
+        print(f"| `{key}` | {name.phrase} | {name.meaning} |")

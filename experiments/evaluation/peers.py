@@ -8,10 +8,9 @@ and HiResCAM are CAM / (h w), and LayerCAM is PCAM / (h w). Tests hold them to t
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,10 +21,7 @@ from lightning_modules import Stage1Classifier
 from lightning_modules.attention import normalise, upsample
 from lightning_modules.stage1 import ABNORMAL
 
-GRADIENT_METHODS = ("gradcam", "gradcampp", "hirescam", "layercam")
-# A pass of the network for each of 128 feature maps, for each of 225 windows.
-SLOW = ("scorecam", "occlusion")
-PEERS = (*GRADIENT_METHODS, *SLOW)
+Draw = Callable[[Stage1Classifier, Tensor], Tensor]
 # Of the image's side: the window, 1/64 of the image (MURA's median fracture: 1.0 %), and its step.
 WINDOW, STEP = 1 / 8, 1 / 16
 # Images that the network sees at once in the slow methods.
@@ -34,35 +30,27 @@ AT_ONCE = 16
 
 def choose(words: str | None) -> list[MapMethod]:
     """The methods of ``--peers``: quick, all, or names with commas."""
-    groups: dict[str, Sequence[str]] = {"quick": GRADIENT_METHODS, "all": PEERS}
-    return peers(groups.get(words, words.split(","))) if words else []
-
-
-def peers(names: Sequence[str] = PEERS) -> list[MapMethod]:
-    """Map methods by name."""
+    if not words:
+        return []
+    groups = {"quick": list(QUICK), "all": list(PEERS)}
+    names = groups.get(words, words.split(","))
     if unknown := [name for name in names if name not in PEERS]:
-        raise RunError(f"{', '.join(unknown)}: no peer method; there are {', '.join(PEERS)}")
-    return [Peer(name) for name in names]
+        raise RunError(f"no peer method {', '.join(unknown)}: expected {', '.join(PEERS)}")
+    if "occlusion" in names:
+        try:
+            importlib.import_module("captum.attr")
+        except ImportError as error:
+            raise RunError(
+                f"occlusion needs captum ({error}). Fix: install the extra: "
+                "pip install -c constraints.txt -e '.[peers]'"
+            ) from error
+    return [MapMethod(name, partial(_explain, PEERS[name])) for name in names]
 
 
-class Peer:
-    """A peer by its name, one of :data:`PEERS`."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.maps: Callable[[Stage1Classifier, Tensor], Tensor] = score_cam
-        if name == "occlusion":
-            library_class = library("captum.attr", "captum").Occlusion
-            self.maps = functools.partial(fall_of_score, library_class)
-        elif name != "scorecam":
-            self.maps = functools.partial(gradient_cam, name)
-
-    def __call__(self, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
-        """Raw maps float32, at least 0."""
-        if module is None or module.training:
-            raise ValueError("the network is in training mode: call eval() before it is explained")
-        with torch.autocast(image.device.type, enabled=False):
-            return self.maps(module, image).float().relu()
+def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
+    assert module is not None, "a peer explains a network"
+    with torch.autocast(image.device.type, enabled=False):
+        return draw(module, image).float().relu()
 
 
 def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
@@ -95,28 +83,28 @@ def score_cam(module: Stage1Classifier, image: Tensor) -> Tensor:
     return torch.cat(maps)
 
 
-def fall_of_score(occlusion: Any, module: Stage1Classifier, image: Tensor) -> Tensor:
+def fall_of_score(module: Stage1Classifier, image: Tensor) -> Tensor:
     """By how much the score falls where a window of dark grey hides the image (overlaps: mean)."""
     window, step = (
         (1, *(max(1, round(share * side)) for side in image.shape[-2:])) for share in (WINDOW, STEP)
     )
-    fall: Tensor = occlusion(module).attribute(
-        image,
-        sliding_window_shapes=window,
-        strides=step,
-        baselines=0.0,
-        target=ABNORMAL,
-        perturbations_per_eval=max(1, AT_ONCE // len(image)),
+    fall: Tensor = (
+        importlib.import_module("captum.attr")
+        .Occlusion(module)
+        .attribute(
+            image,
+            sliding_window_shapes=window,
+            strides=step,
+            baselines=0.0,
+            target=ABNORMAL,
+            perturbations_per_eval=max(1, AT_ONCE // len(image)),
+        )
     )
     return fall
 
 
-def library(module: str, package: str) -> Any:
-    """Import a module of the extra ``peers``, or raise a RunError that names it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RunError(
-            f"peer methods need {package} ({error}); install the extra: "
-            "pip install -c constraints.txt -e '.[peers]'"
-        ) from error
+QUICK: dict[str, Draw] = {
+    name: partial(gradient_cam, name) for name in ("gradcam", "gradcampp", "hirescam", "layercam")
+}
+# The last two need a pass of the network for each of 128 feature maps, for each of 225 windows.
+PEERS: dict[str, Draw] = {**QUICK, "scorecam": score_cam, "occlusion": fall_of_score}

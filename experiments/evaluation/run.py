@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run, build_module, open_run
 from experiments.config import Config
-from experiments.evaluation.baselines import baselines
-from experiments.evaluation.figures import HOTTEST, Fitted, MapRows, all_figures, fit
+from experiments.evaluation.figures import Fitted, MapRows, all_figures, fit
 from experiments.evaluation.judge import Judged, judge
-from experiments.evaluation.methods import MapMethod
-from experiments.evaluation.statistics import Estimate, estimates, patient_weights
+from experiments.evaluation.methods import MapMethod, baselines
+from experiments.evaluation.statistics import Estimate, estimate, patient_weights
 from experiments.runs import RunError, check_network, epochs_done, find_checkpoint
 from lightning_modules import Stage1Classifier
 
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
+CHANGED = "labels or lesion masks changed since the training: figures are by today's"
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,8 @@ class Evaluation:
         """Give every figure its interval."""
         if not self.estimates:
             weights = patient_weights(self.table["patient"].to_numpy())
-            self.estimates = estimates(all_figures(self.table, self.maps, self.fitted), weights)
+            figures = all_figures(self.table, self.maps, self.fitted)
+            self.estimates = {name: estimate(one, weights) for name, one in figures.items()}
 
     @property
     def own_maps(self) -> list[str]:
@@ -76,113 +77,94 @@ def evaluate(
     methods: Sequence[MapMethod] = (),
     trivial: Baselines | None = None,
 ) -> Evaluation:
-    """Judge the best checkpoint of a run on test, val or left_out, with what val decides.
+    """Judge a run (a directory or a checkpoint) on test, val or left_out, with what val decides.
 
-    Args:
-        run: run directory or checkpoint.
-        split: one of the three.
-        overrides: ``key=value`` words that change no result: paths, workers, the batch size.
-        methods: map methods that explain the classifier, beside its own maps.
-        trivial: the trivial maps to stand beside; None: none.
+    ``overrides`` are words that change no result: paths, workers, the batch size. ``methods``
+    explain the classifier beside its own maps, ``trivial`` maps stand beside them.
     """
     opened = open_run(run, overrides)
-    folder, config, data, module = opened.folder, opened.config, opened.data, opened.module
+    folder, data, module = opened.folder, opened.data, opened.module
     notes = _changes(opened, split)
     if methods and not module.classifies:
         notes.append("trained on the lesion masks alone: there is no class for --peers to explain")
         methods = ()
-    check_network(build_module(config, data), opened.content, opened.checkpoint)
+    check_network(build_module(opened.config, data), opened.content, opened.checkpoint)
     if not len(data.rows_of(split)):
         raise RunError(
-            f"{folder} left no image out of training; train with lesions.folds=5 lesions.fold=0"
+            f"{folder} left no image out. Fix: train with lesions.folds=5 lesions.fold=0"
         )
+    about = {
+        "run": str(folder),
+        **opened.identity,
+        "epochs": int(opened.config.trainer["max_epochs"]),
+        "split": split,
+        "image_hash": opened.trained_on["image_hash"],
+        "judged_image_hash": data.image_hash,
+        "mask_hash": opened.trained_on["mask_hash"],
+    }
     try:
         val, judged = _val_and_split(module, data, split, methods)
         if trivial:
             for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
-                one.maps |= more.maps
-                one.scales |= more.scales
-        fitted = fit(val.table) if module.classifies else None
+                one.beside(more)
+        places = folder, opened.results(split)
+        return assemble(places, opened.config, about, val, judged, notes + _unfinished(opened))
     except DataError:
         raise
     except ValueError as error:
         raise RunError(f"{folder}: {error}") from error
-    thresholds = {name: maps.best_threshold() for name, maps in val.maps.items()}
-    notes += _unfinished(opened) + missing(val.table, judged.table, split, fitted)
+
+
+def assemble(
+    places: tuple[Path, Path],
+    config: Config,
+    about: dict[str, Any],
+    val: Judged,
+    judged: Judged,
+    notes: list[str],
+) -> Evaluation:
+    """The evaluation of what was judged of a split and of val, which decides.
+
+    ``places`` are what was judged and where the results go.
+    """
+    fitted = fit(val.table) if "probability" in val.table else None
+    thresholds = val.thresholds()
     return Evaluation(
-        folder=folder,
-        target=opened.results(split),
+        folder=places[0],
+        target=places[1],
         config=config,
-        about=_about(opened, split),
-        table=whole_table(judged, thresholds),
-        maps={name: maps.rows for name, maps in judged.maps.items()},
+        about=about | ({"leaks": "split by image"} if config.data.split == "image" else {}),
+        table=judged.whole_table(thresholds),
+        maps=judged.maps,
         fitted=fitted,
         thresholds=thresholds,
         scales=judged.scales,
-        notes=notes,
+        notes=notes + missing(val.table, judged.table, about["split"]),
     )
 
 
 def check_different(runs: Sequence[Path]) -> None:
     """Raise a RunError if two words mean the same run, which is no pair to compare."""
-    words: dict[Path, Path] = {}
-    for run in runs:
-        folder = find_checkpoint(run)[0].resolve()
-        if words.setdefault(folder, run) is not run:
-            raise RunError(f"{words[folder]} and {run} are of one run; name one of them")
+    if len({find_checkpoint(run)[0].resolve() for run in runs}) < len(runs):
+        listed = " and ".join(map(str, runs))
+        raise RunError(f"of {listed}, two are of one run. Fix: name one of them")
 
 
-def whole_table(judged: Judged, thresholds: Mapping[str, float]) -> pd.DataFrame:
-    """The table of images with all columns of all methods, at these thresholds."""
-    columns = [maps.table(thresholds[name]) for name, maps in judged.maps.items()]
-    return pd.concat([judged.table, *columns], axis=1)
-
-
-def leaks(config: Config) -> dict[str, str]:
-    """What ``about`` says of a split that does not keep patients apart."""
-    return {"leaks": "split by image"} if config.data.split == "image" else {}
-
-
-def missing(val: pd.DataFrame, table: pd.DataFrame, split: str, fitted: Fitted | None) -> list[str]:
+def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
     """Notes on what is missing in the images, and what follows for the figures."""
-    only, only_val = _only_class(table), _only_class(val)
     unmasked, val_unmasked = (images["lesion_area"].isna().all() for images in (table, val))
-    temperature = fitted.temperature if fitted else 1.0
-    limited = 1.01 / HOTTEST < temperature < HOTTEST / 1.01
+    one_class = "probability" in table and table["label"].nunique() < 2
     notes = {
         "val is judged by its own decisions: results are optimistic": split == "val",
         f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
         "adds masks)": unmasked,
-        "no lesion mask in val: no threshold of a map can be tuned; IoU, Dice, area and what is "
-        "shown on normal images are null": val_unmasked and not unmasked,
-        f"{split} holds {only} images only: AUROC, kappa and the recall of the other class are "
-        "null": only,
-        f"val holds {only_val} images only: operating points are 0.5 and the temperature is "
-        "1": only_val,
-        f"val sets no limit to the temperature: the search ended at {temperature:.2f}": not limited,
+        "no map of a lesion in val: no threshold of a map can be tuned; IoU, Dice, area and what "
+        "is shown on normal images are null": val_unmasked and not unmasked,
+        # Val and test always hold both; what was left out of training may not.
+        f"{split} holds images of one class only: AUROC, kappa and a recall are null": one_class,
         f"{split} is of one patient: no figure has an interval": table["patient"].nunique() < 2,
     }
     return [note for note, holds in notes.items() if holds]
-
-
-def _only_class(table: pd.DataFrame) -> str:
-    """The one class of images that a network classified, or ""."""
-    if "probability" not in table or table["label"].nunique() > 1:
-        return ""
-    return "abnormal" if table["label"].iloc[0] == 1 else "normal"
-
-
-def _about(opened: Run, split: str) -> dict[str, Any]:
-    return {
-        "run": str(opened.folder),
-        **opened.identity,
-        "epochs": int(opened.config.trainer["max_epochs"]),
-        "split": split,
-        "image_hash": opened.trained_on["image_hash"],
-        "judged_image_hash": opened.data.image_hash,
-        "mask_hash": opened.trained_on["mask_hash"],
-        **leaks(opened.config),
-    }
 
 
 def _changes(opened: Run, split: str) -> list[str]:
@@ -192,12 +174,9 @@ def _changes(opened: Run, split: str) -> list[str]:
     if split == LEFT_OUT or not data.judges_as(trained_on):
         data.check_same_data(trained_on)
         return []
-    notes = []
-    if (trained_on["index_hash"], trained_on["mask_hash"]) != (data.index_hash, data.mask_hash):
-        notes.append("labels or lesion masks changed since the training: figures are by today's")
-    if trained_on["image_hash"] != data.image_hash:
-        notes.append(REPLACED)
-    return notes
+    labels = trained_on["index_hash"], trained_on["mask_hash"]
+    notes = [CHANGED] if labels != (data.index_hash, data.mask_hash) else []
+    return notes + ([REPLACED] if trained_on["image_hash"] != data.image_hash else [])
 
 
 def _unfinished(opened: Run) -> list[str]:

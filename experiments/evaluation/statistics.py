@@ -1,16 +1,16 @@
-"""Intervals and paired differences of figures, by resampling patients; NumPy only, no network.
+"""Figures as functions of the images' weights, and their intervals by resampling patients.
 
-A figure (:mod:`experiments.evaluation.weighted`) is a function of the images' weights: all 1 give
-that of the data, the counts of a resample that of the resample. Intervals are 95 % percentile
-bootstraps over patients, who are drawn with all their images: docs/evaluation.md.
+Of N images, weights of 1 give the figure of the data, the counts of a resample that of the
+resample. Intervals are 95 % percentile bootstraps over patients: docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike as Column
 
 # From weights (R, N), a row a resample and a column an image, to (R,) values; NaN: undefined.
 Figure = Callable[[np.ndarray], np.ndarray]
@@ -21,6 +21,7 @@ CONFIDENCE = 0.95
 BLOCK = 500_000
 # Patients that a figure must rest on to have an interval, as `carriers` estimates them: two.
 FEWEST = 1.5
+OVERLAPS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 class Estimate(NamedTuple):
@@ -47,41 +48,21 @@ def patient_weights(
 ) -> np.ndarray:
     """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``.
 
-    The same patients in the same order give the same resamples.
-
     Example:
         >>> patient_weights(["a", "b", "b", "c"], resamples=3)
         array([[1, 1, 1, 1],
                [0, 0, 0, 3],
                [2, 1, 1, 0]], dtype=uint16)
     """
-    values = np.asarray(patient, dtype=object)
-    if not len(values):
-        raise ValueError("there is no image to draw")
-    if any(value is None or value != value or value == "" for value in values):
-        raise ValueError("an image has no patient: images of one patient must stay together")
-    names, code = np.unique(values.astype(str), return_inverse=True)
+    names, code = np.unique(np.asarray(patient, dtype=object).astype(str), return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return counts.astype(np.uint16)[:, code]
 
 
 def estimate(figure: Figure, weights: np.ndarray) -> Estimate:
-    """A figure of the data with its 95 % interval, on the resamples of :func:`patient_weights`.
-
-    Example:
-        >>> from experiments.evaluation.weighted import mean
-        >>> hits = [1.0, 0.0, 1.0, 1.0, float("nan")]
-        >>> estimate(mean(hits), patient_weights(["a", "b", "c", "d", "e"]))
-        Estimate(value=0.75, low=0.25, high=1.0, undefined=0.0)
-    """
-    value, resampled = _resample(figure, weights)
-    return Estimate(value, *_interval(value, resampled, weights))
-
-
-def estimates(figures: Mapping[str, Figure], weights: np.ndarray) -> dict[str, Estimate]:
-    """:func:`estimate` of several figures on the same resamples."""
-    return {name: estimate(figure, weights) for name, figure in figures.items()}
+    """A figure of the data with its 95 % interval, on the resamples of :func:`patient_weights`."""
+    return _resample(figure, weights)[0]
 
 
 def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference:
@@ -90,22 +71,19 @@ def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference
     p is twice the smaller share of resamples on one side of 0, one counted more on each side
     (Davison & Hinkley 1997, chapter 4).
     """
-    value, resampled = _resample(lambda rows: figure(rows) - other(rows), weights)
-    low, high, undefined = _interval(value, resampled, weights)
-    defined = resampled[~np.isnan(resampled)]
+    result, resampled = _resample(lambda rows: figure(rows) - other(rows), weights)
     p = float("nan")
-    if low == low:
-        tails = [1 + np.count_nonzero(defined <= 0), 1 + np.count_nonzero(defined >= 0)]
+    if result.low == result.low:
+        tails = [1 + np.count_nonzero(resampled <= 0), 1 + np.count_nonzero(resampled >= 0)]
         # Of k patients all on one side, were there no difference: no p-value is smaller.
-        one_sided = 2.0 ** (1 - carriers(undefined, weights))
-        p = min(1.0, max(2.0 * float(min(tails)) / (len(defined) + 1), one_sided))
-    return Difference(value, low, high, undefined, p)
+        one_sided = 2.0 ** (1 - carriers(result.undefined, weights))
+        defined = np.count_nonzero(~np.isnan(resampled))
+        p = min(1.0, max(2.0 * float(min(tails)) / (defined + 1), one_sided))
+    return Difference(*result, p)
 
 
 def carriers(undefined: float, weights: np.ndarray) -> float:
     """How many patients a figure rests on: of n, a resample misses k with chance (1 - k / n)^n."""
-    if not len(weights):
-        return 0.0
     # Images of a patient have the same weights; integers, so that equal ones add up equally.
     counts = weights[:64].astype(np.int64)
     factors = np.random.default_rng(0).integers(1, 2**32, len(counts))
@@ -113,40 +91,140 @@ def carriers(undefined: float, weights: np.ndarray) -> float:
     return float(patients * (1 - undefined ** (1 / patients)))
 
 
-def enough(comparisons: int) -> int:
-    """Resamples with which the smallest p-value of so many comparisons stays below 0.05 by Holm."""
-    return max(RESAMPLES, 100 * comparisons)
-
-
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count."""
     values = np.asarray(p, dtype=np.float64)
     corrected = np.full(len(values), np.nan)
-    defined = np.flatnonzero(~np.isnan(values))
-    order = defined[np.argsort(values[defined], kind="stable")]
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN last
     factors = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
     return corrected
 
 
-def _resample(figure: Figure, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """The figure of the data and of each resample."""
+def mean(values: Column) -> Figure:
+    """Weighted mean; NaN values are left out (images without a lesion mask, say)."""
+    column = np.asarray(values, dtype=np.float64)
+    defined = ~np.isnan(column)
+    columns = np.stack([np.where(defined, column, 0.0), defined], axis=1)
+    return lambda weights: _ratio(*(weights @ columns).T)
+
+
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The mean of the same figure of several seeds, within each resample; NaN where one is."""
+    return lambda weights: np.mean([figure(weights) for figure in figures], axis=0)
+
+
+def mean_of_defined(figures: Sequence[Figure]) -> Figure:
+    """The mean of those of several figures that are defined in a resample; NaN if none is."""
+
+    def figure(weights: np.ndarray) -> np.ndarray:
+        values = np.stack([one(weights) for one in figures])
+        return _ratio(np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0))
+
+    return figure
+
+
+def among(rows: np.ndarray, figure: Figure) -> Figure:
+    """A figure of the images at some positions; a study has the weights of any of its images."""
+    return lambda weights: figure(weights[:, rows])
+
+
+def auroc(score: Column, label: Column) -> Figure:
+    """Area under the ROC curve; a tie counts one half (Mann-Whitney), NaN without both classes."""
+    scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan))  # of equal scores
+    is_positive = positive[order].astype(np.float64)
+
+    def figure(weights: np.ndarray) -> np.ndarray:
+        drawn = weights[:, order]
+        above = np.add.reduceat(drawn * is_positive, starts, axis=1)
+        below = np.add.reduceat(drawn, starts, axis=1) - above
+        # Negatives below each score, and half of those that tie with it.
+        beaten = below.cumsum(axis=1) - below / 2
+        return _ratio((above * beaten).sum(axis=1), above.sum(axis=1) * below.sum(axis=1))
+
+    return figure
+
+
+def kappa(decision: Column, label: Column) -> Figure:
+    """Cohen's kappa of decisions and labels (0 or 1); NaN where only one label has weight."""
+    called, truth = np.asarray(decision) == 1, np.asarray(label) == 1
+    columns = np.stack([called & truth, called, truth], axis=1).astype(np.float64)
+
+    def figure(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1)
+        both, claimed, positive = (_ratio(sums, total) for sums in (weights @ columns).T)
+        agreed = 1 - claimed - positive + 2 * both
+        chance = claimed * positive + (1 - claimed) * (1 - positive)
+        result = _ratio(agreed - chance, 1 - chance)
+        return np.where((positive > 0) & (positive < 1), result, np.nan)
+
+    return figure
+
+
+def calibration_error(probability: Column, label: Column, bins: int = 15) -> Figure:
+    """Expected calibration error (Guo et al. 2017) of the probability of abnormal."""
+    values = np.asarray(probability, dtype=np.float64)
+    place = np.minimum((values * bins).astype(np.int64), bins - 1)
+    surplus = np.zeros((len(values), bins))
+    surplus[np.arange(len(values)), place] = values - (np.asarray(label) == 1)
+    return lambda weights: _ratio(np.abs(weights @ surplus).sum(axis=1), weights.sum(axis=1))
+
+
+def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Figure:
+    """Average precision over the pooled pixels; each image weighs the same, whatever its size.
+
+    Both are ``(N, levels)`` of ``overlap.level_counts``; zeros for an image that does not count.
+    """
+    counted = np.flatnonzero(pixels.any(axis=1))
+    size = pixels[counted].sum(axis=1, keepdims=True, dtype=np.float64)
+    lesion_share = lesion_pixels[counted, ::-1] / size
+    pixel_share = pixels[counted, ::-1] / size
+
+    def figure(weights: np.ndarray) -> np.ndarray:
+        drawn = weights[:, counted]
+        gain = drawn @ lesion_share
+        precision = _ratio(gain.cumsum(axis=1), (drawn @ pixel_share).cumsum(axis=1))
+        return _ratio((np.nan_to_num(precision) * gain).sum(axis=1), gain.sum(axis=1))
+
+    return figure
+
+
+def best_mean(curves: np.ndarray) -> Figure:
+    """Mean at the threshold that is best for all images of ``(N, thresholds)``: an upper bound."""
+    # It stays in every resample: the largest of noisy means would grow with the noise.
+    curves = np.asarray(curves, dtype=np.float64)
+    defined = ~np.isnan(curves).any(axis=1)
+    best = int(curves[defined].sum(axis=0).argmax())
+    return mean(np.where(defined, curves[:, best], np.nan))
+
+
+def max_box_accuracy(curves: np.ndarray) -> Figure:
+    """MaxBoxAccV2 of ``box_iou_curve`` ``(N, 255)``: an upper bound, as :func:`best_mean`."""
+    curves = np.asarray(curves, dtype=np.float32)
+    right = [np.where(np.isnan(curves), np.nan, curves >= np.float32(at)) for at in OVERLAPS]
+    return mean_of([best_mean(one) for one in right])
+
+
+def _resample(figure: Figure, weights: np.ndarray) -> tuple[Estimate, np.ndarray]:
+    """A figure with its interval, and its value in each resample."""
     images = weights.shape[1]
     value = float(figure(np.ones((1, images)))[0])
     if np.isnan(value):
-        return value, np.full(len(weights), np.nan)
+        return Estimate(value, value, value, 1.0), np.full(len(weights), np.nan)
     rows = max(1, BLOCK // images)
     blocks = [weights[start : start + rows] for start in range(0, len(weights), rows)]
-    values = [figure(block.astype(np.float64)) for block in blocks]
-    return value, np.concatenate(values) if values else np.empty(0)
+    resampled = np.concatenate([figure(block.astype(np.float64)) for block in blocks])
+    undefined = float(np.isnan(resampled).mean())
+    low = high = np.nan
+    if carriers(undefined, weights) >= FEWEST:
+        tail = 50 * (1 - CONFIDENCE)
+        low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    return Estimate(value, float(low), float(high), undefined), resampled
 
 
-def _interval(
-    value: float, resampled: np.ndarray, weights: np.ndarray
-) -> tuple[float, float, float]:
-    undefined = float(np.isnan(resampled).mean()) if len(resampled) else 1.0
-    if np.isnan(value) or undefined == 1 or carriers(undefined, weights) < FEWEST:
-        return float("nan"), float("nan"), undefined
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
-    return float(low), float(high), undefined
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is 0."""
+    defined = denominator != 0
+    return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)

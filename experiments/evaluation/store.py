@@ -19,18 +19,20 @@ from experiments.evaluation.statistics import Difference, Estimate
 from experiments.runs import RunError
 
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
-NULL = 'not defined on these images, see docs/evaluation.md, "What is null"'
 
 
 def write(evaluation: Evaluation) -> None:
     """Write all files of an evaluation into its folder."""
     target, table = evaluation.target, evaluation.table
+    summary, audit = target / "summary.json", target / "audit.json"
+    checkpoint = evaluation.folder / "checkpoints" / str(evaluation.about.get("checkpoint"))
     try:
         target.mkdir(parents=True, exist_ok=True)
-        # Last, so that a summary never lies beside older rows.
-        summary = target / "summary.json"
+        # Written last, so that a summary never lies beside older rows.
         summary.unlink(missing_ok=True)
-        _drop_older_audit(evaluation)
+        # An audit of this very network is younger than the checkpoint.
+        if audit.exists() and audit.stat().st_mtime < checkpoint.stat().st_mtime:
+            audit.unlink()
         table.to_csv(target / "images.csv", index=False)
         save_maps(target / "maps.npz", table, evaluation.maps)
         if "probability" in table:
@@ -39,8 +41,8 @@ def write(evaluation: Evaluation) -> None:
         write_text(summary, json.dumps(plain(summarise(evaluation)), indent=2) + "\n")
     except OSError as error:
         raise RunError(
-            f"{target} cannot be written ({error.strerror}); make it writable, or copy the run "
-            "directory to where you may write"
+            f"{target} cannot be written ({error.strerror}). Fix: make it writable, or copy the "
+            "run directory to where you may write"
         ) from error
 
 
@@ -48,11 +50,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``: figures, then their intervals and what val fitted."""
     table, figures = evaluation.table, evaluation.estimates
     fitted: dict[str, Any] = evaluation.fitted._asdict() if evaluation.fitted else {}
-    scales = {name: {"scale": scale} for name, scale in evaluation.scales.items()}
-    fitted["maps"] = {
-        name: {"threshold": threshold} | scales.get(name, {})
-        for name, threshold in evaluation.thresholds.items()
-    }
+    fitted["maps"] = {name: {"threshold": at} for name, at in evaluation.thresholds.items()}
+    for name, scale in evaluation.scales.items():
+        fitted["maps"][name]["scale"] = scale
     return {
         **evaluation.about,
         "notes": evaluation.notes,
@@ -64,7 +64,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "intervals": {name: [result.low, result.high] for name, result in figures.items()},
         # The share of resamples in which a figure was not defined, where there were any.
         "undefined": {name: one.undefined for name, one in figures.items() if one.undefined},
-        "null": NULL,
+        "null": 'not defined on these images, see docs/evaluation.md, "What is null"',
         "fitted": fitted,
     }
 
@@ -80,17 +80,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def estimates_of(summary: Mapping[str, Any]) -> dict[str, Estimate]:
-    """The figures of a ``summary.json`` with their intervals; null becomes NaN."""
-    undefined = summary["undefined"]
-    return {
-        name: Estimate(
-            _number(summary[name]), _number(low), _number(high), undefined.get(name, 0.0)
-        )
-        for name, (low, high) in summary["intervals"].items()
-    }
-
-
 def read_evaluation(opened: Run, split: str) -> Evaluation | str:
     """The evaluation of this very checkpoint on a split, or why it must be judged (again)."""
     target, summary = opened.results(split), opened.summary(split)
@@ -99,21 +88,24 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | str:
     try:
         # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
         table = read_images(target / "images.csv").copy()
-        maps = load_maps(target / "maps.npz", table)
         fitted, of_maps = summary["fitted"], summary["fitted"]["maps"]
         of_images = [fitted.get(name) for name in Fitted._fields]
+        undefined = summary["undefined"]
         return Evaluation(
             folder=opened.folder,
             target=target,
             config=opened.config,
             about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
             table=table,
-            maps={name: maps[name] for name in of_maps},
+            maps=load_maps(target / "maps.npz", table),
             fitted=None if None in of_images else Fitted(*of_images),
             thresholds={name: _number(one["threshold"]) for name, one in of_maps.items()},
             scales={name: one["scale"] for name, one in of_maps.items() if "scale" in one},
             notes=summary["notes"],
-            estimates=estimates_of(summary),
+            estimates={
+                name: Estimate(*map(_number, (summary[name], low, high, undefined.get(name, 0.0))))
+                for name, (low, high) in summary["intervals"].items()
+            },
         )
     except (KeyError, ValueError, OSError) as error:
         return f"{target} cannot be read ({error})"
@@ -131,25 +123,15 @@ def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[E
             write(evaluation)
             print(f"  written  {evaluation.target}", flush=True)
         evaluations.append(evaluation)
-    folders = {one.about["data"]: one.folder for one in evaluations}
-    if len(folders) > 1:
-        listed = ", ".join(f"{folder} of {name}" for name, folder in folders.items())
-        raise RunError(f"runs of several data sets do not compare: {listed}. Fix: name one set's")
     return evaluations
 
 
 def read_images(path: Path) -> pd.DataFrame:
-    """Read an ``images.csv``; ValueError: it is no table of images, or holds an image twice."""
+    """Read an ``images.csv``."""
     # Only an empty field is missing: a patient may be called NA.
     table = pd.read_csv(
         path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""]
     )
-    lacking = [name for name in NAMES if name not in table.columns]
-    if lacking:
-        raise ValueError(f"{path} lacks the column {lacking[0]!r}: it is no table of images")
-    twice = table.loc[table["path"].duplicated(), "path"]
-    if len(twice):
-        raise ValueError(f"{path} holds {twice.iloc[0]} twice")
     return table.fillna({"lesion_type": ""})
 
 
@@ -167,21 +149,12 @@ def load_maps(path: Path, table: pd.DataFrame) -> dict[str, MapRows]:
     """Read what :func:`save_maps` wrote; ValueError: it is of other images than the table."""
     with np.load(path, allow_pickle=False) as saved:
         if saved["path"].tolist() != table["path"].tolist():
-            raise ValueError(f"{path} is of other images than the table: evaluate the run again")
-        methods = sorted({name.split("/")[0] for name in saved.files if "/" in name})
+            raise ValueError(f"{path} is of other images than the table")
+        methods = dict.fromkeys(name.split("/")[0] for name in saved.files if "/" in name)
         return {
             method: MapRows(*(saved[f"{method}/{name}"] for name in MapRows._fields))
             for method in methods
         }
-
-
-def _drop_older_audit(evaluation: Evaluation) -> None:
-    """Remove an audit, but one of this very network: it is younger than the checkpoint."""
-    audit = evaluation.target / "audit.json"
-    checkpoint = evaluation.folder / "checkpoints" / str(evaluation.about.get("checkpoint"))
-    younger = checkpoint.is_file() and audit.is_file()
-    if not younger or audit.stat().st_mtime < checkpoint.stat().st_mtime:
-        audit.unlink(missing_ok=True)
 
 
 def _number(value: float | None) -> float:

@@ -14,7 +14,7 @@ import torch
 from datamodules.decode import decode
 from experiments.build import Run
 from experiments.drawing import contours, draw_outline, draw_peak, encode, overlay, resize
-from experiments.evaluation.groups import Group
+from experiments.evaluation.compare import Group
 from experiments.runs import RunError
 
 NAN = float("nan")

@@ -20,7 +20,7 @@ from datamodules.sources import SOURCES
 from experiments.build import build_data, open_run
 from experiments.config import Config, load_config, to_plain
 from experiments.evaluation import compare, figures, names
-from experiments.evaluation.groups import Group, group
+from experiments.evaluation.compare import Group, group
 from experiments.evaluation.run import check_different
 from experiments.evaluation.statistics import Estimate
 from experiments.evaluation.store import judged

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from experiments.evaluation.compare import Group
 from experiments.evaluation.figures import reliability
-from experiments.evaluation.groups import Group
 from experiments.evaluation.names import PANELS, figure_name, method_name, split_key
 from experiments.metrics_csv import read_metrics
 
