@@ -118,8 +118,9 @@ def test_nothing_is_left_half_written(importing, tmp_path, monkeypatch, how):
         if how == "full disk":
             assert importing.run(source) == 2
         else:
+            command.end_by_sigterm()
             with pytest.raises(SystemExit, match="143"):
-                command.run(lambda: importing.run(source), undone_by_sigterm=True)
+                importing.run(source)
     finally:
         signal.signal(signal.SIGTERM, usual)
     said = "No space left on device" if how == "full disk" else "nothing is left half written"

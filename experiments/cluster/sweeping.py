@@ -23,8 +23,15 @@ from experiments.cluster import results
 from experiments.cluster.points import Sweep, read_sweep
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, read_plain, run_directory
-from experiments.metrics_csv import best_row, by_epoch
-from experiments.runs import RunError, check_config, epochs_done, is_training, read_checkpoint
+from experiments.runs import (
+    RunError,
+    best_row,
+    check_config,
+    epochs_done,
+    is_training,
+    read_checkpoint,
+    read_metrics,
+)
 from experiments.training.loop import monitor, resolve
 
 # Passed on to the training, which saves and ends by itself. USR1: SLURM's warning before the limit.
@@ -135,7 +142,7 @@ def train(asked: Sweep, trial: Trial, failed: dict[int, str]) -> int:
     if status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM, BY_USR1)):
         return signalled or status  # unfinished: the same command takes it up
     if not trial.is_done(asked.metric):
-        epochs, wanted = len(by_epoch(trial.folder)), trial.config.trainer["max_epochs"]
+        epochs, wanted = len(read_metrics(trial.folder)), trial.config.trainer["max_epochs"]
         why = f"exit status {status} after {epochs} of {wanted} epochs, see its messages above"
         if status == 0 and epochs >= wanted:
             there = [name for name in trial.figures() if name.startswith("val/")]

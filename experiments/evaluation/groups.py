@@ -10,12 +10,12 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from experiments.config import differences, to_plain
+from experiments.config import to_plain
 from experiments.evaluation.figures import all_figures
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Estimate, Figure, estimate, patient_weights
 from experiments.evaluation.weighted import mean_of
-from experiments.runs import RunError
+from experiments.runs import RunError, differences
 
 
 @dataclass
