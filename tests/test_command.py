@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from callbacks.checkpoints import load_checkpoint
+from callbacks.checkpoints import RunCheckpoints, load_checkpoint
 from datamodules.index import DataError
 from experiments import command, evaluate, train
 from experiments.config import ConfigError
@@ -72,39 +72,41 @@ def test_a_fault_keeps_its_traceback(error):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status", "message"),
-    [
-        (signal.SIGTERM, 143, r"SIGTERM: saved at step \d+; the same command goes on from there"),
-        (signal.SIGINT, 130, "stopped; the same command goes on from the last save"),
-    ],
-)
-def test_a_signal_ends_training_with_a_line_and_its_own_status(
-    trained, tmp_path, number, status, message
-):
-    """SLURM sends SIGTERM to all of a job: its loader processes must live on to the batch's end."""
+def test_sigterm_saves_and_ends_training_with_a_line_and_its_own_status(trained, tmp_path):
+    """SLURM sends it to all of a job: its loader processes must live on to the batch's end."""
     words = ["stage1", f"run.root={tmp_path}", *trained.words, "trainer.max_epochs=500"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *words, "data.num_workers=2"],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # In the background of a shell script Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,
     )
     last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    send = os.killpg if number == signal.SIGTERM else os.kill
-    send(process.pid, number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert re.search(message, output + errors), output + errors
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert re.search(r"SIGTERM: saved at step \d+; the same command goes on from there", errors)
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no loader process is left
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_training_with_a_line_and_its_own_status(trained, run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        RunCheckpoints, "on_validation_end", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    )
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert again(trained, run, "trainer.max_epochs=9") == 130
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    message = "stopped; the same command goes on from the last save"
+    assert message in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow

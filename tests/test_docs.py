@@ -98,6 +98,8 @@ def trained(tmp_path_factory, python):
             furnish(folder, python)
             run(folder, BLOCKS["README.md"][0].text)
             run(folder, "make stage1 ARGS=seed=1")
+            # The latest again, so that make compares runs of one seed.
+            (folder / "runs/phantom/stage1/seed0/checkpoints/best.ckpt").touch()
             give_data(folder, folder / "data" / f"phantom-{COUNT}-seed0")
             (folder / "made").touch()
     return folder
