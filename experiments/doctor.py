@@ -119,25 +119,26 @@ def check_device(config: Config) -> Iterator[Finding]:
 
 
 def check_folders(config: Config) -> Iterator[Finding]:
-    """Write access and space where a run writes, or in the nearest folder above that exists."""
+    """Write access and space where a run writes."""
     cache = config.data.cache_dir or str(Path(config.run.root) / "cache")
-    for topic, name, gibibytes, setting in (
-        ("run.root", config.run.root, 1, "run.root"),
-        ("cache", cache, 1, "data.cache_dir"),
-        ("temporary files", tempfile.gettempdir(), 0.1, "TMPDIR"),
-    ):
-        folder = Path(name).absolute()
-        place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        try:
-            with tempfile.TemporaryFile(dir=place) as file:
-                file.write(b"decision-basis")
-            free = shutil.disk_usage(place).free / 2**30
-            full = f"{folder}: {free:.2f} GiB free; make room, or set {setting} to another disk"
-            text = f"{folder}, {free:.0f} GiB free"
-            yield verdict(topic, text, problem=full * (free < gibibytes))
-        except OSError as error:
-            problem = f"{folder} cannot be written ({error.strerror})"
-            yield PROBLEM, topic, f"{problem}; set {setting} to another folder"
+    yield check_folder("run.root", Path(config.run.root), 1, "run.root")
+    yield check_folder("cache", Path(cache), 1, "data.cache_dir")
+    yield check_folder("temporary files", Path(tempfile.gettempdir()), 0.1, "TMPDIR")
+
+
+def check_folder(topic: str, folder: Path, gibibytes: float, setting: str) -> Finding:
+    """Whether ``folder``, or the nearest one above that exists, can be written and has room."""
+    folder = folder.absolute()
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"decision-basis")
+        free = shutil.disk_usage(place).free / 2**30
+    except OSError as error:
+        problem = f"{folder} cannot be written ({error.strerror})"
+        return PROBLEM, topic, f"{problem}; set {setting} to another folder"
+    full = f"{folder}: {free:.2f} GiB free; make room, or set {setting} to another disk"
+    return verdict(topic, f"{folder}, {free:.0f} GiB free", problem=full * (free < gibibytes))
 
 
 def check_data(config: Config) -> Iterator[Finding]:
@@ -148,12 +149,13 @@ def check_data(config: Config) -> Iterator[Finding]:
     data = build_data(config)
     if isinstance(data, PhantomDataModule) and not data.is_drawn():
         text = f"phantom, draws itself ({data.count} images) into {data.root} on first use"
-    else:
-        if not all(path.is_file() for path in data.fingerprint()):
-            data.build_index()  # says which file is missing, and where it would be
-        built = "built" if data.cache_folder.is_dir() else "not built yet"
-        text = f"{config.data.name} in {data.root}, index files there, cache {built}"
-    yield OK, "data", text
+        state, _, reason = check_folder("", data.root, data.bytes_on_disk / 2**30, "data.root")
+        yield state, "data", text if state == OK else reason
+        return
+    if not all(path.is_file() for path in data.fingerprint()):
+        data.build_index()  # says which file is missing, and where it would be
+    built = "built" if data.cache_folder.is_dir() else "not built yet"
+    yield OK, "data", f"{config.data.name} in {data.root}, index files there, cache {built}"
 
 
 def check_wandb(config: Config) -> Iterator[Finding]:
