@@ -18,20 +18,13 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from datamodules.files import locked, take
+from experiments import runs
 from experiments.build import build_data
 from experiments.cluster import results
 from experiments.cluster.points import Sweep, read_sweep
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, read_plain, run_directory
-from experiments.runs import (
-    RunError,
-    best_row,
-    check_config,
-    epochs_done,
-    is_training,
-    read_checkpoint,
-    read_metrics,
-)
+from experiments.runs import RunError, best_row, check_config, is_training
 from experiments.training.loop import monitor, resolve
 
 # Passed on to the training, which saves and ends by itself. USR1: SLURM's warning before the limit.
@@ -57,7 +50,7 @@ class Trial(NamedTuple):
         with contextlib.suppress(RunError):  # damaged: its training says what to do
             wanted = self.config.trainer["max_epochs"]
             if metric in self.figures() and last.is_file():
-                return epochs_done(read_checkpoint(last)) >= int(wanted)
+                return runs.epochs_done(runs.read_checkpoint(last)) >= int(wanted)
         return False
 
 
@@ -142,7 +135,7 @@ def train(asked: Sweep, trial: Trial, failed: dict[int, str]) -> int:
     if status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM, BY_USR1)):
         return signalled or status  # unfinished: the same command takes it up
     if not trial.is_done(asked.metric):
-        epochs, wanted = len(read_metrics(trial.folder)), trial.config.trainer["max_epochs"]
+        epochs, wanted = len(runs.read_metrics(trial.folder)), trial.config.trainer["max_epochs"]
         why = f"exit status {status} after {epochs} of {wanted} epochs, see its messages above"
         if status == 0 and epochs >= wanted:
             there = [name for name in trial.figures() if name.startswith("val/")]
