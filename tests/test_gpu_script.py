@@ -78,13 +78,13 @@ def test_a_recorded_run_becomes_a_table(tmp_path):
         "NVIDIA T4, driver 580.1, torch 2.11.0, 2.0 minutes",
         "",
         "| part | row | value | beside | ratio | of peak | memory | state |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| tests |  | 60 of 200 s |  |  |  |  | 2,048 MB | failed |",
-        "|  | test_x[a] | 1.25 s | cam apart 1e-06 |  |  |  |  | failure: assert 1 / 2 |",
-        "| bench-step |  | 51 of 60 s |  |  |  |  |  | done |",
-        "|  | step | 1,234 images/s | float32 | 3.1 (3 to 3.25) | 41% |  | 812 MB |  |",
-        "| bench-data |  | 9 of 9 s |  |  |  |  |  | timed out |",
-        "|  | results |  |  |  |  |  |  | cannot be read: FileNotFoundError |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| tests |  | 60 of 200 s |  |  |  | 2,048 MB | failed |",
+        "|  | test_x[a] | 1.25 s | cam apart 1e-06 |  |  |  | failure: assert 1 / 2 |",
+        "| bench-step |  | 51 of 60 s |  |  |  |  | done |",
+        "|  | step | 1,234 images/s | float32 | 3.1 (3 to 3.25) | 41% | 812 MB |  |",
+        "| bench-data |  | 9 of 9 s |  |  |  |  | timed out |",
+        "|  | results |  |  |  |  |  | cannot be read: FileNotFoundError |",
     ]
 
 
