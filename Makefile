@@ -1,7 +1,7 @@
 # Every target prints the command that it runs, so that it can be copied and changed.
 #   make stage1 stage2 stage3                             the whole paper on the embedded phantom
 #   make stage1 DATA=mura ROOT=/data/MURA-v1.1            on real radiographs
-#   make stage1 ARGS="seed=1 trainer.max_epochs=60"       with other settings (experiments/schema.py)
+#   make stage1 ARGS="seed=1 trainer.max_epochs=60"       with other settings (experiments/config.py)
 #   make submit STAGE=stage1 GPUS=4 PARTITION=gpu         on a SLURM cluster (docs/cluster.md)
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -38,7 +38,7 @@ help:  ## this list
 #:  ROOT=/path/to/data            its folder; the phantom needs none
 #:  RUN=name                      name of the run; seed0 and the like unless given
 #:  STAGE=stageN                  for evaluate, report and submit: this stage only
-#:  ARGS="key=value ..."          any setting (experiments/schema.py), and options of the command,
+#:  ARGS="key=value ..."          any setting (experiments/config.py), and options of the command,
 #:                                such as --compare, --peers quick, --audit for evaluate
 #:  PYTHON=python                 an interpreter of your own instead of .venv
 #:  DRY=1                         for submit and sync: print the commands, run none

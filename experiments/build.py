@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
-from experiments.config import Config, differences, load_config, read_plain, to_plain
+from experiments import runs
+from experiments.config import Config, load_config, read_plain, to_plain
 from experiments.hardware import choose_device
-from experiments.runs import RunError, file_hash, find_checkpoint, network_of, read_checkpoint
+from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
 from lightning_modules.stage2 import Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
@@ -35,7 +33,7 @@ class Run:
     @cached_property
     def module(self) -> Stage1Classifier:
         """The network: float32, evaluation mode, channels_last, on the GPU where there is one."""
-        return network_of(self.content, self.checkpoint).to(choose_device()).eval()
+        return runs.network_of(self.content, self.checkpoint).to(choose_device()).eval()
 
     @cached_property
     def data(self) -> RadiographDataModule:
@@ -48,8 +46,7 @@ class Run:
     @property
     def trained_on(self) -> dict[str, Any]:
         """What the checkpoint knows of its training's data: ``index_hash`` and the like."""
-        trained_on: dict[str, Any] = self.content[SOURCES[self.config.data.name].__qualname__]
-        return trained_on
+        return dict(self.content[SOURCES[self.config.data.name].__qualname__])
 
     @cached_property
     def identity(self) -> dict[str, str | int]:
@@ -60,7 +57,7 @@ class Run:
             "seed": self.config.seed,
             "checkpoint": self.checkpoint.name,
             "epoch": int(self.content["epoch"]) + 1,
-            "checkpoint_hash": file_hash(self.checkpoint),
+            "checkpoint_hash": runs.file_hash(self.checkpoint),
         }
 
     def results(self, split: str) -> Path:
@@ -72,16 +69,16 @@ class Run:
         """The ``summary.json`` of an evaluation of this very checkpoint; None without one."""
         try:
             summary = json.loads((self.results(split) / "summary.json").read_text(encoding="utf-8"))
-            known = all(summary[name] == value for name, value in self.identity.items())
+            matches = all(summary[name] == value for name, value in self.identity.items())
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return summary if known else None
+        return summary if matches else None
 
     def decisions(self) -> tuple[dict[str, Any], Path] | None:
         """A summary that holds what val decided (``fitted``), and its file; None: never judged."""
         for split in ("val", "test", "left_out"):
-            summary = self.summary(split)
-            if summary is not None and isinstance(summary.get("fitted"), dict):
+            summary = self.summary(split) or {}
+            if isinstance(summary.get("fitted"), dict):
                 return summary, self.results(split) / "summary.json"
         return None
 
@@ -91,8 +88,7 @@ def open_run(
 ) -> Run:
     """Open a run (a directory, or a checkpoint in one) as it was trained: the door for all users.
 
-    ``overrides`` are words that change no result: paths, workers, and keys that begin as in
-    ``free``.
+    ``overrides`` change no result: paths, workers, and keys that begin as in ``free``.
     """
     folder, checkpoint = find_checkpoint(run)
     saved = str(folder / "config.yaml")
@@ -104,15 +100,12 @@ def open_run(
             f"{folder} was trained otherwise:\n  {listed}\nFix: use it as it was trained (only "
             "paths, workers and the batch size may change), or train a run of its own."
         )
-    remedy = ". Fix: name another one of the run, such as checkpoints/last.ckpt."
-    content = read_checkpoint(checkpoint, remedy)
-    if content["stage"] != config.stage:
-        raise RunError(f"{checkpoint} is a checkpoint of {content['stage']}, not of {config.stage}")
+    content = read_checkpoint(checkpoint, ". Fix: name another one of the run.")
     source = SOURCES.get(config.data.name)
-    if source is None or source.__qualname__ not in content:
+    if content["stage"] != config.stage or not source or source.__qualname__ not in content:
         raise RunError(
-            f"{checkpoint} was not trained on data.name={config.data.name}, as {saved} says: they "
-            "belong to different runs. Fix: restore the original files."
+            f"{checkpoint} was not trained on data.name={config.data.name} in {config.stage}, as "
+            f"{saved} says. Fix: restore the original files."
         )
     return Run(folder, checkpoint, config, content)
 
@@ -121,16 +114,10 @@ def build_data(config: Config) -> RadiographDataModule:
     """The data module of ``data.*``, ``augmentation.*`` and ``lesions.*``."""
     name = config.data.name
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"data.name: expected {' | '.join(SOURCES)}, got {name}{hint}")
+        raise DataError(f"data.name: expected {' | '.join(SOURCES)}, got {name}")
     cache_dir = config.data.cache_dir or str(Path(config.run.root) / "cache")
-    return SOURCES[name](
-        dataclasses.replace(config.data, cache_dir=cache_dir),
-        config.lesions,
-        config.augmentation,
-        order_seed=config.seed,
-    )
+    data = dataclasses.replace(config.data, cache_dir=cache_dir)
+    return SOURCES[name](data, config.lesions, config.augmentation, order_seed=config.seed)
 
 
 def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier:
@@ -150,64 +137,38 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
 
     A directory stands for its best checkpoint. Everything else of ``module`` stays as initialised.
     """
-    path = Path(str(config.model.init_from))
+    earlier = list(STAGES)[: list(STAGES).index(config.stage)]
     try:
-        if not path.exists():
-            raise RunError(f"{path} does not exist; give a run directory or a .ckpt file in one")
-        if path.is_file() and path.suffix != ".ckpt":
-            raise RunError(f"{path} is no checkpoint; give a run directory or a .ckpt file in one")
-        folder, checkpoint = find_checkpoint(path)
+        folder, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
         content = read_checkpoint(checkpoint, parts=("stage", "state_dict"))
-        earlier = list(STAGES)[: list(STAGES).index(config.stage)]
         if content["stage"] not in earlier:
-            remedy = f"give one of {' or '.join(earlier)}" if earlier else "leave it out"
             raise RunError(
-                f"{checkpoint} is a checkpoint of {content['stage']}, and {config.stage} can start "
-                f"from an earlier stage only; {remedy}"
+                f"{checkpoint} is of {content['stage']}: {config.stage} can start from "
+                f"{' or '.join(earlier) or 'none'}"
             )
-        check_same_judges(content, config, data, folder)
-        hand_over(content["state_dict"], module, checkpoint)
+        # The same configuration is not enough: one patient more in a folder deals all splits anew,
+        # and one mask more all folds.
+        trained_on = content.get(type(data).__qualname__, {})
+        dealt_alike = not config.lesions.folds or trained_on.get("index_hash") == data.index_hash
+        if not (data.judges_as(trained_on) and dealt_alike):
+            changed = differences(read_plain(folder / "config.yaml"), to_plain(config))
+            of_data = "; ".join(line for line in changed if line.startswith("data."))
+            raise RunError(
+                f"{folder} was trained on other images ({of_data or 'the same options'}): its "
+                "train images may be val or test images here. Fix: start from a run on the same "
+                "data, with the same data.limit and, with lesions.folds, the same lesions.*."
+            )
+        for part, prefix in ((module.encoder, "encoder."), (module.fc, "fc.")):
+            named = content["state_dict"].items()
+            part.load_state_dict(
+                {name[len(prefix) :]: tensor for name, tensor in named if name.startswith(prefix)}
+            )
+    except RuntimeError as error:
+        raise RunError(
+            f"model.init_from: {checkpoint} holds another network ({error}). Fix: start from a run "
+            "with the same model.width."
+        ) from error
     except ValueError as error:  # a RunError, or a damaged file
         raise RunError(f"model.init_from: {error}") from error
-
-
-def check_same_judges(
-    content: dict[str, Any], config: Config, data: RadiographDataModule, folder: Path
-) -> None:
-    """Raise a RunError unless the run in ``folder`` had our val and test images as val and test.
-
-    The same configuration is not enough: one patient more in a folder deals all splits anew, and
-    one mask more all folds.
-    """
-    trained_on = content.get(type(data).__qualname__, {})
-    same = data.judges_as(trained_on)
-    if same and config.lesions.folds:
-        same = trained_on["index_hash"] == data.index_hash
-    if not same:
-        changed = differences(read_plain(folder / "config.yaml"), to_plain(config))
-        of_data = "; ".join(line for line in changed if line.startswith("data."))
-        raise RunError(
-            f"{folder} was trained on other images ({of_data or 'the same options'}): its train "
-            "images may be val or test images here. Fix: start from a run on the same data, with "
-            "the same data.limit and, with lesions.folds, the same lesions.*."
-        )
-
-
-def hand_over(weights: dict[str, torch.Tensor], module: Stage1Classifier, source: Path) -> None:
-    """Copy ``encoder.*`` and ``fc.*`` of a state dict into ``module``: all of them or none."""
-    theirs, ours = (
-        {name: tensor for name, tensor in state.items() if name.startswith(("encoder.", "fc."))}
-        for state in (weights, module.state_dict())
-    )
-    shapes = [{name: tuple(t.shape) for name, t in state.items()} for state in (theirs, ours)]
-    if shapes[0] != shapes[1]:
-        name = min(name for name, _ in shapes[0].items() ^ shapes[1].items())
-        raise RunError(
-            f"{source} holds another network: {name} is {shapes[0].get(name, 'missing')}, here "
-            f"{shapes[1].get(name, 'unknown')}. Fix: start from a run with the same model.width."
-        )
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(theirs[name])
     if isinstance(module, Stage2GuidedAttention):
         module.second_pass.restart(module.encoder)

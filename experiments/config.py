@@ -1,156 +1,192 @@
-"""The configuration: YAML files and ``key=value`` words over the defaults of all options.
+"""The configuration: every option, YAML files and ``key=value`` words over the defaults.
 
-Later wins: the defaults, ``experiments/<stage>.yaml``, a YAML file of the user's (optional), the
-command line. An unknown key, a wrong type or an impossible value is a ``ConfigError``. Nothing
-heavy is imported here. ``python -m experiments.config`` prints all options as a table.
+Sections live in the rooms that use them (``options.py``). Later wins: defaults, the stage's YAML, a
+user's own, the command line. ``python -m experiments.config`` prints all options as a table.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import inspect
 import re
 import typing
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.options import Checkpoint
 from datamodules.files import write_text
-from experiments.schema import (
-    OPTIONS,
-    SECTIONS,
-    STAGES,
-    Config,
-    ConfigError,
-    LoggerConfig,
-    check_values,
-    expected_type,
-    flatten,
-    options_table,
-    show,
-    to_plain,
-)
+from datamodules.options import Augmentation, Data, Lesions
+from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
 
-__all__ = [
-    "STAGES",
-    "Config",
-    "ConfigError",
-    "LoggerConfig",
-    "differences",
-    "load_config",
-    "read_plain",
-    "run_directory",
-    "save_config",
-    "to_plain",
-]
-
-# A change of these never changes a result, or (data.root, lesions.path) is seen by the hashes of
-# the index and of the masks.
-_EXEMPT = re.compile(
-    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|lesions\.path"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
-    r"|num_sanity_val_steps|enable_\w+)"
-)
-# A shell leaves the ~ in data.root=~/x as it is.
-_PATHS = ("data.root", "data.cache_dir", "lesions.path", "model.init_from", "run.root")
+STAGES = ("stage1", "stage2", "stage3")
+PATHS = ("data.root", "data.cache_dir", "lesions.path", "model.init_from", "run.root")
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
     "fast_dev_run": "use data.limit and trainer.max_epochs",
-    "callbacks": "use checkpoint.*",
-    "enable_checkpointing": "use checkpoint.*",
-    "enable_progress_bar": "leave it out",
-    "default_root_dir": "use run.root",
     "gradient_clip_val": "use optimizer.gradient_clip",
     "use_distributed_sampler": "leave it out",
-    "val_check_interval": "leave it out; alpha and the best checkpoint are decided once an epoch",
-    "check_val_every_n_epoch": "leave it out; alpha and the best are decided at each epoch's end",
+    # Alpha and the best checkpoint are decided at each epoch's end.
+    "val_check_interval": "leave it out",
+    "check_val_every_n_epoch": "leave it out",
 }
 
 
-def load_config(stage_or_file: str, overrides: list[str]) -> Config:
-    """Merge defaults, YAML and ``key=value`` words into a checked ``Config``.
+class ConfigError(ValueError):
+    """The configuration cannot be used: the message names the key and the remedy."""
 
-    Args:
-        stage_or_file: ``stage1``, ``stage2``, ``stage3``, or a YAML file with a ``stage:`` key; the
-            file is laid over that stage's own YAML, so it needs only what differs.
-        overrides: words such as ``data.batch_size=16``; a later word wins.
-    """
-    settings: dict[str, Any] = {}
-    stage = stage_or_file
-    if stage not in STAGES:
-        settings = read_yaml(_config_file(stage_or_file))
+
+@dataclass
+class RunConfig:
+    """Where results lie: ``<root>/<data.name>/<stage>/<name>/``."""
+
+    root: str = "runs"
+    # null: seed<seed>, in stage 3 lambda<loss.lambda_lesion>-seed<seed>; with folds -fold<n> more
+    name: str | None = None
+
+
+@dataclass
+class LoggerConfig:
+    """Weights & Biases; ``metrics.csv`` is always written."""
+
+    # auto: online only where a key is configured
+    wandb: Annotated[str, "auto | online | offline | off"] = "auto"
+    wandb_project: str = "decision-basis"
+    wandb_images: bool | None = None  # may radiographs leave the machine; null: phantom only
+
+
+# The arguments of Lightning's Trainer that differ by default or are often changed.
+TRAINER: dict[str, Any] = {
+    "max_epochs": 20,
+    "accelerator": "auto",
+    "devices": 1,  # a number | "auto"
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,  # null: bf16-mixed where the device does it natively, else 32-true
+}
+
+
+@dataclass
+class Config:
+    """All options with their defaults."""
+
+    # the first word of the command, or the file's
+    stage: Annotated[str, "stage1 | stage2 | stage3"] = "stage1"
+    # initialisation, order and augmentation (32 bits: what NumPy takes)
+    seed: Annotated[int, "[0, 4294967295]"] = 0
+    data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    lesions: Lesions = field(default_factory=Lesions)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    attention: Attention = field(default_factory=Attention)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: dict[str, Any] = field(default_factory=TRAINER.copy)  # for Lightning's Trainer
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    run: RunConfig = field(default_factory=RunConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+class Option(NamedTuple):
+    """One key: its type, what is allowed ("(0, inf)", "own | image") and the comment beside it."""
+
+    kind: Any
+    allowed: str = ""
+    comment: str = ""
+
+
+def _options(kind: type, prefix: str = "") -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    # The comment of a field stands beside it, or above.
+    fields = r"(?:^ {4}# (.*)\n)?^ {4}(\w+): [^#\n]*(?:  # (.*))?$"
+    lines = re.findall(fields, inspect.getsource(kind), re.MULTILINE)
+    comments = {name: beside or above for above, name, beside in lines}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            options |= _options(typing.cast(type, hint), f"{name}.")
+        elif name == "trainer":
+            options |= {f"trainer.{key}": Option(Any) for key in TRAINER}
+        else:
+            allowed = getattr(hint, "__metadata__", ("",))[0]
+            bare = hint.__origin__ if allowed else hint
+            options[prefix + name] = Option(bare, allowed, comments.get(name, ""))
+    return options
+
+
+OPTIONS = _options(Config)
+SECTIONS = {key.split(".")[0] for key in OPTIONS if "." in key}
+
+
+def load_config(stage_or_file: str, overrides: list[str]) -> Config:
+    """Merge defaults, YAML (a file has a ``stage:`` line) and ``key=value`` words; check them."""
+    stage, settings, path = stage_or_file, {}, Path(stage_or_file).expanduser()
+    if stage not in STAGES and path.is_file():
+        settings = read_yaml(path)
         stage = str(settings.get("stage"))
-        if stage not in STAGES:
-            raise ConfigError(
-                f"{stage_or_file}: stage: expected {' | '.join(STAGES)}, got {stage}. Fix: a line "
-                "such as 'stage: stage1'."
-            )
+    if stage not in STAGES:
+        expected = f"{' | '.join(STAGES)} or a YAML file with a line such as 'stage: stage1'"
+        raise ConfigError(f"{stage_or_file}: expected {expected}, got {stage}")
     own = read_yaml(Path(__file__).parent / f"{stage}.yaml")
     merged = OmegaConf.structured(Config)
     for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
         try:
-            OmegaConf.update(merged, key, value)
+            # A shell leaves the ~ in data.root=~/x as it is.
+            is_path = key in PATHS and isinstance(value, str)
+            OmegaConf.update(merged, key, str(Path(value).expanduser()) if is_path else value)
         except OmegaConfBaseException:
             raise ConfigError(f"{key}: expected {expected_type(key)}, got {show(value)}") from None
     try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # ${...} that leads nowhere
-        key = str(getattr(error, "full_key", None))
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     check_values(config)
-    for section, _, name in (path.partition(".") for path in _PATHS):
-        options = getattr(config, section)
-        if (path := getattr(options, name)) is not None:
-            setattr(options, name, str(Path(path).expanduser()))
     return config
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The nested dicts of a YAML file, a saved configuration also of another version."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: expected lines of 'key: value'")
+    return typing.cast(dict[str, Any], plain)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a file, by dotted keys."""
-    typed, written = _load_yaml(path)
-    settings: dict[str, Any] = {}
-    for section, value in typed.items():
-        if section in SECTIONS and isinstance(value, dict):
-            texts = written[section]
-            inner = {f"{section}.{name}": (texts[name], value[name]) for name in value}
-        else:
-            inner = {section: (written[section], value)}
-        if section in SECTIONS and value is None:
+    plain = read_plain(path)
+    written = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # text only
+    texts, settings = flatten(written or {}), {}
+    for key, value in flatten(plain).items():
+        if key in SECTIONS and value is None:
             continue  # all its lines are commented out
-        for key, (text, one) in inner.items():
-            check_key(key)
-            settings[key] = text if one is not None and _is_read_as_written(key) else one
+        check_key(key)
+        settings[key] = texts[key] if value is not None and _is_read_as_written(key) else value
     return settings
-
-
-def read_plain(path: Path) -> dict[str, Any]:
-    """A saved configuration as nested dicts, keys of other versions kept; for ``differences``."""
-    return _load_yaml(path)[0]
 
 
 def parse_word(word: str) -> tuple[str, Any]:
     """The dotted key and the value of a ``key=value`` word."""
-    key, equals, text = (part.strip() for part in word.partition("="))
-    if word.startswith("-"):
-        raise ConfigError(f"{word!r}: keys have no dashes. Fix: key=value.")
-    if not equals or not key:
-        raise ConfigError(f"{word!r}: expected key=value, such as seed=1")
+    key, _, text = (part.strip() for part in word.partition("="))
+    if not key or not text:
+        raise ConfigError(f"{word!r}: expected key=value, such as seed=1; key=null unsets it")
     check_key(key)
     if key == "stage":
         raise ConfigError("stage: the command's first word chooses the stage")
-    if not text:
-        raise ConfigError(f"{key}: no value after '='. Fix: {key}=null to unset it.")
     if _is_read_as_written(key):
         return key, None if text in ("null", "~") else text
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return key, OmegaConf.from_dotlist([f"value={text}"])["value"]
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} cannot be read as a value") from None
-    return key, typing.cast(dict[str, Any], parsed)["value"]
 
 
 def check_key(key: str) -> None:
@@ -172,12 +208,40 @@ def check_key(key: str) -> None:
             return
         keys += [f"trainer.{name}" for name in arguments if name not in TRAINER_TAKEN]
 
-    def likeness(candidate: str) -> float:  # as a whole, or by its last part alone
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        mine, other = (name.rpartition(".")[2].replace("_", "") for name in (key, candidate))
-        return max(whole, 0.95 * difflib.SequenceMatcher(None, mine, other).ratio()) + 0.1 * whole
+    def likeness(other: str) -> tuple[float, float]:  # of the last parts first
+        one, end = (name.rpartition(".")[2].replace("_", "") for name in (key, other))
+        return SequenceMatcher(None, one, end).ratio(), SequenceMatcher(None, key, other).ratio()
 
     raise ConfigError(f"unknown key {key}; did you mean {max(keys, key=likeness)}?")
+
+
+def check_values(config: Config) -> None:
+    """Raise a ConfigError where a value, or two together, make no sense."""
+    values = flatten(to_plain(config))
+    for key, option in OPTIONS.items():
+        if option.allowed and values[key] is not None and not _is_allowed(values[key], option):
+            raise ConfigError(f"{key}: expected {option.allowed}, got {show(values[key])}")
+    data, lesions, loss = config.data, config.lesions, config.loss
+    epochs, stride = config.trainer["max_epochs"], STRIDES[config.model.encoder]
+    no_masks, masks_alone = config.stage != "stage3", not loss.classification
+    no_l4 = loss.lambda_attention and (no_masks or masks_alone)
+    is_folder = re.compile(r"(?!\.)[^/\\]+").fullmatch
+    folder = "expected a folder's name, without '/', '\\' or a leading '.'; a path: run.root"
+    rules = [
+        ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
+        ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
+        ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
+        ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
+        ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
+        ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
+        ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
+        ("data.name", not is_folder(data.name), folder),
+        ("run.name", not is_folder(config.run.name or "-"), folder),
+        ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected 1 or more"),
+    ]
+    for key, wrong, rule in rules:
+        if wrong:
+            raise ConfigError(f"{key}={show(values[key])}: {rule}")
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -187,59 +251,68 @@ def save_config(config: Config, path: Path) -> None:
 
 def run_directory(config: Config) -> Path:
     """``<run.root>/<data.name>/<stage>/<run.name>/``: the same for every rank and restart."""
-    name = config.run.name or f"seed{config.seed}"
-    if config.run.name is None and config.stage == "stage3":
-        name = f"lambda{config.loss.lambda_lesion}-{name}"
-    if config.run.name is None and config.lesions.folds:
-        name = f"{name}-fold{config.lesions.fold}"
+    parts = [f"lambda{config.loss.lambda_lesion}"] if config.stage == "stage3" else []
+    parts += [f"seed{config.seed}", *([f"fold{config.lesions.fold}"] * bool(config.lesions.folds))]
+    name = config.run.name or "-".join(parts)
     return Path(config.run.root) / config.data.name / config.stage / name
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines ``key: old -> new`` for all that would change a result.
-
-    Devices, workers, loggers, paths of data and runs, checkpoint intervals and a longer
-    ``trainer.max_epochs`` would not: a run may go on with those changed.
-    """
-    before, after = flatten(old), flatten(new)
-    lines = []
-    for key in dict.fromkeys([*before, *after]):
-        was, now = before.get(key, "not set"), after.get(key, "not set")
-        longer = key == "trainer.max_epochs" and type(was) is type(now) is int and now >= was
-        if was != now and not longer and not _EXEMPT.fullmatch(key):
-            lines.append(f"{key}: {show(was)} -> {show(now)}")
-    return lines
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts of str, int, float, bool and None."""
+    return dataclasses.asdict(config)
 
 
-def _config_file(word: str) -> Path:
-    path = Path(word).expanduser()
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    expected = f"{' | '.join(STAGES)} or an existing YAML file"
-    near = difflib.get_close_matches(word, STAGES, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"unknown stage {word!r}: expected {expected}{hint}")
+def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
-def _load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A file's values as YAML types them, and all as text, as written."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        written = yaml.load(text, Loader=yaml.BaseLoader) or {}  # text only: no code is run
-        if not isinstance(written, dict):
-            raise ConfigError(f"{path}: expected lines of 'key: value'")
-        return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text))), written
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ConfigError(f"{path}: not valid YAML: {reason}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+def show(value: object) -> str:
+    """As it would be written in YAML or on the command line."""
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def expected_type(key: str) -> str:
+    """What may stand for ``key``, in words: ``a whole number or null``."""
+    option = OPTIONS.get(key, Option(Any))
+    if " | " in option.allowed:
+        return option.allowed
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kinds = typing.get_args(option.kind) or (option.kind,)
+    return " or ".join(names.get(k, "null" if k is type(None) else "a value") for k in kinds)
+
+
+def options_table() -> str:
+    """All options as Markdown: key, default, what is allowed, and the comment in the code."""
+    defaults = flatten(to_plain(Config()))
+    lines = ["| key | default | allowed | |", "|---|---|---|---|"]
+    for key, option in OPTIONS.items():
+        cells = f"`{key}`", f"`{show(defaults[key])}`", option.allowed or expected_type(key)
+        row = [cell.replace("|", "\\|") for cell in (*cells, option.comment)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _is_allowed(value: Any, option: Option) -> bool:
+    """Whether a value is one of the words, or in one of the intervals, of ``allowed``."""
+    for one in option.allowed.split(" | "):
+        if value == one:
+            return True
+        if one[0] in "[(" and not isinstance(value, str):
+            low, high = map(float, one[1:-1].split(","))
+            if low < value < high or value in ({"[": low}.get(one[0]), {"]": high}.get(one[-1])):
+                return True
+    return False
 
 
 def _is_read_as_written(key: str) -> bool:
     """Whether the option's type reads the text itself: to YAML ``off`` is false, 007 a number."""
-    kind = OPTIONS[key].kind if key in OPTIONS else Any
-    kinds = set(typing.get_args(kind) or [kind]) - {type(None)}
+    kind = OPTIONS.get(key, Option(Any)).kind
+    kinds = {*(typing.get_args(kind) or [kind])} - {type(None)}
     return (kind is not Any and len(kinds) == 1) or key == "trainer.max_time"  # 1:30:00
 
 

@@ -1,7 +1,7 @@
 """Judge runs, or a folder of maps: ``python -m experiments.evaluate RUN_DIR... [key=value ...]``.
 
 Writes ``evaluation/<split>/`` into each run directory and prints the figures: docs/evaluation.md,
-docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
+docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -12,33 +12,21 @@ import sys
 from pathlib import Path
 
 from experiments.command import answered, build_parser, parse
-from experiments.command import run as run_command
-
-
-def parser_of() -> argparse.ArgumentParser:
-    """The options."""
-    parser = build_parser("evaluate", "Judge runs, or a folder of maps, on val or test.")
-    parser.add_argument("--split", choices=["test", "val", "left_out"], default="test")
-    parser.add_argument(
-        "--no-baselines", action="store_true", help="judge the network's own maps only"
-    )
-    parser.add_argument("--compare", action="store_true", help="compare the runs and their maps")
-    parser.add_argument("--maps", type=Path, metavar="DIR", help="judge this folder of maps")
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="where --compare or --maps writes its results"
-    )
-    parser.add_argument(
-        "--peers", metavar="NAMES", help="other map methods: quick, all, or names with commas"
-    )
-    parser.add_argument("--audit", action="store_true", help="audit the maps (docs/audit.md)")
-    parser.add_argument("--audit-images", type=int, metavar="N", help="abnormal images (64)")
-    return parser
 
 
 @answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = parser_of()
+    parser = build_parser("evaluate", "Judge runs, or a folder of maps, on val or test.")
+    add = parser.add_argument
+    add("--split", choices=["test", "val", "left_out"], default="test")
+    add("--no-baselines", action="store_true", help="judge the network's own maps only")
+    add("--compare", action="store_true", help="compare the runs and their maps")
+    add("--maps", type=Path, metavar="DIR", help="judge this folder of maps")
+    add("--out", type=Path, metavar="PATH", help="where --compare or --maps writes its results")
+    add("--peers", metavar="NAMES", help="other map methods: quick, all, or names with commas")
+    add("--audit", action="store_true", help="audit the maps (docs/audit.md)")
+    add("--audit-images", type=int, metavar="N", help="abnormal images (64)")
     options, places, settings = parse(parser, words)
     runs = [Path(place) for place in places]
     audit_images = options.audit_images is not None
@@ -97,4 +85,4 @@ def judge_folder(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -7,11 +7,10 @@ Exit status: 0 done, 2 the request cannot be carried out.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from experiments.command import answered, run
+from experiments.command import answered
 
 
 @answered
@@ -24,7 +23,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.onnx", required=True)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     options = parser.parse_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     from experiments.prediction.exporting import export
 
@@ -33,4 +31,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

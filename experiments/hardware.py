@@ -37,7 +37,7 @@ def native_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
         # Flags of x86 (AVX-512, AMX) and of Arm.
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & {*_cpu("flags|Features").split()})
     return False
 
 
@@ -50,7 +50,7 @@ def describe_device(device: torch.device) -> str:
         return f"{device.type.upper()} ({platform.machine()})"
     counts = {"core": usable_cores(), "thread": torch.get_num_threads()}
     parts = [f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items()]
-    return ", ".join([f"CPU {_cpu_name()}", *parts])
+    return ", ".join([f"CPU {_cpu('model name') or platform.machine()}", *parts])
 
 
 def slurm_fault(trainer: dict[str, Any]) -> str:
@@ -76,19 +76,8 @@ def slurm_fault(trainer: dict[str, Any]) -> str:
     return ""
 
 
-def _cpu_flags() -> set[str]:
-    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(_CPUINFO), re.MULTILINE)
-    return set(match[1].split()) if match else set()
-
-
-def _cpu_name() -> str:
-    match = re.search(r"^model name\s*:\s*(.*)$", _read(_CPUINFO), re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _read(path: Path) -> str:
-    """The file's text, empty where the system has no such file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _cpu(pattern: str) -> str:
+    """What follows a line's name in the system's description of its processor, if it has one."""
+    text = _CPUINFO.read_text(errors="replace") if _CPUINFO.is_file() else ""
+    match = re.search(rf"^(?:{pattern})\s*:(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""

@@ -18,8 +18,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments.command import answered, build_parser, parse
-from experiments.command import run as run_command
+from experiments.command import answered, build_parser, end_by_sigterm, parse
 
 
 @answered
@@ -29,24 +28,17 @@ def main(words: list[str] | None = None) -> int:
     if any(word.startswith("--select") for word in words):  # until 0.2: a command of its own now
         sys.argv[1:] = [word.replace("--select", "--count", 1) for word in words]
         runpy.run_module("experiments.select_lesions", run_name="__main__")
-    parser = build_parser(
-        "import_lesions", "Turn what people annotated into a lesion folder.", "SOURCE"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="the lesion folder to be written"
-    )
-    parser.add_argument("--format", metavar="NAME", help="of the sources, else it is recognised")
-    parser.add_argument("--mapping", type=Path, metavar="FILE.csv", help="header name,image")
-    parser.add_argument(
-        "--labels", action="append", metavar="NAME,NAME", help="only marks of these classes"
-    )
-    parser.add_argument(
-        "--raters",
-        choices=("union", "majority", "intersection"),
-        help="how several make one mask (union)",
-    )
-    parser.add_argument("--strict", action="store_true", help="one mistake, and nothing is written")
-    parser.add_argument("--example", type=int, metavar="N", help="write an annotation file to try")
+    about = "Turn what people annotated into a lesion folder."
+    parser = build_parser("import_lesions", about, "SOURCE")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", required=True, help="the lesion folder to be written")
+    add("--format", metavar="NAME", help="of the sources, else it is recognised")
+    add("--mapping", type=Path, metavar="FILE.csv", help="header name,image")
+    add("--labels", action="append", metavar="NAME,NAME", help="only marks of these classes")
+    raters = ("union", "majority", "intersection")
+    add("--raters", choices=raters, help="how several make one mask (union)")
+    add("--strict", action="store_true", help="one mistake, and nothing is written")
+    add("--example", type=int, metavar="N", help="write an annotation file to try")
     options, places, settings = parse(parser, words)
 
     from experiments.annotation import importing
@@ -55,4 +47,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, undone_by_sigterm=True))
+    end_by_sigterm()
+    sys.exit(main())

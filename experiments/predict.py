@@ -7,11 +7,10 @@ Exit status: 0 done, 1 some inputs failed (their rows say why), 2 the request ca
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from experiments.command import answered, run
+from experiments.command import answered
 
 
 @answered
@@ -28,7 +27,6 @@ def main(words: list[str] | None = None) -> int:
         "--dicom", action="store_true", help="also write DICOM Secondary Captures of DICOM inputs"
     )
     options = parser.parse_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     from experiments.prediction.predicting import predict
 
@@ -36,4 +34,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

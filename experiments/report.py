@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.command import answered, build_parser, parse, run
+from experiments.command import answered, build_parser, parse
 
 
 @answered
@@ -40,4 +40,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,24 +17,44 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
+from callbacks.options import DECIMALS
 from datamodules.files import take, whole_file
-from experiments.config import Config, differences, read_plain, to_plain
-from experiments.metrics_csv import read_metrics
-from experiments.schema import flatten, show
+from experiments.config import Config, flatten, read_plain, show, to_plain
 from lightning_modules.stages import STAGES, Stage1Classifier
 
+log = logging.getLogger(__name__)
 # What a checkpoint must hold to be judged, or to be started from.
 PARTS = ("stage", "epoch", "global_step", "max_epochs", "loops", "state_dict", "hyper_parameters")
 # And for a run to go on from it.
 STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
-# A network's arguments that follow from the data, which has a check and a message of its own.
-OF_THE_DATA = ("body_parts", "class_weights")
+# A change of these never changes a result, or (data.root, lesions.path, and what a network takes
+# from the data) is seen by the hashes of the index and of the masks.
+EXEMPT = re.compile(
+    r"(logger|checkpoint|run)\..*|data\.(root|cache_dir|num_workers)|lesions\.path"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
+    r"|num_sanity_val_steps|enable_\w+)|body_parts|class_weights"
+)
 # In a run directory: whoever trains there holds it.
 LOCK = ".lock"
 
 
 class RunError(ValueError):
     """A run directory cannot be used as asked: the message says why and what to do."""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines ``key: old -> new`` for all that would change a result.
+
+    EXEMPT keys and a longer ``trainer.max_epochs`` would not: a run may go on with those changed.
+    """
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        was, now = before.get(key, "not set"), after.get(key, "not set")
+        longer = key == "trainer.max_epochs" and type(was) is type(now) is int and now >= was
+        if was != now and not longer and not EXEMPT.fullmatch(key):
+            lines.append(f"{key}: {show(was)} -> {show(now)}")
+    return lines
 
 
 def check_config(folder: Path, config: Config) -> None:
@@ -42,10 +64,7 @@ def check_config(folder: Path, config: Config) -> None:
     if not any((folder / "checkpoints").glob("*.ckpt")):
         return
     if not saved.is_file():
-        raise RunError(
-            f"{folder} holds checkpoints but no config.yaml: what they were trained with is not "
-            "known. Fix: put it back, or choose another run.name."
-        )
+        raise RunError(f"{folder} holds checkpoints but no config.yaml. {_remedy(folder)}")
     if changed := differences(read_plain(saved), to_plain(config)):
         listed = "\n  ".join(changed)
         raise RunError(
@@ -61,20 +80,18 @@ def lock_run(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise RunError(
-            f"cannot write the run directory {folder} ({error.strerror}). Fix: another run.root."
-        ) from error
-    with lock as handle:
+        reason = f"cannot write the run directory {folder} ({error.strerror})"
+        raise RunError(f"{reason}. Fix: another run.root.") from error
+    with lock:
         try:
-            free = take(handle)
+            free = take(lock)
         except OSError as error:
             free = True
             problem = f"its file system has no locks ({error.strerror})"
             print(f"{folder}: {problem}; never train there twice at a time", file=sys.stderr)
         if not free:
-            raise RunError(
-                f"another process trains in {folder}. Fix: wait for it, or choose another run.name."
-            )
+            remedy = "Fix: wait for it, or choose another run.name."
+            raise RunError(f"another process trains in {folder}. {remedy}")
         yield
 
 
@@ -92,15 +109,15 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     last = folder / "checkpoints" / "last.ckpt"
     for unfinished in last.parent.glob("*.partial"):
         unfinished.unlink(missing_ok=True)  # cut short by a crash; last.ckpt is the one before
-    if not last.is_file():
-        best = last.with_name("best.ckpt")
-        # A kill between the first epoch's two saves may leave this one alone.
-        if best.is_file() and read_checkpoint(best)["epoch"] > 0:
-            problem = f"{last} is lost, and training would start over and overwrite best.ckpt"
-            raise RunError(f"{problem}. {_remedy(folder)}")
-        return None, {}
-    remedy = f" (best.ckpt can still be evaluated). {_remedy(folder)}"
-    return last, read_checkpoint(last, remedy, (*PARTS, *STATES))
+    if last.is_file():
+        remedy = f" (best.ckpt can still be evaluated). {_remedy(folder)}"
+        return last, read_checkpoint(last, remedy, (*PARTS, *STATES))
+    best = last.with_name("best.ckpt")
+    # A kill between the first epoch's two saves may leave this one alone.
+    if best.is_file() and read_checkpoint(best)["epoch"] > 0:
+        problem = f"{last} is lost, and training would start over and overwrite best.ckpt"
+        raise RunError(f"{problem}. {_remedy(folder)}")
+    return None, {}
 
 
 def _remedy(folder: Path) -> str:
@@ -127,42 +144,26 @@ def read_checkpoint(
         content = load_checkpoint(checkpoint)
     except ValueError as error:
         raise RunError(f"{error}{remedy}") from error
-    absent = [name for name in parts if name not in content]
-    if "loops" in content and "fit_loop" not in content["loops"]:
-        absent.append("loops")
-    if absent:
-        raise RunError(
-            f"{checkpoint} is no whole checkpoint of this project (it lacks {', '.join(absent)})"
-            f"{remedy}"
-        )
+    if absent := [name for name in parts if name not in content]:
+        problem = f"{checkpoint} is no whole checkpoint of this project"
+        raise RunError(f"{problem} (it lacks {', '.join(absent)}){remedy}")
     return content
 
 
 def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a RunError unless the checkpoint is of ``module``: its weights and its options.
-
-    A checkpoint that came here otherwise than by this run, such as one of another lambda, must not
-    be trained on.
-    """
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
-        raise RunError(
-            f"{path} was written by another version of this project, with another network. Fix: "
-            "finish the run with that version, or choose another run.name."
-        )
-    before, now = flatten(checkpoint["hyper_parameters"]), flatten(dict(module.hparams))
-    changed = [
-        f"{name}={show(before.get(name))}, here {show(now.get(name))}"
-        for name in dict.fromkeys([*before, *now])
-        if name not in OF_THE_DATA and before.get(name) != now.get(name)
-    ]
-    if changed:
-        problem = f"{path} is of another run: it was trained with {'; '.join(changed)}"
-        raise RunError(f"{problem}. {_remedy(path.parents[1])}")
+    """Raise a RunError unless the checkpoint is of ``module``: its weights and its options."""
+    changed = differences(checkpoint["hyper_parameters"], dict(module.hparams))
+    ours, theirs = (
+        {name: tensor.shape for name, tensor in state.items()}
+        for state in (module.state_dict(), checkpoint["state_dict"])
+    )
+    if changed or ours != theirs:
+        trained = "; ".join(changed) or "another version of this project"
+        raise RunError(f"{path} is of another run ({trained}). {_remedy(path.parents[1])}")
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs that a checkpoint has behind it."""
+    """Whole epochs that a checkpoint has behind it; 0 for an empty one."""
     if not checkpoint:
         return 0
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
@@ -170,20 +171,30 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
     """The run directory and the checkpoint that ``run`` (a directory or a .ckpt) means."""
-    if run.suffix == ".ckpt":
-        folder, checkpoint = run.parent.parent, run
-    else:
-        folder, checkpoint = run, run / "checkpoints" / "best.ckpt"
+    checkpoint = run if run.suffix == ".ckpt" else run / "checkpoints" / "best.ckpt"
+    folder = checkpoint.parents[1]
     if not (folder / "config.yaml").is_file():
-        raise RunError(
-            f"{run} is no run directory (no config.yaml); name one such as "
-            "runs/phantom/stage1/seed0"
-        )
+        example = "name one such as runs/phantom/stage1/seed0"
+        raise RunError(f"{run} is no run directory (no config.yaml); {example}")
     if not checkpoint.is_file():
         last = checkpoint.with_name("last.ckpt")
         remedy = f"name {last}" if last.is_file() else "train the run for an epoch first"
         raise RunError(f"{checkpoint} does not exist; {remedy}")
     return folder, checkpoint
+
+
+def network_of(content: dict[str, Any], checkpoint: Path) -> Stage1Classifier:
+    """The network of a checkpoint's content, as ``read_checkpoint`` returns it.
+
+    In channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.
+    """
+    try:
+        module = STAGES[content["stage"]](**content["hyper_parameters"])
+        module.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        problem = f"{checkpoint} was written by another version of this project"
+        raise RunError(f"{problem}: {error}") from error
+    return module.to(memory_format=torch.channels_last)
 
 
 def file_hash(path: Path) -> str:
@@ -195,12 +206,39 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """``metrics.csv`` of a run directory; an empty table where there is none or it is damaged.
+
+    A power cut may leave it empty. Training knows the last epoch's figures from its checkpoint.
+    """
+    path = folder / "metrics.csv"
+    if path.is_file():
+        with contextlib.suppress(ValueError):  # of pandas, or of UTF-8
+            table = pd.read_csv(path)
+            if "epoch" in table:
+                return table
+        log.warning("%s is damaged: the figures of earlier epochs are lost", path)
+    return pd.DataFrame(columns=["epoch"])
+
+
+def best_row(folder: Path, monitor: str) -> dict[str, float]:
+    """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
+    table = read_metrics(folder)
+    if monitor not in table or table[monitor].isna().all():
+        return {}
+    scores = table[monitor].round(DECIMALS)
+    best = table[scores == scores.max()].iloc[-1]
+    return {str(name): float(value) for name, value in best.items()}
+
+
 class MetricsCsv(Logger):
     """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
 
     (Lightning's CSVLogger deletes the file of the run that it resumes.) ``epochs_kept`` epochs are
     in the checkpoint that is resumed, with the figures ``last`` of the last of them.
     """
+
+    name, version = "metrics", ""  # Lightning asks for both
 
     def __init__(self, folder: Path, epochs_kept: int, last: dict[str, float]) -> None:
         super().__init__()
@@ -212,9 +250,6 @@ class MetricsCsv(Logger):
                 self.rows[int(row["epoch"])] = row
             # A kill between an epoch's save and its last row: the checkpoint knows the figures.
             self.rows.setdefault(epochs_kept - 1, {"epoch": epochs_kept - 1}).update(last)
-
-    name = "metrics"  # Lightning asks for both
-    version = ""
 
     @property
     @rank_zero_experiment
@@ -238,18 +273,3 @@ class MetricsCsv(Logger):
         first = ["epoch", "step"]
         with whole_file(self.path) as partial:
             table[first + sorted(set(table.columns) - set(first))].to_csv(partial, index=False)
-
-
-def network_of(content: dict[str, Any], checkpoint: Path) -> Stage1Classifier:
-    """The network of a checkpoint's content, as ``read_checkpoint`` returns it.
-
-    In channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.
-    """
-    try:
-        module = STAGES[content["stage"]](**content["hyper_parameters"])
-        module.load_state_dict(content["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RunError(
-            f"{checkpoint} was written by another version of this project: {error}"
-        ) from error
-    return module.to(memory_format=torch.channels_last)

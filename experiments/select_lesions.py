@@ -13,33 +13,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.command import answered, build_parser, parse
-from experiments.command import run as run_command
+from experiments.command import answered, build_parser, end_by_sigterm, parse
 
 
 @answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = build_parser("select_lesions", "Choose images to draw lesions on.", "key=value")
-    parser.add_argument("--count", type=int, metavar="N", required=True, help="images to choose")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="the package to be written"
-    )
-    parser.add_argument(
-        "--run", type=Path, metavar="RUN_DIR", help="choose by what this run is unsure of"
-    )
-    parser.add_argument(
-        "--split",
-        choices=["train", "val", "test", "all"],
-        default="train",
-        help="whose images, masks follow them (train)",
-    )
-    parser.add_argument(
-        "--masked", action="store_true", help="also choose images that have a mask already"
-    )
-    parser.add_argument(
-        "--outlines", action="store_true", help="add what the run's map shows as outlines"
-    )
+    add = parser.add_argument
+    add("--count", type=int, metavar="N", required=True, help="images to choose")
+    add("--out", type=Path, metavar="DIR", required=True, help="the package to be written")
+    add("--run", type=Path, metavar="RUN_DIR", help="choose by what this run is unsure of")
+    splits = ["train", "val", "test", "all"]
+    add("--split", choices=splits, default="train", help="whose images, masks follow them (train)")
+    add("--masked", action="store_true", help="also choose images that have a mask already")
+    add("--outlines", action="store_true", help="add what the run's map shows as outlines")
     options, places, settings = parse(parser, words)
     if places:
         parser.error(f"{places[0]} is no key=value word; name a run with --run")
@@ -50,4 +38,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, undone_by_sigterm=True))
+    end_by_sigterm()
+    sys.exit(main())

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 
-from experiments.command import answered, build_parser, parse, run
+from experiments.command import answered, build_parser, parse
 
 
 @answered
@@ -23,9 +23,9 @@ def main(words: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--partition", help="where jobs run; the cluster's own default unless given")
     add("--gpus", type=gpus, default="1", help="GPUs a node, also a kind (a100:4), 0 for none; 1")
-    add("--nodes", type=count, default=1, help="nodes a training; 1")
-    add("--ranks", type=count, help="processes a node; one a GPU unless given")
-    add("--cpus", type=count, default=8, help="cores a process; 8")
+    add("--nodes", type=int, default=1, help="nodes a training; 1")
+    add("--ranks", type=int, help="processes a node; one a GPU unless given")
+    add("--cpus", type=int, default=8, help="cores a process; 8")
     add("--time", default="08:00:00", help="limit of one go, then it is requeued; 08:00:00")
     add("--account", help="whom the cluster charges")
     add("--sbatch-args", type=shlex.split, default=[], help="more for sbatch, such as '--mem=64G'")
@@ -38,13 +38,6 @@ def main(words: list[str] | None = None) -> int:
     return send(options, stages, settings)
 
 
-def count(text: str) -> int:
-    """A whole number, at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text}")
-    return int(text)
-
-
 def gpus(text: str) -> tuple[str, int]:
     """The kind, such as ``a100:`` or nothing, and the number of GPUs a node."""
     if not (match := re.fullmatch(r"(.+:)?(\d+)", text)):
@@ -53,4 +46,4 @@ def gpus(text: str) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from experiments.command import answered, build_parser, parse, run
+from experiments.command import answered, build_parser, parse
 from experiments.training.preemption import Stopped, StopRequest, leave
 
 
@@ -40,4 +40,4 @@ def carry_out(stage: str, settings: list[str], data_only: bool, stop: StopReques
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

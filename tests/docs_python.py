@@ -27,19 +27,8 @@ from pathlib import Path
 
 # Other people's packages alone: ours come from the folder in which a block runs. None that starts a
 # thread, as onnxruntime does: a fork leaves it behind, and the process waits for it at its end.
-IMPORTED = (
-    *(
-        "torch",
-        "torchvision",
-        "pytorch_lightning",
-        "albumentations",
-        "cv2",
-        "pandas",
-        "scipy.stats",
-    ),
-    *("torchmetrics", "matplotlib.pyplot", "PIL.Image", "torch.onnx"),
-    *("pydicom", "onnxscript", "sklearn.metrics"),
-)
+IMPORTED = "torch torchvision pytorch_lightning albumentations cv2 pandas scipy.stats torchmetrics"
+IMPORTED += " matplotlib.pyplot PIL.Image torch.onnx pydicom onnxscript sklearn.metrics"
 CLIENT = """#!{python} -IS
 import json, os, socket, struct, sys
 with socket.socket(socket.AF_UNIX) as server:
@@ -53,13 +42,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def start(address: Path, tiny: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the server.
-
-    Args:
-        address: Of its socket.
-        tiny: Patterns of command lines, and the words that are added to it; ``key=value`` of them
-            only where the line does not set the key.
-    """
+    """Start the server at a socket; ``tiny`` maps patterns of command lines to words added."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [sys.executable, __file__, str(address), json.dumps(tiny)]
     server = subprocess.Popen(words, env=environment, cwd=address.parent)
@@ -78,7 +61,7 @@ def write_client(path: Path, address: Path) -> None:
 
 
 def make_tiny(words: list[str], tiny: dict[str, str]) -> list[str]:
-    """The words of a command with what makes it tiny."""
+    """The words of a command with what makes it tiny; of ``key=value`` only keys that it lacks."""
     line = " ".join(words)
     added = [shlex.split(more) for begin, more in tiny.items() if re.match(begin, line)]
     keys = {word.partition("=")[0] for word in words}
@@ -122,12 +105,6 @@ def serve(address: str) -> tuple[str, list[str]]:
     return path, words
 
 
-def make_venv(client: str, folder: Path) -> None:
-    """What ``python -m venv`` leaves, as far as a Makefile wants it."""
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to(Path(client).resolve())
-
-
 def check_pip(words: list[str]) -> None:
     """Nothing is fetched: the constraints must be there, and each extra be declared."""
     declared = Path("pyproject.toml").read_text()
@@ -146,7 +123,10 @@ def execute(client: str, words: list[str]) -> None:
     first, *rest = words
     name = rest[0] if rest else ""
     if first == "-m" and name == "venv":
-        make_venv(client, Path(rest[1]))
+        # What a Makefile wants of it.
+        python = Path(rest[1]) / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(Path(client).resolve())
     elif first == "-m" and name == "pip":
         check_pip(rest)
     elif first == "-m":
@@ -163,26 +143,22 @@ def execute(client: str, words: list[str]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def end(status: int | str | None) -> None:
-    """End without taking all modules down one by one, which takes a second."""
+if __name__ == "__main__":
+    for module in IMPORTED.split():
+        importlib.import_module(module)
+    gc.freeze()  # else each process copies all that is imported as soon as it counts what is in use
+    client, words = serve(sys.argv[1])
+    status: int | str | None = 0
+    try:
+        execute(client, make_tiny(words, json.loads(sys.argv[2])))
+    except SystemExit as asked:
+        status = asked.code
+    except BaseException:
+        status = traceback.format_exc()
     if isinstance(status, str):
         print(status, file=sys.stderr)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    # At once: taking all modules down one by one takes a second.
     os._exit(status if isinstance(status, int) else int(status is not None))
-
-
-if __name__ == "__main__":
-    for module in IMPORTED:
-        importlib.import_module(module)
-    gc.freeze()  # else each process copies all that is imported as soon as it counts what is in use
-    client, words = serve(sys.argv[1])
-    try:
-        execute(client, make_tiny(words, json.loads(sys.argv[2])))
-    except SystemExit as asked:
-        end(asked.code)
-    except BaseException:
-        traceback.print_exc()
-        end(1)
-    end(0)

@@ -15,12 +15,12 @@ OUTER = ROOMS[:3]  # these never import one another
 # Rooms of experiments from top to bottom: each may import those below it, and OUTER.
 FLOORS = (
     {"commands"},
-    {"cluster", "reporting", "prediction", "audit", "bench_rows"},
+    {"cluster", "reporting", "prediction", "audit"},
     {"evaluation", "annotation", "training"},
     {"build"},
     {"runs"},
     {"config"},
-    {"command", "drawing", "hardware", "schema", "metrics_csv"},
+    {"command", "drawing", "hardware"},
 )
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.

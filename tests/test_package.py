@@ -47,12 +47,8 @@ def test_label_studio_has_predictions_in_percent():
     assert result["value"]["polygonlabels"] == ["lesion"]
 
 
-def labelme(picture, maker=MAKER):
-    return package_text("labelme.json", picture=picture, maker=maker)
-
-
 def test_labelme_names_the_image_and_holds_no_copy():
-    content = json.loads(labelme(PICTURES[0]))
+    content = json.loads(package_text("labelme.json", picture=PICTURES[0], maker=MAKER))
     assert (content["imagePath"], content["imageData"]) == ("b.png", None)
     assert (content["imageHeight"], content["imageWidth"]) == (80, 100)
     (shape,) = content["shapes"]

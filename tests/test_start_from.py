@@ -8,6 +8,8 @@ from experiments.config import load_config, save_config
 from experiments.runs import RunError
 from tests.stages import network
 
+MINE = {"index_hash": "mine", "judges_hash": "mine"}
+
 
 class Data:
     """Of a data module what counts here."""
@@ -18,17 +20,17 @@ class Data:
         return trained_on.get("judges_hash") == self.judges_hash
 
 
-def write_run(folder, stage="stage1", words=(), **changes):
-    """A run directory as training leaves it."""
+def write_run(folder, stage="stage1", words=(), change=lambda weights: None, **parts):
+    """A run directory as training leaves it; returns its weights."""
     words = ["model.width=0.25", *words]
     save_config(load_config(stage, words), folder / "config.yaml")
     torch.manual_seed(5)
     weights = network(stage, *words).state_dict()
-    trained_on = {"index_hash": "mine", "judges_hash": "mine"}
-    content = {"stage": stage, "state_dict": weights, "Data": trained_on}
+    change(weights)
     (folder / "checkpoints").mkdir()
-    torch.save({**content, **changes}, folder / "checkpoints" / "best.ckpt")
-    return content
+    content = {"stage": stage, "state_dict": weights, "Data": MINE, **parts}
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return weights
 
 
 def start(stage, path, *words):
@@ -43,7 +45,9 @@ def start(stage, path, *words):
 )
 @pytest.mark.parametrize("file", ["", "checkpoints/best.ckpt"])
 def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
-    given = write_run(tmp_path / "run", earlier)["state_dict"]
+    # New masks alone are no other data.
+    other_masks = {"judges_hash": "mine", "index_hash": "other"}
+    given = write_run(tmp_path / "run", earlier, Data=other_masks)
     taken = start(stage, tmp_path / "run" / file)
     shared = [name for name in taken if name.startswith(("encoder.", "fc."))]
     assert len(shared) == len([name for name in given if name.startswith(("encoder.", "fc."))]) > 50
@@ -52,86 +56,48 @@ def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
     assert torch.equal(taken["second_pass.running_mean_0"], given[mean])
 
 
-@pytest.mark.parametrize(
-    ("stage", "earlier", "remedy"),
-    [
-        ("stage1", "stage1", "leave it out"),
-        ("stage2", "stage2", "give one of stage1"),
-        ("stage2", "stage3", "give one of stage1"),
-        ("stage3", "stage3", "give one of stage1 or stage2"),
-    ],
-)
-def test_only_an_earlier_stage_is_taken(tmp_path, stage, earlier, remedy):
-    write_run(tmp_path / "run", earlier)
-    pattern = f"best.ckpt is a checkpoint of {earlier}, and {stage} can start .*; {remedy}"
-    with pytest.raises(RunError, match=pattern):
-        start(stage, tmp_path / "run")
+SAME = r"trained on other images \(the same options\): .* val or test"
+OTHER = {"judges_hash": "other", "index_hash": "mine"}
+OTHER_MASKS = {"judges_hash": "mine", "index_hash": "other"}  # deal all folds anew
 
 
 @pytest.mark.parametrize(
-    ("theirs", "words", "message"),
+    ("stage", "run", "words", "message"),
     [
-        ({}, [], "the same options"),
-        ({"judges_hash": "other", "index_hash": "mine"}, [], "the same options"),
-        ({"judges_hash": "other"}, ["data.seed=1"], "data.seed: 0 -> 1"),
-        # one mask more deals all folds anew
-        ({"judges_hash": "mine", "index_hash": "other"}, ["lesions.folds=3"], "the same options"),
-    ],
-)
-def test_a_start_must_have_had_the_same_val_and_test(tmp_path, theirs, words, message):
-    write_run(tmp_path / "run", Data=theirs)
-    with pytest.raises(RunError, match=rf"trained on other images \({message}\): .* val or test"):
-        start("stage2", tmp_path / "run", *words)
-
-
-def test_new_masks_alone_are_no_other_data(tmp_path):
-    write_run(tmp_path / "run", Data={"judges_hash": "mine", "index_hash": "other"})
-    start("stage2", tmp_path / "run")
-
-
-def test_another_network_is_refused_and_nothing_changes(tmp_path):
-    write_run(tmp_path / "run", words=["model.width=0.5"])
-    module = network("stage2")
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    config = load_config("stage2", [f"model.init_from={tmp_path / 'run'}"])
-    with pytest.raises(RunError, match=r"best.ckpt holds another network.*here.*model\.width"):
-        start_from(module, config, Data())
-    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda weights: weights.pop("fc.bias"), "fc.bias is missing"),
-        (lambda weights: weights.update({"fc.scale": torch.ones(1)}), "fc.scale .* here unknown"),
+        ("stage1", {"stage": "stage1"}, [], "stage1 can start from none"),
+        ("stage2", {"stage": "stage3"}, [], "is of stage3: stage2 can start from stage1$"),
+        ("stage3", {"stage": "stage3"}, [], "can start from stage1 or stage2"),
+        ("stage2", {"Data": {}}, [], SAME),
+        ("stage2", {"Data": OTHER}, [], SAME),
+        ("stage2", {"Data": OTHER}, ["data.seed=1"], r"\(data.seed: 0 -> 1\)"),
+        ("stage2", {"Data": OTHER_MASKS}, ["lesions.folds=3"], SAME),
+        ("stage2", {"words": ["model.width=0.5"]}, [], "another network .*the same model.width"),
+        ("stage2", {"change": lambda weights: weights.pop("fc.bias")}, [], "Missing key.*bias"),
         (
-            lambda weights: weights.update({"fc.bias": torch.ones(3)}),
-            r"fc.bias is \(3,\), here",
+            "stage2",
+            {"change": lambda weights: weights.update({"fc.scale": torch.ones(1)})},
+            [],
+            "Unexpected key.*scale",
         ),
     ],
 )
-def test_the_hand_over_is_strict(tmp_path, change, message):
-    content = write_run(tmp_path / "run")
-    change(content["state_dict"])
-    torch.save(content, tmp_path / "run" / "checkpoints" / "best.ckpt")
-    with pytest.raises(RunError, match=f"^model.init_from: .*best.ckpt holds .*{message}"):
-        start("stage2", tmp_path / "run")
+def test_another_stage_data_or_network_is_refused(tmp_path, stage, run, words, message):
+    write_run(tmp_path / "run", **run)
+    with pytest.raises(RunError, match=rf"(?s)^model.init_from: .*{message}"):
+        start(stage, tmp_path / "run", *words)
 
 
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     [
-        ("none", None, "does not exist; give a run directory"),
-        ("empty", None, "is no run directory"),
-        ("table.csv", None, "is no checkpoint; give a run directory"),
+        ("none", None, "is no run directory"),
+        ("table.csv", None, "is no run directory"),
         ("run", torch.ones(3), "no whole checkpoint.*it holds no dictionary"),
         ("run", {"stage": "stage1"}, "it lacks state_dict"),
         ("run", b"PK half", "is no whole checkpoint"),
-        ("run", b"", "is no whole checkpoint"),
     ],
 )
-def test_what_cannot_be_started_from_is_said(tmp_path, path, content, message):
-    (tmp_path / "empty").mkdir()
+def test_what_cannot_be_started_from_is_named(tmp_path, path, content, message):
     (tmp_path / "table.csv").write_text("a,b\n")
     write_run(tmp_path / "run")
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"

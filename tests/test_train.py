@@ -19,8 +19,7 @@ from callbacks.confidence import confidence
 from callbacks.panels import CELL_GAP
 from datamodules.phantom import source as phantom
 from experiments import evaluate, train
-from experiments.metrics_csv import best_row
-from experiments.runs import LOCK
+from experiments.runs import LOCK, best_row
 from lightning_modules.stages import STAGES, Stage1Classifier
 from tests.runs import kill_at_step, run_folder, same_results
 from tests.trained import NAMES

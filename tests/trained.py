@@ -31,22 +31,10 @@ class Trained:
         self.root = folder / "runs"
         self.words = [*tiny_words(folder), "model.width=0.25", "lesions.per_batch=2"]
 
-    @property
-    def stage1(self) -> Path:
-        return self._train("stage1", 0)
-
-    @property
-    def stage2(self) -> Path:
-        return self._train("stage2", 0)
-
-    @property
-    def stage3(self) -> Path:
-        return self._train("stage3", 0)
-
-    @property
-    def second(self) -> Path:
-        """Stage 1 of seed 1."""
-        return self._train("stage1", 1)
+    stage1 = property(lambda self: self._train("stage1", 0))
+    stage2 = property(lambda self: self._train("stage2", 0))
+    stage3 = property(lambda self: self._train("stage3", 0))
+    second = property(lambda self: self._train("stage1", 1))  # stage 1 of seed 1
 
     def copy(self, stage: str, root: Path) -> Path:
         """A run (``stage1`` to ``stage3`` or ``second``) as if trained with ``run.root={root}``."""

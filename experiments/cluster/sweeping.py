@@ -23,13 +23,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from datamodules.files import locked, take, whole_file
+from experiments import runs
 from experiments.build import build_data
 from experiments.cluster.points import Sweep, distribution, listed, read_sweep
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, read_plain, run_directory
 from experiments.evaluation.names import PANELS
-from experiments.metrics_csv import best_row, by_epoch
-from experiments.runs import RunError, check_config, epochs_done, is_training, read_checkpoint
+from experiments.runs import RunError, best_row, check_config, is_training
 from experiments.training.loop import monitor, resolve
 
 # Passed on to the training, which saves and ends by itself. USR1: SLURM's warning before the limit.
@@ -56,7 +56,11 @@ class Trial:
         last = self.folder / "checkpoints" / "last.ckpt"
         with contextlib.suppress(RunError):  # damaged: its training says what to do
             judged = last.is_file() and pd.notna(self.figures().get(self.metric))
-            if judged and epochs_done(read_checkpoint(last)) >= self.config.trainer["max_epochs"]:
+            if (
+                judged
+                and runs.epochs_done(runs.read_checkpoint(last))
+                >= self.config.trainer["max_epochs"]
+            ):
                 return "done"
         if is_training(self.folder):
             return "running"
@@ -145,7 +149,7 @@ def train(asked: Sweep, trial: Trial) -> int:
     if status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM, BY_USR1)):
         return signalled or status  # unfinished: the same command takes it up
     if trial.state() != "done":
-        epochs, wanted = len(by_epoch(trial.folder)), trial.config.trainer["max_epochs"]
+        epochs, wanted = len(runs.read_metrics(trial.folder)), trial.config.trainer["max_epochs"]
         trial.failure = f"exit status {status} after {epochs} of {wanted} epochs"
         if trial.metric not in trial.figures():
             trial.failure += f", no {trial.metric} in metrics.csv"

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from datamodules.files import write_text
-from experiments.config import differences, to_plain
+from experiments.config import to_plain
 from experiments.evaluation import statistics
 from experiments.evaluation.describe import render
 from experiments.evaluation.figures import MapRows, all_figures
 from experiments.evaluation.names import method_name, phrase
 from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Estimate, Figure, patient_weights
-from experiments.runs import RunError
+from experiments.runs import RunError, differences
 
 # Below it a corrected p-value lets a difference be claimed.
 LEVEL = 0.05

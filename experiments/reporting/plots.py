@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments.evaluation.compare import Group
 from experiments.evaluation.figures import reliability
 from experiments.evaluation.names import PANELS, figure_name, method_name, split_key
-from experiments.metrics_csv import read_metrics
+from experiments.runs import read_metrics
 
 STYLE = Path(__file__).with_name("plots.mplstyle")
 INK = "#16202a"

@@ -29,7 +29,6 @@ from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config, to_plain
 from experiments.hardware import choose_device, choose_precision, describe_device, slurm_fault
-from experiments.metrics_csv import best_row
 from experiments.training.preemption import StopRequest, is_first_rank, leave
 from experiments.training.wandb import in_sweep, start_wandb, wandb_mode
 
@@ -102,7 +101,7 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         failed = False
         if remote:
-            remote.summarise(best_row(folder, monitor(config)))
+            remote.summarise(runs.best_row(folder, monitor(config)))
     except StoppedInTraining as stopped:
         stopped_by = stopped.number
     except SystemExit:
@@ -117,7 +116,7 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     if stopped_by:
         return leave(stopped_by, f"saved at step {trainer.global_step}")
     print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
-    print_results(config, best_row(folder, monitor(config)))
+    print_results(config, runs.best_row(folder, monitor(config)))
     return 0
 
 
@@ -139,7 +138,7 @@ def check_origin(
 def report_finished(config: Config, folder: Path, epochs: int) -> None:
     """Print the results of a run that has nothing left to train."""
     print(f"{folder} is finished ({epochs} epochs).")
-    best = best_row(folder, monitor(config))
+    best = runs.best_row(folder, monitor(config))
     print_results(config, best)
     # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
     if in_sweep() and (remote := start_wandb(config.logger, folder, to_plain(config))):

@@ -18,7 +18,7 @@ import pandas as pd
 
 HOUSE = Path(__file__).parents[2]
 STATES = {"0": "done", "no-time": "no time left", "124": "timed out", "137": "timed out"}
-HEADER = ("part", "row", "value", "beside", "ratio", "of peak", "of bandwidth", "memory", "state")
+HEADER = ("part", "row", "value", "beside", "ratio", "of peak", "memory", "state")
 FIGURES = {"accuracy": "accuracy", "AUROC": "auroc", "hit rate": "hit", "pixel AP": "pixel_ap"}
 Row = dict[str, Any]
 
@@ -110,13 +110,13 @@ def table(results: dict[str, Any]) -> str:
     for part in results["parts"]:
         took = f"{part['seconds']} of {part['limit']} s"
         memory = shown(part["peak_memory_mb"], "MB")
-        lines.append((part["part"], "", took, "", "", "", "", memory, part["state"]))
+        lines.append((part["part"], "", took, "", "", "", memory, part["state"]))
         for row in part["rows"]:
             value, ratio = shown(row.get("value"), row.get("unit") or ""), shown(row.get("ratio"))
             if row.get("low") is not None:
                 ratio = f"{ratio} ({shown(row['low'])} to {shown(row['high'])})".strip()
-            shares = [row.get(f"share_of_{name}") for name in ("peak", "bandwidth")]
-            cells = ["" if one is None else f"{one:.0%}" for one in shares]
+            share = row.get("share_of_peak")
+            cells = ["" if share is None else f"{share:.0%}"]
             cells += [shown(row.get("peak_memory_mb"), "MB"), row.get("state") or ""]
             lines.append(("", row["row"], value, row.get("beside") or "", ratio, *cells))
     body = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines]
