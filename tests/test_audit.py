@@ -1,39 +1,41 @@
-"""The audit: random weights, repeatability and the leak, on known networks and real runs."""
+"""The audit: on known maps and networks, against SciPy and known answers, and on real runs."""
 
 import contextlib
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from experiments import evaluate
 from experiments.audit import audit
-from experiments.audit.cascade import audit_cascade, cascade, steps
-from experiments.audit.maps import MEASURES, _others, draw_sample, make_maps
-from experiments.evaluation.methods import EDGE_MAP
+from experiments.audit import interventions as changes
+from experiments.audit import maps as looks
+from experiments.audit.maps import MEASURES, alike, draw_sample, make_maps
+from experiments.evaluation.methods import EDGE_MAP, smooth
 from experiments.evaluation.statistics import Difference
-from lightning_modules import STAGES
 from tests.stages import SIZE, network, settled
 
-IMAGES = 12
-PEERS = ["gradcam", "gradcampp", "hirescam", "layercam"]
+IMAGES, SIDE = 12, 24
 BLOCKS = ["stages.2.3", "stages.2.2", "stages.2.1", "stages.2.0", "stages.1.1", "stages.1.0"]
+
+
+def noise(seed, images=3, side=SIDE):
+    return torch.rand(images, 1, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 class Data:
     """Twelve abnormal images, two a patient, and twelve normal ones."""
 
-    def __init__(self, label=1):
-        number = np.arange(2 * IMAGES)
-        self.table = pd.DataFrame({"label": label * (number < IMAGES), "patient": number // 2})
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(2 * IMAGES, 1, SIZE, SIZE, generator=generator)
+    number, images = np.arange(2 * IMAGES), noise(0, 2 * IMAGES, SIZE)
+    table = pd.DataFrame({"label": number < IMAGES, "patient": number // 2})
 
     def rows_of(self, split):
-        return np.arange(2 * IMAGES)
+        return self.number if split == "test" else self.number[IMAGES:]
 
     def evaluation_dataloader(self, split):
         for rows in torch.arange(2 * IMAGES).split(5):
@@ -48,7 +50,7 @@ def sample():
     return draw_sample(Data(), "test")
 
 
-@pytest.fixture(scope="module", params=sorted(STAGES))
+@pytest.fixture(scope="module", params=["stage1", "stage3"])
 def module(request):
     torch.manual_seed(0)
     trained = settled(network(request.param)).eval()
@@ -56,12 +58,6 @@ def module(request):
         for parameter in trained.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return trained
-
-
-def against(result):
-    """How the first 10 % of a map's order differ from the random order and the edges."""
-    less = {way: result["less"][way].values() for way in ("deletion", "insertion")}
-    return {way: [audit.differs(value) for value in values] for way, values in less.items()}
 
 
 # The sample and its maps --------------------------------------------------------------------------
@@ -79,10 +75,10 @@ def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
     assert (sample.patient[sample.other] != sample.patient).all()
     drawn = [draw_sample(data, "test", 7, seed).batch["index"].tolist() for seed in (3, 4)]
     assert drawn[0] == rows != drawn[1]
-    assert _others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
-    assert _others(np.array(["a", "a"])).tolist() == [-1, -1]
-    with pytest.raises(ValueError, match="test has 0 abnormal images"):
-        draw_sample(Data(label=0), "test")
+    assert looks._others(np.array(["a", "a", "b"])).tolist() == [2, 2, 0]
+    assert looks._others(np.array(["a", "a"])).tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="val has 0 abnormal images"):
+        draw_sample(data, "val")
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
@@ -95,33 +91,60 @@ def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
     for name, shown in module.maps(sample.batch["image"]).items():
         torch.testing.assert_close(maps[name], 1000 * shown, atol=1e-4, rtol=1e-4)
     module.map_scale.copy_(scale)
+    alone = settled(network("stage3", "loss.classification=false")).eval()  # it knows no class
+    assert list(make_maps(alone, [], sample.batch)) == ["fcn"]
+
+
+def test_only_the_shape_counts_and_a_constant_map_has_none():
+    one, other = noise(0, side=80), noise(1, side=80)
+    np.testing.assert_allclose(alike(one, one.clone()), np.ones((3, 3)), atol=1e-6)
+    np.testing.assert_allclose(alike(7 * one, other / 9), alike(one, other), atol=1e-5)
+    other[1] = 0.0
+    values = dict(zip(MEASURES, alike(one, other), strict=True))
+    for measure in ("ssim", "rank"):
+        assert np.isnan(values[measure]).tolist() == [False, True, False]
+    assert values["iou"][1] == 0  # a region and none: nothing in common
+    moved = alike(one, one, np.array([1, 0, -1]))
+    assert np.isnan(moved[:, 2]).all()
+    assert moved[1, 0] == pytest.approx(moved[1, 1])
+    assert abs(moved[1, 0]) < 0.2
+    for cut in (0.0, 0.6, 0.95):  # ties
+        a, b = (noise(0) - cut).relu(), (noise(0) + 0.5 * noise(1) - cut).relu()
+        expected = [spearmanr(*p).statistic for p in zip(a.flatten(1), b.flatten(1), strict=True)]
+        np.testing.assert_allclose(looks.rank_correlation(a, b), expected, atol=1e-5)
+
+
+def test_the_order_of_pixels_and_the_top_region_leave_the_dark_rest_to_chance():
+    assert looks.top_region(noise(0), 0.25).flatten(1).sum(1).tolist() == [SIDE * SIDE / 4] * 3
+    map = torch.zeros(1, 1, 4, 5)
+    assert not looks.top_region(map).any()
+    map[0, 0, 2, 3], map[0, 0, 1, 1] = 5.0, 2.0
+    assert looks.top_region(map, 0.25).nonzero()[:, 2:].tolist() == [[1, 1], [2, 3]]
+    order = changes.pixel_order(map)[0].tolist()
+    assert order[:2] == [13, 6]
+    assert sorted(order) == list(range(20))
+    assert order[2:] != sorted(order[2:])
 
 
 # The cascade --------------------------------------------------------------------------------------
 
 
-def weights(module):
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
 def test_each_step_draws_its_own_weights_and_leaves_the_trained_network_alone(module, sample):
-    made = steps(module)
+    made = changes.steps(module)
     decoder = ["decoder"] if module.stage == "stage3" else []
     assert list(made) == ["fc", *decoder, *BLOCKS, "stages.0.0", "stem"]
     state, kept = torch.get_rng_state(), {k: v.clone() for k, v in module.state_dict().items()}
-    trained = before = weights(module)
-    for name, changed in cascade(module, sample.batch["image"], seed=5):
-        now = weights(changed)
-        moved = {key for key in now if not torch.equal(now[key], before[key])}
-        assert moved, name
-        assert all(key.startswith(made[name]) for key in moved), name
-        own = {key for key in now if key.startswith(made[name])}
-        assert not any(torch.equal(now[key], trained[key]) for key in own), name
+    trained = dict(module.named_parameters())
+    random: tuple[str, ...] = ()
+    for name, changed in changes.cascade(module, sample.batch["image"], seed=5):
+        random += made[name]
+        now = dict(changed.named_parameters())
+        moved = {key for key in now if not torch.equal(now[key], trained[key])}
+        assert moved == {key for key in now if key.startswith(random)}, name
         assert not any(part.training for part in (*changed.modules(), *module.modules()))
         if name == "fc":  # trained layers keep their running statistics
             pairs = zip(module.encoder.buffers(), changed.encoder.buffers(), strict=True)
             assert all(torch.equal(*pair) for pair in pairs)
-        before = now
     assert all(torch.equal(value, kept[key]) for key, value in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     # In the end, all weights are those that a training of this seed would begin with.
@@ -137,19 +160,18 @@ def test_each_step_draws_its_own_weights_and_leaves_the_trained_network_alone(mo
 
 def test_the_cascade_of_a_network(module, sample):
     maps = make_maps(module, [EDGE_MAP], sample.batch)
-    results = audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
+    results = changes.audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
     for result in results.values():
-        assert list(result["steps"]) == list(result["excess"]) == list(steps(module))
-        assert list(result["dark"]) == ["trained", *steps(module)]
-    edges = results["edges"]
+        assert list(result["steps"]) == list(result["excess"]) == list(changes.steps(module))
+        assert list(result["dark"]) == ["trained", *changes.steps(module)]
+    edges, cam = results["edges"], results["cam"]
     assert edges["unchanged"]
     assert all(step["rank"].value == pytest.approx(1) for step in edges["steps"].values())
-    assert not results["cam"]["unchanged"]
-    assert results["cam"]["steps"]["stem"]["rank"].value < 0.9
-    first, second = results["cam"]["draws"]["stem"]["rank"]
-    assert first != second
+    assert not cam["unchanged"]
+    assert cam["steps"]["stem"]["rank"].value < 0.9
+    assert len({*cam["draws"]["stem"]["rank"]}) == 2
     if "fcn" in results:  # the decoder below its output is none of CAM's business
-        assert results["cam"]["steps"]["decoder"] == results["cam"]["steps"]["fc"]
+        assert cam["steps"]["decoder"] == cam["steps"]["fc"]
         assert results["fcn"]["steps"]["fc"]["ssim"].value < 0.9  # its output layer
 
 
@@ -157,7 +179,6 @@ def test_the_cascade_of_a_network(module, sample):
     ("rank", "ssim", "unchanged", "until"),
     [
         ((0.0, 0.05, -0.3), (0, 0, 0), False, "nothing"),
-        ((0.5, 0.0, 0.0), (0, 0, 0), False, "fc"),
         ((0.5, 0.0, 0.0), (0, 0.2, 0), False, "stages.2.3"),
         ((0.5, 0.0, 0.2), (0, 0, 0), False, "all layers"),
         ((0.5, 0.5, 0.0), (0, 0, 0), False, "fc"),  # the second step does not concern the map
@@ -166,29 +187,93 @@ def test_the_cascade_of_a_network(module, sample):
     ],
 )
 def test_until_when_a_map_stays_like_the_trained_one(rank, ssim, unchanged, until):
-    pairs = [
-        [Difference(v, v - 0.1, v + 0.1, 0.0, 0.5) for v in both]
-        for both in zip(rank, ssim, strict=True)
+    steps = [
+        {m: Difference(v, v - 0.1, v + 0.1, 0.0, 0.5) for m, v in (("rank", r), ("ssim", s))}
+        for r, s in zip(rank, ssim, strict=True)
     ]
-    names = ["fc", "stages.2.3", "stem"]
-    excess = {n: {"rank": r, "ssim": s} for n, (r, s) in zip(names, pairs, strict=True)}
+    excess = dict(zip(("fc", "stages.2.3", "stem"), steps, strict=True))
     assert audit.above_until({"excess": excess, "unchanged": unchanged}) == until
+
+
+# Deletion and insertion ---------------------------------------------------------------------------
+
+
+def test_a_perfect_map_changes_the_score_at_once_and_its_reverse_last():
+    lesion = (slice(None), slice(None), slice(10, 14), slice(20, 24))  # 16 of 1600 pixels: 1 %
+    image = torch.zeros(1, 1, 40, 40)
+    image[lesion] = 1.0
+
+    def brightness(image):
+        return image[lesion].mean((1, 2, 3))  # 1 on the whole image
+
+    scores = changes.perturbed(brightness, image.repeat(2, 1, 1, 1), torch.cat([image, 1 - image]))
+    gone, late = brightness(smooth(image, changes.BLUR)).item(), len(changes.SHARES) - 1
+    assert gone < 0.5
+    perfect, reverse = scores["deletion"]
+    assert perfect.tolist() == pytest.approx([1.0] + [gone] * late)
+    assert reverse.tolist() == pytest.approx([1.0] * late + [gone])
+    assert scores["insertion"][0].tolist() == pytest.approx([gone] + [1.0] * late)
+    whole = [1 - 0.995 * (1 - gone), 1 - 0.1 * (1 - gone)]  # trapezoids, 1 % and 20 % wide
+    early = [1 - 0.95 * (1 - gone), 1]
+    assert changes.area_under(scores["deletion"]).tolist() == pytest.approx(whole)
+    assert changes.area_under(scores["deletion"], until=0.1).tolist() == pytest.approx(early)
+
+
+class Spot(torch.nn.Module):
+    """Abnormal by how bright the spot is that each image has in the middle."""
+
+    place = (slice(None), slice(None), slice(28, 36), slice(28, 36))  # 1.6 % of 64 x 64 pixels
+    encoder = SimpleNamespace(strides=(16,))
+
+    def forward(self, image):
+        level = 10 * (image[self.place].mean((1, 2, 3)) - 1)
+        return torch.stack([torch.zeros_like(level), level], dim=1)
+
+
+def test_a_perfect_map_beats_random_order_and_edges_and_its_reverse_loses():
+    number, image = torch.arange(100), torch.zeros(100, 1, 64, 64)
+    image[Spot.place] = 2.0
+    batch = {"image": image, "index": number, "lesion_mask": image / 2, "has_lesion": number > 0}
+    sample = looks.Sample(batch, number.numpy().astype(str), np.roll(number.numpy(), 1))
+    edges = torch.cat([changes.random_map(image[:1], n, 16) for n in range(1000, 1100)])
+    every = {"edges": edges, "spot": image, "rest": 2 - image}
+    results = changes.audit_perturbation(Spot(), sample, every)
+    assert list(results) == [changes.RANDOM, *every, changes.LESION]
+    assert results["spot"]["deletion_whole"].value < 0.15
+    assert results["spot"]["insertion_whole"].value > 0.97
+    # The first 2 % of the pixels are the spot: of 10 %, a tenth to a fifth is lost on the way.
+    assert 0.1 < results["spot"]["deletion"].value < 0.3
+    assert results["rest"]["deletion"].value > 0.9
+    # The mask is the spot as well, smoothed; the image without one is left out.
+    assert results[changes.LESION]["deletion"].value < 0.3
+    assert results[changes.LESION]["deletion"].undefined == 0
+    assert len(results["spot"]["curves"]["deletion"]) == len(changes.SHARES)
+
+    def against(result):  # the random order and the edges
+        less = {way: result["less"][way].values() for way in ("deletion", "insertion")}
+        return {way: [audit.differs(value) for value in values] for way, values in less.items()}
+
+    assert against(results["edges"]) == {"deletion": ["no"], "insertion": ["no"]}
+    assert against(results["spot"]) == {"deletion": ["lower"] * 2, "insertion": ["higher"] * 2}
+    assert against(results["rest"]) == {"deletion": ["higher"] * 2, "insertion": ["lower"] * 2}
+    alone = sample._replace(patient=np.repeat("one", 100))  # one patient: no interval
+    results = changes.audit_perturbation(Spot(), alone, {"rest": 2 - image})
+    assert against(results["rest"]) == {"deletion": ["-"], "insertion": ["-"]}
 
 
 # Repeatability and the leak -----------------------------------------------------------------------
 
 
-def test_the_same_run_twice_repeats_itself_and_three_random_ones_do_not(module, sample):
-    maps = make_maps(module, [], sample.batch)
+def test_the_same_run_twice_repeats_itself_and_three_random_ones_do_not(sample):
+    maps = {"cam": noise(9, IMAGES, SIZE)}
     same = audit.audit_repeatability([maps, maps], sample)["cam"]
     for measure in MEASURES:
         assert same["alike"][measure].value == pytest.approx(1)
         assert same["floor"][measure].value < 1
         assert same["pairs"][measure] == [pytest.approx(1)]
         assert audit.differs(same["excess"][measure]) == "higher"
-    draws = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    noise = [{"cam": torch.rand(IMAGES, 1, SIZE, SIZE, generator=draw)} for draw in draws]
-    other = audit.audit_repeatability(noise, sample)["cam"]
+    runs = [{"cam": noise(seed, IMAGES, SIZE)} for seed in range(3)]
+    other = audit.audit_repeatability(runs, sample)["cam"]
     assert len(other["pairs"]["rank"]) == 3
     assert other["alike"]["rank"].value == pytest.approx(np.mean(other["pairs"]["rank"]))
     assert abs(other["alike"]["rank"].value) < 0.05
@@ -199,73 +284,50 @@ LABEL = np.repeat([1, 0], 20)
 
 
 @pytest.mark.parametrize(
-    ("swapped", "beside_one_answer", "abnormal"),
-    [
-        (LABEL, "higher", {"abnormal": 1.0, "normal": 0.0}),
-        (1 - LABEL, "lower", {"abnormal": 0.0, "normal": 1.0}),
-        (np.zeros(40), "no", {"abnormal": 0.0, "normal": 0.0}),
-    ],
+    ("swapped", "beside_one_answer", "called"),
+    [(LABEL, "higher", [1.0, 0.0]), (1 - LABEL, "lower", [0.0, 1.0]), (0 * LABEL, "no", [0.0] * 2)],
 )
-def test_a_leak_is_seen(swapped, beside_one_answer, abnormal):
+def test_a_leak_is_seen(swapped, beside_one_answer, called):
     rows = pd.DataFrame({"label": LABEL, "patient": range(40), "masked_probability": LABEL})
     leak = audit.audit_leak(rows.assign(swapped_masked_probability=swapped))
     assert (leak["masked_accuracy"].value, leak["one_answer"].value) == (1, 0.5)
-    assert leak["swapped_abnormal"] == abnormal
+    assert list(leak["swapped_abnormal"].values()) == called  # of abnormal and normal images
     assert audit.differs(leak["excess"]) == beside_one_answer
 
 
 # Real runs ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def audited(trained, tmp_path_factory):
-    """Two seeds of stage 1 and one of stage 3, judged and audited in one go; what was printed."""
-    root = tmp_path_factory.mktemp("runs")
-    runs = [trained.copy(name, root) for name in ("stage1", "second", "stage3")]
-    words = [*map(str, runs), "--no-baselines", "--peers", "quick", "--audit"]
+@pytest.mark.slow
+def test_each_run_has_its_audit(trained, tmp_path):
+    """Two seeds of stage 1 and one of stage 3, judged and audited in one go."""
+    runs = [trained.copy(name, tmp_path) for name in ("stage1", "second", "stage3")]
+    words = [*map(str, runs), "--no-baselines", "--peers", "gradcampp", "--audit"]
     with contextlib.redirect_stdout(io.StringIO()) as text:
         assert evaluate.main([*words, "--audit-images", "6"]) == 0
-    return runs, text.getvalue()
-
-
-def results_of(run):
-    folder = run / "evaluation" / "test"
-    text = (folder / "audit.json").read_text()
-    assert "NaN" not in text  # JSON has none
-    return json.loads(text), pd.read_csv(folder / "images.csv")
-
-
-@pytest.mark.slow
-def test_each_run_has_its_audit(audited):
-    runs, printed = audited
+    printed, audits = text.getvalue(), []
     for run in runs:
-        results, table = results_of(run)
+        written = (run / "evaluation/test/audit.json").read_text()
+        assert "NaN" not in written  # JSON has none
+        audits.append(results := json.loads(written))
+        table = pd.read_csv(run / "evaluation/test/images.csv")
         fcn = ["fcn"] if "stage3" in str(run) else []
-        assert list(results["cascade"]) == ["cam", "pcam", *fcn, *PEERS, "edges"]
+        assert list(results["cascade"]) == ["cam", "pcam", *fcn, "gradcampp", "edges"]
         assert results["images"] == min(6, (table["label"] == 1).sum())
         assert ("leak" in results) == bool(fcn)
         assert ("repeatability" in results) != bool(fcn)
-        assert f"{run}:" in printed
         assert str(run / "evaluation" / "test" / "audit.json") in printed
-    first, second = (results_of(run)[0]["repeatability"] for run in runs[:2])
-    assert first == second
-    assert first["runs"] == ["seed0", "seed1"]
+    assert audits[0]["repeatability"] == audits[1]["repeatability"]
+    assert audits[0]["repeatability"]["runs"] == ["seed0", "seed1"]
     for title in ("SSIM with the trained", "mean score while", "that differ in the", "accuracy of"):
         assert title in printed
     assert max(map(len, printed.splitlines())) <= 120  # paths are long
-
-
-def test_a_network_of_masks_alone_is_asked_for_its_fcn_alone(sample):
-    torch.manual_seed(0)
-    module = settled(network("stage3", "loss.classification=false")).eval()
-    assert list(make_maps(module, [], sample.batch)) == ["fcn"]
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
         (["--peers", "gradcat"], "gradcat: no peer method; there are gradcam"),
-        (["--audit-images", "6"], "--audit-images needs --audit"),
         (["--audit", "--audit-images", "1"], "--audit-images needs --audit, and two or more"),
     ],
 )

@@ -46,8 +46,7 @@ def capture(tmp_path):
     ("charset", "name"),
     [
         (None, f"{SECRET}^Eva"),
-        (None, "Müller^Jörg"),  # Latin-1, as many a device writes it
-        (None, SECRET),  # one part: highdicom would warn and quote it
+        (None, "Müller"),  # Latin-1; one part, of which highdicom would warn and quote it
         ("ISO_IR 192", "Müller^Jörg"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
     ],
@@ -63,14 +62,13 @@ def test_a_secondary_capture_is_of_the_same_study(capture, capfd, charset, name)
         assert made[element].value == source[element].value, element
     assert str(made.PatientName) == name
     assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
-    assert (made.BurnedInAnnotation, made.ImageType[0]) == ("YES", "DERIVED")
-    assert made.DerivationDescription == "how"
+    assert (made.BurnedInAnnotation, made.DerivationDescription) == ("YES", "how")
     np.testing.assert_array_equal(made.pixel_array, PICTURE)
     # A study has one series of each network; every instance is another.
     assert len({each.SOPInstanceUID for each in (source, made, same, other)}) == 4
     assert made.SeriesInstanceUID == same.SeriesInstanceUID
     assert len({each.SeriesInstanceUID for each in (source, made, other)}) == 3
-    assert SECRET not in "".join(capfd.readouterr())
+    assert not any(part in "".join(capfd.readouterr()) for part in (SECRET, "Müller"))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +77,8 @@ def test_a_secondary_capture_is_of_the_same_study(capture, capfd, charset, name)
         {"BodyPartExamined": "CHEST", "Laterality": "L"},  # unpaired: none is allowed
         {"BodyPartExamined": "HAND", "ImageLaterality": "B", "PatientOrientation": ["L"]},
         {"LossyImageCompression": "01", "InstanceNumber": "-3", "PatientOrientation": ["X", "LF"]},
-        {"AccessionNumber": ["1", "2"], "StudyDescription": ["a", "b"], "StudyID": "1\n"},
-        {"StudyDescription": "left\nhand", "BodyPartExamined": "Hand", "PatientSex": "X"},
-        {"StudyDescription": "d" * 80, "BodyPartExamined": "H" * 20, "InstanceNumber": None},
+        {"AccessionNumber": ["1", "2"], "StudyDescription": "left\nhand", "PatientSex": "X"},
+        {"StudyDescription": "d" * 80, "BodyPartExamined": "Hand", "InstanceNumber": None},
         {"PatientBirthDate": "1970-01-01", "StudyDate": "20200231", "StudyTime": "99"},
     ],
 )
@@ -111,7 +108,6 @@ def test_values_that_are_not_valid_are_left_out_and_not_told(capture, tmp_path, 
     [
         ("StudyInstanceUID", None),
         ("SOPInstanceUID", "1.2.abc"),
-        ("PatientID", SECRET * 10),
         ("PatientID", f"{SECRET}\\b"),
         ("PatientID", f"{SECRET}\n"),
         ("PatientName", f"{SECRET}\ufffd"),

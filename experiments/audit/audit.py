@@ -7,6 +7,7 @@ differs from it where the 95 % interval of the paired difference (bootstrap over
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import textwrap
@@ -16,16 +17,15 @@ from typing import Any
 import pandas as pd
 
 from datamodules.files import write_text
+from experiments.audit import interventions
 from experiments.audit import maps as audit_maps
-from experiments.audit.cascade import DRAWS, audit_cascade
 from experiments.audit.maps import Maps, Sample, alike, beside_floor, draw_sample, make_maps, paired
-from experiments.audit.perturbation import EARLY, EDGES, RANDOM, SHARES, audit_perturbation
 from experiments.build import open_run
 from experiments.evaluation.compare import group
 from experiments.evaluation.describe import show, table
 from experiments.evaluation.methods import EDGE_MAP, MapMethod
 from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import Difference, Estimate, estimate, mean, patient_weights
+from experiments.evaluation.statistics import Difference, estimate, mean, patient_weights
 from experiments.evaluation.store import plain
 from lightning_modules.stage1 import ABNORMAL
 
@@ -44,21 +44,21 @@ def audit_all(
     """
     for seeds in group(judged):
         audits = [_audit(run, peers, images or audit_maps.IMAGES) for run in seeds.runs]
-        shared = {}
         if len(audits) > 1:
             methods = audit_repeatability([maps for *_, maps in audits], audits[0][0])
             shared = {"runs": [run.folder.name for run in seeds.runs], "methods": methods}
+            for _, results, _ in audits:
+                results["repeatability"] = shared
         for run, (sample, results, _) in zip(seeds.runs, audits, strict=True):
-            results |= {"repeatability": shared} if shared else {}
             print(f"{run.folder}:\n{describe_audit(results, len(sample.patient))}", flush=True)
             about = {
                 "images": len(sample.patient),
                 "patients": len(set(sample.patient)),
-                "draws": DRAWS,
+                "draws": interventions.DRAWS,
                 "compared_every": audit_maps.GRID,
                 "top": audit_maps.TOP,
-                "shares": SHARES,
-                "early": EARLY,
+                "shares": interventions.SHARES,
+                "early": interventions.EARLY,
             }
             path, content = run.target / "audit.json", plain({**run.about, **about, **results})
             write_text(path, json.dumps(content, indent=2) + "\n")
@@ -75,10 +75,9 @@ def _audit(
     # Edges know nothing of the network: what a test says of them, it says of any picture.
     methods = [*(peers if module.classifies else ()), EDGE_MAP]
     maps = make_maps(module, methods, sample.batch)
-    results: Results = {"cascade": audit_cascade(module, methods, sample, maps)}
+    results: Results = {"cascade": interventions.audit_cascade(module, methods, sample, maps)}
     if module.classifies:
-        stride = module.encoder.strides[-1]
-        results["perturbation"] = audit_perturbation(module, sample, maps, stride)
+        results["perturbation"] = interventions.audit_perturbation(module, sample, maps)
         if "swapped_masked_probability" in run.table:
             results["leak"] = audit_leak(run.table)
     return sample, results, maps
@@ -132,6 +131,7 @@ def audit_leak(rows: pd.DataFrame) -> Results:
 
 def describe_audit(results: Results, images: int) -> str:
     """All tests of a run as tables; ``differs`` compares a figure with its yardstick."""
+    cell = functools.partial(show, between=", ")
     lines = [
         f"  audit on {images} abnormal images, 95 % intervals (docs/audit.md); differs: whether",
         "  the interval of the paired difference from the yardstick excludes 0; -: undefined",
@@ -140,7 +140,7 @@ def describe_audit(results: Results, images: int) -> str:
         rows = [["map", "another image's map", *PRINTED.values()]]
         for name, one in results["cascade"].items():
             values = [one["floor"], *(one["steps"][step] for step in PRINTED)]
-            rows.append([name, *(_cell(value[measure]) for value in values)])
+            rows.append([name, *(cell(value[measure]) for value in values)])
         lines.append(f"  {title} with the trained network's map, weights random from the top:")
         lines += table(rows)
     until = ", ".join(f"{name}: {above_until(one)}" for name, one in results["cascade"].items())
@@ -149,43 +149,37 @@ def describe_audit(results: Results, images: int) -> str:
     if "perturbation" in results:
         ways = "go (low is good) or come (high is good)"
         lines.append(f"  mean score while the first 10 % of the pixels {ways}:")
-        rows = [["map"], *([name] for name in results["perturbation"])]
-        for way in ("deletion", "insertion"):
-            rows[0] += [way, "from random", "from edges"]
-            for row, one in zip(rows[1:], results["perturbation"].values(), strict=True):
+        beside = ["from random", "from edges"]
+        rows = [["map", "deletion", *beside, "insertion", *beside]]
+        for name, one in results["perturbation"].items():
+            rows.append([name])
+            for way in ("deletion", "insertion"):
                 less = {rival: differs(value) for rival, value in one["less"][way].items()}
-                row += [_cell(one[way]), less.get(RANDOM, ""), less.get(EDGES, "")]
+                rivals = (interventions.RANDOM, interventions.EDGES)
+                rows[-1] += [cell(one[way]), *(less.get(rival, "") for rival in rivals)]
         lines += table(rows)
     if "repeatability" in results:
         runs, methods = results["repeatability"].values()
         lines.append(f"  maps of runs that differ in the seed: {', '.join(runs)}")
-        rows = [["map"], *([name] for name in methods)]
-        for measure, title in (("rank", "rank correlation"), ("iou", "IoU, top 5 %")):
-            rows[0] += [title, "another image's", "differs"]
-            for row, one in zip(rows[1:], methods.values(), strict=True):
-                row += [_cell(one[kind][measure]) for kind in ("alike", "floor")]
-                row.append(differs(one["excess"][measure]))
+        beside = ["another image's", "differs"]
+        rows = [["map", "rank correlation", *beside, "IoU, top 5 %", *beside]]
+        for name, one in methods.items():
+            rows.append([name])
+            for measure in ("rank", "iou"):
+                rows[-1] += [cell(one[kind][measure]) for kind in ("alike", "floor")]
+                rows[-1].append(differs(one["excess"][measure]))
         lines += table(rows)
     if "leak" in results:
         leak = results["leak"]
         heads = ["masked accuracy", "other class's map", f"always {leak['answer']}", "differs"]
-        figures = [_cell(leak[k]) for k in ("masked_accuracy", "swapped_accuracy", "one_answer")]
+        figures = [cell(leak[k]) for k in ("masked_accuracy", "swapped_accuracy", "one_answer")]
         lines.append("  accuracy of the masked pass: does it read the image or the mask?")
         lines += table([heads, [*figures, differs(leak["excess"])]])
     return "\n".join(lines)
 
 
-def _cell(result: Estimate) -> str:
-    return show(result, between=", ")
-
-
 def differs(value: Difference) -> str:
-    """Higher or lower than the yardstick, no, or ``-`` where that is undefined.
-
-    Example:
-        >>> [differs(Difference(0.2, low, 0.3, 0.0, 0.1)) for low in (0.1, -0.1, float("nan"))]
-        ['higher', 'no', '-']
-    """
+    """Higher or lower than the yardstick, no, or ``-`` where that is undefined."""
     if value.low != value.low:
         return "-"
     return "higher" if value.low > 0 else "lower" if value.high < 0 else "no"

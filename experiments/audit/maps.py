@@ -15,6 +15,7 @@ from datamodules.radiographs import RadiographDataModule
 from experiments.evaluation.methods import Batch, MapMethod, raw_map
 from experiments.evaluation.statistics import (
     Difference,
+    Estimate,
     difference,
     estimate,
     mean,
@@ -121,23 +122,22 @@ def beside_floor(
         ``draws``, the mean of each; all by measure.
     """
     weights, floor = sample.weights, _mean(floors)
-    joined = {step: _mean(each) for step, each in steps.items()}
-    every = list(enumerate(MEASURES))
-    return {
-        "floor": {m: estimate(mean(floor[i]), weights) for i, m in every},
-        "steps": {
-            step: {m: estimate(mean(values[i]), weights) for i, m in every}
-            for step, values in joined.items()
-        },
-        "excess": {
-            step: {m: paired(values[i], floor[i], weights) for i, m in every}
-            for step, values in joined.items()
-        },
-        "draws": {
-            step: {m: [float(_mean(one[i])) for one in each] for i, m in every}
-            for step, each in steps.items()
-        },
-    }
+    results: dict[str, Any] = {"floor": _estimates(floor, weights)}
+    results |= {"steps": {}, "excess": {}, "draws": {}}
+    for step, each in steps.items():
+        values = _mean(each)
+        results["steps"][step] = _estimates(values, weights)
+        results["excess"][step] = {
+            measure: paired(values[i], floor[i], weights) for i, measure in enumerate(MEASURES)
+        }
+        results["draws"][step] = {
+            measure: [float(_mean(one[i])) for one in each] for i, measure in enumerate(MEASURES)
+        }
+    return results
+
+
+def _estimates(values: np.ndarray, weights: np.ndarray) -> dict[str, Estimate]:
+    return {m: estimate(mean(values[i]), weights) for i, m in enumerate(MEASURES)}
 
 
 def _mean(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -157,12 +157,6 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
 
     Two dark areas are alike, so that maps with little in them score high whatever they show.
     ``(B,)`` in [-1, 1]; NaN where a map is constant and so has no shape.
-
-    Example:
-        >>> import torch
-        >>> map = torch.arange(400.0).view(1, 1, 20, 20)
-        >>> ssim(map, 10 * map + 3), ssim(map, torch.zeros_like(map))
-        (tensor([1.]), tensor([nan]))
     """
     value = structural_similarity_index_measure(
         normalise(one).float(), normalise(other).float(), data_range=1.0, reduction="none"

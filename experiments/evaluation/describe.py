@@ -65,10 +65,11 @@ def describe(evaluation: Evaluation) -> str:
     return text + "  -        not defined on these images (docs/evaluation.md)\n" * undefined
 
 
-def render(template: str, **content: Any) -> str:
-    """Fill in a template of this folder."""
+def render(template: str, folder: Path = Path(__file__).parent, **content: Any) -> str:
+    """Fill in a template of a folder; what is inserted into a page is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

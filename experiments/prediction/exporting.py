@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.onnx.errors import OnnxExporterError
 
 from datamodules.batches import MEAN, STD, to_model_input
 from datamodules.cache import Recipe
@@ -23,8 +21,9 @@ from datamodules.files import whole_file
 from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
+from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
-from experiments.prediction.network import CLASSES, Trained, load_trained, project_version
+from experiments.prediction.network import CLASSES, Trained, load_trained
 from experiments.runs import RunError
 from lightning_modules.attention import scale_map, upsample
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
@@ -73,43 +72,35 @@ def export(run: Path, file: Path, force: bool) -> None:
             f"{TOLERANCE:g} is allowed. {EXTRA}"
         )
     text = model_card(trained, file.name, hashlib.sha256(content).hexdigest(), largest)
-    with contextlib.ExitStack() as stack:  # both get their names once both are on the disk
-        stack.enter_context(whole_file(file)).write_bytes(content)
-        stack.enter_context(whole_file(card)).write_text(text, encoding="utf-8")
+    with whole_file(file) as new_file, whole_file(card) as new_card:  # both or none
+        new_file.write_bytes(content)
+        new_card.write_text(text, encoding="utf-8")
     size, fitted = trained.recipe.image_size, trained.fitted
     outputs = f"{', '.join(trained.map_thresholds)} (B, 1, {size}, {size}), float32 in [0, 1]"
     print(f"decision-basis  {trained.title}, {trained.run.checkpoint}")
     print(f"  input    image, uint8 (B, 1, {size}, {size}); normalisation is in the graph")
-    if fitted is None:
-        print(f"  outputs  {outputs}; trained on lesion masks alone, it knows no class")
-    else:
+    print(f"  outputs  {'probability (B,); ' if fitted else ''}{outputs}")
+    if fitted:
         decided = f"abnormal above {fitted.threshold:.4f}, as decided by {trained.decided_by}"
-        print(f"  outputs  probability (B,); {outputs}\n  decides  {decided}")
+        print(f"  decides  {decided}")
     print(f"  checked  on {len(images)} images, largest difference from PyTorch {largest:.1e}")
     print(f"  written  {file} ({len(content) / 1e6:.1f} MB), {card}")
 
 
 def build(trained: Trained) -> bytes:
-    """The content of an ONNX file; the network is on the CPU from now on.
-
-    A network of lesion masks alone was taught no class: no probability, CAM or PCAM.
-    """
+    """The content of an ONNX file; the network is on the CPU from now on."""
     import onnx  # of an extra
 
     about, size = describe(trained), trained.recipe.image_size
-    try:
-        program = torch.onnx.export(
-            _Graph(trained.run.module.cpu()).eval(),
-            (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
-            input_names=[INPUT],
-            output_names=list(about["outputs"]),
-            dynamic_shapes=({0: torch.export.Dim("B")},),
-            dynamo=True,
-            verbose=False,
-        )
-    except OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"torch cannot write this network as ONNX ({reason}). {EXTRA}") from error
+    program = torch.onnx.export(
+        _Graph(trained.run.module.cpu()).eval(),
+        (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
+        input_names=[INPUT],
+        output_names=list(about["outputs"]),
+        dynamic_shapes=({0: torch.export.Dim("B")},),
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None, "dynamo=True gives a program"
     model = program.model_proto
     # The exporter's notes on each node name files and folders of this machine.
@@ -125,15 +116,13 @@ def build(trained: Trained) -> bytes:
 
 
 class _Graph(nn.Module):
-    """From the square's grey values to all outputs, as ``explain`` gives them.
-
-    Each map's scale is a number, which a graph can hold (a value read from a tensor it cannot).
-    """
+    """From the square's grey values to all outputs, as ``explain`` gives them."""
 
     def __init__(self, network: Stage1Classifier) -> None:
         super().__init__()
         # A copy in the plain layout: a file's weights have no other.
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        # Numbers, which a graph can hold; values read from a tensor it cannot.
         scales = dict(zip(network.map_methods, network.map_scale.tolist(), strict=True))
         self.scales = {name: scales[name] for name in network.judged_maps}
 
@@ -143,15 +132,12 @@ class _Graph(nn.Module):
         size = image.shape[-2:]
         maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
         if not self.network.classifies:
-            return tuple(maps)
+            return tuple(maps)  # taught no class: no probability, CAM or PCAM
         return outputs.logits.softmax(1)[:, ABNORMAL], *maps
 
 
 def check_images(recipe: Recipe) -> np.ndarray:
-    """Squares on which file and network are compared, uint8 ``(N, 1, S, S)``: always the same.
-
-    Drawn radiographs, noise, black and white: no data set is needed, no patient's image is touched.
-    """
+    """Drawn radiographs, noise, black and white, uint8 ``(N, 1, S, S)``: always the same."""
     size, random = recipe.image_size, np.random.default_rng(CHECK_SEED)
     # Every tenth drawing: of different patients.
     drawings = [recipe.apply(draw(CHECK_SEED, number).image)[0] for number in range(0, 60, 10)]
@@ -163,8 +149,7 @@ def check_images(recipe: Recipe) -> np.ndarray:
 def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -> dict[str, float]:
     """The largest absolute difference of each output of a file from the network's ``explain``.
 
-    For one of the images, uint8 ``(N, 1, S, S)``, and for all at once; infinite where an output is
-    not finite.
+    For one of the images, uint8 ``(N, 1, S, S)``, and for all; infinite where one is not finite.
     """
     import onnxruntime  # of an extra
 
@@ -176,8 +161,8 @@ def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -
         answers = session.run(None, {INPUT: part})
         for output, answer in zip(session.get_outputs(), answers, strict=True):
             expected = {PROBABILITY: probability, **maps}[output.name].numpy()
-            apart = float(np.abs(answer.astype(np.float64) - expected).max())
-            apart = apart if np.isfinite(apart) else float("inf")
+            apart = np.abs(answer.astype(np.float64) - expected).max()
+            apart = float(np.nan_to_num(apart, nan=np.inf))  # NaN would pass as the smallest
             largest[output.name] = max(largest.get(output.name, 0.0), apart)
     return largest
 
@@ -195,20 +180,20 @@ def describe(trained: Trained) -> dict[str, Any]:
     if run.config.stage == "stage3":
         masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
         training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
+    grey = "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of 16 bit, "
+    grey += f"the {low:g} % quantile becomes 0 and the {high:g} % quantile 255"
     return {
         "title": f"decision-basis {trained.title}",
         "use": "research use only; not a medical device",
-        "version": project_version(),
+        "version": version("decision-basis"),
         "stage": run.config.stage,
         "run": run.folder.resolve().name,
         "checkpoint": {"name": run.checkpoint.name, "sha256": run.identity["checkpoint_hash"]},
         "classes": list(CLASSES),
-        "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, the square that "
-        "preprocessing makes",
+        "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, preprocessed",
         "outputs": {name: OUTPUTS[name] for name in outputs},
         "preprocessing": {
-            "grey": "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of "
-            f"16 bit, the {low:g} % quantile becomes 0 and the {high:g} % quantile 255",
+            "grey": grey,
             "crop": recipe.crop,
             "image_size": recipe.image_size,
             "letterbox": "longer side to image_size, aspect kept, centred on black (0)",
@@ -229,22 +214,14 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
-    """The card of the model file ``name`` for people, Markdown: its use, figures and limits.
-
-    ``largest`` is its difference from PyTorch.
-    """
+    """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
     summary = trained.run.summary("test") or {}
     names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}
     for method in trained.map_thresholds:
         names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("model_card.md.j2").render(
+    card = render(
+        "model_card.md.j2",
+        Path(__file__).parent,
         name=name,
         sha256=sha256,
         largest=largest,
@@ -256,3 +233,4 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )
+    return f"{card}\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,22 +30,13 @@ STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/"  # a folder, as in MURA
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
 
 
-def readable(path: str | os.PathLike[str]) -> str:
-    r"""A path, or a text with paths, in UTF-8: other bytes are written as ``\xe9``."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
 class Row(NamedTuple):
-    """An input and, once it was looked at, its prediction.
+    """An input and, once it was looked at, its prediction; six columns of ``predictions.csv``."""
 
-    The first six fields are the columns of ``predictions.csv``; the peak is in pixels of the
-    upright image, from 0.
-    """
-
-    path: str  # by which outputs are called: of its own, in UTF-8
+    path: str  # by which outputs are called: of its own
     probability_abnormal: float | None = None
     predicted_abnormal: int | None = None
-    map_peak_x: int | None = None
+    map_peak_x: int | None = None  # pixels of the upright image, from 0
     map_peak_y: int | None = None
     error: str = ""  # why there is no prediction or picture; after NOTE what to know of the image
     file: str = ""
@@ -64,22 +56,18 @@ class Row(NamedTuple):
 class PredictionFolder:
     """The tables and pictures of one request, and ``rows``, what is done, by path.
 
-    The folder must be new, empty, or begun by the same request. ``about``, the content of
-    ``about.json``, is the request, and which network answers it.
+    ``about``, the content of ``about.json``: the request, and which network answers it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self.about = folder, about
         folder.mkdir(parents=True, exist_ok=True)
-        fault, begun = "", folder / ABOUT
-        if begun.is_file():
-            before = json.loads(begun.read_text())
-            differ = ", ".join(name for name in REQUEST if before.get(name) != about[name])
-            fault = f"holds predictions of another request ({differ} differ)" if differ else ""
-        elif any(path.name != LOCK for path in folder.iterdir()):
-            fault = "is not empty"
-        if fault:
-            raise RunError(f"{folder} {fault}. Fix: a new folder with --out")
+        begun = folder / ABOUT
+        if not begun.is_file() and any(path.name != LOCK for path in folder.iterdir()):
+            raise RunError(f"{folder} is not empty. Fix: a new folder with --out")
+        before = json.loads(begun.read_text()) if begun.is_file() else about
+        if differ := ", ".join(name for name in REQUEST if before.get(name) != about[name]):
+            raise RunError(f"{folder}: another request ({differ}). Fix: a new folder with --out")
         self._lock = (folder / LOCK).open("w")
         with contextlib.suppress(OSError):  # a file system without locks
             if not take(self._lock):
@@ -94,12 +82,12 @@ class PredictionFolder:
         """
         now, rows = {item.path: item for item in inputs}, list(self.rows.values())
 
-        def holds(row: Row) -> bool:
-            return _hash(now[row.path]) == row.content_hash if row.path in now else row.answered
+        def stale(row: Row) -> bool:
+            here = now.get(row.path)
+            return _hash(here) != row.content_hash if here else not row.answered
 
         with ThreadPoolExecutor(usable_cores()) as pool:
-            kept = list(pool.map(holds, rows))
-        dropped = [row for row, stays in zip(rows, kept, strict=True) if not stays]
+            dropped = list(itertools.compress(rows, pool.map(stale, rows)))
         best = self.about["best_map"]
         for name in (row.path for row in dropped):
             del self.rows[name]
@@ -121,12 +109,11 @@ class PredictionFolder:
         """Write ``predictions.csv``, and ``studies.csv`` where there are studies."""
         table = pd.DataFrame(self.rows.values(), columns=Row._fields)
         table = table.astype(dict.fromkeys(Row._fields[2:5], "Int64") | {Row._fields[1]: float})
-        table["failed"] = [row.failed for row in self.rows.values()]
-        table["answered"] = [row.answered for row in self.rows.values()]
-        joined = studies(table, study_threshold)
+        unread = [row.failed and not row.answered for row in self.rows.values()]
+        joined = studies(table.assign(unread=unread), study_threshold)
         for name, rows in ((PREDICTIONS, table[[*Row._fields[:6]]]), (STUDIES, joined)):
             if len(rows):
-                write_text(self.folder / name, rows.to_csv(index=False, lineterminator="\n"))
+                write_text(self.folder / name, rows.to_csv(index=False))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """Write a file of an input, such as ``maps/<name>``."""
@@ -152,10 +139,8 @@ def studies(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
     Part, patient and study name one, its whole path where another has that name. A view that could
     not be read does not count; a study without any has no probability.
     """
-    file, failed = table["file"].map(readable), table["failed"] & ~table["answered"]
-    study = file.str.extract(STUDY, expand=False)
-    views = table.assign(failed=failed).groupby(study, sort=False)
-    failed, mean = views["failed"].sum(), views["probability_abnormal"].mean()
+    views = table.groupby(table["file"].str.extract(STUDY, expand=False), sort=False)
+    failed, mean = views["unread"].sum(), views["probability_abnormal"].mean()
     name = mean.index.to_series()
     short = name.map(lambda folder: "/".join(folder.strip("/").split("/")[-3:]))
     return pd.DataFrame(
@@ -169,9 +154,9 @@ def studies(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
     )
 
 
-def _hash(item: Row) -> str:
+def _hash(row: Row) -> str:
     try:
-        return "" if item.error else hashlib.sha256(read_content(Path(item.file))).hexdigest()
+        return hashlib.sha256(read_content(Path(row.file))).hexdigest()
     except DataError:
         return ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ CLASSES = ("normal", "abnormal")
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, whose summaries are of this very checkpoint, and what val decided for it."""
+    """A run and what val decided for this very checkpoint."""
 
     run: Run
     fitted: Fitted | None  # None for a network that does not classify
@@ -66,19 +65,17 @@ def load_trained(place: Path) -> Trained:
     """Open a run directory or checkpoint; val is judged now where nobody has judged it yet."""
     run = open_run(place)
     summary, decided_by, notes = _decisions(run, place)
-    decided = summary.get("fitted", {})
-    maps = decided.get("maps", {})
+    decided = {**Fitted(EVEN, EVEN, 1.0)._asdict(), "maps": {}, **summary.get("fitted", {})}
+    maps = decided.pop("maps")
     tuned = {name: maps.get(name, {}).get("threshold") for name in run.module.judged_maps}
     undecided = tuple(name for name, threshold in tuned.items() if threshold is None)
     notes += [note for note in summary.get("notes", []) if note == REPLACED]
-    if undecided and decided:
+    if undecided and summary:
         missing = "NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for"
         notes.append(f"{missing} {', '.join(undecided)}")
-    defaults = {"threshold": EVEN, "study_threshold": EVEN, "temperature": 1.0}
-    fitted = Fitted(**{name: float(decided.get(name, defaults[name])) for name in defaults})
     return Trained(
         run=run,
-        fitted=fitted if run.module.classifies else None,
+        fitted=Fitted(**decided) if run.module.classifies else None,
         map_thresholds={name: EVEN if t is None else float(t) for name, t in tuned.items()},
         undecided_maps=undecided,
         decided_by=decided_by,
@@ -106,11 +103,3 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
         f"thresholds. Where its data is: python -m experiments.evaluate {place} --split val"
     )
     return {}, "nobody: 0.5 stands in", [note]
-
-
-def project_version() -> str:
-    """This project's version, as installed."""
-    try:
-        return version("decision-basis")
-    except PackageNotFoundError:  # run from a folder that nobody installed
-        return "not installed"

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import cv2
@@ -20,7 +21,6 @@ from pydicom.valuerep import DA, TM, validate_value
 from datamodules.dicom import hush
 from datamodules.index import DataError
 from experiments.drawing import contours, draw_outline, draw_peak, overlay, resize
-from experiments.prediction.network import project_version
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -59,9 +59,8 @@ def draw(
 ) -> np.ndarray:
     """Draw a radiograph, uint8 ``(H, W)``, under its map in [0, 1], with words below; BGR.
 
-    What reaches the threshold is outlined; the peak (x, y) gets a cross. ``largest`` is the image's
-    longer side at most, pixels. ``beside``: the bare radiograph stands to the left, since colours
-    hide what they mark.
+    What reaches the threshold is outlined; the peak (x, y) gets a cross. ``largest``: px of the
+    longer side. ``beside``: the bare radiograph stands to the left; colours hide what they mark.
     """
     bare = cv2.cvtColor(resize(image, SMALLEST, largest), cv2.COLOR_GRAY2BGR)
     heat = cv2.resize(heat, bare.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -84,7 +83,6 @@ def draw(
 
 
 def _words(lines: Sequence[str], width: int, threshold: float, size: float) -> np.ndarray:
-    """A black strip: the colour bar from 0 to 1, the threshold marked, and lines of words."""
     step, thick = max(1, round(LINE * size)), max(1, round(size * 1.5))
     strip = np.zeros((step * (len(lines) + 1) + 2 * GAP, width, 3), np.uint8)
     left, top, bottom = GAP + round(NUMBER * size / 2), GAP + step // 4, GAP + step // 4 + step // 2
@@ -105,19 +103,16 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
     """The file of a Secondary Capture: of the source's patient and study, in another series.
 
     A DataError names elements of the source by keyword, and never repeats a value. ``picture`` is
-    RGB, uint8 ``(H, W, 3)``, with "research use only" burnt in. ``series`` says what the series is
-    of, such as a network's hash: a study has one series of it. ``derivation`` holds no ids.
+    RGB, uint8 ``(H, W, 3)``; a study has one series of each ``series``, such as a network's hash.
     """
     import highdicom  # of an extra
 
     hush()
     about, content = _taken_over(source), io.BytesIO()
-    purpose = ("121322", "DCM", "Source image for image processing operation")
+    reference = Dataset()  # PS3.3 C.7.6.1.1.4
+    reference.ReferencedSOPClassUID = about.SOPClassUID
+    reference.ReferencedSOPInstanceUID = about.SOPInstanceUID
     try:
-        reference = Dataset()  # PS3.3 C.7.6.1.1.4
-        reference.ReferencedSOPClassUID = about.SOPClassUID
-        reference.ReferencedSOPInstanceUID = about.SOPInstanceUID
-        reference.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept(*purpose)]
         made: Dataset = highdicom.sc.SCImage.from_ref_dataset(
             about,
             pixel_array=picture,
@@ -130,7 +125,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
             instance_number=max(1, int(about.get("InstanceNumber") or 1)),
             manufacturer=MAKER,
             manufacturer_model_name=MAKER,
-            software_versions=project_version(),
+            software_versions=version("decision-basis"),
             series_description=SERIES,
             patient_orientation=("L", "F"),  # highdicom needs one; the source's follows
             specific_character_set=None,  # taken over below: highdicom refuses some that are valid

@@ -58,15 +58,20 @@ class Predictor:
         with bar, ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(inputs), size):
                 batch = list(pool.map(self._decode, inputs[start : start + size]))
-                with one_thread():
-                    rows = self._answer(batch, pool)
-                self.folder.add(rows)
-                bar.update(len(rows))
+                seen = [each for each in batch if isinstance(each, Seen)]
+                answers = []
+                if seen:
+                    with one_thread():
+                        probability, maps = self.trained.explain(
+                            np.stack([each.square for each in seen])
+                        )
+                    of_each = [{name: maps[name][i] for name in maps} for i in range(len(seen))]
+                    answers = list(pool.map(self._finish, seen, probability.tolist(), of_each))
+                done = iter(answers)
+                self.folder.add([e if isinstance(e, Row) else next(done) for e in batch])
+                bar.update(len(batch))
 
     def _decode(self, row: Row) -> Seen | Row:
-        """The decoded image, or a row that says why there is none."""
-        if row.error:
-            return row
         try:
             data = read_content(Path(row.file))
             row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
@@ -75,23 +80,12 @@ class Predictor:
             return row._replace(error=_reason(error, row))
         height, width = image.shape
         if min(width, height) < SMALLEST:
-            fault = f"is {width} x {height} pixels, and no side may be below {SMALLEST}"
-            return row._replace(error=f"{fault}; give the radiograph itself")
+            fault = f"is {width} x {height} pixels: expected {SMALLEST} or more a side"
+            return row._replace(error=f"{fault}. Fix: give the radiograph itself")
         row = row._replace(error=f"{NOTE}{note}" if note else "")
         return Seen(row, image, *self.trained.recipe.apply(image))
 
-    def _answer(self, batch: Sequence[Seen | Row], pool: ThreadPoolExecutor) -> list[Row]:
-        """The rows of a batch, in its order."""
-        seen = [each for each in batch if isinstance(each, Seen)]
-        if not seen:
-            return [each for each in batch if isinstance(each, Row)]
-        probability, maps = self.trained.explain(np.stack([each.square for each in seen]))
-        of_each = [{name: maps[name][i] for name in maps} for i in range(len(seen))]
-        done = pool.map(self._finish, seen, probability.tolist(), of_each)
-        return [each if isinstance(each, Row) else next(done) for each in batch]
-
     def _finish(self, seen: Seen, probability: float, maps: dict[str, np.ndarray]) -> Row:
-        """Write the maps and pictures of an image; return its row."""
         row, fitted, best = seen.row, self.trained.fitted, self.trained.run.module.best_map
         if fitted is not None:
             called = int(probability > fitted.threshold)
@@ -103,11 +97,11 @@ class Predictor:
                 grey = cv2.convertScaleAbs(heat, alpha=255)  # rounds
                 self.folder.write("maps", f"{row.path}.{method}.png", encode(grey))
             if method == best:
-                row = self._look(seen, row, heat)
+                row = self._show(seen, row, heat)
         return row
 
-    def _look(self, seen: Seen, row: Row, heat: np.ndarray) -> Row:
-        """Fill the row by the best map ``(H, W)``, and write the pictures that show it.
+    def _show(self, seen: Seen, row: Row, heat: np.ndarray) -> Row:
+        """Add the peak of the best map ``(H, W)``, and write the pictures that show it.
 
         No name of a file or a patient is drawn. A map that nowhere reaches its threshold gets no
         cross: its peak is no evidence.
@@ -127,22 +121,22 @@ class Predictor:
             words = [f"abnormal {row.probability_abnormal:.2f}: {called} {decided}"]
         words.append(f"{best.upper()} map, {run.config.stage.replace('stage', 'stage ')}: {shows}")
         picture = partial(draw, seen.image, heat, threshold, cross, words)
-        how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source image"
-        how, name = f"{how}; research use only, not for diagnosis", f"{row.path}.{best}"
-        try:
-            self.folder.write("overlays", f"{name}.png", encode(picture(OVERLAY, True)))
-            data = Path(row.file).read_bytes() if self.dicom else b""
-            if is_dicom(data):
-                source, rgb = read_dicom(data, Path(row.file)), picture(CAPTURE, False)[..., ::-1]
-                series = str(run.identity["checkpoint_hash"])
+        name = f"{row.path}.{best}"
+        self.folder.write("overlays", f"{name}.png", encode(picture(OVERLAY, True)))
+        data = Path(row.file).read_bytes() if self.dicom else b""
+        if is_dicom(data):
+            rgb, series = picture(CAPTURE, False)[..., ::-1], str(run.identity["checkpoint_hash"])
+            how = f"{best.upper()} map of a neural network ({self.trained.title}) over the source "
+            how += "image; research use only, not for diagnosis"
+            try:
+                source = read_dicom(data, Path(row.file))
                 capture = secondary_capture(source, rgb, series, how)
                 self.folder.write("dicom", f"{name}.dcm", capture)
-        except (ValueError, TypeError, cv2.error) as error:  # the prediction stands, ends no others
-            fault = "" if isinstance(error, DataError) else "no overlay can be drawn: "
-            return row._replace(error=f"{fault}{_reason(error, row)} {row.error}".rstrip())
+            except DataError as error:  # the prediction stands
+                return row._replace(error=f"{_reason(error, row)} {row.error}".rstrip())
         return row
 
 
-def _reason(error: Exception, row: Row) -> str:
+def _reason(error: DataError, row: Row) -> str:
     """One line without the file's name, which the row has already."""
     return " ".join(str(error).removeprefix(f"{row.file}: ").split())

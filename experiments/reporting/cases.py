@@ -54,9 +54,8 @@ class Column(NamedTuple):
 def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     """Choose images by figures alone: best, median and worst, then false positives.
 
-    Returns:
-        What orders them: ``val``, ``Otsu`` (the IoU of ``method`` at that threshold) or
-        ``probability``, "" where nothing can; and their rows with ``kind``, ``number``, ``count``.
+    Returns what orders them (``val`` or ``Otsu``: the IoU of ``method`` at that threshold,
+    ``probability``, or "" where nothing can) and their rows with ``kind``, ``number``, ``count``.
     """
     masked, normal = table[table["lesion_area"].notna()], table[table["label"] == 0]
     if len(masked):
@@ -71,12 +70,8 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
     else:
         return "", table[:0]
     false = normal.assign(missed=-claimed, far=0)[claimed > least]
-    order, false = (
-        rows.sort_values(["missed", "far", "path"]).assign(
-            number=range(1, len(rows) + 1), count=len(rows)
-        )
-        for rows in (order, false)
-    )
+    order, false = (r.sort_values(["missed", "far", "path"]) for r in (order, false))
+    order, false = (r.assign(number=np.arange(len(r)) + 1, count=len(r)) for r in (order, false))
     last, middle = len(order) - 1, (len(order) - 1) // 2
     kinds = {last: "Worst", last - 1: "Worst", 0: "Best", 1: "Best"}
     kinds |= {middle: "Median", middle + 1: "Median"}  # of a handful the typical ones are kept
@@ -86,10 +81,7 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
 
 
 def draw(path: str, columns: Sequence[Column], reference: Column) -> list[dict[str, Any]]:
-    """Draw an image that the reference picked: radiograph, maps over it, lesion mask, close-up.
-
-    Each picture has a ``name``, ``src`` (a data URI), ``hit`` and ``area`` (what a map claims).
-    """
+    """Draw an image that the reference picked: radiograph, maps over it, lesion mask, close-up."""
     _, lesion, _ = reference.look(path)
     radiograph = decode(reference.opened.data.root / path)
     grey = _grey(radiograph)
@@ -118,9 +110,9 @@ def _map(
     heat, size = data.to_original(square, row).clip(0, 1), grey.shape[1::-1]
     picture = overlay(grey, cv2.resize(heat, size, interpolation=cv2.INTER_AREA))
     draw_outline(picture, lines, OUTLINE)
-    hit, area = line[f"{method}_hit"], line[f"{method}_area"]
+    area, hit = line[f"{method}_area"], line[f"{method}_hit"]
     hit = NAN if pd.isna(hit) else hit  # NA where the run was judged just now
-    if not pd.isna(hit) or area != 0:  # the peak of a map of nearly 0 lies anywhere
+    if hit == hit or area != 0:  # the peak of a map of nearly 0 lies anywhere
         peak = [line[f"{method}_peak_{axis}"] + 0.5 for axis in "xy"]
         scale = [shown / original for shown, original in zip(size, heat.shape[::-1], strict=True)]
         draw_peak(picture, int(peak[0] * scale[0]), int(peak[1] * scale[1]), (11, 27), TICKS)
@@ -129,9 +121,8 @@ def _map(
 
 def _grey(image: np.ndarray) -> np.ndarray:
     """An image ``(H, W)`` at the size of a page, from its darkest to its lightest grey, BGR."""
-    small = resize(image, SIDE, SIDE)
-    low, high = int(small.min()), int(small.max())
-    stretched = (small.astype(np.float32) - low) / max(high - low, 1) * 255
+    small = resize(image, SIDE, SIDE).astype(np.float32)
+    stretched = (small - small.min()) / max(np.ptp(small), 1) * 255
     return cv2.cvtColor(stretched.astype(np.uint8), cv2.COLOR_GRAY2BGR)
 
 
@@ -150,8 +141,7 @@ def _close_up(image: np.ndarray, lesion: np.ndarray) -> np.ndarray | None:
 
 
 def _outline(lesion: np.ndarray, size: tuple[int, ...]) -> Sequence[np.ndarray]:
-    """Lines around a lesion at the size of a picture, drawn outside: the lesion stays seen."""
-    # Any share of a pixel counts: a small lesion would vanish.
+    # Outside the lesion, which stays seen. Any share of a pixel counts: a small one would vanish.
     part = cv2.resize(lesion, size, interpolation=cv2.INTER_AREA) > 0
     wider = cv2.dilate(part.astype(np.uint8), np.ones((2 * AROUND + 1,) * 2, np.uint8))
     return contours(wider, cv2.RETR_EXTERNAL)

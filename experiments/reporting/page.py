@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,7 +13,6 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from datamodules.files import write_text
@@ -21,6 +21,7 @@ from experiments.build import build_data, open_run
 from experiments.config import Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
 from experiments.evaluation.compare import Group, group
+from experiments.evaluation.describe import render
 from experiments.evaluation.run import check_different
 from experiments.evaluation.statistics import Estimate
 from experiments.evaluation.store import judged
@@ -52,14 +53,7 @@ def page_of(runs: Sequence[Path], out: Path | None) -> Path:
 
 def write_page(page: Path, **content: Any) -> None:
     """Write what :func:`gather` returned, whole or not at all; all that is inserted is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(page, environment.get_template("page.html.j2").render(content, MARK=MARK))
+    write_text(page, render("page.html.j2", Path(__file__).parent, MARK=MARK, **content))
 
 
 def gather(
@@ -137,19 +131,12 @@ def train_command(config: Config) -> str:
 
 def versions() -> dict[str, str]:
     """Of the project, Python, and the packages that figures and pictures depend on."""
-    installed = {package.name: package.version for package in metadata.distributions()}
-    known = {"decision-basis": "from source", "commit": _commit(), "Python": python_version()}
-    known |= {name: installed[name] for name in PACKAGES if name in installed}
-    return {name: text for name, text in known.items() if text}
-
-
-def _commit() -> str:
-    """The commit of this source, with a + where it has changed since; "" where git cannot tell."""
     house = Path(__file__).resolve().parents[2]
-    # Not of a repository around an environment.
-    git = ["git", f"--git-dir={house / '.git'}", f"--work-tree={house}", "describe", "--always"]
-    git += ["--exclude=*", "--abbrev=12", "--dirty=+"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
+    own = {"decision-basis": "from source", "Python": python_version()}
+    if (house / ".git").exists() and shutil.which("git"):  # not a repository around an environment
+        git = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+        own["commit"] = subprocess.run(
+            git, cwd=house, capture_output=True, text=True
+        ).stdout.strip()
+    installed = {package.name: package.version for package in metadata.distributions()}
+    return own | {name: installed[name] for name in PACKAGES if name in installed}

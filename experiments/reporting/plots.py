@@ -90,12 +90,9 @@ def reliability_plot(group: Group) -> Plot:
         label = "" if seed else "15 bins; area: images"
         dots = ax.scatter(bins["probability"], bins["abnormal"], size, "C0", label=label)
         dots.set(alpha=0.6, clip_on=False)
-    title = group.name[0].upper() + group.name[1:]
-    listed = ", ".join(
-        f"{row['abnormal']:.2f} at {row['probability']:.2f} ({row['images']:.0f} images)"
-        for row in seeds[0].to_dict("records")
-    )
-    return Plot(title, f"Share that is abnormal at each probability: {listed}.", _svg(ax))
+    rows = zip(*(seeds[0][name] for name in ("abnormal", "probability", "images")), strict=True)
+    listed = ", ".join(f"{a:.2f} at {p:.2f} ({count} images)" for a, p, count in rows)
+    return Plot(group.name, f"Share that is abnormal at each probability: {listed}.", _svg(ax))
 
 
 def sweeps(folder: Path) -> dict[str, pd.DataFrame]:
