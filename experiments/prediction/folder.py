@@ -122,7 +122,7 @@ class PredictionFolder:
         path.write_bytes(content)
 
     def close(self) -> None:
-        """Let others write the folder."""
+        """Release the lock."""
         self._lock.close()
 
 
@@ -136,8 +136,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
 def studies(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
     """Join the views of each study by the mean of their probabilities (Rajpurkar et al. 2018).
 
-    Part, patient and study name one, its whole path where another has that name. A view that could
-    not be read does not count; a study without any has no probability.
+    Part, patient and study name one, its whole path where another has that name.
     """
     views = table.groupby(table["file"].str.extract(STUDY, expand=False), sort=False)
     failed, mean = views["unread"].sum(), views["probability_abnormal"].mean()

@@ -154,25 +154,26 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
 
 def _taken_over(source: Dataset) -> Dataset:
     """The valid elements of patient and study (PS3.5, 6.2): highdicom takes them over unchecked."""
-    about, wrong = Dataset(), []
+    about = Dataset()
     for name in (*IDS, *OTHERS):
-        vr = dictionary_VR(name)
         try:
-            value = source.get(name) or ""
-            several = isinstance(value, MultiValue)
-            texts = [str(text) for text in (value if several else [value])]
-            valid = not GARBLED.search("".join(texts))
-            valid &= name == "SpecificCharacterSet" or not several
-            valid &= name != "PatientSex" or value in ("", "F", "M", "O")
-            for text in filter(None, texts):
-                validate_value(vr, text, pydicom.config.RAISE)
-                valid &= vr not in DATED or bool(DATED[vr](text))
+            value, valid = source.get(name) or "", True
+            _validate(name, value)
         except Exception:  # a stranger's values
-            valid = False
-        if valid and value:
+            value, valid = "", False
+        if value:
             setattr(about, name, value)
         elif name in NEEDED or (name in IDS and not valid):
-            wrong.append(name)
-    if wrong:
-        raise DataError(f"{REFUSED}{', '.join(wrong)} missing or not valid. Fix: mend its header")
+            raise DataError(f"{REFUSED}{name} missing or not valid. Fix: mend its header")
     return about
+
+
+def _validate(name: str, value: Any) -> None:
+    vr, several = dictionary_VR(name), isinstance(value, MultiValue)
+    texts = [str(text) for text in (value if several else [value])]
+    wrong = GARBLED.search("".join(texts)) or (several and name != "SpecificCharacterSet")
+    if wrong or (name == "PatientSex" and value not in ("", "F", "M", "O")):
+        raise ValueError(name)
+    for text in filter(None, texts):
+        validate_value(vr, text, pydicom.config.RAISE)
+        DATED.get(vr, str)(text)

@@ -24,8 +24,7 @@ SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
 def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, dicom: bool) -> int:
     """Predict on all images in files and folders; return the exit status.
 
-    ``methods`` are the maps that are written, with commas, or None for all; with ``dicom``, DICOM
-    inputs also get Secondary Captures.
+    ``methods``: the maps to write, with commas, or all; ``dicom``: Secondary Captures of DICOM.
     """
     inputs, left_out = find_inputs(places)
     if dicom and find_spec("highdicom") is None:
@@ -52,9 +51,7 @@ def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, d
 def find_inputs(places: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
     """Find the images in files and folders; count what was left out of folders, by kind.
 
-    A named file is taken as it is; of a folder, everything below that is PNG, JPEG or DICOM by
-    suffix or by content, but no hidden files and no earlier predictions. An input is called by its
-    POSIX path below the folder; with several, after the folder's name.
+    An input is called by its POSIX path below the folder; with several, after the folder's name.
     """
     inputs: dict[str, Row] = {}
     left_out: Counter[str] = Counter()
