@@ -13,7 +13,7 @@ from datamodules.decode import decode
 from experiments import evaluate, export
 from experiments.evaluation.store import read_images
 from experiments.prediction import exporting
-from experiments.prediction.exporting import check_images, differences, model_card
+from experiments.prediction.exporting import check_images, model_card
 from experiments.prediction.network import load_trained
 from tests.untrained import judge, make_run
 
@@ -34,9 +34,11 @@ def run(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(run):
-    """Its file, in a folder that the command makes."""
-    file = run.parent / "a folder" / "model.onnx"
-    assert export.main([str(run), "--out", str(file)]) == 0
+    """Its file, in the place of an older one."""
+    file = run.parent / "model.onnx"
+    file.write_bytes(b"an older one")
+    assert export.main([str(run), "--out", str(file), "--force"]) == 0
+    assert sorted(run.parent.glob("model*")) == [file.with_suffix(".md"), file]
     return file
 
 
@@ -45,22 +47,14 @@ def network(run):
     return load_trained(run)
 
 
-def ask(file, squares):
-    session = onnxruntime.InferenceSession(file)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {"image": squares[:, None]}), strict=True))
-
-
-def metadata(file):
-    return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
-
-
 def test_the_file_says_what_network_and_evaluation_say(run, file, network, trained):
     table = read_images(run / "evaluation" / "test" / "images.csv")
     decoded = [decode(trained.root.parent / "phantom" / path) for path in table["path"]]
     squares = np.stack([network.recipe.apply(image)[0] for image in decoded])
-    answers, (probability, maps) = ask(file, squares), network.explain(squares)
-    assert list(answers) == ["probability", "cam", "pcam", "fcn"]
+    session, (probability, maps) = onnxruntime.InferenceSession(file), network.explain(squares)
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["probability", "cam", "pcam", "fcn"]
+    answers = dict(zip(names, session.run(None, {"image": squares[:, None]}), strict=True))
     assert answers["probability"] == pytest.approx(probability, abs=1e-4)
     assert answers["probability"] == pytest.approx(table["probability"].to_numpy(), abs=1e-4)
     for name, expected in maps.items():
@@ -70,7 +64,8 @@ def test_the_file_says_what_network_and_evaluation_say(run, file, network, train
 
 
 def test_file_and_card_say_what_the_network_needs_decides_and_is_worth(run, file, network):
-    texts, card = metadata(file), file.with_suffix(".md").read_text()
+    texts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    card = file.with_suffix(".md").read_text()
     values = {key: json.loads(text) for key, text in texts.items() if text[0] in "[{"}
     summary = json.loads((run / "evaluation/test/summary.json").read_text())
     fitted, (low, high) = summary["fitted"], summary["intervals"]["fcn/hit"]
@@ -116,21 +111,18 @@ def test_a_file_that_disagrees_is_not_left(run, file, network, tmp_path, capsys,
         assert difference in error
         assert list(tmp_path.iterdir()) == []
     images = check_images(network.recipe)
-    assert differences(file.read_bytes(), network.run.module.cpu(), images)["fcn"] < 1e-4
+    assert exporting.differences(file.read_bytes(), network.run.module.cpu(), images)["fcn"] < 1e-4
 
 
-def test_masks_alone_teach_no_class(tmp_path, capsys):
+def test_masks_alone_teach_no_class(tmp_path):
     words = ["loss.classification=false", "checkpoint.every_steps=null"]
-    run = judge(make_run(tmp_path, words=words))
-    file = tmp_path / "new" / "masks.onnx"
-    file.parent.mkdir()
-    file.write_bytes(b"an older one")
-    assert export.main([str(run), "--out", str(file), "--force"]) == 0
-    assert sorted(file.parent.iterdir()) == [file.with_suffix(".md"), file]
-    assert "outputs  fcn (B, 1, 64, 64), float32 in [0, 1]\n" in capsys.readouterr().out
-    assert list(ask(file, check_images(load_trained(run).recipe)[:, 0])) == ["fcn"]
-    assert "threshold" not in metadata(file)
-    card = " ".join(file.with_suffix(".md").read_text().split())
+    alone = load_trained(judge(make_run(tmp_path, words=words)))
+    about, squares = exporting.describe(alone), torch.from_numpy(check_images(alone.recipe))
+    assert list(about["outputs"]) == ["fcn"]
+    assert "threshold" not in about
+    (drawn,) = exporting._Graph(alone.run.module)(squares)
+    assert drawn.shape == squares.shape
+    card = " ".join(model_card(alone, "masks.onnx", "0" * 64, 0.0).split())
     assert "it gives a map of the lesion and no probability" in card
     assert "no evaluation of this very checkpoint on test was found" in card
     assert "`cam`" not in card

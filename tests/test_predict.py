@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 
 from experiments import evaluate
 from experiments.evaluation.store import read_images
@@ -47,21 +46,6 @@ def test_a_folder_gives_rows_maps_and_overlays(predict, drawings, tmp_path):
         assert predict(scans, "--methods", "pcam", out=scans / name)[:2] == (0, rows)
     written = [path.name for path in (scans / "one" / "maps").rglob("*.png")]
     assert [name.split(".")[-2] for name in written] == ["pcam", "pcam"]
-
-
-def test_a_turned_jpeg_has_the_map_of_the_upright_image(predict, drawings, tmp_path):
-    exif, turned = Image.Exif(), tmp_path / "in" / "turned.jpg"
-    exif[0x0112] = 6
-    turned.parent.mkdir()
-    Image.fromarray(drawings[0]).save(turned, exif=exif, quality=95)
-    with Image.open(turned) as stored:
-        upright = np.ascontiguousarray(np.rot90(np.array(stored), -1))
-    save(turned.parent, {"upright.png": upright})
-    _, rows, _ = predict(turned.parent, out=tmp_path / "out")
-    assert rows["turned.jpg"][1:6] == rows["upright.png"][1:6]
-    maps = [read_grey(tmp_path / "out" / "maps" / f"{name}.fcn.png") for name in rows]
-    assert maps[0].shape == upright.shape
-    np.testing.assert_array_equal(*maps)
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, drawings, tmp_path):

@@ -20,7 +20,7 @@ from experiments.reporting.cases import pick
 from experiments.reporting.plots import curves, reliability_plot, sweep_plots
 from tests.test_comparison import made
 
-NAN, IMAGES = float("nan"), "evaluation/test/images.csv"
+NAN = float("nan")
 HOSTILE = '<script>alert("x")</script>&{{ 999 * 999 }}'
 
 
@@ -95,35 +95,24 @@ def test_the_claim_is_of_the_last_map_of_the_last_stage(show, runs, claims):
     assert ("AUROC" in page) == (runs[0].fitted is not None)
 
 
-def case_of(run, name):
-    case = run.table.iloc[0].to_dict() | {"kind": "Median", "number": 1, "count": 1}
-    picture = {"name": name, "src": "data:image/jpeg;base64,", "hit": 1.0, "area": NAN}
-    return {**case, "pictures": [picture]}
-
-
-def test_what_is_inserted_is_escaped(show):
-    run = made(name=HOSTILE)
-    words = {"body_part": HOSTILE, "lesion_type": HOSTILE, "path": run.table.path + HOSTILE}
-    run.table, run.estimates = run.table.assign(**words), {}
-    run.notes = [HOSTILE, f"half finished: {HOSTILE}"]
-    run.__post_init__()
-    page = show(run, cases=[case_of(run, HOSTILE)], rule="val")
-    assert "998001" not in page
-    assert page.count('<script>alert("x")</script>') > 15
-
-
-def test_without_masks_the_page_goes_by_probability(show):
-    run = made(words=["data.name=mura"])
+def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_escaped(show):
+    run = made(name=HOSTILE, words=["data.name=mura"])
     run.table[run.table.filter(regex="lesion_area|_hit|_iou|_distance").columns] = NAN
+    run.table = run.table.assign(body_part=HOSTILE, lesion_type=HOSTILE)
     dark = {"lesion_pixels": np.zeros((40, 256)), "pixels": np.zeros((40, 256))}
     run.maps, run.estimates = {"pcam": run.maps["pcam"]._replace(**dark)}, {}
+    run.notes = [HOSTILE, f"half finished: {HOSTILE}"]
     run.__post_init__()
-    page = show(run, cases=[case_of(run, "Radiograph")])
+    picture = {"name": HOSTILE, "src": "data:image/jpeg;base64,", "hit": 1.0, "area": NAN}
+    case = run.table.iloc[0].to_dict() | {"kind": "Median", "number": 1, "count": 1}
+    page = show(run, cases=[{**case, "path": HOSTILE, "pictures": [picture]}])
     claims = ["with an AUROC of", "no test image has a lesion mask, so that nobody can say whether"]
     claims += ["ordered by the probability", "DenseNet-169, ImageNet (published, on"]
     claims += ["radiographs of mura", "before you pass it on"]
     assert [claim for claim in claims if claim not in page] == []
     assert "Images with a lesion" not in page
+    assert "998001" not in page
+    assert page.count('<script>alert("x")</script>') > 12
 
 
 def cases(count=9, normal=4, **columns):
@@ -246,31 +235,22 @@ def test_without_images_no_data_is_needed(runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "arrange", "message"),
-    [
-        ("data.root=x", None, "no run directory. Fix: name one, such as"),
-        ("{run}", lambda run: (run / "checkpoints/best.ckpt").unlink(), "best.ckpt does not exist"),
-        (
-            "{run} --out {run}/..",
-            lambda run: (run.parent / "report.html").write_text("my own notes"),
-            "was not written by this command. Fix: name another",
-        ),
-        (
-            "{run} --out {run}",  # judged by masks of another size
-            lambda run: (
-                pd.read_csv(run / IMAGES)
-                .eval("lesion_area = 2 * lesion_area")
-                .to_csv(run / IMAGES, index=False)
-            ),
-            "was judged on other data than phantom is today",
-        ),
-    ],
-)
-def test_what_cannot_be_reported_is_named(runs, tmp_path, words, arrange, message, capsys):
+def test_what_cannot_be_reported_is_named(runs, tmp_path, capsys):
     run = shutil.copytree(runs[0], tmp_path / "run")
-    if arrange:
-        arrange(run)
-    assert report.main(words.format(run=run).split()) == 2
-    assert message in capsys.readouterr().err
-    assert {path.read_text() for path in tmp_path.rglob("report.html")} <= {"my own notes"}
+    images, page = run / "evaluation/test/images.csv", tmp_path / "report.html"
+    table = pd.read_csv(images).eval("lesion_area = 2 * lesion_area")  # of other masks
+    page.write_text("my own notes")
+    for arrange, words, message in (
+        (lambda: None, [], "no run directory. Fix: name one, such as"),
+        (lambda: None, [run, "--out", tmp_path], "was not written by this command. Fix: name"),
+        (
+            lambda: table.to_csv(images, index=False),
+            [run, "--out", run],
+            "was judged on other data",
+        ),
+        ((run / "checkpoints/best.ckpt").unlink, [run], "best.ckpt does not exist"),
+    ):
+        arrange()
+        assert report.main([*map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+    assert page.read_text() == "my own notes"
