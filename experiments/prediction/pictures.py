@@ -108,7 +108,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
     import highdicom  # of an extra
 
     hush()
-    about, content = _taken_over(source), io.BytesIO()
+    about, content, software = _taken_over(source), io.BytesIO(), version(MAKER)
     reference = Dataset()  # PS3.3 C.7.6.1.1.4
     reference.ReferencedSOPClassUID = about.SOPClassUID
     reference.ReferencedSOPInstanceUID = about.SOPInstanceUID
@@ -125,7 +125,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
             instance_number=max(1, int(about.get("InstanceNumber") or 1)),
             manufacturer=MAKER,
             manufacturer_model_name=MAKER,
-            software_versions=version("decision-basis"),
+            software_versions=software,
             series_description=SERIES,
             patient_orientation=("L", "F"),  # highdicom needs one; the source's follows
             specific_character_set=None,  # taken over below: highdicom refuses some that are valid
