@@ -158,9 +158,10 @@ def test_each_step_draws_its_own_weights_and_leaves_the_trained_network_alone(mo
     torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), atol=1e-5, rtol=1e-4)
 
 
-def test_the_cascade_of_a_network(module, sample):
+def test_the_cascade_of_a_network(module, sample, monkeypatch):
+    monkeypatch.setattr(changes, "DRAWS", (7, 8))
     maps = make_maps(module, [EDGE_MAP], sample.batch)
-    results = changes.audit_cascade(module, [EDGE_MAP], sample, maps, draws=(7, 8))
+    results = changes.audit_cascade(module, [EDGE_MAP], sample, maps)
     edges, cam = results["edges"], results["cam"]
     assert list(cam["steps"]) == list(cam["excess"]) == list(changes.steps(module))
     assert list(cam["dark"]) == ["trained", *changes.steps(module)]
@@ -295,9 +296,10 @@ def test_a_leak_is_seen(swapped, beside_one_answer, called):
 
 
 @pytest.mark.slow
-def test_each_run_has_its_audit(trained, tmp_path):
+def test_each_run_has_its_audit(trained, tmp_path, monkeypatch):
     """Two seeds of stage 1 and one of stage 3, judged and audited in one go."""
     runs = [trained.copy(name, tmp_path) for name in ("stage1", "second", "stage3")]
+    monkeypatch.setattr(changes, "DRAWS", (7,))
     words = [*map(str, runs), "--no-baselines", "--peers", "gradcampp", "--audit"]
     with contextlib.redirect_stdout(io.StringIO()) as text:
         assert evaluate.main([*words, "--audit-images", "6"]) == 0

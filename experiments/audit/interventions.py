@@ -39,11 +39,7 @@ Score = Callable[[Tensor], Tensor]  # from images (B, 1, H, W) to (B,)
 
 
 def audit_cascade(
-    module: Stage1Classifier,
-    methods: Sequence[MapMethod],
-    sample: Sample,
-    trained: Maps,
-    draws: Sequence[int] = DRAWS,
+    module: Stage1Classifier, methods: Sequence[MapMethod], sample: Sample, trained: Maps
 ) -> dict[str, dict[str, Any]]:
     """How similar the trained network's maps are to those of ever more random networks.
 
@@ -54,7 +50,7 @@ def audit_cascade(
     similar: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in trained}
     dark = {name: {"trained": [_dark(maps)]} for name, maps in trained.items()}
     unchanged = dict.fromkeys(trained, True)
-    for seed in tqdm(draws, desc="random weights", leave=False, disable=None):
+    for seed in tqdm(DRAWS, desc="random weights", leave=False, disable=None):
         for step, changed in cascade(module, sample.batch["image"], seed):
             for name, maps in make_maps(changed, methods, sample.batch).items():
                 similar[name].setdefault(step, []).append(alike(trained[name], maps))

@@ -23,7 +23,7 @@ from datamodules.files import take, usable_cores, write_text
 from datamodules.index import DataError
 from experiments.runs import LOCK, RunError
 
-ABOUT, ROWS, PREDICTIONS, STUDIES = "about.json", "rows.jsonl", "predictions.csv", "studies.csv"
+ABOUT, ROWS = "about.json", "rows.jsonl"
 NOTE = "note: "
 STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/"  # a folder, as in MURA
 # What is written depends on these values of about.json: other values need another folder.
@@ -111,9 +111,9 @@ class PredictionFolder:
         table = table.astype(dict.fromkeys(Row._fields[2:5], "Int64") | {Row._fields[1]: float})
         unread = [row.failed and not row.answered for row in self.rows.values()]
         joined = studies(table.assign(unread=unread), study_threshold)
-        for name, rows in ((PREDICTIONS, table[[*Row._fields[:6]]]), (STUDIES, joined)):
-            if len(rows):
-                write_text(self.folder / name, rows.to_csv(index=False))
+        write_text(self.folder / "predictions.csv", table[[*Row._fields[:6]]].to_csv(index=False))
+        if len(joined):
+            write_text(self.folder / "studies.csv", joined.to_csv(index=False))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """Write a file of an input, such as ``maps/<name>``."""
