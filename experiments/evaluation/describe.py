@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -16,6 +15,12 @@ from experiments.evaluation.statistics import Difference, Estimate
 
 CLASS_COLUMNS = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
 MAP_COLUMNS = ("hit", "pixel_ap", "iou", "energy", "shown_normal")
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
 GROUP_COLUMNS = ("hit", "iou", "pixel_ap")  # of a folder of maps, of each group of lesions
 
 
@@ -48,8 +53,7 @@ def describe(evaluation: Evaluation) -> str:
         parts[0].append(name)
         for row in parts[1:]:
             row.append(f"{kappas[row[0]]:.2f}" if row[0] in kappas else "")
-    text = render(
-        "console.txt.j2",
+    text = TEMPLATES.get_template("console.txt.j2").render(
         run=evaluation,
         about=evaluation.about,
         images=images,
@@ -63,17 +67,6 @@ def describe(evaluation: Evaluation) -> str:
     )
     undefined = "maps" not in evaluation.about and " - " in text.replace("\n", " \n")
     return text + "  -        not defined on these images (docs/evaluation.md)\n" * undefined
-
-
-def render(template: str, **content: Any) -> str:
-    """Fill in a template of this folder."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template(template).render(content)
 
 
 def show(result: Estimate | Difference | None, places: int = 2, between: str = "-") -> str:
@@ -90,12 +83,7 @@ def show(result: Estimate | Difference | None, places: int = 2, between: str = "
 
 
 def table(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:
-    """Lines of a table whose columns fit what they hold.
-
-    Example:
-        >>> table([["hand+shoulder", "0.55"], ["leg", "0.6"]])
-        ['  hand+shoulder 0.55', '  leg           0.6']
-    """
+    """Lines of a table whose columns fit what they hold."""
     fit = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [" " * indent + " ".join(map(str.ljust, row, fit)).rstrip() for row in rows]
 

@@ -46,14 +46,7 @@ class Difference(NamedTuple):
 def patient_weights(
     patient: Sequence[Any] | np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``.
-
-    Example:
-        >>> patient_weights(["a", "b", "b", "c"], resamples=3)
-        array([[1, 1, 1, 1],
-               [0, 0, 0, 3],
-               [2, 1, 1, 0]], dtype=uint16)
-    """
+    """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``."""
     names, code = np.unique(np.asarray(patient, dtype=object).astype(str), return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
