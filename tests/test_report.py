@@ -262,7 +262,7 @@ def test_without_images_no_data_is_needed(runs, tmp_path, capsys):
     [
         ("data.root=x", None, "no run directory. Fix: name one, such as"),
         ("nowhere/seed0", None, "nowhere/seed0 is no run directory"),
-        ("{run} {run}/checkpoints/best.ckpt", None, "are of one run"),
+        ("{run} {run}/checkpoints/best.ckpt", None, "two runs of one configuration and seed"),
         ("{run}", lambda run: (run / "checkpoints/best.ckpt").unlink(), "best.ckpt does not exist"),
         ("{run} --out {run}/config.yaml/x", None, "config.yaml/x: Not a directory"),
         (
