@@ -120,7 +120,7 @@ def test_seeds_are_compared_by_their_mean_and_each_run_is_shown():
     assert heads.split(" | ")[7] == "pcam/hit"
     assert [line.split(" | ")[1] for line in lines] == ["0", "1"]
     assert [line.split(" | ")[7] for line in lines] == ["0.500", "0.600"]
-    joined = group([other, one])[0].estimates["pcam/hit"]
+    joined = group([other, one])[0].estimate("pcam/hit")
     assert joined.value == pytest.approx(0.55)
     assert joined.low < joined.value < joined.high
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,7 @@ class Group:
     name: str  # what people call it, such as "stage 1"
     runs: list[Evaluation]  # by seed
     first: pd.DataFrame  # table of the first run of all groups: they share its images
+    _estimates: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
@@ -75,13 +76,13 @@ class Group:
         shared = [key for key in seeds[0] if all(key in figures for figures in seeds)]
         return {key: statistics.mean_of([figures[key] for figures in seeds]) for key in shared}
 
-    @cached_property
-    def estimates(self) -> dict[str, Estimate]:
-        """These figures with their intervals."""
-        if len(self.runs) == 1:
-            return self.runs[0].estimates
-        weights = patient_weights(self.first["patient"].to_numpy())
-        return {key: statistics.estimate(one, weights) for key, one in self.figures.items()}
+    def estimate(self, key: str) -> Estimate | None:
+        """A figure with its interval, computed when first asked for; None unless all have it."""
+        done = self.runs[0].estimates if len(self.runs) == 1 else self._estimates
+        if key not in done and key in self.figures:
+            weights = patient_weights(self.first["patient"].to_numpy())
+            done[key] = statistics.estimate(self.figures[key], weights)
+        return done.get(key)
 
 
 Side = tuple[Group, str]  # a group and the name of one of its maps, or "": all of it

@@ -15,13 +15,13 @@ from experiments.evaluation.statistics import Difference, Estimate
 
 CLASS_COLUMNS = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
 MAP_COLUMNS = ("hit", "pixel_ap", "iou", "energy", "shown_normal")
+GROUP_COLUMNS = ("hit", "iou", "pixel_ap")  # of a folder of maps, of each group of lesions
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-GROUP_COLUMNS = ("hit", "iou", "pixel_ap")  # of a folder of maps, of each group of lesions
 
 
 def describe(evaluation: Evaluation) -> str:

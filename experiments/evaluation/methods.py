@@ -187,17 +187,14 @@ def fall_of_score(module: Stage1Classifier, image: Tensor) -> Tensor:
     """By how much the score falls where a window of dark grey hides the image (overlaps: mean)."""
     side = image.shape[-1]
     window, step = (max(1, round(share * side)) for share in (WINDOW, WINDOW_STEP))
-    fall: Tensor = (
-        importlib.import_module("captum.attr")
-        .Occlusion(module)
-        .attribute(
-            image,
-            sliding_window_shapes=(1, window, window),
-            strides=(1, step, step),
-            baselines=0.0,
-            target=ABNORMAL,
-            perturbations_per_eval=max(1, AT_ONCE // len(image)),
-        )
+    occlusion = importlib.import_module("captum.attr").Occlusion(module)
+    fall: Tensor = occlusion.attribute(
+        image,
+        sliding_window_shapes=(1, window, window),
+        strides=(1, step, step),
+        baselines=0.0,
+        target=ABNORMAL,
+        perturbations_per_eval=max(1, AT_ONCE // len(image)),
     )
     return fall
 

@@ -118,7 +118,7 @@ def explained(
 
 def defined(one: Group, key: str) -> Estimate | None:
     """A figure, where it is defined on these images."""
-    figure = one.estimates.get(key)
+    figure = one.estimate(key)
     return None if figure is None or figure.value != figure.value else figure
 
 
