@@ -46,15 +46,13 @@ def main(words: list[str] | None = None) -> int:
 
 def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str]) -> int:
     """Judge runs one after the other, write and print each; then compare and audit them."""
-    from experiments.evaluation import compare, describe, peers, run, store
+    from experiments.evaluation import compare, describe, methods, run, store
 
-    if options.compare or options.audit:
-        run.check_different(runs)
-    methods = peers.choose(options.peers)
+    peers = methods.choose(options.peers)
     trivial = None if options.no_baselines else run.Baselines()
     evaluations = []
     for place in runs:
-        evaluation = run.evaluate(place, options.split, settings, methods, trivial)
+        evaluation = run.evaluate(place, options.split, settings, peers, trivial)
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe.describe(evaluation), end="", flush=True)
         store.write(evaluation)
@@ -69,7 +67,7 @@ def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str
     if options.audit:
         from experiments.audit.audit import audit_all
 
-        audit_all(evaluations, methods, options.audit_images)
+        audit_all(evaluations, peers, options.audit_images)
     return 0
 
 

@@ -6,32 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
+from sklearn import metrics
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import (
-    average_precision_score,
-    balanced_accuracy_score,
-    cohen_kappa_score,
-    recall_score,
-    roc_auc_score,
-)
 
-from experiments.evaluation.figures import (
-    TOLERANCE,
-    Fitted,
-    MapRows,
-    all_figures,
-    classification,
-    fit,
-    fit_temperature,
-    groups,
-    iou_curves,
-    localisation,
-    reliability,
-    scaled,
-    studies,
-    youden,
-)
-from experiments.evaluation.names import method_name, phrase, split_key
+from experiments.evaluation import figures as ours
+from experiments.evaluation.figures import Fitted, MapRows, classification, localisation
+from experiments.evaluation.names import phrase, split_key
 from experiments.evaluation.store import load_maps, read_images, save_maps
 
 NAN = math.nan
@@ -45,18 +25,16 @@ def draw(images=90, seed=0, hardware=True):
     study = np.sort(rng.integers(0, 40, images))
     label = rng.integers(0, 2, 40)[study]
     shown = np.where(label == 1, rng.integers(0, 2, images), 0)
-    return pd.DataFrame(
-        {
-            "path": [f"{number}.png" for number in range(images)],
-            "patient": [f"{number // 2:03d}" for number in study],
-            "study": [f"s{number}" for number in study],
-            "body_part": np.array(PARTS)[study % 2],
-            "label": label,
-            "lesion_type": np.where(label == 1, "lytic", ""),
-            "hardware": shown if hardware else -1,
-            "probability": expit(2 * (label - 0.5) + 1.5 * rng.normal(size=images)).round(3),
-        }
-    ).sample(frac=1, random_state=seed, ignore_index=True)
+    names = {"path": "{}.png", "patient": "{:03d}", "study": "s{}"}
+    numbers = {"path": range(images), "patient": study // 2, "study": study}
+    table = {name: [text.format(n) for n in numbers[name]] for name, text in names.items()}
+    return (
+        pd.DataFrame(table)
+        .assign(body_part=np.array(PARTS)[study % 2], label=label)
+        .assign(lesion_type=np.where(label == 1, "lytic", ""), hardware=shown if hardware else -1)
+        .assign(probability=expit(2 * (label - 0.5) + 1.5 * rng.normal(size=images)).round(3))
+        .sample(frac=1, random_state=seed, ignore_index=True)
+    )
 
 
 def values(figures, images):
@@ -70,12 +48,12 @@ def classified(table, fitted):
 def reference(rows, threshold):
     called = (rows.probability > threshold).astype(int)
     return {
-        "auroc": roc_auc_score(rows.label, rows.probability),
+        "auroc": metrics.roc_auc_score(rows.label, rows.probability),
         "accuracy": (called == rows.label).mean(),
-        "balanced_accuracy": balanced_accuracy_score(rows.label, called),
-        "sensitivity": recall_score(rows.label, called),
-        "specificity": recall_score(1 - rows.label, 1 - called),
-        "kappa": cohen_kappa_score(rows.label, called),
+        "balanced_accuracy": metrics.balanced_accuracy_score(rows.label, called),
+        "sensitivity": metrics.recall_score(rows.label, called),
+        "specificity": metrics.recall_score(1 - rows.label, 1 - called),
+        "kappa": metrics.cohen_kappa_score(rows.label, called),
     }
 
 
@@ -98,55 +76,27 @@ def test_figures_of_images_and_studies_equal_scikit_learns():
     assert math.isnan(figures["auroc/hardware"])
     with_hardware = table[table.hardware == 1]
     assert figures["sensitivity/hardware"] == (with_hardware.probability > 0.4).mean()
-    assert set(figures) - set(expected) == {"ece", "ece_scaled"} | {
-        f"{prefix}{name}/hardware" for prefix in ("", "study_") for name in bare
-    }
     assert not [name for name in classified(draw(hardware=False), EVEN) if "hard" in name]
+    with pytest.raises(ValueError, match="study s.* is of several patients"):
+        ours.studies(table.assign(patient=table.path))
 
 
-def test_studies_join_their_views():
-    columns = ["patient", "study", "body_part", "label", "probability", "hardware"]
-    rows = [
-        ("1", "x", "hand", 0, 0.2, -1),
-        ("2", "y", "hand", 0, 0.4, -1),
-        ("1", "x", "hand", 1, 0.9, 0),
-        ("2", "z", "elbow", 1, 0.5, 1),
-    ]
-    table = pd.DataFrame(rows, columns=columns)
-    joined = studies(table).set_index("study")[["label", "probability", "hardware", "first"]]
-    assert joined.T.to_dict("list") == {
-        "x": [1, pytest.approx(0.55), 0, 0],
-        "y": [0, 0.4, -1, 1],
-        "z": [1, 0.5, 1, 3],
-    }
-    with pytest.raises(ValueError, match="study x is of several patients"):
-        studies(table.assign(patient=["1", "2", "3", "2"]))
-
-
-@pytest.mark.parametrize(
-    ("score", "label", "threshold"),
-    [
-        # Above 0.35: both abnormal, one normal of three. No other cut is as good.
-        ([0.1, 0.3, 0.4, 0.5, 0.6], [0, 0, 1, 0, 1], 0.35),
-        ([0.2, 0.4, 0.4, 0.9], [0, 0, 1, 1], 0.65),  # as good as 0.3, and nearer to 0.5
-        ([0.3, 0.3], [0, 1], 0.5),
-        ([0.3, 0.6], [1, 1], 0.5),
-    ],
-)
-def test_the_operating_point_is_youdens(score, label, threshold):
-    assert youden(score, label) == pytest.approx(threshold)
+def test_the_operating_point_is_youdens():
+    # Above 0.35: both abnormal, one normal of three. No other cut is as good.
+    assert ours.youden([0.1, 0.3, 0.4, 0.5, 0.6], [0, 0, 1, 0, 1]) == pytest.approx(0.35)
+    # as good as 0.3, and nearer to 0.5
+    assert ours.youden([0.2, 0.4, 0.4, 0.9], [0, 0, 1, 1]) == pytest.approx(0.65)
+    assert ours.youden([0.3, 0.3], [0, 1]) == ours.youden([0.3, 0.6], [1, 1]) == 0.5
 
 
 def test_the_temperature_of_known_overconfidence_is_recovered():
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=20000)
     label = rng.random(20000) < expit(logits)
-    for temperature in (0.5, 1.0, 3.0):
+    for temperature in (0.5, 3.0):
         probability = expit(logits * temperature)
-        assert fit_temperature(probability, label) == pytest.approx(temperature, rel=0.05)
-        exact = np.abs(logits * temperature) < 16  # what float32 can tell from 0 and 1
-        assert scaled(probability, temperature)[exact] == pytest.approx(expit(logits)[exact])
-    assert np.isfinite(fit_temperature([0.0, 1.0, 1.0, 1.0], [0, 1, 1, 0]))
+        assert ours.fit_temperature(probability, label) == pytest.approx(temperature, rel=0.05)
+    assert np.isfinite(ours.fit_temperature([0.0, 1.0, 1.0, 1.0], [0, 1, 1, 0]))
 
 
 def test_calibration_known_answer_and_curve():
@@ -155,15 +105,16 @@ def test_calibration_known_answer_and_curve():
     assert classified(table, EVEN)["ece"] == pytest.approx((2 * abs(0.915 - 0.5) + 0.1 + 0.0) / 4)
     table = draw()
     table.probability = (table.probability + 0.0004).clip(0, 1)  # none on the edge of a bin
-    curve = reliability(table.probability, table.label, bins=10)
+    curve = ours.reliability(table.probability, table.label, bins=10)
     filled = curve[curve.images > 0]
     share, probability = calibration_curve(table.label, table.probability, n_bins=10)
     assert filled.abnormal.tolist() == pytest.approx(share.tolist())
     assert filled.probability.tolist() == pytest.approx(probability.tolist())
     assert curve.images.sum() == len(table)
-    sure = draw(3000).assign(probability=lambda rows: scaled(rows.probability, 1 / 6))
-    mended = classified(sure, fit(sure))
-    assert mended["ece_scaled"] < 0.5 * mended["ece"]
+    certain = 1 / (1 + (1 / table.probability - 1) ** 2)  # all logits times 2
+    figures = [classified(table.assign(probability=p), EVEN) for p in (certain, table.probability)]
+    scaled = classified(table.assign(probability=certain), Fitted(0.5, 0.5, 2.0))
+    assert scaled["ece_scaled"] == pytest.approx(figures[1]["ece"]) != figures[0]["ece"]
 
 
 def judged(images=24):
@@ -193,20 +144,20 @@ def test_figures_of_maps_equal_slow_ones():
     figures = values(localisation(table, "m", rows), 24)
     for name in ("hit", "iou", "iou_otsu", "dice", "energy"):
         assert figures[f"m/{name}"] == pytest.approx(table[f"m_{name}"].mean())
-    assert figures["m/hit_near"] == (table.m_distance[masked] <= TOLERANCE).mean()
+    assert figures["m/hit_near"] == (table.m_distance[masked] <= ours.TOLERANCE).mean()
     assert figures["m/shown_normal"] == 1 - 1 / (~masked).sum()  # one stays dark
     assert figures["m/shown_abnormal"] == 1
     claims = level[masked, None] >= np.arange(256)[:, None]
     both, either = (claims & truth[0]).sum(-1), (claims | truth[0]).sum(-1)
-    assert iou_curves(rows)[masked] == pytest.approx(both / either)
-    assert np.isnan(iou_curves(rows)[~masked]).all()
+    assert ours.iou_curves(rows)[masked] == pytest.approx(both / either)
+    assert np.isnan(ours.iou_curves(rows)[~masked]).all()
     assert figures["m/iou_bound"] == pytest.approx((both / either).mean(axis=0)[1:].max())
     boxes = [(rows.box_iou[masked] >= at).mean(axis=0).max() for at in (0.3, 0.5, 0.7)]
     assert figures["m/box_bound"] == pytest.approx(np.mean(boxes), abs=1e-6)
-    places = groups(table)
+    places = ours.groups(table)
     assert set(places) == {*PARTS, "lytic", "small", "medium", "large"}
     for group, rows_of in {"": np.flatnonzero(masked), **places}.items():
-        slow = average_precision_score(truth[rows_of].ravel(), level[rows_of].ravel())
+        slow = metrics.average_precision_score(truth[rows_of].ravel(), level[rows_of].ravel())
         means = {"hit": table.m_hit[rows_of].mean(), "iou": table.m_iou[rows_of].mean()}
         for name, expected in {**means, "pixel_ap": slow}.items():
             key = f"m/{name}/{group}".rstrip("/")
@@ -223,32 +174,23 @@ def test_groups_called_alike_are_told_apart():
             "lesion_area": [0.0099, 0.01, 0.0399, 0.04, NAN],
         }
     )
-    assert {name: rows.tolist() for name, rows in groups(table).items()} == {
-        "elbow": [0, 1],
-        "hand": [2],
-        "body_part/small": [3],
-        "lesion_type/elbow": [2],
-        "lesion_type/large": [0, 3],
-        "lytic": [1],
-        "small": [0],
-        "medium": [1, 2],
-        "large": [3],
+    assert {name: rows.tolist() for name, rows in ours.groups(table).items()} == {
+        **{"elbow": [0, 1], "hand": [2], "body_part/small": [3]},
+        **{"lesion_type/elbow": [2], "lesion_type/large": [0, 3], "lytic": [1]},
+        **{"small": [0], "medium": [1, 2], "large": [3]},
     }
 
 
 def test_every_figure_has_a_name():
     table, rows, _ = judged()
     table = table.assign(masked_probability=0.6, swapped_masked_probability=0.4)
-    figures = values(all_figures(table, {"m": rows}, fit(table)), 24)
+    figures = values(ours.all_figures(table, {"m": rows}, ours.fit(table)), 24)
     assert figures["masked_accuracy"] == pytest.approx(table.label.mean())
     assert figures["swapped_masked_accuracy"] == pytest.approx(1 - table.label.mean())
     assert figures["swapped_masked_abnormal"] == 0
     for key in figures:
         assert "/".join(filter(None, split_key(key))) == key
         assert "_" not in phrase(key)
-    assert phrase("m/hit/lesion_type/large") == "m's hit rate (lesion type large)"
-    assert phrase("tuned/study_kappa/hand") == "tuned/study kappa (hand)"
-    assert (method_name("fcn").phrase, method_name("gradcam").phrase) == ("the FCN", "gradcam")
 
 
 def test_tables_and_maps_are_read_as_they_were_written(tmp_path):

@@ -13,9 +13,7 @@ NAN = math.nan
 
 
 def test_all_images_of_a_patient_are_drawn_together_and_patients_evenly():
-    patients = ["b", "a", "b", "c", "a", "b"]
-    weights = patient_weights(patients, resamples=4000)
-    assert weights.shape == (4000, 6)
+    weights = patient_weights(["b", "a", "b", "c", "a", "b"], resamples=4000)
     assert (weights[:, [0, 0, 1]] == weights[:, [2, 5, 4]]).all()
     assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
     assert weights.mean(axis=0) == pytest.approx(np.ones(6), abs=0.05)
@@ -63,16 +61,16 @@ def test_a_weight_stands_for_so_many_copies_of_an_image(monkeypatch):
 def test_intervals_cover_the_truth_only_if_patients_stay_together():
     rng = np.random.default_rng(2)
     covered = {"patients": 0, "images": 0}
-    trials, patients, views = 120, 60, 5
+    trials, patients, views = 80, 40, 5
     for trial in range(trials):
         # Views of a patient share most of what decides; the true mean is 0.
         values = np.repeat(rng.normal(size=patients), views)
         values += 0.3 * rng.normal(size=patients * views)
         owner = np.repeat(np.arange(patients), views)
         for name, units in (("patients", owner), ("images", np.arange(len(values)))):
-            result = estimate(mean(values), patient_weights(units, 400, seed=trial))
+            result = estimate(mean(values), patient_weights(units, 300, seed=trial))
             covered[name] += result.low <= 0 <= result.high
-    assert 0.90 <= covered["patients"] / trials <= 0.985
+    assert 0.88 <= covered["patients"] / trials <= 0.99
     assert covered["images"] / trials < 0.75
 
 
@@ -80,8 +78,8 @@ def test_without_a_difference_small_p_values_are_as_rare_as_they_should_be():
     rng = np.random.default_rng(4)
     p = []
     for trial in range(200):
-        first, second = rng.normal(size=(2, 80))
-        weights = patient_weights(range(80), 400, seed=trial)
+        first, second = rng.normal(size=(2, 60))
+        weights = patient_weights(range(60), 300, seed=trial)
         p.append(difference(mean(first), mean(second), weights).p)
     assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.10
     assert stats.kstest(p, "uniform").pvalue > 0.01
@@ -91,74 +89,55 @@ def test_differences_are_paired():
     hard = np.random.default_rng(6).normal(size=200)  # what makes an image hard is so for both
     first, second = mean(hard + 0.1), mean(hard)
     weights = patient_weights(range(200), 500)
-    result = difference(first, second, weights)
+    result, reverse = difference(first, second, weights), difference(second, first, weights)
     assert [result.value, result.low, result.high] == pytest.approx([0.1] * 3)
-    assert result.p == pytest.approx(2 / 501)
-    reverse = difference(second, first, weights)
-    assert (reverse.value, reverse.p) == (pytest.approx(-0.1), result.p)
+    assert result.p == reverse.p == pytest.approx(2 / 501)
     assert difference(first, mean(hard + 0.1), weights) == (0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def test_undefined_resamples_are_left_out_and_counted():
     # Two patients of four are abnormal: a resample without both, or of them alone, has no AUROC.
     weights = patient_weights(["a", "b", "c", "d"], resamples=5000, seed=1)
-    figure = statistics.auroc([0.9, 0.8, 0.2, 0.3], [1, 1, 0, 0])
-    result = estimate(figure, weights)
-    assert result.undefined == pytest.approx(2 * (1 / 2) ** 4, abs=0.02)
-    assert result[:3] == (1.0, 1.0, 1.0)
+    result = estimate(statistics.auroc([0.9, 0.8, 0.2, 0.3], [1, 1, 0, 0]), weights)
+    assert result == (1.0, 1.0, 1.0, pytest.approx(2 * (1 / 2) ** 4, abs=0.02))
 
 
-@pytest.mark.parametrize("patients", [1, 2, 3, 40])
+@pytest.mark.parametrize("patients", [1, 2, 40])
 def test_what_rests_on_one_patient_has_a_value_and_no_interval(patients):
     """All images with a lesion, or all normal ones, are hers."""
     names = np.repeat(np.arange(patients), 3)
     weights = patient_weights(names)
     lesion = np.where(names == 0, [1.0, 0.0, 1.0] * patients, NAN)
-    hit, other = mean(lesion), mean(lesion - 0.5)
-    figures = [hit, statistics.auroc(np.linspace(0, 1, len(names)), names > 0)][: min(patients, 2)]
-    for result in (estimate(figure, weights) for figure in figures):
+    figures = [mean(lesion), statistics.auroc(np.linspace(0, 1, len(names)), names > 0)]
+    for result in (estimate(figure, weights) for figure in figures[: min(patients, 2)]):
         assert [math.isnan(value) for value in result[:3]] == [False, True, True]
-    assert math.isnan(difference(hit, other, weights).p)
+    assert math.isnan(difference(figures[0], mean(lesion - 0.5), weights).p)
 
 
 @pytest.mark.parametrize(("carry", "patients"), [(2, 5), (5, 5), (3, 40)])
 def test_few_patients_cannot_make_a_p_value_small(carry, patients):
     values = np.where(np.arange(patients) < carry, 1.0, NAN)
-    figures = mean(values), mean(values - 1)
-    result = difference(*figures, patient_weights(range(patients)))
+    result = difference(mean(values), mean(values - 1), patient_weights(range(patients)))
     assert not math.isnan(result.low)
     assert result.p == pytest.approx(0.5 ** (carry - 1), rel=0.35)
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
+def test_undefined_figures_have_no_interval():
+    weights = patient_weights(["a", "b", "c"], 50)
+    for figure in (
         mean([NAN] * 3),
         statistics.auroc([0.1, 0.2, 0.3], [1, 1, 1]),
         statistics.kappa([0, 1, 1], [0, 0, 0]),
         statistics.pixel_average_precision(np.zeros((3, 4)), np.ones((3, 4))),
         statistics.best_mean(np.full((3, 4), NAN)),
-        statistics.among(np.array([], dtype=int), mean([])),
         statistics.among(np.array([], dtype=int), statistics.auroc([], [])),
         statistics.mean_of([mean([1.0] * 3), mean([NAN] * 3)]),
-    ],
-)
-def test_undefined_figures_have_no_interval(figure):
-    weights = patient_weights(["a", "b", "c"], 50)
-    result = estimate(figure, weights)
-    assert all(math.isnan(number) for number in result[:3])
-    assert result.undefined == 1
-    assert math.isnan(difference(figure, figure, weights).p)
+    ):
+        assert estimate(figure, weights) == pytest.approx((NAN, NAN, NAN, 1), nan_ok=True)
+        assert math.isnan(difference(figure, figure, weights).p)
 
 
-@pytest.mark.parametrize(
-    ("p", "corrected"),
-    [
-        # sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, never less than the one before
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([0.01, NAN, 0.02], [0.02, NAN, 0.02]),
-    ],
-)
-def test_holm_by_hand(p, corrected):
-    assert holm(p) == pytest.approx(corrected, nan_ok=True)
+def test_holm_by_hand():
+    # sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, never less than the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, NAN, 0.6]) == pytest.approx([1.0, NAN, 1.0], nan_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,10 @@ from datamodules.files import write_text
 from experiments.config import to_plain
 from experiments.evaluation import statistics
 from experiments.evaluation.describe import render
-from experiments.evaluation.figures import MapRows, all_figures
+from experiments.evaluation.figures import all_figures
 from experiments.evaluation.names import method_name, phrase
 from experiments.evaluation.run import Evaluation
-from experiments.evaluation.statistics import Estimate, Figure, patient_weights
+from experiments.evaluation.statistics import Estimate, Figure, difference, patient_weights
 from experiments.runs import RunError, differences
 
 # Below it a corrected p-value lets a difference be claimed.
@@ -37,6 +37,10 @@ CLAIM = (
 MAP_FIGURES = ("hit", "pixel_ap")
 CLASS_FIGURES = ("auroc", "accuracy", "study_kappa")
 RUN_FIGURES = (*CLASS_FIGURES, "pcam/hit", "pcam/pixel_ap", "fcn/hit", "fcn/pixel_ap")
+COLUMNS = [
+    *("figure", "first", "second", "first_value", "second_value"),
+    *("difference", "low", "high", "undefined", "p"),
+]
 
 
 @dataclass
@@ -45,8 +49,8 @@ class Group:
 
     name: str  # what people call it, such as "stage 1"
     runs: list[Evaluation]  # by seed
-    first: pd.DataFrame  # table of the run whose order of images all groups follow
-    _estimates: dict[str, Estimate | None] = field(default_factory=dict)
+    first: pd.DataFrame  # table of the first run of all groups: they share its images
+    _estimates: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
@@ -55,8 +59,8 @@ class Group:
 
     @property
     def methods(self) -> list[str]:
-        """The network's own maps, the last one the stage's best."""
-        return self.runs[0].own_maps
+        """The network's own maps, which val gave no scale; the last one is the stage's best."""
+        return [name for name in self.runs[0].maps if name not in self.runs[0].scales]
 
     @property
     def classifies(self) -> bool:
@@ -64,30 +68,21 @@ class Group:
         return self.runs[0].fitted is not None
 
     @cached_property
-    def seeds(self) -> list[dict[str, Figure]]:
-        """All figures of each run, of the images in the order of ``first``."""
-        seeds = []
+    def figures(self) -> dict[str, Figure]:
+        """Figures that all seeds have, of the same images."""
         for run in self.runs:
-            order = same_images(run, self.first)
-            maps = {name: MapRows(*(v[order] for v in rows)) for name, rows in run.maps.items()}
-            table = run.table.iloc[order].reset_index(drop=True)
-            seeds.append(all_figures(table, maps, run.fitted))
-        return seeds
-
-    def figure(self, key: str) -> Figure | None:
-        """A figure such as ``auroc`` or ``pcam/hit``; None unless all seeds have it."""
-        if not all(key in figures for figures in self.seeds):
-            return None
-        return statistics.mean_of([figures[key] for figures in self.seeds])
+            check_same_images(run, self.first)
+        seeds = [all_figures(run.table, run.maps, run.fitted) for run in self.runs]
+        shared = [key for key in seeds[0] if all(key in figures for figures in seeds)]
+        return {key: statistics.mean_of([figures[key] for figures in seeds]) for key in shared}
 
     def estimate(self, key: str) -> Estimate | None:
         """A figure with its interval, computed when first asked for; None unless all have it."""
-        if len(self.runs) == 1:
-            return self.runs[0].estimates.get(key)
-        if key not in self._estimates:
-            figure, weights = self.figure(key), patient_weights(self.first["patient"].to_numpy())
-            self._estimates[key] = None if figure is None else statistics.estimate(figure, weights)
-        return self._estimates[key]
+        done = self.runs[0].estimates if len(self.runs) == 1 else self._estimates
+        if key not in done and key in self.figures:
+            weights = patient_weights(self.first["patient"].to_numpy())
+            done[key] = statistics.estimate(self.figures[key], weights)
+        return done.get(key)
 
 
 Side = tuple[Group, str]  # a group and the name of one of its maps, or "": all of it
@@ -96,7 +91,7 @@ Pair = tuple[str, str, str, Figure, Figure]
 
 
 class Comparison(NamedTuple):
-    """What was compared, for people and for a program."""
+    """Differences between runs and maps, for people and for a program."""
 
     text: str  # all of it as Markdown: sentences and a table a section
     short: str  # what is printed: sentences for the first section only
@@ -121,8 +116,7 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
 
 def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
     """Write the text beside the table, ``.md`` and ``.csv`` of ``path``; returns both paths."""
-    stem = path.with_suffix("") if path.suffix in (".md", ".csv") else path
-    text, table = (stem.with_name(stem.name + suffix) for suffix in (".md", ".csv"))
+    text, table = (path.with_name(path.name + suffix) for suffix in (".md", ".csv"))
     write_text(text, comparison.text)
     comparison.table.to_csv(table, index=False)
     return [text, table]
@@ -133,38 +127,33 @@ def group(runs: Sequence[Evaluation]) -> list[Group]:
     joined: dict[tuple[str, ...], list[Evaluation]] = {}
     for run in sorted(runs, key=lambda one: str(one.about["stage"])):
         joined.setdefault(_but_seed(run), []).append(run)
-    stages = [str(alike[0].about["stage"]) for alike in joined.values()]
-    names = []
-    for stage, alike in zip(stages, joined.values(), strict=True):
-        alike.sort(key=lambda run: run.config.seed)
-        if len({run.config.seed for run in alike}) < len(alike):
-            folders = ", ".join(str(run.folder) for run in alike)
+    groups = [Group("", alike, runs[0].table) for alike in joined.values()]
+    stages = Counter(one.stage for one in groups)
+    for one in groups:
+        one.runs.sort(key=lambda run: run.config.seed)
+        seeds = [run.config.seed for run in one.runs]
+        if len({*seeds}) < len(seeds):
+            folders = ", ".join(str(run.folder) for run in one.runs)
             raise RunError(f"two runs of one configuration and seed: {folders}. Fix: name one")
-        folder = alike[0].folder.name
-        without_seed = re.sub(rf"[-_]?seed{alike[0].config.seed}\b", "", folder)
-        several = f" ({without_seed or folder})" if stages.count(stage) > 1 else ""
-        names.append(stage.replace("stage", "stage ") + several)
-    return [
-        Group(name if names.count(name) == 1 else str(alike[0].folder), alike, runs[0].table)
-        for name, alike in zip(names, joined.values(), strict=True)
-    ]
+        folder = one.runs[0].folder.name
+        short = re.sub(rf"[-_]?seed{seeds[0]}\b", "", folder) or folder
+        several = f" ({short})" if stages[one.stage] > 1 else ""
+        name = one.stage.replace("stage", "stage ") + several
+        taken = any(name == other.name for other in groups)
+        one.name = str(one.runs[0].folder) if taken else name
+    return groups
 
 
-def same_images(run: Evaluation, like: pd.DataFrame) -> np.ndarray:
-    """Positions that put the images of a run into the order of ``like``; RunError: others."""
-    place = pd.Index(run.table["path"]).get_indexer(pd.Index(like["path"]))
-    lone = sorted(set(run.table["path"]) ^ set(like["path"]))
-    ours, theirs = run.table.iloc[place], like
-    for name in () if lone else ("patient", "label", "lesion_area"):
-        one, other = ours[name].to_numpy(), theirs[name].to_numpy()
-        # Masks that only one of them has say nothing against the other.
-        lone += theirs["path"][(one != other) & ~(pd.isna(one) | pd.isna(other))].tolist()
-    if lone:
+def check_same_images(run: Evaluation, first: pd.DataFrame) -> None:
+    """Raise a RunError unless a run was judged on the images of this table, in its order."""
+    ours, theirs = (one[["path", "patient", "label", "lesion_area"]] for one in (run.table, first))
+    # Masks that only one of them has say nothing against the other.
+    differs = ours.ne(theirs) & ours.notna() & theirs.notna()
+    if len(ours) != len(theirs) or differs.to_numpy().any():
         raise RunError(
-            f"{run.folder}: judged on other images, labels or lesion masks than the first run, "
-            f"such as {', '.join(lone[:3])}. Fix: evaluate the runs on the same data and split"
+            f"{run.folder}: judged on other images, labels or lesion masks than the first run. "
+            "Fix: evaluate the runs on the same data and split"
         )
-    return place
 
 
 def _but_seed(run: Evaluation) -> tuple[str, ...]:
@@ -181,7 +170,7 @@ def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[P
     """Each pair of sides in each figure that both have."""
     pairs = []
     for name, both in itertools.product(names, sides):
-        one, other = (side.figure(f"{method}/{name}" if method else name) for side, method in both)
+        one, other = (side.figures.get(f"{map_}/{name}" if map_ else name) for side, map_ in both)
         if one and other:
             pairs.append((name, _label(*both[0]), _label(*both[1]), one, other))
     return pairs
@@ -190,23 +179,20 @@ def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[P
 def compare(pairs: Sequence[Pair], weights: np.ndarray) -> pd.DataFrame:
     """A row a pair, first less second, and p corrected for exactly these pairs (Holm)."""
     ones = np.ones((1, weights.shape[1]))
-    rows: list[dict[str, Any]] = []
-    for name, first, second, one, other in pairs:
-        row: dict[str, Any] = {"figure": name, "first": first, "second": second}
-        row |= {"first_value": float(one(ones)[0]), "second_value": float(other(ones)[0])}
-        result = statistics.difference(one, other, weights)._asdict()
-        rows.append(row | {"difference": result.pop("value"), **result})
-    table = pd.DataFrame(rows)
+    rows = [
+        (*words, float(one(ones)[0]), float(other(ones)[0]), *difference(one, other, weights))
+        for *words, one, other in pairs
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(p_holm=statistics.holm(table["p"].to_numpy(dtype=np.float64)))
 
 
 def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     """The paper's claim, the groups among one another, the maps of each group."""
     families = []
-    counts = _stages(groups)
+    of = {one.stage: one for one in groups if one.classifies}
     # With several groups of a stage nobody can say which of them the paper means.
-    if len(counts) == 3 and max(counts.values()) == 1:
-        of = {one.stage: one for one in groups if one.classifies}
+    if len(of) == 3 == sum(one.classifies for one in groups):
         claim = pairs_of((((of[a], x), (of[b], y)) for (a, x), (b, y) in CLAIM), MAP_FIGURES)
         families.append(("The paper's claim: better maps at every step", claim))
     later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
@@ -219,11 +205,6 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
         pairs = pairs_of(among, MAP_FIGURES) + pairs_of(against, MAP_FIGURES)
         families.append((f"Maps of {one.name}", pairs))
     return families
-
-
-def _stages(groups: Sequence[Group]) -> Counter[str]:
-    """How many groups of each stage there are, of those that were taught to classify."""
-    return Counter(one.stage for one in groups if one.classifies)
 
 
 def _label(side: Group, method: str) -> str:
@@ -243,18 +224,13 @@ def population(table: pd.DataFrame, split: str) -> str:
 def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
     """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
     methods = dict.fromkeys(name for one in groups for name in one.methods)
-    counts = _stages(groups)
-    several = ", ".join(f"{n} of {stage.replace('stage', 'stage ')}" for stage, n in counts.items())
     sections = table.groupby("family", sort=False)
     return render(
         "comparison.md.j2",
         judged=population(groups[0].first, groups[0].runs[0].about["split"]),
         groups=groups,
-        several=several if max(counts.values(), default=0) > 1 else "",
         keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
-        families=[
-            (family, rows.to_dict("records"), rows["p"].notna().sum()) for family, rows in sections
-        ],
+        families=[(name, rows.to_dict("records"), rows["p"].count()) for name, rows in sections],
         short=short,
         phrase=phrase,
         level=LEVEL,

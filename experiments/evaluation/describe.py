@@ -91,12 +91,7 @@ def show(result: Estimate | Difference | None, places: int = 2, between: str = "
 
 
 def table(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:
-    """Lines of a table whose columns fit what they hold.
-
-    Example:
-        >>> table([["hand+shoulder", "0.55"], ["leg", "0.6"]])
-        ['  hand+shoulder 0.55', '  leg           0.6']
-    """
+    """Lines of a table whose columns fit what they hold."""
     fit = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [" " * indent + " ".join(map(str.ljust, row, fit)).rstrip() for row in rows]
 

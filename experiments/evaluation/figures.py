@@ -18,12 +18,8 @@ from experiments.evaluation.statistics import Column, Figure, among, mean
 
 # What a probability means without any val: abnormal is what is likelier than not.
 EVEN = 0.5
-# Temperatures that are tried: a factor of 20 both ways.
-HOTTEST = 20.0
 # float32 knows no probability nearer to 1, its logit would be infinite.
 CERTAIN = 2.0**-24
-# Thresholds of a map between 0 and 1, as many as an 8-bit map has values.
-LEVELS = 256
 # Of the diagonal, a peak that is near: half the diagonal of a cell of a 20 x 20 map.
 TOLERANCE = 0.025
 # Means of these columns are figures as they are.
@@ -47,8 +43,8 @@ class Fitted(NamedTuple):
 class MapRows(NamedTuple):
     """What is kept of a method's maps, a row an image; zeros and NaN without a lesion mask."""
 
-    lesion_pixels: np.ndarray  # at each level, (N, LEVELS), of overlap.level_counts
-    pixels: np.ndarray  # all at each level, (N, LEVELS)
+    lesion_pixels: np.ndarray  # at each of 256 levels, (N, 256), of overlap.level_counts
+    pixels: np.ndarray  # all at each level, (N, 256)
     box_iou: np.ndarray  # of overlap.box_iou_curve, (N, 255)
 
 
@@ -74,11 +70,8 @@ def all_figures(
 
 
 def fit(val: pd.DataFrame) -> Fitted:
-    """Thresholds and temperature from the table of val, which holds both classes.
-
-    Images and studies have a threshold each: the mean of several views is less extreme than one.
-    """
-    joined = studies(val)
+    """Thresholds and temperature from the table of val, which holds both classes."""
+    joined = studies(val)  # whose mean of several views is less extreme than one
     return Fitted(
         youden(val["probability"], val["label"]),
         youden(joined["probability"], joined["label"]),
@@ -87,29 +80,25 @@ def fit(val: pd.DataFrame) -> Fitted:
 
 
 def youden(score: Column, label: Column) -> float:
-    """The threshold with the largest sensitivity + specificity - 1 (Youden 1950).
-
-    Not the largest kappa, which depends on the share of abnormal images: it differs between splits
-    and clinics. Midway between scores, of equally good ones the nearest to 0.5; else 0.5.
-    """
+    """The threshold with the largest sensitivity + specificity (Youden 1950), else 0.5."""
+    # Not the largest kappa: it depends on the share of abnormal images, which differs by clinic.
     scores, positive = np.asarray(score, dtype=np.float64), np.asarray(label) == 1
     values, place = np.unique(scores, return_inverse=True)
     if len(values) < 2 or positive.all():
         return EVEN
-    below = [
-        np.bincount(place[kind], minlength=len(values)).cumsum() for kind in (positive, ~positive)
-    ]
+    missed = np.bincount(place[positive], minlength=len(values)).cumsum()
+    spared = np.bincount(place[~positive], minlength=len(values)).cumsum()
     # Above the i-th cut lie all scores but the i + 1 lowest.
-    gain = (below[1] / below[1][-1] - below[0] / below[0][-1])[:-1]
+    gain = (spared / spared[-1] - missed / missed[-1])[:-1]
     cuts = (values[:-1] + values[1:]) / 2
-    best = cuts[gain >= gain.max() - 1e-12]
+    best = cuts[gain >= gain.max() - 1e-12]  # of equally good ones the nearest to 0.5
     return float(best[np.abs(best - 0.5).argmin()])
 
 
 def fit_temperature(probability: Column, label: Column) -> float:
     """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017)."""
     signed = np.where(np.asarray(label) == 1, 1.0, -1.0) * _logit(probability)
-    limit = np.log(HOTTEST)
+    limit = np.log(20)
     best = minimize_scalar(
         lambda log: -log_expit(signed * np.exp(-log)).mean(),
         bounds=(-limit, limit),
@@ -117,11 +106,6 @@ def fit_temperature(probability: Column, label: Column) -> float:
         options={"xatol": 1e-6},
     )
     return float(np.exp(best.x))
-
-
-def scaled(probability: Column, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature: ``sigmoid(logit(p) / T)``."""
-    return np.asarray(expit(_logit(probability) / temperature))
 
 
 def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFrame:
@@ -147,20 +131,20 @@ def studies(table: pd.DataFrame) -> pd.DataFrame:
     torn = views["patient"].nunique()
     if (torn > 1).any():
         raise ValueError(f"study {torn.idxmax()} is of several patients. Fix: name studies apart")
-    first = dict.fromkeys(("body_part", "first"), "first")
-    joined = views.agg({**first, "label": "max", "probability": "mean", "hardware": "max"})
-    return joined.reset_index()
+    how = {"body_part": "first", "first": "first", "label": "max", "hardware": "max"}
+    return views.agg(how | {"probability": "mean"}).reset_index()
 
 
 def classification(table: pd.DataFrame, fitted: Fitted) -> dict[str, Figure]:
     """Figures of images and, as ``study_...``, of studies at these thresholds."""
-    joined, label = studies(table), table["label"]
-    figures = _of_units(table, fitted.threshold, np.arange(len(table)), "")
-    figures["ece"], figures["ece_scaled"] = (
-        statistics.calibration_error(probability, label)
-        for probability in (table["probability"], scaled(table["probability"], fitted.temperature))
-    )
-    return figures | _of_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_")
+    joined, label, probability = studies(table), table["label"], table["probability"]
+    scaled = expit(_logit(probability) / fitted.temperature)
+    return {
+        **_of_units(table, fitted.threshold, np.arange(len(table)), ""),
+        "ece": statistics.calibration_error(probability, label),
+        "ece_scaled": statistics.calibration_error(scaled, label),
+        **_of_units(joined, fitted.study_threshold, joined["first"].to_numpy(), "study_"),
+    }
 
 
 def _of_units(
@@ -240,7 +224,7 @@ def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def iou_curves(maps: MapRows) -> np.ndarray:
-    """IoU at each threshold, float64 ``(N, LEVELS)``; NaN without a lesion."""
+    """IoU at each threshold, float64 ``(N, 256)``; NaN without a lesion."""
     both = maps.lesion_pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
     region = maps.pixels[:, ::-1].cumsum(axis=1, dtype=np.float64)[:, ::-1]
     lesion = np.where(both[:, :1] > 0, both[:, :1], np.nan)

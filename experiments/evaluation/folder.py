@@ -44,8 +44,6 @@ def evaluate_maps(
     target = (out or whole.with_name(f"{whole.name}.evaluation")) / split
     if not folder.is_dir():
         raise DataError(f"--maps {folder} is no folder. Fix: give the one that holds the maps")
-    if whole in target.resolve().parents:
-        raise DataError(f"--out {target.parent} lies in the folder of maps. Fix: name another one")
     data = build_data(config)
     data.prepare_data()
     data.setup()
@@ -86,9 +84,9 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
             raise DataError(f"{other} and {path} are both maps of {match['image']}. Fix: keep one")
     if surplus or not files:
         some = ", ".join(surplus[:SHOWN])
-        what = f"{len(surplus)} files of no image, such as {some}" if surplus else "no file"
         raise DataError(
-            f"--maps {folder} holds {what}. Fix: call each map as its image below data.root, such "
+            f"--maps {folder}: expected maps alone, got {len(surplus)} other files ({some}) and "
+            f"maps of {len(files)} methods. Fix: call each map as its image below data.root, such "
             f"as {images[0]}.mine.png"
         )
     return files
@@ -100,44 +98,30 @@ def choose_rows(files: Files, table: pd.DataFrame) -> list[int]:
     Images with a lesion mask must all have a map; of the normal ones, and of the abnormal ones
     without a mask, all or none: they are judged for whether anything is shown on them.
     """
-    first, *others = files
-    mapped = table["path"].isin(list(files[first]))
-    for name in others:
-        lone = table["path"][mapped != table["path"].isin(list(files[name]))]
-        if len(lone):
-            raise DataError(
-                f"only one of {first} and {name} has a map of {', '.join(lone[:SHOWN])}; methods "
-                "are compared on the same images. Fix: make what is missing, or take these out"
-            )
+    mapped = pd.DataFrame({name: table["path"].isin([*maps]) for name, maps in files.items()})
     masked = table[table["lesion_mask"] != ""]
     for kind, group in {"images with a lesion mask": masked, **_kinds(table)}.items():
-        lacking = group["path"][~mapped[group.index]]
-        if len(lacking) and (group is masked or len(lacking) < len(group)):
+        maps = mapped.loc[group.index]
+        lacking = group["path"][~maps.all(axis=1)]
+        if len(lacking) and (group is masked or maps.any(axis=None)):
             some, split = ", ".join(lacking[:SHOWN]), table["split"].iloc[0]
             fix = "" if group is masked else f", or leave all {len(group)} out"
             raise DataError(
-                f"no map of {len(lacking)} of the {len(group)} {kind} in {split}, such as {some}. "
-                f"Fix: make them{fix}"
+                f"{' and '.join(files)}: no map of {len(lacking)} of the {len(group)} {kind} in "
+                f"{split}, such as {some}. Fix: make them{fix}"
             )
-    return table.index[mapped].tolist()
+    return table.index[mapped.all(axis=1)].tolist()
 
 
 def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a map, float32 ``(H, W)`` in [0, 1]; DataError: it is not as docs/evaluation.md says.
-
-    ``size`` is that of the upright image, ``(H, W)``. Nothing in a file is executed (no pickles).
-    """
+    """Read a map of an upright image of this size, float32 ``(H, W)`` in [0, 1]."""
     if path.suffix == ".npy":
         kind, dtypes = "floating point", "f"
         try:
-            # Mapped: what a damaged header claims is not allocated.
+            # Nothing in a file is executed, and what a damaged header claims is not allocated.
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{path}: is no .npy file of numbers ({error}). Fix: np.save(file, "
-                "map.astype(np.float32))"
-            ) from error
-        stored = stored[0] if stored.ndim == 3 and len(stored) == 1 else stored
+            raise DataError(f"{path}: is no .npy of numbers ({error}). Fix: np.save it") from error
     else:
         kind, dtypes = "grey of 8 or 16 bits", "u"
         data = read_content(path)

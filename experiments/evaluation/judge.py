@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.radiographs import RadiographDataModule
-from experiments.evaluation.figures import LEVELS, MapRows, iou_curves
-from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, shown_map
+from experiments.evaluation.figures import MapRows, iou_curves
+from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
 from experiments.hardware import choose_device
 from lightning_modules import Stage1Classifier
-from lightning_modules.attention import peak
+from lightning_modules.attention import peak, scale_map, upsample
 from lightning_modules.metrics import overlap
 from lightning_modules.metrics.localisation import hit, peak_distance
 from lightning_modules.stage2 import Stage2GuidedAttention
@@ -28,7 +29,6 @@ NAN = float("nan")
 COLUMNS = ("peak_x", "peak_y", "hit", "distance", "iou_otsu", "energy")
 # Written as whole numbers, empty where there is none, not as 1.0.
 WHOLE = ("peak_x", "peak_y", "hit")
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def judge(
@@ -41,8 +41,8 @@ def judge(
 ) -> Judged:
     """Run the network over a split, each image once; maps are judged at the original size.
 
-    ``methods`` are judged beside the network's own, or alone where ``module`` is None; None for
-    their ``scales`` fits these on this very split, val. ``tuning`` is that of :class:`Judged`.
+    ``methods`` are judged beside the network's own maps, or alone where ``module`` is None; without
+    ``scales`` theirs are fitted on this very split, val. ``tuning`` is that of :class:`Judged`.
     """
     device = choose_device()
     if module is not None:
@@ -51,24 +51,25 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    waiting: list[tuple[list[int], dict[str, Tensor]]] = []  # raw maps of val, without a scale yet
-    for batch in _batches(data, split, device):
+    raw: list[tuple[list[int], dict[str, Tensor]]] = []  # coarse, and few: kept until all are drawn
+    loader = data.evaluation_dataloader(split)
+    for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        batch = data.on_after_batch_transfer(batch, 0)
         rows, size = batch["index"].tolist(), batch["image"].shape[-2:]
         columns, squares = _outputs(module, batch) if module else ({}, {})
-        raw = {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods}
-        if scales is None:
-            waiting.append((rows, raw))
-        else:
-            squares |= {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
         for place, row in enumerate(rows):
             judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
         judged.add_squares(rows, squares)
+        raw.append(
+            (rows, {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods})
+        )
     if scales is None:
-        peaks = {m.name: [raw[m.name].amax((1, 2, 3)) for _, raw in waiting] for m in methods}
-        scales = {name: fit_scale(torch.cat(values).tolist()) for name, values in peaks.items()}
-        for rows, raw in waiting:
-            shown = {name: shown_map(maps, scales[name], size) for name, maps in raw.items()}
-            judged.add_squares(rows, shown)
+        peaks = {m.name: [maps[m.name].amax((1, 2, 3)) for _, maps in raw] for m in methods}
+        scales = {name: fit_scale(torch.cat(values)) for name, values in peaks.items()}
+    for rows, drawn in raw:
+        scaled = {name: scale_map(maps, scales[name]) for name, maps in drawn.items()}
+        judged.add_squares(rows, {name: upsample(maps, size) for name, maps in scaled.items()})
     judged.scales = dict(scales)
     return judged
 
@@ -85,8 +86,8 @@ class Judged:
         self.scales: dict[str, float] = {}
         self._data, self._tuning = data, tuning
         self._images: list[dict[str, float]] = []
-        # Of each method and image its columns, and a row of MapRows.
-        self._maps: dict[str, list[tuple[dict[str, float], Row]]] = {name: [] for name in names}
+        # Of each method and image its columns, and its row of the arrays of MapRows.
+        self._maps: dict[str, list[tuple[dict[str, float], MapRows]]] = {name: [] for name in names}
         self._lesion: tuple[int, Tensor | None] = (-1, None)  # of the row that came last
 
     @cached_property
@@ -114,7 +115,7 @@ class Judged:
         """The table with all columns of all methods; NaN where val had no threshold for them."""
         tables = [self.table]
         for name, rows in self._maps.items():
-            pixels = np.stack([row[1] for _, row in rows])
+            pixels = np.stack([row.pixels for _, row in rows])
             claimed = pixels[:, ::-1].cumsum(axis=1)[:, ::-1] / pixels.sum(1, keepdims=True)
             curves, threshold = iou_curves(self.maps[name]), thresholds[name]
             iou = _at(curves, threshold)
@@ -141,30 +142,31 @@ class Judged:
     def add_squares(self, rows: Sequence[int], squares: Mapping[str, Tensor]) -> None:
         """Add maps ``(B, 1, S, S)`` in [0, 1] of images as the network sees them."""
         with one_thread():
-            for place, row in enumerate(rows):
-                for name, maps in squares.items():
-                    # Interpolation may round a 1 up.
-                    full = self._data.to_original(maps[place, 0].cpu().numpy(), row).clip(0, 1)
-                    self.add_map(row, name, full)
+            for (place, row), (name, maps) in itertools.product(enumerate(rows), squares.items()):
+                # Interpolation may round a 1 up.
+                full = self._data.to_original(maps[place, 0].cpu().numpy(), row).clip(0, 1)
+                self.add_map(row, name, full)
 
     def add_map(self, row: int, name: str, values: np.ndarray) -> None:
         """Add a map of the image, float32 ``(H, W)`` in [0, 1] at its original size."""
         shown, lesion = torch.from_numpy(values)[None, None], self._lesion_of(row)
         marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
-        lesion_pixels, pixels = overlap.level_counts(shown, marked, LEVELS)
+        lesion_pixels, pixels = overlap.level_counts(shown, marked)
         columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
         box_iou = np.full(overlap.LEVELS - 1, NAN, dtype=np.float32)
         if not self._tuning:
             columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
-        if bool(marked.any()) and not self._tuning:
+        if not self._tuning and bool(marked.any()):
             otsu = overlap.claimed(shown, overlap.otsu_threshold(shown))
-            columns["hit"] = float(hit(shown, marked))
-            columns["distance"] = float(peak_distance(shown, marked))
-            columns["iou_otsu"] = float(overlap.iou(otsu, marked))
-            columns["energy"] = float(overlap.energy_in_mask(shown, marked))
+            columns |= {
+                "hit": float(hit(shown, marked)),
+                "distance": float(peak_distance(shown, marked)),
+                "iou_otsu": float(overlap.iou(otsu, marked)),
+                "energy": float(overlap.energy_in_mask(shown, marked)),
+            }
             box_iou = overlap.box_iou_curve(shown, marked)[0].numpy()
         # int32: several methods' rows of a whole data set are kept, and no image has 2^31 pixels.
-        kept = lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou
+        kept = MapRows(lesion_pixels[0].int().numpy(), pixels[0].int().numpy(), box_iou)
         self._maps[name].append((columns, kept))
 
     def _lesion_of(self, row: int) -> Tensor | None:
@@ -202,13 +204,6 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
     return columns, {name: maps[name] for name in module.judged_maps}
 
 
-def _batches(data: RadiographDataModule, split: str, device: torch.device) -> Iterator[Batch]:
-    loader = data.evaluation_dataloader(split)
-    for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
-        on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        yield data.on_after_batch_transfer(on_device, 0)
-
-
 def _best_threshold(curves: np.ndarray) -> float:
     return overlap.best_threshold(torch.from_numpy(curves))[0]
 
@@ -217,4 +212,4 @@ def _at(curves: np.ndarray, threshold: float) -> np.ndarray:
     """The column of a threshold of ``overlap.threshold_grid``."""
     if math.isnan(threshold):
         return np.full(len(curves), NAN)
-    return np.asarray(curves[:, round(threshold * (LEVELS - 1))])
+    return np.asarray(curves[:, round(threshold * (overlap.LEVELS - 1))])

@@ -1,9 +1,17 @@
-"""What a map method is, and trivial ones that know nothing of the class: what others must beat."""
+"""What a map method is; the trivial ones, which others must beat; and other people's.
+
+Peers explain the abnormal class's score before the softmax, of the unmasked pass, at the encoder's
+last features, in float32. After average pooling and one FC layer the gradient of that score is
+``w_i / (h w)`` at each of the h x w cells: neither hooks nor a backward pass are needed, Grad-CAM
+and HiResCAM are CAM / (h w), and LayerCAM is PCAM / (h w). Tests hold them to the package grad-cam.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +20,13 @@ from torch.nn import functional
 
 from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
+from experiments.runs import RunError
 from lightning_modules import Stage1Classifier
-from lightning_modules.attention import scale_map, upsample
-from lightning_modules.stage1 import SCALE_QUANTILE
+from lightning_modules.attention import normalise, upsample
+from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE
 
 Batch = dict[str, Tensor]
+Draw = Callable[[Stage1Classifier, Tensor], Tensor]
 # Pixels from one value of a trivial map to the next. Cell i looks at pixel STEP * i, as the
 # encoder's do.
 STEP = 4
@@ -24,21 +34,21 @@ STEP = 4
 FINE = 0.05
 # Of the bump of the centre prior, as a share of the content's width and height.
 BUMP = 0.25
+# Of the image's side: the window that occlusion hides, 1/64 of the image (MURA's median fracture:
+# 1.0 %), and its step.
+WINDOW, WINDOW_STEP = 1 / 8, 1 / 16
+# Images that the network sees at once in the slow methods.
+AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class MapMethod:
+class MapMethod(NamedTuple):
     """Draws a map of an image, given a network or not.
 
     ``draw(module, image, batch)`` gets a network in evaluation mode (None where none takes part)
-    and leaves it as it was; images ``(B, 1, S, S)`` float32 as the network gets them; the whole
-    batch, whose ``index`` are rows of the index table. Gradients are off: who needs them calls
-    ``torch.enable_grad()``.
-
-    It returns raw maps ``(B, 1, h, w)``, the higher, the more lesion; negative values are cut. They
-    are enlarged as the encoder's own are (cell i looks at pixel i * S / h). One unit for all
-    images, never stretched image by image; coarse ones, as those of val are kept until their scale
-    is known.
+    and leaves it as it was, images ``(B, 1, S, S)`` as the network gets them, and the whole batch,
+    whose ``index`` are rows of the index table; gradients are off. It returns raw maps
+    ``(B, 1, h, w)``, the higher, the more lesion, in one unit for all images; cell i looks at pixel
+    i * S / h. Keep them coarse: those of val wait in memory until their scale is fitted.
     """
 
     name: str  # of columns and figures, such as "gradcam": letters, digits and "_"
@@ -51,26 +61,18 @@ def raw_map(
     """The map of a method, float32 ``(B, 1, h, w)``; ValueError: of another shape or not finite."""
     with torch.no_grad():
         raw = method.draw(module, image, batch).detach().float()
-    if raw.ndim != 4 or raw.shape[:2] != (len(image), 1):
+    finite = bool(raw.isfinite().all())
+    if raw.ndim != 4 or raw.shape[:2] != (len(image), 1) or not finite:
         raise ValueError(
-            f"map method {method.name}: expected maps (B, 1, h, w) of images {tuple(image.shape)}, "
-            f"got {tuple(raw.shape)}"
+            f"map method {method.name}: expected finite maps ({len(image)}, 1, h, w), got "
+            f"{tuple(raw.shape)}, finite: {finite}"
         )
-    if not bool(raw.isfinite().all()):
-        raise ValueError(f"map method {method.name}: its maps hold NaN or infinite values")
     return raw
 
 
-def shown_map(raw: Tensor, scale: float, size: tuple[int, int] | torch.Size) -> Tensor:
-    """A raw map as it is judged: scaled to [0, 1], then enlarged to ``(B, 1, *size)``."""
-    scaled = scale_map(raw, scale)
-    return scaled if scaled.shape[-2:] == tuple(size) else upsample(scaled, size)
-
-
-def fit_scale(peaks: Sequence[float]) -> float:
+def fit_scale(peaks: Tensor) -> float:
     """The value that becomes 1, a high quantile of val's peaks: the rule of the network's own."""
-    values = torch.tensor(peaks, dtype=torch.float64).clamp(min=0)
-    return round(float(values.quantile(SCALE_QUANTILE)), 12)
+    return round(float(peaks.double().clamp(min=0).quantile(SCALE_QUANTILE)), 12)
 
 
 def baselines(data: RadiographDataModule) -> list[MapMethod]:
@@ -85,15 +87,13 @@ def baselines(data: RadiographDataModule) -> list[MapMethod]:
 def centre(pixels: PixelCache) -> MapMethod:
     """A Gaussian bump in the middle of the image, which may lie anywhere in the square."""
 
-    def bump(image: Tensor, row: int) -> Tensor:
-        place = pixels.geometry_of(row)
-        y, x = (torch.arange(0, side, STEP, device=image.device) for side in image.shape[2:])
-        across = (x - place.left - (place.inner_width - 1) / 2) / (BUMP * place.inner_width)
-        down = (y - place.top - (place.inner_height - 1) / 2) / (BUMP * place.inner_height)
-        return torch.exp(-(across.square() + down.square()[:, None]) / 2)
-
     def draw(module: object, image: Tensor, batch: Batch) -> Tensor:
-        return torch.stack([bump(image, int(row)) for row in batch["index"]]).unsqueeze(1)
+        cell, bumps = torch.arange(0, image.shape[-1], STEP, device=image.device), []
+        for place in map(pixels.geometry_of, batch["index"].tolist()):
+            across = (cell - place.left - (place.inner_width - 1) / 2) / (BUMP * place.inner_width)
+            down = (cell - place.top - (place.inner_height - 1) / 2) / (BUMP * place.inner_height)
+            bumps.append(torch.exp(-(across.square() + down.square()[:, None]) / 2))
+        return torch.stack(bumps).unsqueeze(1)
 
     return MapMethod("centre", draw)
 
@@ -137,3 +137,70 @@ def smooth(maps: Tensor, deviation: float) -> Tensor:
 
 
 EDGE_MAP, NOISE_MAP = MapMethod("edges", _edges), MapMethod("noise", _noise)
+
+
+def choose(words: str | None) -> list[MapMethod]:
+    """The methods of ``--peers``: quick, all, or names with commas."""
+    groups = {"quick": list(QUICK), "all": list(PEERS)}
+    names = groups.get(words, [*dict.fromkeys(words.split(","))]) if words else []
+    if unknown := [name for name in names if name not in PEERS]:
+        raise RunError(f"no peer method {', '.join(unknown)}: expected {', '.join(PEERS)}")
+    if "occlusion" in names and importlib.util.find_spec("captum") is None:
+        raise RunError("occlusion needs captum. Fix: pip install -c constraints.txt -e '.[peers]'")
+    return [MapMethod(name, partial(_explain, PEERS[name])) for name in names]
+
+
+def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
+    assert module is not None, "a peer explains a network"
+    with torch.autocast(image.device.type, enabled=False):
+        return draw(module, image).float().relu()
+
+
+def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
+    """Grad-CAM, HiResCAM, LayerCAM, and Grad-CAM++ with the score where the paper has its exp."""
+    features = module.encoder(image)[-1].float()
+    cells = features.shape[-2] * features.shape[-1]
+    weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient
+    if name == "layercam":
+        weight = weight.relu()
+    elif name == "gradcampp":
+        total = features.sum((2, 3), keepdim=True)
+        # Of grad-cam, equation (19) of Chattopadhay et al. 2018 with 1e-6 in its divisor.
+        share = weight**2 / (2 * weight**2 + total * weight**3 + 1e-6)
+        weight = torch.where(weight > 0, cells * weight * share, 0.0)
+    return (weight * features).sum(1, keepdim=True)
+
+
+def score_cam(module: Stage1Classifier, image: Tensor) -> Tensor:
+    """Feature maps weighed by the score of the image that each of them masks (Wang et al. 2020)."""
+    maps = []
+    for one in image.split(1):  # its 128 masks are as large as 128 images
+        features = module.encoder(one)[-1].float()
+        masks = normalise(upsample(features, image.shape[-2:])).transpose(0, 1)
+        scores = [module(one * part)[:, ABNORMAL] for part in masks.split(AT_ONCE)]
+        weight = torch.cat(scores).softmax(0)[:, None, None]
+        maps.append((weight * features).sum(1, keepdim=True))
+    return torch.cat(maps)
+
+
+def fall_of_score(module: Stage1Classifier, image: Tensor) -> Tensor:
+    """By how much the score falls where a window of dark grey hides the image (overlaps: mean)."""
+    side = image.shape[-1]
+    window, step = (max(1, round(share * side)) for share in (WINDOW, WINDOW_STEP))
+    occlusion = importlib.import_module("captum.attr").Occlusion(module)
+    fall: Tensor = occlusion.attribute(
+        image,
+        sliding_window_shapes=(1, window, window),
+        strides=(1, step, step),
+        baselines=0.0,
+        target=ABNORMAL,
+        perturbations_per_eval=max(1, AT_ONCE // len(image)),
+    )
+    return fall
+
+
+QUICK: dict[str, Draw] = {
+    name: partial(gradient_cam, name) for name in ("gradcam", "gradcampp", "hirescam", "layercam")
+}
+# The last two need a pass of the network for each of 128 feature maps, for each of 225 windows.
+PEERS: dict[str, Draw] = {**QUICK, "scorecam": score_cam, "occlusion": fall_of_score}

@@ -38,7 +38,7 @@ MEANINGS = {
     "ece": "mean gap between probability and outcome; 0 is best",
     "auroc/no_hardware": "the same among images without metal or casts",
 }
-# Of a map; a summary has them as ``method/figure``.
+# Heading and phrase, "": the same. Of a map; a summary has them as ``method/figure``.
 _MAP_WORDS = {
     "hit": ("hit rate", ""),
     "hit_near": ("hit rate, near", "hit rate within 2.5 % of the diagonal"),
@@ -67,19 +67,13 @@ _CLASS_WORDS = {
 }
 # Small differences count: three digits after the point.
 PRECISE = ("pixel_ap", "auroc", "study_auroc", "auroc/no_hardware")
-
-
-def _names(words: dict[str, tuple[str, str]]) -> dict[str, FigureName]:
-    """Names of figures from heading and phrase; "": as in the heading."""
-    return {
-        key: FigureName(
-            heading, phrase or heading, MEANINGS.get(key, ""), 3 if key in PRECISE else 2
-        )
-        for key, (heading, phrase) in words.items()
+MAP_FIGURES, CLASS_FIGURES = (
+    {
+        key: FigureName(heading, longer or heading, MEANINGS.get(key, ""), 2 + (key in PRECISE))
+        for key, (heading, longer) in words.items()
     }
-
-
-MAP_FIGURES, CLASS_FIGURES = _names(_MAP_WORDS), _names(_CLASS_WORDS)
+    for words in (_MAP_WORDS, _CLASS_WORDS)
+)
 OWN_METHODS = {
     "cam": MethodName("CAM", "CAM", "#009e73", "^"),
     "pcam": MethodName("PCAM", "PCAM", "#d55e00", "s"),

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from callbacks.checkpoints import load_checkpoint
-from datamodules.index import DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run, build_module, open_run
@@ -19,7 +18,7 @@ from experiments.evaluation.figures import Fitted, MapRows, all_figures, fit
 from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod, baselines
 from experiments.evaluation.statistics import Estimate, estimate, patient_weights
-from experiments.runs import RunError, check_network, epochs_done, find_checkpoint
+from experiments.runs import RunError, check_network, epochs_done
 from lightning_modules import Stage1Classifier
 
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
@@ -49,11 +48,6 @@ class Evaluation:
             weights = patient_weights(self.table["patient"].to_numpy())
             figures = all_figures(self.table, self.maps, self.fitted)
             self.estimates = {name: estimate(one, weights) for name, one in figures.items()}
-
-    @property
-    def own_maps(self) -> list[str]:
-        """The network's own methods: all others brought no scale and got one from val."""
-        return [name for name in self.maps if name not in self.scales]
 
 
 class Baselines:
@@ -93,26 +87,22 @@ def evaluate(
         raise RunError(
             f"{folder} left no image out. Fix: train with lesions.folds=5 lesions.fold=0"
         )
+    epochs = int(opened.config.trainer["max_epochs"])
     about = {
         "run": str(folder),
         **opened.identity,
-        "epochs": int(opened.config.trainer["max_epochs"]),
+        "epochs": epochs,
         "split": split,
         "image_hash": opened.trained_on["image_hash"],
         "judged_image_hash": data.image_hash,
         "mask_hash": opened.trained_on["mask_hash"],
     }
-    try:
-        val, judged = _val_and_split(module, data, split, methods)
-        if trivial:
-            for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
-                one.beside(more)
-        places = folder, opened.results(split)
-        return assemble(places, opened.config, about, val, judged, notes + _unfinished(opened))
-    except DataError:
-        raise
-    except ValueError as error:
-        raise RunError(f"{folder}: {error}") from error
+    val, judged = _val_and_split(module, data, split, methods)
+    if trivial:
+        for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
+            one.beside(more)
+    notes += _unfinished(folder / "checkpoints" / "last.ckpt", epochs)
+    return assemble((folder, opened.results(split)), opened.config, about, val, judged, notes)
 
 
 def assemble(
@@ -123,11 +113,7 @@ def assemble(
     judged: Judged,
     notes: list[str],
 ) -> Evaluation:
-    """The evaluation of what was judged of a split and of val, which decides.
-
-    ``places`` are what was judged and where the results go.
-    """
-    fitted = fit(val.table) if "probability" in val.table else None
+    """The evaluation of a split by what val decides; ``places`` as Evaluation's folder, target."""
     thresholds = val.thresholds()
     return Evaluation(
         folder=places[0],
@@ -136,18 +122,11 @@ def assemble(
         about=about | ({"leaks": "split by image"} if config.data.split == "image" else {}),
         table=judged.whole_table(thresholds),
         maps=judged.maps,
-        fitted=fitted,
+        fitted=fit(val.table) if "probability" in val.table else None,
         thresholds=thresholds,
         scales=judged.scales,
         notes=notes + missing(val.table, judged.table, about["split"]),
     )
-
-
-def check_different(runs: Sequence[Path]) -> None:
-    """Raise a RunError if two words mean the same run, which is no pair to compare."""
-    if len({find_checkpoint(run)[0].resolve() for run in runs}) < len(runs):
-        listed = " and ".join(map(str, runs))
-        raise RunError(f"of {listed}, two are of one run. Fix: name one of them")
 
 
 def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
@@ -179,16 +158,14 @@ def _changes(opened: Run, split: str) -> list[str]:
     return notes + ([REPLACED] if trained_on["image_hash"] != data.image_hash else [])
 
 
-def _unfinished(opened: Run) -> list[str]:
+def _unfinished(last: Path, epochs: int) -> list[str]:
     """A note where the run has epochs before it, or where nobody can tell."""
-    last = opened.folder / "checkpoints" / "last.ckpt"
-    wanted = int(opened.config.trainer["max_epochs"])
     try:
         done = epochs_done(load_checkpoint(last))
     except (OSError, ValueError, KeyError):
         return [f"{last} is lost or damaged: whether training had ended is not known"]
-    half = f"half finished: {done} of {wanted} epochs are trained; the same command goes on"
-    return [half] if done < wanted else []
+    half = f"half finished: {done} of {epochs} epochs are trained; the same command goes on"
+    return [half] if done < epochs else []
 
 
 def _val_and_split(

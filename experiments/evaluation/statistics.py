@@ -7,7 +7,7 @@ resample. Intervals are 95 % percentile bootstraps over patients: docs/evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike as Column
@@ -43,17 +43,8 @@ class Difference(NamedTuple):
     p: float
 
 
-def patient_weights(
-    patient: Sequence[Any] | np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
-    """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``.
-
-    Example:
-        >>> patient_weights(["a", "b", "b", "c"], resamples=3)
-        array([[1, 1, 1, 1],
-               [0, 0, 0, 3],
-               [2, 1, 1, 0]], dtype=uint16)
-    """
+def patient_weights(patient: Column, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each image is drawn in each resample of the patients, uint16 ``(R, N)``."""
     names, code = np.unique(np.asarray(patient, dtype=object).astype(str), return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
@@ -91,7 +82,7 @@ def carriers(undefined: float, weights: np.ndarray) -> float:
     return float(patients * (1 - undefined ** (1 / patients)))
 
 
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+def holm(p: Column) -> np.ndarray:
     """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count."""
     values = np.asarray(p, dtype=np.float64)
     corrected = np.full(len(values), np.nan)
@@ -173,11 +164,8 @@ def calibration_error(probability: Column, label: Column, bins: int = 15) -> Fig
 
 
 def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Figure:
-    """Average precision over the pooled pixels; each image weighs the same, whatever its size.
-
-    Both are ``(N, levels)`` of ``overlap.level_counts``; zeros for an image that does not count.
-    """
-    counted = np.flatnonzero(pixels.any(axis=1))
+    """Average precision over the pooled pixels; both ``(N, levels)`` of ``level_counts``."""
+    counted = np.flatnonzero(pixels.any(axis=1))  # each image weighs the same, whatever its size
     size = pixels[counted].sum(axis=1, keepdims=True, dtype=np.float64)
     lesion_share = lesion_pixels[counted, ::-1] / size
     pixel_share = pixels[counted, ::-1] / size

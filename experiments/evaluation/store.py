@@ -16,7 +16,6 @@ from experiments.build import Run, open_run
 from experiments.evaluation.figures import Fitted, MapRows, reliability
 from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
-from experiments.runs import RunError
 
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
 
@@ -26,24 +25,18 @@ def write(evaluation: Evaluation) -> None:
     target, table = evaluation.target, evaluation.table
     summary, audit = target / "summary.json", target / "audit.json"
     checkpoint = evaluation.folder / "checkpoints" / str(evaluation.about.get("checkpoint"))
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        # Written last, so that a summary never lies beside older rows.
-        summary.unlink(missing_ok=True)
-        # An audit of this very network is younger than the checkpoint.
-        if audit.exists() and audit.stat().st_mtime < checkpoint.stat().st_mtime:
-            audit.unlink()
-        table.to_csv(target / "images.csv", index=False)
-        save_maps(target / "maps.npz", table, evaluation.maps)
-        if "probability" in table:
-            curve = reliability(table["probability"], table["label"])
-            curve.to_csv(target / "reliability.csv", index=False)
-        write_text(summary, json.dumps(plain(summarise(evaluation)), indent=2) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"{target} cannot be written ({error.strerror}). Fix: make it writable, or copy the "
-            "run directory to where you may write"
-        ) from error
+    target.mkdir(parents=True, exist_ok=True)
+    # Written last, so that a summary never lies beside older rows.
+    summary.unlink(missing_ok=True)
+    # An audit of this very network is younger than the checkpoint.
+    if audit.exists() and audit.stat().st_mtime < checkpoint.stat().st_mtime:
+        audit.unlink()
+    table.to_csv(target / "images.csv", index=False)
+    save_maps(target / "maps.npz", table, evaluation.maps)
+    if "probability" in table:
+        curve = reliability(table["probability"], table["label"])
+        curve.to_csv(target / "reliability.csv", index=False)
+    write_text(summary, json.dumps(plain(summarise(evaluation)), indent=2) + "\n")
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
@@ -80,11 +73,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def read_evaluation(opened: Run, split: str) -> Evaluation | str:
-    """The evaluation of this very checkpoint on a split, or why it must be judged (again)."""
+def read_evaluation(opened: Run, split: str) -> Evaluation | None:
+    """The evaluation of this very checkpoint on a split; None: it must be judged (again)."""
     target, summary = opened.results(split), opened.summary(split)
     if summary is None:
-        return f"{target} holds no evaluation of this {opened.checkpoint.name}"
+        return None
     try:
         # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
         table = read_images(target / "images.csv").copy()
@@ -107,8 +100,8 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | str:
                 for name, (low, high) in summary["intervals"].items()
             },
         )
-    except (KeyError, ValueError, OSError) as error:
-        return f"{target} cannot be read ({error})"
+    except (KeyError, ValueError, OSError):  # damaged
+        return None
 
 
 def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[Evaluation]:
@@ -117,8 +110,8 @@ def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[E
     evaluations = []
     for run in runs:
         evaluation = read_evaluation(open_run(run, overrides), split)
-        if isinstance(evaluation, str):
-            print(f"judging {run}: {evaluation}", flush=True)
+        if evaluation is None:
+            print(f"judging {run}: holds no evaluation of this checkpoint on {split}", flush=True)
             evaluation = evaluate(run, split, overrides, trivial=trivial)
             write(evaluation)
             print(f"  written  {evaluation.target}", flush=True)

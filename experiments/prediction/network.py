@@ -93,7 +93,7 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
         data = build_data(run.config)
         if data.root.is_dir() and cache.is_whole(data.cache_folder):
             judged = evaluate(place, "val")
-            with contextlib.suppress(RunError):  # a read-only run: val is judged again next time
+            with contextlib.suppress(OSError):  # a read-only run: val is judged again next time
                 write(judged)
             return plain(summarise(judged)), f"val, judged now: {judged.target}", []
     except (ConfigError, DataError, RunError) as error:

@@ -22,7 +22,6 @@ from experiments.config import Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
 from experiments.evaluation.compare import Group, group
 from experiments.evaluation.describe import render
-from experiments.evaluation.run import check_different
 from experiments.evaluation.statistics import Estimate
 from experiments.evaluation.store import judged
 from experiments.reporting import plots
@@ -42,7 +41,6 @@ def page_of(runs: Sequence[Path], out: Path | None) -> Path:
     """Where the page of these runs goes: nobody's file is overwritten."""
     if not runs:
         raise RunError("no run directory. Fix: name one, such as runs/phantom/stage1/seed0.")
-    check_different(runs)
     beside = find_checkpoint(runs[0])[0] / ".." / ".." / "report"
     page = (out or Path(os.path.normpath(beside))) / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
