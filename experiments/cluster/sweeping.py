@@ -218,11 +218,8 @@ def plan(asked: Sweep) -> list[Trial]:
 
 
 def train_next(asked: Sweep, trials: list[Trial], folder: Path) -> int | None:
-    """Train the first trial that is nobody's: 0, its exit status if stopped, None if none is left.
-
-    From the first one each time: the trial of a process that was killed is anybody's.
-    """
-    for trial in trials:
+    """Train the first trial that is nobody's: 0, its status if stopped, None if none is left."""
+    for trial in trials:  # from the first: that of a killed process is anybody's
         with (folder / f".{trial.folder.name}.claim").open("w") as claim:
             free = not trial.failure
             with contextlib.suppress(OSError):  # no locks on this file system: nobody shares
@@ -316,6 +313,6 @@ def draw(asked: Sweep, table: pd.DataFrame) -> Figure:
         axes.set(xlabel=label, ylabel=title, ylim=(0, 1))
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        # Above the axes: figures from 0 to 1 leave no corner free for certain.
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+        if axes.lines:  # a legend above the axes: figures leave no corner free for certain
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return figure
