@@ -67,8 +67,9 @@ def resolve(config: Config, data: RadiographDataModule) -> None:
 def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: StopRequest) -> int:
     """Train in a run directory that is this process's own."""
     resume, checkpoint = runs.resume_point(folder)
+    callbacks = build_callbacks(config, folder, data, stop)
     if resume:
-        check_origin(checkpoint, resume, config, data)
+        check_checkpoint(checkpoint, resume, config, data, callbacks)
     if is_first_rank():
         # Not before: paths may differ from those that the run began with, the data may not.
         save_config(config, folder / "config.yaml")
@@ -85,12 +86,10 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
 
     quiet_known_warnings()
     seed_everything(config.seed, verbose=False)
-    callbacks = build_callbacks(config, folder, data, stop)
     trainer = build_trainer(config, folder, callbacks)
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
-        runs.check_states(checkpoint, resume, states_of(callbacks))
     elif config.model.init_from:
         start_from(module, config, data)
     # Only now, when nothing can be wrong any more.
@@ -126,17 +125,24 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     return 0
 
 
-def check_origin(
-    checkpoint: dict[str, Any], path: Path, config: Config, data: RadiographDataModule
+def check_checkpoint(
+    checkpoint: dict[str, Any],
+    path: Path,
+    config: Config,
+    data: RadiographDataModule,
+    callbacks: list[Callback],
 ) -> None:
-    """Refuse a checkpoint of another stage, without the data's state, or of other data."""
+    """Refuse a checkpoint of another stage or of other data, or without what a run goes on with."""
     if checkpoint["stage"] != config.stage:
         raise runs.RunError(
             f"{path} is a checkpoint of {checkpoint['stage']}, not of {config.stage}. Fix: choose "
             "another run.name."
         )
     source = type(data).__qualname__  # under which Lightning keeps the data module's state
-    runs.check_states(checkpoint, path, [source])
+    states = [source, *(one.state_key for one in callbacks if one.state_dict())]
+    # Lightning keeps the average's weights beside the callbacks.
+    states += ["current_model_state", "averaging_state"] * bool(config.optimizer.average_epochs)
+    runs.check_states(checkpoint, path, states)
     data.check_same_data(checkpoint[source])
 
 
@@ -182,14 +188,6 @@ def build_callbacks(
         callbacks.append(AveragedWeights(config.optimizer.average_epochs))
     checkpoints = RunCheckpoints(folder / "checkpoints", stop, config.checkpoint, monitor(config))
     return [*callbacks, checkpoints]
-
-
-def states_of(callbacks: list[Callback]) -> list[str]:
-    """Names, in a checkpoint, of what a run goes on with."""
-    names = [one.state_key for one in callbacks if one.state_dict()]
-    # Lightning keeps the average's weights beside the callbacks.
-    averaged = ["current_model_state", "averaging_state"] if "AveragedWeights" in names else []
-    return [*names, *averaged]
 
 
 def monitor(config: Config) -> str:

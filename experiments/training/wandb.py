@@ -103,7 +103,10 @@ def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLog
     options: dict[str, Any] = {"config": to_plain(config), "settings": settings, "mode": mode}
     options |= {"name": "-".join(folder.parts[-3:]), "dir": str(folder), "resume": "allow"}
     if not os.environ.get(SWEEP):
-        options |= {"project": config.logger.wandb_project, "id": run_id(folder)}
+        identity = folder / "wandb_id"  # however often a job is requeued, it stays one run
+        if not identity.is_file():
+            write_text(identity, uuid.uuid4().hex[:12])
+        options |= {"project": config.logger.wandb_project, "id": identity.read_text()}
     try:
         run = wandb.init(**options)
     # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
@@ -111,8 +114,8 @@ def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLog
         reason = " ".join(str(error).split())
         if mode == "offline":
             raise ConfigError(
-                f"W&B cannot keep this run offline ({reason}). Fix: correct its settings "
-                "(WANDB_... in the environment, wandb/settings), or use logger.wandb=off."
+                f"W&B cannot keep this run offline ({reason}). Fix: correct its settings (WANDB_..."
+                " in the environment, wandb/settings), or use logger.wandb=off."
             ) from error
         # No network on a compute node, or a key that expired or is mistyped.
         print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
@@ -125,11 +128,3 @@ def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLog
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return PatientWandbLogger(experiment=run, save_dir=str(folder))
-
-
-def run_id(folder: Path) -> str:
-    """The id of the run directory's W&B run: however often a job is requeued, it stays one run."""
-    file = folder / "wandb_id"
-    if not file.is_file():
-        write_text(file, uuid.uuid4().hex[:12])
-    return file.read_text()
