@@ -207,7 +207,7 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
         (["stage1", "--lambdas=0 1"], "LAMBDAS is for stage3"),
         (["stage1", "--gpus=many"], "--gpus: expected a number or kind:number"),
         (["stage1", "--sbatch-args='"], "--sbatch-args"),
-        (["stage2", "model.init_from=none"], "model.init_from: none does not exist, nor is it"),
+        (["stage2", "model.init_from=none"], "model.init_from: .*none does not exist"),
         (["evaluate"], "no trained run to evaluate"),
     ],
 )

@@ -24,8 +24,7 @@ from experiments.runs import best_row
 from experiments.training import loop
 from experiments.training import wandb as ours
 from experiments.training.preemption import StopRequest
-from tests.sweeps import HOUSE, SHIPPED, srun
-from tests.wandb_server import WandbServer
+from tests.wandb_server import HOUSE, SHIPPED, WandbServer
 
 # A process of its own: W&B's service outlives a run, and takes the environment only once.
 RUN = """
@@ -34,7 +33,7 @@ from pathlib import Path
 from experiments.training import wandb as ours
 from experiments.config import load_config
 
-ours.ANSWER_SECONDS = ours.UPLOAD_SECONDS = 4
+ours.ANSWER_SECONDS, ours.UPLOAD_SECONDS = 4, 1
 config, folder = load_config("stage1", [f"logger.wandb={sys.argv[1]}"]), Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
 for first in (0, 3):
@@ -55,6 +54,12 @@ import json, os, sys
 given = {{name: os.environ[name] for name in os.environ if name.startswith(("WANDB_", "SLURM"))}}
 with open({log!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], given]) + "\\n")
+"""
+# In place of SLURM's srun: starts two ranks in turn; SLURM_OPTIONS are its own.
+SRUN = """#!/bin/sh
+while case "$1" in --*) ;; *) false ;; esac
+do export SLURM_OPTIONS="$SLURM_OPTIONS $1"; shift; done
+SLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"
 """
 AGENT = """
 import sys
@@ -188,9 +193,10 @@ def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tm
     """The shipped file; srun here starts two ranks, and python only writes down its words."""
     folder, log = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
-    srun(folder)
-    (folder / "python").write_text(RECORDER.format(python=sys.executable, log=str(log)))
-    (folder / "python").chmod(0o755)
+    python = RECORDER.format(python=sys.executable, log=str(log))
+    for name, code in (("python", python), ("srun", SRUN)):
+        (folder / name).write_text(code)
+        (folder / name).chmod(0o755)
     parameters = {"loss.lambda_lesion": {"value": 0.3}}
     server = WandbServer(SHIPPED.read_text(), {"run_id": "run0", "args": parameters})
     variables = dict.fromkeys(("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"), str(tmp_path))

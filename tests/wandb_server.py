@@ -10,7 +10,11 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+HOUSE = Path(__file__).parents[1]
+SHIPPED = HOUSE / "experiments" / "sweep_lambda.yaml"
 
 
 class WandbServer(ThreadingHTTPServer):

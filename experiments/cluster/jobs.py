@@ -16,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.config import STAGES, Config, ConfigError, load_config, run_directory
+from experiments.config import STAGES, ConfigError, load_config, run_directory
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 EVALUATE = "evaluate"
@@ -131,7 +131,15 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
                 "twice, and RUN (run.name) with SEEDS or LAMBDAS."
             )
         owner[runs[-1]] = stage
-        after += needed(config, owner)
+        if config.model.init_from:
+            start = Path(config.model.init_from).resolve()
+            waits = [owner[run] for run in owner if run.resolve() in (start, *start.parents)]
+            if not waits and not start.exists():
+                raise ConfigError(
+                    f"model.init_from: {start} does not exist, nor is it a run submitted here. "
+                    "Fix: train it first, or submit its stage, too."
+                )
+            after += waits
     script = [str(SCRIPTS / "train.sbatch"), "--python", sys.executable]
     if len(each) > 1:
         script += ["--seeds", " ".join(seeds)]
@@ -141,21 +149,6 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
     logs = str(Path(config.run.root) / "slurm")
     words = cluster(options, Path(stage).stem, logs, len(each))
     return Job(stage, words, [*script, stage, *settings], runs, list(dict.fromkeys(after)), logs)
-
-
-def needed(config: Config, owner: dict[Path, str]) -> list[str]:
-    """The stage whose run ``config`` starts from; none where it starts from scratch or is there."""
-    if config.model.init_from is None:
-        return []
-    start = Path(config.model.init_from).resolve()
-    if waits := [owner[run] for run in owner if run.resolve() in (start, *start.parents)]:
-        return waits
-    if not start.exists():
-        raise ConfigError(
-            f"model.init_from: {config.model.init_from} does not exist, nor is it a run submitted "
-            "here. Fix: train it first, or submit its stage, too."
-        )
-    return []
 
 
 def cluster(options: Namespace, name: str, logs: str, array: int = 1) -> list[str]:

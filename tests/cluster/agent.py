@@ -13,8 +13,7 @@ import yaml
 
 from tests.cluster import slurm
 from tests.cluster.slurm import Scene, each_step_once, say, wait_in_job
-from tests.sweeps import SHIPPED
-from tests.wandb_server import WandbServer
+from tests.wandb_server import SHIPPED, WandbServer
 
 NAME = "agent"
 LAMBDA = 0.3
