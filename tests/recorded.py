@@ -28,8 +28,7 @@ class Recorder(Callback):
         run = Path(os.environ["RECORD"]) / Path(trainer.default_root_dir).name
         self.folder = run / f"{int(job):06d}-{int(go):03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        given = {"words": sys.argv[1:], "began": time.time()}
-        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(given))
+        self.given = {"words": sys.argv[1:], "began": time.time()}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         for module in pl_module.modules() if os.environ.get("FREEZE") else ():
@@ -39,14 +38,15 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         time.sleep(float(os.environ.get("RECORD_PAUSE", 0)))
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        line = {
+        step = {
             "step": trainer.global_step,
             "images": batch["index"].tolist(),
             "sums": batch["image"].double().sum((1, 2, 3)).tolist(),
             "loss": float(loss),
         }
+        line = json.dumps({**self.given, "ended": time.time(), "step": step})
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
+            handle.write(line + "\n")
 
 
 class Go(NamedTuple):
@@ -75,17 +75,17 @@ def install(folder: Path) -> str:
 def goes_of(run: Path) -> list[Go]:
     """The goes of a run that made a step, in their order; ``run``: its folder below RECORD."""
     # By the clock: a requeued job keeps its number, and another may have had the run meanwhile.
-    goes = [read(go) for go in run.glob("*-*") if any(go.glob("rank*.jsonl"))]
+    goes = [go for path in run.glob("*-*") if (go := read(path)).steps]
     return sorted(goes, key=lambda go: go.began)
 
 
-def read(go: Path) -> Go:
-    given = [json.loads(path.read_text()) for path in sorted(go.glob("rank*.json"))]
-    lines = [path.read_text().splitlines() for path in sorted(go.glob("rank*.jsonl"))]
+def read(folder: Path) -> Go:
+    texts = [path.read_text() for path in sorted(folder.glob("rank*.jsonl"))]
+    ranks = [[json.loads(line) for line in text.splitlines()] for text in texts if text]
     return Go(
-        job=str(int(go.name.split("-")[0])),
-        words=[rank["words"] for rank in given],
-        steps=[[json.loads(line) for line in rank] for rank in lines],
-        began=min(rank["began"] for rank in given),
-        ended=max(path.stat().st_mtime for path in go.glob("rank*.jsonl")),
+        job=str(int(folder.name.split("-")[0])),
+        words=[rank[0]["words"] for rank in ranks],
+        steps=[[line["step"] for line in rank] for rank in ranks],
+        began=min((rank[0]["began"] for rank in ranks), default=0),
+        ended=max((rank[-1]["ended"] for rank in ranks), default=0),
     )

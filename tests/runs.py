@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -70,3 +72,18 @@ def kill_at_step(words: list[str], run: Path, step: int) -> None:
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert last.is_file(), errors.decode()[-2000:]
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, as long as it lives the owner of the lock ``path``, and its fork."""
+    code = "lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True)"
+    code = f"import fcntl, os, sys, time; {code}; os.fork(); time.sleep(60)"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

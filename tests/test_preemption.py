@@ -38,27 +38,18 @@ with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGUSR1) if child == 0 else None
     if child == 0:
         os._exit(stop.number)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-SHUTTING_DOWN = """
-import os, signal, sys
-from experiments.training.preemption import StopRequest
-def main():
-    with StopRequest(last=True) as stop:
-        return 0
-status = main()
-os.kill(os.getpid(), signal.SIGUSR1)
+    assert os.waitpid(child, 0)[1] == 0
+with StopRequest(last=True):
+    pass
+os.kill(os.getpid(), signal.SIGUSR1)  # while Python shuts down
 os.kill(os.getpid(), signal.SIGTERM)
-sys.exit(status)
 """
-HANDLERS_FIRST = (
-    "import sys, experiments.train; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
-)
+HANDLERS_FIRST = "import sys, experiments.train; assert not {'torch', 'numpy'} & {*sys.modules}"
 
 
-@pytest.mark.parametrize("code", [FORKED, SHUTTING_DOWN, HANDLERS_FIRST])
+@pytest.mark.parametrize("code", [FORKED, HANDLERS_FIRST])
 def test_forked_ending_and_starting_processes_are_not_disturbed(code):
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, capsys, tmp_path):
@@ -74,39 +65,35 @@ def test_a_signal_while_the_data_is_prepared_ends_with_its_status(monkeypatch, c
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """A stand-in for ``scontrol``; returns the file of what it was called with."""
-    calls = tmp_path / "calls"
-    calls.touch()
 
-    def job(show, requeued="exit 0"):
+    def answer(show, requeued="exit 0"):
         """Shell code of ``scontrol show job`` and of ``scontrol requeue``."""
-        command = tmp_path / "scontrol"
-        command.write_text(
-            f'#!/bin/sh\necho "$@" >> {calls}\n'
-            f'case "$*" in *show*) {show};; *requeue*) {requeued};; esac\n'
-        )
+        calls, command = tmp_path / "calls", tmp_path / "scontrol"
+        calls.touch()
+        cases = f"*show*) {show};; *requeue*) {requeued};;"
+        command.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ncase "$*" in {cases} esac\n')
         command.chmod(0o755)
         return calls
 
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    monkeypatch.delenv("SLURM_PROCID", raising=False)
-    return job
+    return answer
 
 
+RUNNING, ENDING = "echo JobId=41 JobState=RUNNING", "echo JobId=41 JobState=COMPLETING"
 MAKE_ROOM = "PreemptTime=2026-01-01T00:00:00"
 
 
 @pytest.mark.parametrize(
     ("number", "answer", "outcome"),
     [
-        (USR1, "echo JobId=41 JobState=RUNNING Reason=None", "job 41 is requeued"),
-        (TERM, f"echo JobId=41 JobState=RUNNING {MAKE_ROOM}", "job 41 is requeued"),
+        (USR1, RUNNING, "job 41 is requeued"),
+        (TERM, f"{RUNNING} {MAKE_ROOM}", "job 41 is requeued"),
         # Somebody wants this process to end, such as a sweep that stops.
-        (TERM, "echo JobId=41 JobState=RUNNING", "the same command goes on"),
+        (TERM, RUNNING, "the same command goes on"),
         # scancel sends SIGTERM too: a cancelled job must not come back.
-        (USR1, "echo JobId=41 JobState=COMPLETING", "started again, it goes on from there"),
-        (TERM, f"echo JobId=41 JobState=COMPLETING {MAKE_ROOM}", "started again"),
+        (USR1, ENDING, "SLURM is ending job 41"),
+        (TERM, f"{ENDING} {MAKE_ROOM}", "SLURM is ending job 41"),
         # Without an answer: nobody cancels by USR1.
         (USR1, "exit 1", "job 41 is requeued"),
         (TERM, "exit 1", "the same command goes on"),
@@ -122,16 +109,9 @@ def test_of_an_array_only_the_task_itself_is_requeued(slurm, monkeypatch):
     """The last task has the array's number: by that all tasks would be requeued."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "41")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    calls = slurm("echo JobId=41 JobState=RUNNING", "echo 'is not requeuable' >&2; exit 1")
+    calls = slurm(RUNNING, "echo 'is not requeuable' >&2; exit 1")
     assert "job 41_3 cannot be requeued (is not requeuable)" in requeue(USR1)
     assert calls.read_text().splitlines() == ["--oneliner show job 41_3", "requeue 41_3"]
-
-
-@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
-def test_one_rank_speaks_for_all(monkeypatch, name):
-    assert preemption.is_first_rank()
-    monkeypatch.setenv(name, "1")
-    assert not preemption.is_first_rank()
 
 
 def test_further_signals_do_not_keep_a_job_from_being_requeued(slurm, monkeypatch, capsys):
@@ -149,7 +129,7 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
     The first may have deferred signals already, and wait for this one: then it is requeued here.
     """
     waited = []
-    calls = slurm("echo JobState=RUNNING")
+    calls = slurm(RUNNING)
 
     def sleep(seconds):
         assert not calls.read_text()
@@ -157,6 +137,7 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
 
     # Not time.sleep itself: subprocess, too, sleeps while it waits for an answer.
     monkeypatch.setattr(preemption, "time", SimpleNamespace(sleep=sleep))
+    assert preemption.is_first_rank()
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert leave(USR1, "nothing was under way") == 138
     assert waited == [preemption.FIRST_RANK_SECONDS]

@@ -17,26 +17,27 @@ import pytest
 import wandb
 
 from callbacks.panels import MapPanels
+from experiments import train
 from experiments.build import build_data
-from experiments.config import ConfigError, LoggerConfig, load_config, run_directory
+from experiments.config import ConfigError, load_config, run_directory
+from experiments.runs import best_row
 from experiments.training import loop
 from experiments.training import wandb as ours
 from experiments.training.preemption import StopRequest
-from tests.sweeps import HOUSE, SHIPPED, srun
-from tests.wandb_server import WandbServer
+from tests.wandb_server import HOUSE, SHIPPED, WandbServer
 
-# A process of its own each: W&B's service outlives a run, and takes the environment only once.
+# A process of its own: W&B's service outlives a run, and takes the environment only once.
 RUN = """
 import sys, time
 from pathlib import Path
 from experiments.training import wandb as ours
-from experiments.config import LoggerConfig
+from experiments.config import load_config
 
-ours.ANSWER_SECONDS = ours.UPLOAD_SECONDS = 4
-mode, folder = sys.argv[1], Path(sys.argv[2])
+ours.ANSWER_SECONDS, ours.UPLOAD_SECONDS = 4, 1
+config, folder = load_config("stage1", [f"logger.wandb={sys.argv[1]}"]), Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
-for first in map(int, sys.argv[3:]):
-    logger = ours.start_wandb(LoggerConfig(wandb=mode, wandb_project="p"), folder, {})
+for first in (0, 3):
+    logger = ours.start_wandb(config, folder)
     print("mode", logger.experiment.settings.mode, flush=True)
     for step in range(first, first + 3):
         logger.log_metrics({"val/loss": 0.5}, step=step)
@@ -47,19 +48,18 @@ for first in map(int, sys.argv[3:]):
     print("closed", flush=True)
     time.sleep(1.1)  # a run's files are named by the second that it began in
 """
-# A service that other processes may share, as under a sweep's agent.
-SERVICE = """
-import os, sys, wandb
-wandb.init(mode="offline", project="other", dir=sys.argv[1])
-print(os.environ["WANDB_SERVICE"], flush=True)
-sys.stdin.readline()
-"""
 # In place of python on PATH: writes down its words and the variables that W&B and SLURM set.
 RECORDER = """#!{python}
 import json, os, sys
 given = {{name: os.environ[name] for name in os.environ if name.startswith(("WANDB_", "SLURM"))}}
 with open({log!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], given]) + "\\n")
+"""
+# In place of SLURM's srun: starts two ranks in turn; SLURM_OPTIONS are its own.
+SRUN = """#!/bin/sh
+while case "$1" in --*) ;; *) false ;; esac
+do export SLURM_OPTIONS="$SLURM_OPTIONS $1"; shift; done
+SLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"
 """
 AGENT = """
 import sys
@@ -68,7 +68,6 @@ from wandb.wandb_agent import Agent
 Agent.POLL_INTERVAL = 0.05
 agent(sys.argv[1:])
 """
-NOWHERE = "http://127.0.0.1:9"
 
 
 def start(code: str, *words: object, **variables: str) -> subprocess.Popen:
@@ -84,60 +83,48 @@ def start(code: str, *words: object, **variables: str) -> subprocess.Popen:
     )
 
 
-def is_kept(folder: Path) -> bool:
-    """Whether W&B's records of a run lie on the disk."""
-    return any(path.stat().st_size for path in folder.glob("wandb/*run-*/*.wandb"))
-
-
-@pytest.mark.slow
-def test_without_a_server_a_run_is_kept_offline(tmp_path):
-    owner = start(SERVICE, tmp_path)
-    service = owner.stdout.readline().strip()
-    process = start(
-        RUN, "online", tmp_path / "run", 0, WANDB_BASE_URL=NOWHERE, WANDB_SERVICE=service
-    )
-    output, errors = process.communicate("\n\n\n", timeout=120)
-    owner.communicate("\n", timeout=60)
-    assert owner.returncode == 0  # its service is left to it
-    assert output.split("\n")[0] == "mode offline", errors
-    assert "closed" in output
-    assert "connection refused" in errors
-    assert "this run is kept offline" in errors
-    assert is_kept(tmp_path / "run")
-
-
 def test_a_project_that_wandb_refuses_is_refused_before_training(tmp_path):
     """No run is offline where only its name is wrong."""
-    refused = LoggerConfig(wandb="offline", wandb_project="team/project")
+    refused = load_config("stage1", ["logger.wandb=offline", "logger.wandb_project=team/project"])
     with pytest.raises(ConfigError, match=r"W&B cannot keep this run offline \(.*logger.wandb=off"):
-        ours.start_wandb(refused, tmp_path, {})
+        ours.start_wandb(refused, tmp_path)
     wandb.teardown()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", ["server", "service"])
-def test_what_dies_stops_nothing(tmp_path, dies):
+def test_what_dies_stops_nothing(tmp_path):
+    """First the server, so that the next run is kept offline, then W&B's service beside it."""
     server = WandbServer()
-    process = start(RUN, "online", tmp_path, 0, WANDB_BASE_URL=server.url)
-    assert process.stdout.readline().strip() == "mode online", process.stderr.read()
-    assert process.stdout.readline().strip() == "logged 0"
-    if dies == "service":
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
+    process = start(RUN, "online", tmp_path, WANDB_BASE_URL=server.url)
+
+    def read(last: str) -> list[str]:
+        lines = [process.stdout.readline().strip()]
+        while lines[-1] not in (last, ""):
+            lines.append(process.stdout.readline().strip())
+        return lines[:-1]
+
+    assert read("logged 0") == ["mode online"], process.communicate()
     server.switch_off()
+    process.stdin.write("\n\n\n")
+    process.stdin.flush()
+    assert read("logged 3") == ["logged 1", "logged 2", "closed", "mode offline"]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
     output, errors = process.communicate("\n\n\n", timeout=120)
-    assert "closed" in output, errors
-    assert is_kept(tmp_path)
-    assert errors.count("W&B failed") <= 1
     assert process.returncode == 0, errors
+    assert output.endswith("closed\n")
+    assert errors.count("this run is kept offline") == 1
+    assert errors.count("W&B failed") == 1
+    kept = [path for path in tmp_path.glob("wandb/*run-*/*.wandb") if path.stat().st_size]
+    assert {path.parent.name.partition("-")[0] for path in kept} == {"run", "offline"}
 
 
 @pytest.mark.slow
 def test_a_requeued_run_becomes_one_run_at_wandb(tmp_path):
-    """By ``make sync``: each part begins where the one before ended, and is sent once."""
+    """By ``make sync``: each part begins where the one before ended."""
     run = tmp_path / "runs" / "phantom" / "stage 1" / "seed0"
-    parts = start(RUN, "offline", run, 0, 3)
+    parts = start(RUN, "offline", run)
     _, errors = parts.communicate("\n" * 6, timeout=120)
     assert parts.returncode == 0, errors
     identity = (run / "wandb_id").read_text()
@@ -147,13 +134,8 @@ def test_a_requeued_run_becomes_one_run_at_wandb(tmp_path):
     server = WandbServer()
     variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}
     variables["WANDB_DIR"] = str(tmp_path)  # of its log
-    for _ in range(2):
-        subprocess.run(
-            ["make", "sync", f"PYTHON={sys.executable}", f"ARGS={tmp_path}"],
-            cwd=HOUSE,
-            env={**os.environ, **variables},
-            check=True,
-        )
+    sync = ["make", "sync", f"PYTHON={sys.executable}", f"ARGS={tmp_path}"]
+    subprocess.run(sync, cwd=HOUSE, env={**os.environ, **variables}, check=True)
     server.switch_off()
     lines = [json.loads(line) for line in server.history(identity)]
     assert [line["trainer/global_step"] for line in lines] == list(range(6))
@@ -182,7 +164,7 @@ def test_nothing_is_sent_unless_wanted(tmp_path, monkeypatch, wanted, variables,
         monkeypatch.setenv(name, value)
     assert ours.wandb_mode(wanted) == mode
     if not variables:
-        with pytest.raises(ConfigError, match="run 'wandb login', or use logger.wandb=offline"):
+        with pytest.raises(ConfigError, match="wandb=online needs a key"):
             ours.wandb_mode("online")
         login = tmp_path / ".netrc"
         login.touch(mode=0o600)
@@ -211,9 +193,10 @@ def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tm
     """The shipped file; srun here starts two ranks, and python only writes down its words."""
     folder, log = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
-    srun(folder)
-    (folder / "python").write_text(RECORDER.format(python=sys.executable, log=str(log)))
-    (folder / "python").chmod(0o755)
+    python = RECORDER.format(python=sys.executable, log=str(log))
+    for name, code in (("python", python), ("srun", SRUN)):
+        (folder / name).write_text(code)
+        (folder / name).chmod(0o755)
     parameters = {"loss.lambda_lesion": {"value": 0.3}}
     server = WandbServer(SHIPPED.read_text(), {"run_id": "run0", "args": parameters})
     variables = dict.fromkeys(("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"), str(tmp_path))
@@ -233,19 +216,19 @@ def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tm
         assert variables["SLURM_OPTIONS"] == options
 
 
-def test_in_a_sweep_the_agent_chooses_the_id_and_hears_of_a_finished_run(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_in_a_sweep_the_agent_chooses_the_id_and_hears_of_a_finished_run(
+    trained, tmp_path, monkeypatch
+):
     calls, run = [], mock.Mock(summary={})
+    folder = trained.copy("stage1", tmp_path)
     monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or run)
-    monkeypatch.setattr(loop, "print_results", lambda *given: None)
-    (tmp_path / "metrics.csv").write_text("epoch,val/auroc,val/fcn/pixel_ap\n3,0.9,0.5\n")
-    config = load_config("stage3", ["logger.wandb=offline"])
-    loop.report_finished(config, tmp_path, 4)
+    words = ["stage1", f"run.root={tmp_path}", *trained.words, "logger.wandb=offline"]
+    assert train.main(words) == 0
     assert calls == []  # outside of a sweep nobody waits for the figures
-    ours.start_wandb(LoggerConfig(wandb="offline"), tmp_path, {})
-    assert calls[0]["id"] == (tmp_path / "wandb_id").read_text()
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
-    loop.report_finished(config, tmp_path, 4)
-    assert {"id", "project"}.isdisjoint(calls[1])
-    assert calls[1]["resume"] == "allow"
-    assert run.summary == {"val/auroc": 0.9, "val/fcn/pixel_ap": 0.5}
+    assert train.main(words) == 0
+    assert {"id", "project"}.isdisjoint(calls[0])
+    assert calls[0]["resume"] == "allow"
+    assert run.summary["val/auroc"] == best_row(folder, "val/auroc")["val/auroc"]
     run.finish.assert_called_once_with(exit_code=0)

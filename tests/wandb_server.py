@@ -10,16 +10,15 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+HOUSE = Path(__file__).parents[1]
+SHIPPED = HOUSE / "experiments" / "sweep_lambda.yaml"
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Answers what W&B's client asks while a run is under way; ``received`` are the bodies.
-
-    Args:
-        sweep: a sweep file's text.
-        run: what W&B tells an agent of a run: its id and its parameters.
-    """
+    """Answers W&B's client; of a ``sweep`` file's text it knows one ``run``: id and parameters."""
 
     daemon_threads = True
 
@@ -44,12 +43,12 @@ class WandbServer(ThreadingHTTPServer):
         """The lines of a run's history, each where the client said that it belongs."""
         lines: list[str] = []
         for path, body in self.received:
-            if path.endswith(f"/{run}/file_stream"):
-                chunk = json.loads(body).get("files", {}).get("wandb-history.jsonl")
-                if chunk:
-                    lines[chunk["offset"] : chunk["offset"] + len(chunk["content"])] = chunk[
-                        "content"
-                    ]
+            files = (
+                json.loads(body).get("files", {}) if path.endswith(f"/{run}/file_stream") else {}
+            )
+            if chunk := files.get("wandb-history.jsonl"):
+                content, offset = chunk["content"], chunk["offset"]
+                lines[offset : offset + len(content)] = content
         return lines
 
     def switch_off(self) -> None:

@@ -1,5 +1,1 @@
-"""Many trainings: jobs for SLURM (``experiments.submit``) and sweeps (``experiments.sweep``).
-
-Read ``jobs`` for the first. For the second ``points`` (what a sweep file asks for), then
-``sweeping`` (one training after the other, shared with other processes; the table and the plot).
-"""
+"""Many trainings: jobs for SLURM (``jobs``), and sweeps without a server (``sweeping``)."""

@@ -7,6 +7,7 @@ sees, copies and changes the command itself.
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.config import STAGES, Config, ConfigError, load_config, run_directory
+from experiments.config import STAGES, ConfigError, load_config, run_directory
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 EVALUATE = "evaluate"
@@ -37,27 +38,23 @@ class Job(NamedTuple):
 def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
     """Submit the jobs, or print how; return the exit status."""
     jobs = plan(options, list(dict.fromkeys(stages)) or [*STAGES, EVALUATE], settings)
+    if not options.dry_run and shutil.which("sbatch") is None:
+        raise ConfigError("no sbatch here. Fix: submit on a login node; DRY=1 prints the commands.")
     # Without their folder SLURM would lose the logs and the jobs with them, silently.
     logs = list(dict.fromkeys(job.logs for job in jobs))
     if options.dry_run:
         print(shlex.join(["mkdir", "-p", *logs]))
-    elif shutil.which("sbatch") is None:
-        raise ConfigError(
-            "no sbatch here: submit on a login node of a SLURM cluster; DRY=1 (--dry-run) prints "
-            "what would be submitted"
-        )
     else:
         for folder in logs:
             Path(folder).mkdir(parents=True, exist_ok=True)
     ids: dict[str, str] = {}
-    for number, job in enumerate(jobs, start=1):
+    for job in jobs:
         call, waits = ["sbatch", "--parsable", *job.options], []
         if needed := [ids[stage] for stage in job.after]:
             # The second: a job whose start failed would stay in the queue for ever.
             waits = [f"--dependency=afterok:{':'.join(needed)}", "--kill-on-invalid-dep=yes"]
         if options.dry_run:
-            # A file's name may be none that a variable can have.
-            variable = job.stage if job.stage in (*STAGES, EVALUATE) else f"job_{number}"
+            variable = re.sub(r"\W|^(?=\d)", "_", job.stage, flags=re.ASCII)
             ids[job.stage] = f"${{{variable}}}"
             print(f"{variable}=$({' '.join([shlex.join(call), *waits, shlex.join(job.script)])})")
             continue
@@ -82,40 +79,36 @@ def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
 
 def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job]:
     """The jobs in the order of their submission; a mistake in any word is refused here."""
-    own = {"trainer.devices", "trainer.num_nodes"}
-    own |= {"seed"} if options.seeds else set()
-    own |= {"loss.lambda_lesion"} if options.lambdas else set()
-    if twice := own & {*map(key_of, settings)}:
+    words = {word.partition("=")[0].strip(): word for word in settings}
+    own = {"trainer.devices": True, "trainer.num_nodes": True}
+    own |= {"seed": bool(options.seeds), "loss.lambda_lesion": bool(options.lambdas)}
+    for key in filter(own.get, words):
         raise ConfigError(
-            f"{', '.join(sorted(twice))}: given by GPUS, RANKS, NODES, SEEDS or LAMBDAS, too. Fix: "
-            "leave it out."
-        )
-    kind, gpus = options.gpus
-    if gpus and (options.ranks or 1) > gpus:
-        raise ConfigError(
-            f"RANKS={options.ranks} with GPUS={kind}{gpus}: a process needs a GPU of its own"
+            f"{key}: also given by GPUS, RANKS, NODES, SEEDS or LAMBDAS. Fix: not both."
         )
     trained = [stage for stage in stages if stage != EVALUATE]
     kinds = {stage: load_config(stage, settings).stage for stage in trained or STAGES}
     if options.lambdas and "stage3" not in kinds.values():
-        raise ConfigError("LAMBDAS is for stage3, the only one with a lesion term; leave it out")
+        raise ConfigError("LAMBDAS is for stage3, which has a lesion term. Fix: leave it out.")
     jobs: list[Job] = []
     owner: dict[Path, str] = {}
     for stage in kinds:
         # The first stage of a chain has no earlier one to start from.
         first = kinds[stage] == "stage1" and len(kinds) > 1
-        words = [word for word in settings if not (first and key_of(word) == "model.init_from")]
-        jobs.append(training(options, stage, words, owner))
+        chosen = [words[key] for key in words if not (first and key == "model.init_from")]
+        jobs.append(training(options, stage, chosen, owner))
     if EVALUATE not in stages:
         return jobs
     judged = [run for run in owner if trained or (run / "checkpoints" / "best.ckpt").is_file()]
     if not judged:
-        raise ConfigError("there is no trained run to evaluate; name stages, to train them first")
-    words = [word for word in settings if key_of(word) in EVALUATION_KEYS]
-    script, logs = [*batch_script("evaluate"), *map(str, judged), *words], jobs[0].logs
+        raise ConfigError("there is no trained run to evaluate. Fix: name stages, to train them.")
+    script = [str(SCRIPTS / "evaluate.sbatch"), "--python", sys.executable, *map(str, judged)]
+    script += [words[key] for key in EVALUATION_KEYS if key in words]
+    logs = jobs[0].logs
     jobs = jobs if trained else []
+    one_gpu = options.gpus[0], min(options.gpus[1], 1)
+    alone = Namespace(**{**vars(options), "gpus": one_gpu, "nodes": 1, "ranks": 1})
     after = [job.stage for job in jobs]
-    alone = Namespace(**{**vars(options), "gpus": (kind, min(gpus, 1)), "nodes": 1, "ranks": 1})
     return [*jobs, Job(EVALUATE, cluster(alone, EVALUATE, logs), script, judged, after, logs)]
 
 
@@ -125,7 +118,6 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
     seeds, lambdas = options.seeds, options.lambdas if config.stage == "stage3" else []
     if lambdas and not seeds:
         seeds = [str(config.seed)]
-        settings = [word for word in settings if key_of(word) != "seed"]
     # In the order of the array's index: the seeds count first.
     choices = [[f"loss.lambda_lesion={x}" for x in lambdas], [f"seed={seed}" for seed in seeds]]
     each = [point[::-1] for point in itertools.product(*filter(None, choices))]
@@ -135,12 +127,20 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
         runs.append(run_directory(config))
         if runs[-1] in owner:
             raise ConfigError(
-                f"two of these jobs would be the run {runs[-1]}; leave out what is there twice, "
-                "and RUN (run.name) with SEEDS or LAMBDAS"
+                f"two of these jobs would be the run {runs[-1]}. Fix: leave out what is there "
+                "twice, and RUN (run.name) with SEEDS or LAMBDAS."
             )
         owner[runs[-1]] = stage
-        after += needed(config, owner)
-    script = batch_script("train")
+        if config.model.init_from:
+            start = Path(config.model.init_from).resolve()
+            waits = [owner[run] for run in owner if run.resolve() in (start, *start.parents)]
+            if not waits and not start.exists():
+                raise ConfigError(
+                    f"model.init_from: {start} does not exist, nor is it a run submitted here. "
+                    "Fix: train it first, or submit its stage, too."
+                )
+            after += waits
+    script = [str(SCRIPTS / "train.sbatch"), "--python", sys.executable]
     if len(each) > 1:
         script += ["--seeds", " ".join(seeds)]
         script += ["--lambdas", " ".join(lambdas)] if lambdas else []
@@ -149,23 +149,6 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
     logs = str(Path(config.run.root) / "slurm")
     words = cluster(options, Path(stage).stem, logs, len(each))
     return Job(stage, words, [*script, stage, *settings], runs, list(dict.fromkeys(after)), logs)
-
-
-def needed(config: Config, owner: dict[Path, str]) -> list[str]:
-    """The stage whose run ``config`` starts from; none where it starts from scratch or is there."""
-    if config.model.init_from is None:
-        return []
-    start = Path(config.model.init_from).resolve()
-    for folder, stage in owner.items():
-        if folder.resolve() in (start, *start.parents):
-            return [stage]
-    if not start.exists():
-        raise ConfigError(
-            f"model.init_from: {config.model.init_from} does not exist, nor is it one of the runs "
-            f"submitted here ({', '.join(map(str, owner))}). Fix: train it first, or submit its "
-            "stage, too."
-        )
-    return []
 
 
 def cluster(options: Namespace, name: str, logs: str, array: int = 1) -> list[str]:
@@ -184,15 +167,3 @@ def cluster(options: Namespace, name: str, logs: str, array: int = 1) -> list[st
     }
     words = [f"--{key}={value}" for key, value in values.items() if value]
     return [*words, *options.sbatch_args, *[f"--array=0-{array - 1}"] * (array > 1)]
-
-
-def batch_script(name: str) -> list[str]:
-    """A batch script and this interpreter, relative to here where they lie below."""
-    here, paths = Path.cwd(), (SCRIPTS / f"{name}.sbatch", Path(sys.executable))
-    short = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
-    return [short[0], "--python", short[1]]
-
-
-def key_of(word: str) -> str:
-    """The key of a ``key=value`` word."""
-    return word.partition("=")[0].strip()

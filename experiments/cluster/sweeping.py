@@ -1,39 +1,55 @@
-"""Train the points of a sweep file, one after the other, shared with other processes; report them.
+"""Sweeps without a server: W&B's sweep file, trained point by point, with a table and a plot.
 
-There is no store of trials: a run directory tells whether it is finished, locked or to be resumed.
-A process claims a trial by a lock on a file as long as it trains it. The kernel frees it with the
-process, so that the trial of a killed one is anybody's, on every node that shares the file system.
-All figures are of val at training size, of each run's best epoch.
+A run directory tells whether its trial is finished, locked or to be resumed: no other store. A
+process claims a trial by a lock on a file, which the kernel frees with the process: the trial of a
+killed one is anybody's, on every node that shares the disk. Figures are of val at training size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 
 from datamodules.files import locked, take, whole_file
 from experiments import runs
 from experiments.build import build_data
-from experiments.cluster.points import Sweep, distribution, listed, read_sweep
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
-from experiments.config import Config, ConfigError, read_plain, run_directory
+from experiments.config import Config, ConfigError, load_config, read_plain, run_directory
 from experiments.evaluation.names import PANELS
-from experiments.runs import RunError, best_row, check_config, is_training
 from experiments.training.loop import monitor, resolve
 
+# name, description, program, project and entity are W&B's alone: where its server keeps the sweep.
+KEYS = ["program", "name", "description", "project", "entity", "method", "metric", "parameters"]
+KEYS += ["run_cap", "command"]
+PARAMETER = "value, values or (random) min < max of int_uniform, uniform or log_uniform_values"
+MODULE, SETTINGS = "experiments.train", "${args_no_hyphens}"
 # Passed on to the training, which saves and ends by itself. USR1: SLURM's warning before the limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file; its command ends with the words of the command line."""
+
+    path: Path
+    metric: str  # a figure of val
+    maximize: bool
+    parameters: dict[str, dict[str, Any]]  # by key: values, or an interval
+    swept: list[str]  # the keys in which points differ, in the file's order
+    points: list[dict[str, Any]]  # a grid in the file's order, or random ones
+    command: list[str]
 
 
 @dataclass
@@ -42,6 +58,7 @@ class Trial:
 
     number: int
     values: dict[str, Any]
+    command: list[str]  # as W&B's agent would execute it
     config: Config
     folder: Path
     metric: str
@@ -49,20 +66,17 @@ class Trial:
 
     def figures(self) -> dict[str, float]:
         """The run's figures of its best epoch."""
-        return best_row(self.folder, monitor(self.config))
+        row = runs.best_row(self.folder, monitor(self.config))
+        return {key: row[key] for key in row if key.startswith(("epoch", "train/", "val/"))}
 
     def state(self) -> str:
         """``done`` means: trained to its end, and the sweep's metric is there."""
-        last = self.folder / "checkpoints" / "last.ckpt"
-        with contextlib.suppress(RunError):  # damaged: its training says what to do
+        last, planned = self.folder / "checkpoints" / "last.ckpt", self.config.trainer["max_epochs"]
+        with contextlib.suppress(runs.RunError):  # damaged: its training says what to do
             judged = last.is_file() and pd.notna(self.figures().get(self.metric))
-            if (
-                judged
-                and runs.epochs_done(runs.read_checkpoint(last))
-                >= self.config.trainer["max_epochs"]
-            ):
+            if judged and runs.epochs_done(runs.read_checkpoint(last)) >= planned:
                 return "done"
-        if is_training(self.folder):
+        if runs.is_training(self.folder):
             return "running"
         return "failed" if self.failure else "waiting"
 
@@ -71,98 +85,167 @@ def sweep(file: str, words: list[str], count: int | None) -> int:
     """Train trial after trial until none is left, at most ``count``; return the exit status."""
     asked = read_sweep(file, words)
     trials = plan(asked)
-    config = trials[0].config
-    folder = Path(config.run.root) / config.data.name / "sweeps" / asked.path.stem
+    folder = trials[0].folder.parents[1] / "sweeps" / asked.path.stem
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(count or len(trials)):
         stopped = train_next(asked, trials, folder)
-        table = write_table(asked, trials, folder)
+        table = write_table(trials, folder)
         if stopped is None:
             break
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped
-    print(f"\n{describe(asked, table)}\n\nwritten: {folder}/results.csv")
-    if "done" in set(table["state"]):
+    if "done" in {*table["state"]}:
         with whole_file(folder / "plot.png") as partial:
             draw(asked, table).savefig(partial, format="png", dpi=150)
-        print(f"         {folder}/plot.png")
-    if left := int(table["state"].isin(["running", "waiting"]).sum()):
-        print(f"{left} trials are still to come: from other processes, or by this command again")
+    print(f"\n{describe(asked, table)}\n\ntable and plot: {folder}")
     failed = [trial for trial in trials if trial.failure]
     for trial in failed:
         print(f"failed: {trial.folder}: {trial.failure}; again: this command", file=sys.stderr)
     return int(bool(failed))
 
 
+def read_sweep(file: str, words: list[str]) -> Sweep:
+    """Read and check a sweep file; ``words`` of the command line hold for every point."""
+    path = Path(file).expanduser()
+    try:
+        # W&B's own reading, not that of the configuration: 1e-3 is text to it.
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    check_file(path, content)
+    parameters = {
+        str(key): {"values": [given["value"]]} if "value" in given else given
+        for key, given in content["parameters"].items()
+    }
+    if content["method"] == "grid":
+        every = itertools.product(*(given["values"] for given in parameters.values()))
+        points = [dict(zip(parameters, values, strict=True)) for values in every]
+    else:  # a pure function of the file, so that a restart finds the same points
+        points = [
+            {key: value_at(source.random(), given) for key, given in parameters.items()}
+            for source in map(random.Random, range(content["run_cap"]))
+        ]
+    metric, command = content["metric"], [*map(str, content["command"]), *words]
+    maximize, points = metric.get("goal") == "maximize", points[: content.get("run_cap")]
+    swept = [key for key, given in parameters.items() if len(given.get("values", ())) != 1]
+    return Sweep(path, metric["name"], maximize, parameters, swept, points, command)
+
+
+def check_file(path: Path, content: Any) -> None:
+    """Refuse what is no sweep file, or one that cannot be carried out here."""
+    content = content if isinstance(content, dict) else {}
+    names = ("method", "metric", "run_cap", "parameters", "command")
+    method, metric, cap, parameters, command = map(content.get, names)
+    parameters = parameters if isinstance(parameters, dict) else {"": parameters}
+    name, goal = (metric.get(key) if isinstance(metric, dict) else None for key in ("name", "goal"))
+    is_metric = str(name).startswith("val/") and goal in (None, "minimize", "maximize")
+    is_cap = (method, cap) == ("grid", None) or (type(cap) is int and cap > 0)
+    words = [*map(str, command or []), MODULE]
+    # W&B's default command would write --key=value, which the training does not read.
+    is_command = SETTINGS in words[words.index(MODULE) + 2 :]
+    rules = [
+        *((key, key in KEYS, f"one of {', '.join(KEYS)}") for key in content),
+        ("method", method in ("grid", "random"), "grid or random (bayes: docs/cluster.md)"),
+        ("metric", is_metric, "a name, val/... (test is not for choosing), and a goal"),
+        ("run_cap", is_cap, "the number of points, such as 20"),
+        ("command", is_command, f"-m, {MODULE}, a stage and then {SETTINGS}"),
+        *((key, is_sound(given, method == "grid"), PARAMETER) for key, given in parameters.items()),
+    ]
+    for key, holds, expected in rules:
+        if not holds:
+            got = content.get(key, parameters.get(key))
+            raise ConfigError(f"{path}: {key}: expected {expected}, got {got}")
+
+
+def is_sound(given: Any, grid: bool) -> bool:
+    """Whether a parameter has values, or an interval of a distribution that is known here."""
+    try:
+        if given.keys() - {"value", "values", "min", "max", "distribution"}:
+            return False
+        values = [given["value"]] if "value" in given else given.get("values")
+        if grid or values:
+            return isinstance(values, list) and bool(values)
+        return bool(given["min"] < given["max"] and value_at(0.5, given) >= given["min"])
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
+        return False
+
+
+def value_at(u: float, given: dict[str, Any]) -> Any:
+    """The value of a parameter for a ``u`` in [0, 1); its distribution is W&B's."""
+    if values := given.get("values"):
+        return values[int(u * len(values))]
+    low, high = given["min"], given["max"]
+    usual = "int_uniform" if type(low) is type(high) is int else "uniform"
+    match given.get("distribution", usual):
+        case "int_uniform":
+            return low + int(u * (high - low + 1))
+        case "uniform":
+            return low + u * (high - low)
+        case "log_uniform_values":
+            return low * (high / low) ** u
+    raise KeyError("distribution")
+
+
 def plan(asked: Sweep) -> list[Trial]:
     """The trials; runs of other settings are refused before any is trained."""
     trials: dict[Path, Trial] = {}
     for values in asked.points:
-        config = asked.config(values)
-        folder = run_directory(config)
-        trial = Trial(len(trials), values, config, folder, asked.metric)
+        macros = {"${env}": ["/usr/bin/env"], "${interpreter}": [sys.executable]}
+        macros[SETTINGS] = [f"{key}={value}" for key, value in values.items()]
+        command = [part for word in asked.command for part in macros.get(word, [word])]
+        stage, *settings = command[command.index(MODULE) + 1 :]
+        config = load_config(stage, settings)
+        folder, epochs = run_directory(config), config.trainer["max_epochs"]
+        trial = Trial(len(trials), values, command, config, folder, asked.metric)
         other = trials.setdefault(folder, trial).values
         if differing := [key for key in values if values[key] != other[key]]:
             raise ConfigError(
-                f"{asked.path}: points that differ in {', '.join(differing)} share the run "
-                f"directory {folder}. Fix: name the runs by it, by a line such as '- run.name="
-                f"x${{{differing[0]}}}-seed${{seed}}' at the end of command."
+                f"{asked.path}: points that differ in {', '.join(differing)} share {folder}. Fix: "
+                f"take it off the command line, or end command with a line that names the runs by "
+                f"it, such as '- run.name=x${{{differing[0]}}}-seed${{seed}}'."
             )
         resolve(config, build_data(config))
-        check_config(folder, config)
-        if (folder / "checkpoints" / "last.ckpt").is_file():
-            # By itself a run may be resumed with more epochs; among trials to compare none may.
-            begun = read_plain(folder / "config.yaml")["trainer"]["max_epochs"]
-            if begun != config.trainer["max_epochs"]:
-                raise RunError(
-                    f"{folder} was begun with trainer.max_epochs={begun}. Fix: take the same, or "
-                    "give the sweep its own run.root."
-                )
+        runs.check_config(folder, config)
+        # By itself a run may be resumed with more epochs; among trials to compare none may.
+        is_begun = (folder / "checkpoints" / "last.ckpt").is_file()
+        if is_begun and read_plain(folder / "config.yaml")["trainer"]["max_epochs"] != epochs:
+            raise runs.RunError(
+                f"{folder} was begun with another trainer.max_epochs than {epochs}. Fix: take the "
+                "same, or give the sweep its own run.root."
+            )
     return list(trials.values())
 
 
 def train_next(asked: Sweep, trials: list[Trial], folder: Path) -> int | None:
-    """Train the first trial that is nobody's; return :func:`train`'s status, None if none is left.
-
-    From the first one each time: the trial of a process that was killed is anybody's.
-    """
-    for trial in trials:
-        if trial.failure or trial.state() == "done":
-            continue
+    """Train the first trial that is nobody's: 0, its status if stopped, None if none is left."""
+    for trial in trials:  # from the first: that of a killed process is anybody's
         with (folder / f".{trial.folder.name}.claim").open("w") as claim:
-            free = True
+            free = not trial.failure
             with contextlib.suppress(OSError):  # no locks on this file system: nobody shares
-                free = take(claim)
-            if free and trial.state() != "done":
-                return train(asked, trial)
+                free = free and take(claim)
+            if not free or trial.state() == "done":
+                continue
+            words = "  ".join(f"{key}={trial.values[key]}" for key in asked.swept or trial.values)
+            print(f"\ntrial {trial.number}: {words}  ->  {trial.folder}", flush=True)
+            while runs.is_training(trial.folder):  # it has outlived its sweep, which was killed
+                time.sleep(2)
+            status = execute(trial.command)
+            if status in (BY_CTRL_C, BY_SIGTERM, BY_USR1):
+                return status  # the same command takes it up
+            if trial.state() != "done":
+                trial.failure = f"exit status {status}" if status else f"no {trial.metric} logged"
+            return 0
     return None
 
 
-def train(asked: Sweep, trial: Trial) -> int:
-    """Train a trial; return 0, or, where it was stopped, the exit status."""
-    words = "  ".join(f"{key}={trial.values[key]}" for key in asked.swept or trial.values)
-    print(f"\ntrial {trial.number}: {words}  ->  {trial.folder}", flush=True)
-    while is_training(trial.folder):  # it has outlived its sweep, which was killed
-        time.sleep(2)
-    status, signalled = execute(asked.command_line(trial.values))
-    if status != 0 and (signalled or status in (BY_CTRL_C, BY_SIGTERM, BY_USR1)):
-        return signalled or status  # unfinished: the same command takes it up
-    if trial.state() != "done":
-        epochs, wanted = len(runs.read_metrics(trial.folder)), trial.config.trainer["max_epochs"]
-        trial.failure = f"exit status {status} after {epochs} of {wanted} epochs"
-        if trial.metric not in trial.figures():
-            trial.failure += f", no {trial.metric} in metrics.csv"
-    return signalled
-
-
-def execute(command: list[str]) -> tuple[int, int]:
-    """Run a training to its end: its exit status, and ours if a signal came meanwhile, else 0."""
+def execute(command: list[str]) -> int:
+    """Run a training to its end: its exit status, or that of a signal that came meanwhile."""
     # A session of its own: Ctrl-C at the terminal reaches it once, through us.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     signalled = 0
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, _: object) -> None:
         nonlocal signalled
         signalled = BY_CTRL_C if number == signal.SIGINT else BY_SIGTERM
         # SIGTERM for Ctrl-C, too: srun answers a single SIGINT with a report only.
@@ -170,91 +253,66 @@ def execute(command: list[str]) -> tuple[int, int]:
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        return child.wait(), signalled
+        status = child.wait()
+        return signalled or status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def write_table(asked: Sweep, trials: list[Trial], folder: Path) -> pd.DataFrame:
-    """Write ``results.csv`` and return it: a row a trial, in the order of what was swept."""
+def write_table(trials: list[Trial], folder: Path) -> pd.DataFrame:
+    """Write ``results.csv`` and return it: a row a trial."""
     # Two tasks that end together would write over one another, and the one that knows less last.
     with locked(folder / ".lock"), whole_file(folder / "results.csv") as partial:
-        rows = [
+        table = pd.DataFrame(
             {"trial": trial.number, **trial.values, "state": trial.state(), **trial.figures()}
             | {"why": trial.failure, "run": str(trial.folder)}
             for trial in trials
-        ]
-        table = pd.DataFrame(rows)
-        figures = sorted(name for name in table if str(name).startswith(("val/", "train/")))
-        first = ["trial", *asked.parameters, "state", *["epoch"] * ("epoch" in table)]
-        table = table[[*first, *figures, "why", "run"]]
-        table = table.sort_values(asked.swept, key=lambda column: places(asked, column))
+        )
+        table = table[[*table.columns.drop(["why", "run"]), "why", "run"]]
         table.to_csv(partial, index=False)
     return table
 
 
-def places(asked: Sweep, column: pd.Series) -> pd.Series:
-    """Places on an axis; listed values stand side by side, so that lambda = 0 has its place."""
-    values = listed(asked.parameters[str(column.name)])
-    return column.map(values.index) if values else column
-
-
 def describe(asked: Sweep, table: pd.DataFrame) -> str:
     """The table as a person reads it, and the best trial by the sweep's metric."""
-
-    def text(table: pd.DataFrame) -> str:
-        plain = table.rename(columns=lambda name: str(name).removeprefix("val/"))
-        return plain.round(3).to_string(index=False)
-
-    names = dict.fromkeys([*(name for panel in PANELS.values() for name in panel), asked.metric])
-    figures = [name for name in names if name in table]
-    rows = table[[*asked.swept, "state", *figures]]
-    blocks = [f"figures on val, of each run's best epoch:\n{text(rows)}"]
-    done = table[table["state"] == "done"]
-    keys = [key for key in asked.swept if key != "seed"]
+    shown = {asked.metric, *(name for panel in PANELS.values() for name in panel)}
+    rows = table[[*asked.swept, "state", *(name for name in table if name in shown)]]
+    rows = rows.rename(columns=lambda name: str(name).removeprefix("val/")).round(3)
+    text = f"figures on val, of each run's best epoch:\n{rows.to_string(index=False)}"
+    done, keys = table[table["state"] == "done"], [key for key in asked.swept if key != "seed"]
     if keys and len(done):
-        groups = done.groupby(keys, as_index=False)
-        means = groups[figures].mean()
+        means = done.groupby(keys, as_index=False)[asked.metric].mean()
         if "seed" in asked.swept:
-            means.insert(len(keys), "seeds", groups.size()["size"])
-            blocks.append(f"means over seeds:\n{text(means)}")
+            text += f"\n\nmeans over seeds:\n{means.round(3).to_string(index=False)}"
         scores = means[asked.metric]
         best = means.loc[scores.idxmax() if asked.maximize else scores.idxmin()]
         words = "  ".join(f"{key}={best[key]}" for key in keys)
-        blocks.append(f"best {asked.metric}: {best[asked.metric]:.3f} at {words}")
-    return "\n\n".join(blocks)
+        text += f"\n\nbest {asked.metric}: {best[asked.metric]:.3f} at {words}"
+    return text
 
 
 def draw(asked: Sweep, table: pd.DataFrame) -> Figure:
-    """Localisation and classification over each swept key: a dot a run, a line through means."""
+    """Localisation and classification over the first swept key: a dot a run, a line of means."""
     table = table[table["state"] == "done"]
-    keys = [key for key in asked.swept if key != "seed"] or asked.swept or [*asked.parameters][:1]
-    figure = Figure(figsize=(11, 3.9 * len(keys)), layout="constrained")
-    grid = figure.subplots(len(keys), len(PANELS), squeeze=False)
-    for (row, key), (column, label) in itertools.product(enumerate(keys), enumerate(PANELS)):
-        axes, values, x = (
-            grid[row, column],
-            listed(asked.parameters[key]),
-            places(asked, table[key]),
-        )
-        lines = {name: line for name, line in PANELS[label].items() if name in table}
-        for name, line in lines.items():
-            if len(keys) == 1:
-                axes.plot(table[name].groupby(x).mean(), color=line.colour, linewidth=1.6)
+    key = ([key for key in asked.swept if key != "seed"] or [*asked.parameters])[0]
+    values = asked.parameters[key].get("values")
+    # Listed values stand side by side, so that lambda = 0 has its place.
+    x = table[key].map(values.index) if values else table[key]
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    label = {"loss.lambda_lesion": "lambda, weight of the lesion term"}.get(key, key)
+    for axes, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for name, line in ((name, line) for name, line in lines.items() if name in table):
+            axes.plot(table[name].groupby(x).mean(), color=line.colour, linewidth=1.6)
             (dots,) = axes.plot(x, table[name], line.marker, color=line.colour, label=line.heading)
             dots.set(alpha=0.8, markeredgewidth=0, clip_on=False)
         if values:
             axes.set_xticks(range(len(values)), map(str, values))
-            axes.set_xlim(-0.4, len(values) - 0.6)
-        elif distribution(asked.parameters[key]).startswith("log"):
+        elif asked.parameters[key].get("distribution") == "log_uniform_values":
             axes.set_xscale("log")
-        chance = 0.5 if "val/auroc" in lines else 0.0
-        axes.set_ylim(min(chance, table[[*lines]].min().min()), 1)
-        axes.set_xlabel({"loss.lambda_lesion": "lambda, weight of the lesion term"}.get(key, key))
-        axes.set_ylabel(label)
+        axes.set(xlabel=label, ylabel=title, ylim=(0, 1))
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        if lines:  # above the axes: figures from 0 to 1 leave no corner free for certain
+        if axes.lines:  # a legend above the axes: figures leave no corner free for certain
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return figure

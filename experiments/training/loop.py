@@ -6,6 +6,7 @@ The same command again resumes: ``last.ckpt`` holds all that a run goes on with,
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
@@ -27,10 +28,10 @@ from datamodules.radiographs import RadiographDataModule
 from experiments import runs
 from experiments.build import build_data, build_module, start_from
 from experiments.command import BY_CTRL_C
-from experiments.config import Config, ConfigError, run_directory, save_config, to_plain
+from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.hardware import choose_device, choose_precision, describe_device, slurm_fault
 from experiments.training.preemption import StopRequest, is_first_rank, leave
-from experiments.training.wandb import in_sweep, start_wandb, wandb_mode
+from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -66,25 +67,29 @@ def resolve(config: Config, data: RadiographDataModule) -> None:
 def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: StopRequest) -> int:
     """Train in a run directory that is this process's own."""
     resume, checkpoint = runs.resume_point(folder)
+    callbacks = build_callbacks(config, folder, data, stop)
     if resume:
-        check_origin(checkpoint, resume, config, data)
+        check_checkpoint(checkpoint, resume, config, data, callbacks)
     if is_first_rank():
         # Not before: paths may differ from those that the run began with, the data may not.
         save_config(config, folder / "config.yaml")
     if resume and runs.epochs_done(checkpoint) >= config.trainer["max_epochs"]:
         runs.check_network(build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
-        report_finished(config, folder, runs.epochs_done(checkpoint))
+        print(f"{folder} is finished ({runs.epochs_done(checkpoint)} epochs).")
+        # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
+        if os.environ.get(SWEEP) and (remote := start_wandb(config, folder)):
+            remote.summarise(runs.best_row(folder, monitor(config)))
+            remote.close(failed=False)
+        print_results(config, folder)
         return 0
 
     quiet_known_warnings()
     seed_everything(config.seed, verbose=False)
-    callbacks = build_callbacks(config, folder, data, stop)
     trainer = build_trainer(config, folder, callbacks)
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
-        runs.check_states(checkpoint, resume, states_of(callbacks))
     elif config.model.init_from:
         start_from(module, config, data)
     # Only now, when nothing can be wrong any more.
@@ -92,8 +97,8 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     trainer.loggers = [runs.MetricsCsv(folder, runs.epochs_done(checkpoint), last)]
     remote = None
     if trainer.is_global_zero:
-        if remote := start_wandb(config.logger, folder, to_plain(config)):
-            trainer.loggers = [*trainer.loggers, remote]
+        remote = start_wandb(config, folder)
+        trainer.loggers += [remote] if remote else []
         print(describe_start(config, data, trainer, module, checkpoint))
     failed, stopped_by, started = True, 0, time.monotonic()
     try:
@@ -116,34 +121,29 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     if stopped_by:
         return leave(stopped_by, f"saved at step {trainer.global_step}")
     print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
-    print_results(config, runs.best_row(folder, monitor(config)))
+    print_results(config, folder)
     return 0
 
 
-def check_origin(
-    checkpoint: dict[str, Any], path: Path, config: Config, data: RadiographDataModule
+def check_checkpoint(
+    checkpoint: dict[str, Any],
+    path: Path,
+    config: Config,
+    data: RadiographDataModule,
+    callbacks: list[Callback],
 ) -> None:
-    """Refuse a checkpoint of another stage, without the data's state, or of other data."""
-    stage = checkpoint.get("stage", config.stage)
-    if stage != config.stage:
+    """Refuse a checkpoint of another stage or of other data, or without what a run goes on with."""
+    if checkpoint["stage"] != config.stage:
         raise runs.RunError(
-            f"{path} is a checkpoint of {stage}, not of {config.stage}. Fix: delete "
-            f"{path.parents[1]}, or choose another run.name."
+            f"{path} is a checkpoint of {checkpoint['stage']}, not of {config.stage}. Fix: choose "
+            "another run.name."
         )
     source = type(data).__qualname__  # under which Lightning keeps the data module's state
-    runs.check_states(checkpoint, path, [source])
+    states = [source, *(one.state_key for one in callbacks if one.state_dict())]
+    # Lightning keeps the average's weights beside the callbacks.
+    states += ["current_model_state", "averaging_state"] * bool(config.optimizer.average_epochs)
+    runs.check_states(checkpoint, path, states)
     data.check_same_data(checkpoint[source])
-
-
-def report_finished(config: Config, folder: Path, epochs: int) -> None:
-    """Print the results of a run that has nothing left to train."""
-    print(f"{folder} is finished ({epochs} epochs).")
-    best = runs.best_row(folder, monitor(config))
-    print_results(config, best)
-    # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
-    if in_sweep() and (remote := start_wandb(config.logger, folder, to_plain(config))):
-        remote.summarise(best)
-        remote.close(failed=False)
 
 
 def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -175,27 +175,19 @@ def build_callbacks(
     config: Config, folder: Path, data: RadiographDataModule, stop: StopRequest
 ) -> list[Callback]:
     """Confidence (from stage 2 on), progress, panels, average and checkpoints of a run."""
-    classifies, asked = config.loss.classification, config.logger.wandb_images
-    # Radiographs leave the machine only when asked, or where no patient is shown.
-    leave_machine = not data.shows_people if asked is None else asked
+    classifies, to_loggers = config.loss.classification, config.logger.wandb_images
+    if to_loggers is None:  # radiographs leave the machine only when asked
+        to_loggers = not data.shows_people
     callbacks: list[Callback] = [
         EpochProgress(None if classifies else MASKS_ALONE),
-        MapPanels(folder / "panels", to_loggers=leave_machine),
+        MapPanels(folder / "panels", to_loggers=to_loggers),
     ]
     if config.stage != "stage1" and classifies:
         callbacks.insert(0, Confidence(config.loss.alpha))
     if config.optimizer.average_epochs:
         callbacks.append(AveragedWeights(config.optimizer.average_epochs))
-    place, best = folder / "checkpoints", monitor(config)
-    return [*callbacks, RunCheckpoints(place, stop, every=config.checkpoint, monitor=best)]
-
-
-def states_of(callbacks: list[Callback]) -> list[str]:
-    """Names, in a checkpoint, of what a run goes on with."""
-    names = [one.state_key for one in callbacks if one.state_dict()]
-    # Lightning keeps the average's weights beside the callbacks.
-    averaged = ["current_model_state", "averaging_state"] if "AveragedWeights" in names else []
-    return [*names, *averaged]
+    checkpoints = RunCheckpoints(folder / "checkpoints", stop, config.checkpoint, monitor(config))
+    return [*callbacks, checkpoints]
 
 
 def monitor(config: Config) -> str:
@@ -211,15 +203,15 @@ def describe_start(
     checkpoint: dict[str, Any],
 ) -> str:
     """What a person wants to know before waiting; ``checkpoint`` is empty for a fresh start."""
-    device, folder, optimizer = (
-        trainer.strategy.root_device,
-        run_directory(config),
-        config.optimizer,
-    )
+    device, optimizer = trainer.strategy.root_device, config.optimizer
     # PyTorch's default for convolutions; CAM and the FC layer stay exact.
     rounded = device.type == "cuda" and str(trainer.precision).startswith("32")
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
+    together = data.batch_size * ranks
+    normalised = f"each rank's own {data.batch_size}"
+    if config.trainer.get("sync_batchnorm"):
+        normalised = f"all {together}"
     lines = [
         f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
         f"device     {describe_device(device)}, precision {trainer.precision}"
@@ -228,24 +220,18 @@ def describe_start(
         f"{data.recipe.image_size} px",
         f"batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         + f"x {batches} batches a step " * (batches > 1)
-        + f"= {data.batch_size * ranks * batches} images a step",
+        + f"= {together * batches} images a step",
         f"optimizer  AdamW, learning rate {optimizer.learning_rate:g} (as given, whatever the "
         f"batch), weight decay {optimizer.weight_decay:g}",
+        *[f"BatchNorm  over {normalised} images"] * (ranks > 1),
+        *describe_data(data),
+        *[f"starts     from {config.model.init_from}"] * bool(config.model.init_from),
+        f"W&B        {wandb_mode(config.logger.wandb)}",
+        f"run        {run_directory(config)}",
     ]
-    if ranks > 1:
-        lines.append(
-            f"BatchNorm  over all {data.batch_size * ranks} images"
-            if config.trainer.get("sync_batchnorm")
-            else f"BatchNorm  over each rank's own {data.batch_size} images; on GPUs "
-            "trainer.sync_batchnorm=true takes all"
-        )
-    lines += describe_data(data)
-    lines += [f"starts     from {config.model.init_from}"] * bool(config.model.init_from)
-    lines += [f"W&B        {wandb_mode(config.logger.wandb)}", f"run        {folder}"]
     if checkpoint:
         done, planned = runs.epochs_done(checkpoint), checkpoint["max_epochs"]
-        last = folder / "checkpoints" / "last.ckpt"
-        lines.append(f"resumes    {last} ({done} of {trainer.max_epochs} epochs done)")
+        lines.append(f"resumes    at {done} of {trainer.max_epochs} epochs")
         if optimizer.schedule == "cosine" and planned < config.trainer["max_epochs"]:
             lines.append(
                 f"EXTENDED   from {planned} epochs: the learning rate, already lowered, rises "
@@ -259,30 +245,26 @@ def describe_data(data: RadiographDataModule) -> list[str]:
     lines = summarise(data.table, data.patients_are).splitlines()
     unreadable = data.cache_folder / "unreadable.csv"
     if unreadable.is_file():
-        count = len(unreadable.read_text().strip().splitlines()) - 1
-        lines.append(f"unreadable and not used: about {count}, see {unreadable}")
+        lines.append(f"unreadable and not used: see {unreadable}")
     if data.split == "image":
         lines.append("SPLIT BY IMAGE: patients leak into test, figures are too good")
     return lines
 
 
-def print_results(config: Config, row: dict[str, float]) -> None:
-    """The figures of the best epoch, ``row``, where the run lies and the next command."""
+def print_results(config: Config, folder: Path) -> None:
+    """Print the figures of the best epoch, where the run lies and the next command."""
+    row = runs.best_row(folder, monitor(config))
     names = ["fcn/pixel_ap", "fcn/hit"]  # masks alone teach no class
     if config.loss.classification:
         names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
     figures = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
     print(f"best epoch {int(row['epoch']) + 1} on val:  {figures}" if row else "no figures on val")
-    folder = run_directory(config)
     best = folder / "checkpoints" / "best.ckpt"
-    lost = not best.is_file() or not best.stat().st_size
+    lost = not best.is_file()
     checkpoint = best.with_name("last.ckpt") if lost else best
     print(f"checkpoint  {checkpoint}{' (best.ckpt is lost)' * lost}")
     print(f"panels      {folder / 'panels'}")
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    words = [str(python), "-m", "experiments.evaluate", str(checkpoint if lost else folder)]
+    words = [sys.executable, "-m", "experiments.evaluate", str(checkpoint if lost else folder)]
     print(f"next        {shlex.join(words)}")
 
 

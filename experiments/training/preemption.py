@@ -1,4 +1,4 @@
-"""Asked to stop: USR1 (a time limit or a preemption is near) and SIGTERM, and back into the queue.
+"""Asked to stop by USR1 (a time limit or a preemption is near) or SIGTERM, and requeued.
 
 Only the standard library is imported: the handlers must stand before anything that takes seconds,
 since a USR1 without one kills a task, and stay to the end, where one would make a finished job
@@ -31,17 +31,15 @@ class Stopped(BaseException):
 class StopRequest:
     """Hears USR1 and SIGTERM while it is entered; ``number`` is the first one's, 0 before.
 
-    At first a signal raises :class:`Stopped` at once: no work would be lost. One that follows is
-    only remembered: whoever stops is requeueing the job. From ``defer()`` on so is the first one,
-    and training stops at a batch's end, when all ranks know of it. With ``last`` the process ends
-    with this: what comes while Python shuts down is ignored, and its exit status stands.
+    At first a signal raises :class:`Stopped`; one that follows is only remembered, for whoever
+    stops is requeueing the job. From ``defer()`` on so is the first one, and training stops at a
+    batch's end, when all ranks know of it. With ``last`` the process ends with this: what comes
+    while Python shuts down is ignored, and its exit status stands.
     """
 
     def __init__(self, last: bool = False) -> None:
         self.number = 0
-        self._last = last
-        self._deferred = False
-        self._owner = os.getpid()
+        self._last, self._deferred, self._owner = last, False, os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -53,11 +51,9 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if self._last else handler)
 
     def defer(self) -> None:
-        """From now on remember a signal and go on, also one that Lightning has taken over.
-
-        Its SIGTERM handler talks to the other ranks, which may be anywhere.
-        """
+        """From now on remember a signal and go on."""
         self._deferred = True
+        # Lightning's own SIGTERM handler talks to the other ranks, which may be anywhere.
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
@@ -111,15 +107,14 @@ def requeue(number: int) -> str:
     # Ending already, by its user, its time or SLURM, a job is COMPLETING. Requeued then, one that
     # was cancelled would come back (SLURM 22.05). Without an answer: nobody cancels by USR1.
     if answered and "JobState=RUNNING" not in state.split():
-        return f"SLURM is ending job {job}; started again, it goes on from there"
+        return f"SLURM is ending job {job}; {again}"
     # A job that is to make room for another gets SIGTERM and this field. Any other SIGTERM comes
     # from somebody who wants this process to end, such as a sweep that stops.
     if number == signal.SIGTERM and " PreemptTime=" not in state:
         return again
     requeued, reason = scontrol("requeue", job)
-    if not requeued:
-        return f"job {job} cannot be requeued ({reason}); {again}"
-    return f"job {job} is requeued and goes on from there"
+    problem = f"job {job} cannot be requeued ({reason}); {again}"
+    return f"job {job} is requeued and goes on from there" if requeued else problem
 
 
 def scontrol(*words: str) -> tuple[bool, str]:

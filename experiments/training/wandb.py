@@ -13,12 +13,12 @@ from typing import Any
 from pytorch_lightning.loggers import WandbLogger
 
 from datamodules.files import write_text
-from experiments.config import ConfigError, LoggerConfig
+from experiments.config import Config, ConfigError, to_plain
 
-# How long W&B's server may take to answer before a run is kept offline.
-ANSWER_SECONDS = 30.0
-# How long the end of a run waits for what is still to be sent; it stays on the disk (wandb sync).
-UPLOAD_SECONDS = 60.0
+# Seconds that the server may take to answer, and the end of a run to send what is left; then it
+# stays on the disk (wandb sync).
+ANSWER_SECONDS, UPLOAD_SECONDS = 30.0, 60.0
+SWEEP = "WANDB_SWEEP_ID"  # W&B's sweep agent sets it for the process that it starts
 
 
 def patient(method: Callable[..., None]) -> Callable[..., None]:
@@ -30,11 +30,8 @@ def patient(method: Callable[..., None]) -> Callable[..., None]:
                 method(self, *args, **kwargs)
         except Exception as error:
             self.gave_up = True
-            print(
-                f"W&B failed ({type(error).__name__}: {error}); training goes on without it, "
-                "metrics.csv has all figures",
-                file=sys.stderr,
-            )
+            problem = f"W&B failed ({type(error).__name__}: {error})"
+            print(f"{problem}; training goes on without it", file=sys.stderr)
 
     return attempt
 
@@ -72,30 +69,20 @@ def has_api_key() -> bool:
 def wandb_mode(wanted: str) -> str:
     """``online``, ``offline`` or ``off``: "auto" goes online only where a key is configured."""
     if wanted == "online" and not has_api_key():
-        raise ConfigError(
-            "logger.wandb=online needs a key. Fix: set WANDB_API_KEY, run 'wandb login', or use "
-            "logger.wandb=offline."
-        )
+        raise ConfigError("logger.wandb=online needs a key. Fix: wandb login, or WANDB_API_KEY.")
     if wanted != "auto":
         return wanted
     usual = "online" if has_api_key() else "offline"
     return {"offline": "offline", "disabled": "off"}.get(os.environ.get("WANDB_MODE", ""), usual)
 
 
-def in_sweep() -> bool:
-    """Whether W&B's sweep agent started this process."""
-    return bool(os.environ.get("WANDB_SWEEP_ID"))
-
-
-def start_wandb(
-    config: LoggerConfig, folder: Path, content: dict[str, Any]
-) -> PatientWandbLogger | None:
+def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLogger | None:
     """The logger of the run directory's own W&B run; None where W&B is off.
 
     W&B gets the configuration and figures, nothing of the machine. In a sweep its agent chooses id
-    and project (WANDB_RUN_ID); forcing ours would be refused.
+    and project; forcing ours would be refused.
     """
-    mode = wandb_mode(config.wandb)
+    mode = mode or wandb_mode(config.logger.wandb)
     if mode == "off":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")  # what matters is printed by the run itself
@@ -113,36 +100,31 @@ def start_wandb(
         init_timeout=ANSWER_SECONDS,
         finish_timeout=UPLOAD_SECONDS,
     )
-    own = {} if in_sweep() else {"project": config.wandb_project, "id": run_id(folder)}
-    options: dict[str, Any] = {**own, "config": content, "settings": settings, "resume": "allow"}
-    options |= {"name": "-".join(folder.parts[-3:]), "dir": str(folder)}
-    for attempt in ("online", "offline")[mode == "offline" :]:
-        try:
-            run = wandb.init(**{**options, "mode": attempt})
-            break
-        # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
-        except (wandb.errors.Error, wandb.errors.UsageError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            if attempt == "offline":
-                raise ConfigError(
-                    f"W&B cannot keep this run offline ({reason}). Fix: correct its settings "
-                    "(WANDB_... in the environment, wandb/settings), or use logger.wandb=off."
-                ) from error
-            # No network on a compute node, or a key that expired or is mistyped.
-            print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
-            # The service takes the run for one that is under way, so the next try needs another
-            # one; a service that a parent started, a sweep's agent say, is only left.
-            wandb.teardown()
-            os.environ.pop("WANDB_SERVICE", None)
+    options: dict[str, Any] = {"config": to_plain(config), "settings": settings, "mode": mode}
+    options |= {"name": "-".join(folder.parts[-3:]), "dir": str(folder), "resume": "allow"}
+    if not os.environ.get(SWEEP):
+        identity = folder / "wandb_id"  # however often a job is requeued, it stays one run
+        if not identity.is_file():
+            write_text(identity, uuid.uuid4().hex[:12])
+        options |= {"project": config.logger.wandb_project, "id": identity.read_text()}
+    try:
+        run = wandb.init(**options)
+    # ValueError: a setting in the environment or in W&B's own files, which pydantic refuses.
+    except (wandb.errors.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if mode == "offline":
+            raise ConfigError(
+                f"W&B cannot keep this run offline ({reason}). Fix: correct its settings (WANDB_..."
+                " in the environment, wandb/settings), or use logger.wandb=off."
+            ) from error
+        # No network on a compute node, or a key that expired or is mistyped.
+        print(f"W&B cannot be reached ({reason}); this run is kept offline", file=sys.stderr)
+        # The service takes the run for one that is under way, so the next try needs another
+        # one; a service that a parent started, a sweep's agent say, is only left.
+        wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
+        return start_wandb(config, folder, "offline")
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return PatientWandbLogger(experiment=run, save_dir=str(folder))
-
-
-def run_id(folder: Path) -> str:
-    """The id of the run directory's W&B run: however often a job is requeued, it stays one run."""
-    file = folder / "wandb_id"
-    if not file.is_file():
-        write_text(file, uuid.uuid4().hex[:12])
-    return file.read_text()

@@ -9,13 +9,13 @@ all held, 1 something did not (what).
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.cluster import agent, preempting, sweeping
-from tests.cluster.scene import Scene, say
-from tests.cluster.slurm import Failure
+from tests.cluster.slurm import Failure, Scene, say
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
                 print(f"--- {log}\n{log.read_text()[-4000:]}")
             return 1
         finally:
-            scene.cancel_all()
+            subprocess.run(["scancel", *scene.jobs], capture_output=True)
     return 0
 
 

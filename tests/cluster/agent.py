@@ -12,9 +12,8 @@ from pathlib import Path
 import yaml
 
 from tests.cluster import slurm
-from tests.cluster.scene import Scene, each_step_once, ok, say, wait_in_job
-from tests.sweeps import SHIPPED
-from tests.wandb_server import WandbServer
+from tests.cluster.slurm import Scene, each_step_once, say, wait_in_job
+from tests.wandb_server import SHIPPED, WandbServer
 
 NAME = "agent"
 LAMBDA = 0.3
@@ -68,7 +67,7 @@ def check_ranks(scene: Scene, parameters: dict[str, str]) -> None:
     each_step_once(goes)
     for mine, theirs in zip(*goes[0].steps, strict=True):
         assert set(mine["images"]).isdisjoint(theirs["images"])
-    ok(f"both ranks were started with the same {len(goes[0].words[0])} words, both times")
+    say(f"both ranks were started with the same {len(goes[0].words[0])} words, both times")
 
 
 def check_server(server: WandbServer) -> None:
@@ -79,4 +78,4 @@ def check_server(server: WandbServer) -> None:
     assert any('"preempting":true' in body.replace(" ", "") for _, body in server.received)
     losses = [line for line in server.history("run0") if '"val/loss"' in line]
     assert len(losses) == 2, losses
-    ok(f"the server has one run of {len(losses)} epochs")
+    say(f"the server has one run of {len(losses)} epochs")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from tests.cluster import slurm
-from tests.cluster.scene import Scene, each_step_once, ok, say, wait_in_job
+from tests.cluster.slurm import Scene, each_step_once, say, wait_in_job
 from tests.runs import same_results
 
 # What happens at which step; 0: while the job starts. An epoch has 9 steps: 17 is one before an
@@ -45,34 +45,33 @@ def play(scene: Scene, nodes: int, plan: list[tuple[str, int]]) -> None:
     for kind, step in plan:
         job = jobs[-1]
         wait_for_step(scene, job, step)
-        said = f"{kind} after step {scene.latest('cut')}" + ("" if step else ", while starting")
+        before = scene.latest("cut")
         if kind == "USR1":
             slurm.preempt(job)
         else:
             slurm.kill(job, rank=1)
             slurm.wait_for_end(job, "FAILED")
             jobs.append(submit(scene, "cut", nodes))
-        say(f"{said}: went to step {scene.latest('cut')}")
+        say(f"{kind} after step {before}: went to step {scene.latest('cut')}")
     slurm.wait_for_end(jobs[-1], "COMPLETED")
     restarts = [int(slurm.show(job)["Restarts"]) for job in jobs]
     assert sum(restarts) == sum(kind == "USR1" for kind, _ in plan), restarts
     for job, count in zip(jobs, restarts, strict=True):
         (log,) = (scene.folder / "cut" / "slurm").glob(f"*-{job}.log")
-        found = re.findall(r"restart (\d+):", log.read_text())
-        assert found == [str(go) for go in range(count + 1)], f"{log}: restarts {found}"
-    ok(f"requeued {sum(restarts)} times, each log whole, the job COMPLETED")
+        restarted = re.findall(r"restart (\d+):", log.read_text())
+        assert restarted == [str(go) for go in range(count + 1)], f"{log}: {restarted}"
+    say(f"requeued {sum(restarts)} times, each log whole, the job COMPLETED")
 
 
 def wait_for_step(scene: Scene, job: str, step: int) -> None:
     """Until the run has made ``step``; 0: until both ranks of a new go have their handlers up."""
-    if step:
-        wait_in_job(job, f"step {step}", lambda: scene.latest("cut") >= step)
-        return
 
-    def both_hear() -> bool:
+    def is_there() -> bool:
+        if step:
+            return scene.latest("cut") >= step
         return sum(map(slurm.hears_usr1, slurm.ranks(job).values())) == 2
 
-    wait_in_job(job, "the start", both_hear)
+    wait_in_job(job, f"step {step}", is_there)
 
 
 def check_steps(scene: Scene, plan: list[tuple[str, int]]) -> None:
@@ -82,9 +81,9 @@ def check_steps(scene: Scene, plan: list[tuple[str, int]]) -> None:
     kinds = [kind for kind, step in plan if step]
     assert len(goes) == len(kinds) + 1, f"{len(goes)} goes made steps"
     killed = [go.began for go, kind in zip(goes, kinds, strict=False) if kind == "KILL"]
-    ranks, _ = each_step_once(goes, killed)
-    assert ranks == each_step_once(scene.goes("whole"))[0]
-    ok(f"{len(ranks[0])} steps of {len(ranks)} ranks, images and losses as undisturbed")
+    ranks = each_step_once(goes, killed)
+    assert ranks == each_step_once(scene.goes("whole"))
+    say(f"{len(ranks[0])} steps of {len(ranks)} ranks, images and losses as undisturbed")
 
 
 def check_results(scene: Scene) -> None:
@@ -93,4 +92,4 @@ def check_results(scene: Scene) -> None:
     same_results(scene.run_directory("whole"), run)
     identity = (run / "wandb_id").read_text().strip()
     assert {file.stem for file in run.glob("wandb/offline-run-*/*.wandb")} == {f"run-{identity}"}
-    ok("weights, optimiser and metrics.csv equal to the last bit, one run for W&B")
+    say("weights, optimiser and metrics.csv equal to the last bit, one run for W&B")

@@ -16,7 +16,7 @@ import matplotlib.image
 import pandas as pd
 
 from tests.cluster import slurm
-from tests.cluster.scene import Scene, each_step_once, ok, say, wait_in_job
+from tests.cluster.slurm import Scene, each_step_once, say, wait_in_job
 
 LAMBDAS = (0, 0.3, 1, 3, 10)  # of experiments/sweep_lambda.yaml
 RUNS = {value: f"lambda{float(value)}-seed0" for value in LAMBDAS}
@@ -47,11 +47,7 @@ def submit(scene: Scene) -> list[str]:
 
 
 def play(scene: Scene) -> list[float]:
-    """Preempt one task, kill the other one, cancel what came back, and start again.
-
-    Returns:
-        When the goes began that did not end by themselves.
-    """
+    """Disturb both tasks and start again; returns when the goes began that were killed."""
     doomed, lucky = submit(scene)
     for task in (doomed, lucky):
         wait_in_job(task, "step 3", lambda task=task: trained_by(scene, task).step >= 3)
@@ -91,11 +87,9 @@ def trained_by(scene: Scene, task: str) -> Latest:
 def check_trials(scene: Scene, cut_off: list[float]) -> None:
     """Each lambda trained to its end once, each step once, nothing by two tasks at a time."""
     every = {value: scene.goes(NAME, RUNS[value]) for value in LAMBDAS}
-    repeated = 0
     for value, goes in every.items():
-        ((steps_made,), again) = each_step_once(goes, cut_off)
+        (steps_made,) = each_step_once(goes, cut_off)
         assert len(steps_made) == steps(scene), f"lambda {value}: {len(steps_made)} steps"
-        repeated += again
         for before, go in itertools.pairwise(goes):
             assert before.ended < go.began, f"lambda {value}: two tasks at a time"
         for go in goes:
@@ -104,7 +98,7 @@ def check_trials(scene: Scene, cut_off: list[float]) -> None:
         assert ends == 1, f"lambda {value} was trained to its end {ends} times"
     count = sum(map(len, every.values()))
     assert count == len(LAMBDAS) + 3, f"{count} goes"
-    ok(f"{len(LAMBDAS)} lambdas in {count} goes, each step once, {repeated} again after a kill")
+    say(f"{len(LAMBDAS)} lambdas in {count} goes, each step once")
 
 
 def check_results(scene: Scene) -> None:
@@ -114,4 +108,4 @@ def check_results(scene: Scene) -> None:
     assert table["state"].tolist() == ["done"] * len(LAMBDAS), table["state"]
     assert table["val/fcn/pixel_ap"].notna().all()
     assert matplotlib.image.imread(folder / "plot.png").std() > 0.05
-    ok(f"results.csv and plot.png hold {len(LAMBDAS)} trials, each done")
+    say(f"results.csv and plot.png hold {len(LAMBDAS)} trials, each done")
