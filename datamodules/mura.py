@@ -42,11 +42,7 @@ ROW = (
 
 
 class MuraDataModule(RadiographDataModule):
-    """MURA: seven parts of the upper limb, labels by study; lesion masks only where supplied.
-
-    ``data.root`` is the folder ``MURA-v1.1`` or the one that holds it; ``lesions.path`` a folder in
-    the canonical form of ``datamodules.lesions``.
-    """
+    """MURA: seven parts of the upper limb, labels by study; lesion masks only where supplied."""
 
     name = "mura"
     licence = "MURA's own research use agreement, accepted on download: non-commercial"
@@ -91,10 +87,7 @@ def find_mura(root: Path) -> Path:
 
 
 def read_mura_tree(root: Path) -> pd.DataFrame:
-    """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files.
-
-    The columns are path (relative to ``root``), label, patient, study, body_part and split.
-    """
+    """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files."""
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
     table = pd.concat([_read_split(folder, split) for split in SPLITS])
@@ -122,8 +115,6 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     images = images[~hidden]
     no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
     check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
-    if empty := len(set(studies["folder"]) - set(images["folder"])):
-        log.warning("%s: %d labelled studies have no image", csv, empty)
     images = images.assign(path=images["folder"] + "/" + images["end"])
 
     def listing(study: str) -> list[str]:

@@ -12,8 +12,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.sequence import Sequence
 
 from datamodules.decode import decode
-from datamodules.dicom import decode_dicom
-from datamodules.greys import UNUSED
+from datamodules.dicom import UNUSED, decode_dicom
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
 from tests.dicoms import content, radiograph
