@@ -87,18 +87,16 @@ def test_masks_of_images_that_the_index_left_out_are_announced(attach, caplog):
     assert "1 masks are of images left out, such as c/image1.png" in caplog.text
 
 
-LONG = "x" * 300
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["d/image1.png,m.png,"], r"row 2: unknown image d/image1\.png"),
-        ([f"{LONG}.png,m.png,"], r"row 2: unknown image x{300}\.png"),
-        (["a/image1.png,m.png,", "a/image2.png,gone.png,"], r"row 3: the mask gone\.png does not"),
+        (
+            ["a/image1.png,m.png,", "a/image2.png,gone.png,"],
+            r"row 3: the mask gone\.png cannot be read",
+        ),
         (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion"),
         (["a/image1.png,m.png,", "a/image2.png,./m.png,"], r"row 3: the mask m\.png is listed"),
-        (["a/image1.png,m.png,", "a//image1.png,n.png,"], "row 3: the image a/image1.png is"),
         (["a/image1.png,m.png,", "MURA-v1.1/a/image1.png,n.png,"], "row 3: the image a/image1.p"),
         (["a/image1.png,,"], r"row 2: no mask is given"),
         ([",m.png,"], r"row 2: no image is given"),
@@ -120,13 +118,9 @@ WHITE = square() * 0 + 255
         (WHITE, "covers the whole image: is it inverted"),
         (np.dstack([WHITE] * 3 + [square()]), "has see-through pixels. Fix: flatten it"),
         (square(shape=(WIDTH, HEIGHT)), "is 20x30 px: expected 30x20 px, as its image is upright"),
-        (np.dstack([square()] * 3 + [WHITE]), None),  # an alpha channel that hides nothing
     ],
 )
 def test_a_wrong_mask_is_named(attach, mask, message):
-    if message is None:
-        assert attach("a/image1.png,m.png,", mask=mask)["lesion_mask"][0]
-        return
     with pytest.raises(DataError, match=rf"row 2: the mask m\.png {message}"):
         attach("a/image1.png,m.png,", mask=mask)
 
@@ -155,6 +149,8 @@ def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
 
     with pytest.raises(DataError, match="the second is wrong"):
         write_lesions(folder, broken())
+    with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
+        write_lesions(folder, [Lesion("a.png", square() // 255)])
     with monkeypatch.context() as patch:
         patch.setattr(lesions.Path, "write_bytes", full)
         with pytest.raises(DataError, match="cannot be written .No space left on device"):
@@ -163,12 +159,6 @@ def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
     write_lesions(folder, [Lesion("a.png", square())])
     with pytest.raises(DataError, match="already exists"):
         write_lesions(folder, [Lesion("a.png", square())])
-
-
-def test_no_unusable_mask_is_written(folder):
-    with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
-        write_lesions(folder, [Lesion("a.png", square() // 255)])
-    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -186,28 +176,21 @@ def pool():
     )
 
 
-def test_a_smaller_choice_is_part_of_a_larger_one_of_train_images_with_a_mask(pool):
+def test_the_choice_grows_by_patients_and_body_parts_in_turn(pool):
+    """Train images with a mask, the same whatever the order of the table."""
     sizes = [set(choose_lesions(pool, count, 3)) for count in (0, 10, 50, 100, 10_000)]
     assert [len(chosen) for chosen in sizes[:4]] == [0, 10, 50, 100]
     for smaller, larger in pairwise(sizes):
         assert smaller <= larger
     usable = (pool["split"] == "train") & (pool["lesion_mask"] != "")
     assert sizes[-1] == set(np.flatnonzero(usable))
-
-
-def test_patients_take_turns_and_body_parts_are_spread(pool):
-    usable = pool[(pool["split"] == "train") & (pool["lesion_mask"] != "")]
-    first = pool.iloc[choose_lesions(pool, usable["patient"].nunique(), 0)]
+    first = pool.iloc[choose_lesions(pool, pool[usable]["patient"].nunique(), 0)]
     assert first["patient"].is_unique
-    second = pool.iloc[choose_lesions(pool, 30, 0)]
-    assert second["body_part"].value_counts().tolist() == [10, 10, 10]
-
-
-def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
-    chosen = set(pool.iloc[choose_lesions(pool, 40, 0)]["path"])
+    thirty = pool.iloc[choose_lesions(pool, 30, 0)]
+    assert thirty["body_part"].value_counts().tolist() == [10, 10, 10]
     shuffled = pool.sample(frac=1, random_state=1)
-    assert set(shuffled.iloc[choose_lesions(shuffled, 40, 0)]["path"]) == chosen
-    assert set(pool.iloc[choose_lesions(pool, 40, 1)]["path"]) != chosen
+    assert set(shuffled.iloc[choose_lesions(shuffled, 30, 0)]["path"]) == set(thirty["path"])
+    assert set(pool.iloc[choose_lesions(pool, 30, 1)]["path"]) != set(thirty["path"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from datamodules.phantom.lesions import LESION_TYPES
 from datamodules.phantom.source import PhantomDataModule, draw_tree, image_path
 
 COUNT = 60
-SAMPLE = 400
+SAMPLE = 300
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,15 @@ def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "options", "message"),
     [
-        ("", "", {"seed": 4}, r"another phantom \(seed 0 instead of 4\). Fix: delete .* or choose"),
+        (
+            "",
+            "",
+            {"seed": 4},
+            r"another phantom \(.*'seed': 0.*'seed': 4.* or delete an old phantom",
+        ),
         ('"version": ', '"version": 9', {}, "another phantom .* to have it drawn anew"),
-        ("}", "", {}, "is no phantom and not empty. Fix: choose another"),
-        ('"csv_hash": "', '"csv_hash": "f', {}, "CSVs were changed"),
+        ("}", "", {}, "is no phantom and not empty.* Fix: choose another"),
+        ('"csv_hash": "', '"csv_hash": "f', {}, "expected .* as it was drawn"),
     ],
 )
 def test_another_phantom_in_the_root(copy, old, new, options, message):
@@ -173,35 +178,28 @@ def test_another_phantom_in_the_root(copy, old, new, options, message):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.txt").write_text("sun")
-    with pytest.raises(DataError, match="is no phantom and not empty. Fix: choose another"):
-        module_of(tmp_path).prepare_source()
-    with pytest.raises(DataError, match="cannot be drawn into data.root="):
-        module_of(tmp_path / "holiday.txt" / "tree").prepare_source()
+    for root, message in ((tmp_path, "is no phantom"), (tmp_path / "holiday.txt" / "x", "cannot")):
+        with pytest.raises(DataError, match=message):
+            module_of(root).prepare_source()
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "words"),
+    ("kind", "words"),
     [
-        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv: 1 of .* row \d+: "),
-        ("lesions/masks", "delete", r"lesions\.csv, row \d+: the mask .* does not exist"),
-        ("lesions/masks", "cut", r"image1\.png\.png: damaged image \(the PNG is cut short"),
+        ("MURA-v1.1/*/*/*/*_positive", r"_image_paths\.csv: 1 of .* row \d+: "),
+        ("lesions/masks", r"lesions\.csv, row \d+: the mask .* cannot be read"),
     ],
 )
-def test_a_damaged_tree_is_to_be_drawn_anew(copy, kind, damage, words):
-    path = sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0]
-    content = path.read_bytes()
-    path.unlink() if damage == "delete" else path.write_bytes(content[: len(content) // 2])
+def test_a_damaged_tree_is_to_be_drawn_anew(copy, tmp_path, kind, words):
+    sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0].unlink()
     message = rf"the phantom is damaged: .*{words}.*. Fix: delete {copy} to have it drawn anew"
     with pytest.raises(DataError, match=message) as caught:
         module_of(copy).build_index()
     assert "again" not in str(caught.value), "that remedy is for data that was downloaded"
-
-
-def test_a_wrong_lesion_folder_of_the_user_is_no_damage(tree, tmp_path):
-    with pytest.raises(DataError, match=r"lesions\.path=.*: expected a folder with les") as caught:
-        module_of(tree, lesions_path=str(tmp_path)).build_index()
-    assert "drawn anew" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        module_of(copy, lesions_path=str(tmp_path)).build_index()
+    assert "drawn anew" not in str(caught.value), "a lesion folder of the user's"
 
 
 def test_too_few_images_are_named(tmp_path):
