@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
 UNREADABLE = "unreadable.csv"  # images that could not be read, with the reason
 STAMPS = "stamps.json"  # size and time of each image and mask, taken before it was read
-# Of an image: its place, hashes of what it and its mask show, and what a person should know.
-ROW = ["path", "geometry", "image", "mask", "note", "error"]
-Row = tuple[str, Geometry | None, str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def _fill(
     masked = (table["lesion_mask"] != "").to_numpy()
     mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
     stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
-    rows = pd.DataFrame(_write_squares(folder, table, mask_slot, root, recipe), columns=ROW)
+    rows = _write_squares(folder, table, mask_slot, root, recipe)
     if len(noted := rows[rows["note"] != ""]):
         notes = "\n  ".join(noted["path"][:5] + ": " + noted["note"][:5])
         log.warning("%d images have a note:\n  %s", len(noted), notes)
@@ -213,8 +210,8 @@ def _fill(
 
 def _write_squares(
     folder: Path, table: pd.DataFrame, mask_slot: np.ndarray, root: Path, recipe: Recipe
-) -> list[Row]:
-    """Write ``images.u8`` and ``masks.u8``, a square a row and a mask; returns a ``ROW`` each."""
+) -> pd.DataFrame:
+    """Write ``images.u8`` and ``masks.u8``; what became of each image, and hashes of its pixels."""
     square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
 
     def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
@@ -223,7 +220,7 @@ def _write_squares(
         if os.pwrite(file.fileno(), pixels.tobytes(), slot * square) != square:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> Row:
+    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> tuple[Any, ...]:
         try:
             image, note = decode_noted(read_content(root / path), root / path)
         except DataError as error:
@@ -248,4 +245,4 @@ def _write_squares(
         rows = list(tqdm(made, "caching images", count, leave=False, unit=" images", disable=None))
         image_file.truncate(count * square)  # unreadable ones at the end were not written
         mask_file.truncate(masks * square)
-    return rows
+    return pd.DataFrame(rows, columns=["path", "geometry", "image", "mask", "note", "error"])

@@ -117,15 +117,10 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
     images = images.assign(path=images["folder"] + "/" + images["end"])
 
-    def listing(study: str) -> list[str]:
-        names = os.listdir(folder / study) if (folder / study).is_dir() else []
-        return [f"{study}/{name}" for name in names if not name.startswith("._")]
-
-    # One listing a study instead of a look-up an image; network file systems answer slowly but in
-    # parallel.
-    with ThreadPoolExecutor(8) as pool:
-        listings = pool.map(listing, images["folder"].unique())
-        check_files(csv, images["path"], [path for paths in listings for path in paths])
+    files = [folder / path for path in images["path"]]
+    with ThreadPoolExecutor(32) as pool:  # network file systems answer slowly but in parallel
+        is_file = list(pool.map(os.path.isfile, files))
+    check_files(csv, images["path"], images["path"][is_file].tolist())
     return images
 
 

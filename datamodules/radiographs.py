@@ -250,8 +250,7 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        geometry = self.pixels.geometry_of(row)
-        return geometry.height, geometry.width
+        return self.pixels.geometry_of(row)[:2]
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""

