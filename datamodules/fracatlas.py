@@ -148,10 +148,6 @@ def group_duplicates(table: pd.DataFrame, root: Path) -> pd.DataFrame:
         notice = "%s: %d near-identical images carry both labels and are left out: %s"
         log.warning(notice, root, doubtful.sum(), examples)
     blocks, names = pd.factorize(table["patient"], sort=True)
-    if pairs:
-        examples = ", ".join(f"{table['study'][a]} = {table['study'][b]}" for a, b in pairs[:10])
-        notice = "%s: %d pairs of images show the same; their blocks stay in one split: %s"
-        log.warning(notice, root, len(pairs), examples)
     joined = components(len(names), [(blocks[a], blocks[b]) for a, b in pairs])
     return table.assign(patient=names[joined[blocks]])[~doubtful].reset_index(drop=True)
 

@@ -13,7 +13,6 @@ The official valid split is the test split here; val is a patient-grouped tenth 
 
 from __future__ import annotations
 
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,6 @@ from datamodules.index import DataError
 from datamodules.lesions import attach_lesions
 from datamodules.radiographs import RadiographDataModule
 from datamodules.tables import check_files, check_rows, read_text
-
-log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "valid": "test"}
 LABELS = {"negative": "0", "positive": "1"}
@@ -109,10 +106,6 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     label = studies["end"].str.lstrip(",")
     contradicts = "the label of {text} is not that of its folder. Fix: use 0 (negative) or 1"
     check_rows(labels_csv, studies, {contradicts: label != studies["word"].map(LABELS)})
-    hidden = images["end"].str.startswith("._")  # what macOS writes beside a file
-    if hidden.any():
-        log.warning("%s: left out %d rows of ._* files (macOS leftovers)", csv, hidden.sum())
-    images = images[~hidden]
     no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
     check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
     images = images.assign(path=images["folder"] + "/" + images["end"])

@@ -47,18 +47,14 @@ def test_columns_become_label_block_body_part_and_hardware(archive, caplog):
     archive.add(19, 0, leg=1, hip=1, hand=0)
     archive.add(20, 1, shoulder=1, hardware=1)
     archive.add(3298, 1, hand=0, fractured=0, fracture_count=1)
-    assert read_fracatlas_tree(archive.write()).to_dict("list") == {
-        "path": [
-            "images/Non_fractured/IMG0000019.jpg",
-            "images/Fractured/IMG0000020.jpg",
-            "images/Fractured/IMG0003298.jpg",
-        ],
-        "label": [0, 1, 1],
-        "patient": ["block0000", "block0001", "block0164"],
-        "study": ["IMG0000019", "IMG0000020", "IMG0003298"],
-        "body_part": ["leg+hip", "hand+shoulder", "unknown"],
-        "hardware": [0, 1, 0],
-    }
+    table = read_fracatlas_tree(archive.write())
+    columns = ["path", "label", "patient", "study", "body_part", "hardware"]
+    no, yes = "images/Non_fractured/", "images/Fractured/"
+    assert table[columns].to_numpy().tolist() == [
+        [no + "IMG0000019.jpg", 0, "block0000", "IMG0000019", "leg+hip", 0],
+        [yes + "IMG0000020.jpg", 1, "block0001", "IMG0000020", "hand+shoulder", 1],
+        [yes + "IMG0003298.jpg", 1, "block0164", "IMG0003298", "unknown", 0],
+    ]
     what = "row 4: IMG0003298.jpg has fractured=0 and fracture_count=1 but is in images/Fractured"
     assert f"{what}; taken as Fractured" in caplog.text
 
@@ -149,7 +145,6 @@ def test_duplicates_join_their_blocks_or_are_left_out_where_labels_contradict(fi
     assert set(table.index[table["patient"] == "block0003"]) == joined
     assert len(table) == 43 - 1
     assert table["patient"].nunique() == 10
-    assert "3 pairs of images show the same" in caplog.text
     assert "11 near-identical images carry both labels and are left out" in caplog.text
 
 

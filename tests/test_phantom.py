@@ -17,7 +17,7 @@ from datamodules.phantom.lesions import LESION_TYPES
 from datamodules.phantom.source import PhantomDataModule, draw_tree, image_path
 
 COUNT = 60
-SAMPLE = 300
+SAMPLE = 180
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def module_of(root, lesions_path=None, **options):
 
 
 def test_drawing_depends_on_seed_and_number_alone(drawings):
-    for number in (17, 3, 211):  # another order than the fixture's
+    for number in (17, 3, 111):  # another order than the fixture's
         again = draw(0, number)
         assert again.image.tobytes() == drawings[number].image.tobytes()
         assert again.mask.tobytes() == drawings[number].mask.tobytes()
