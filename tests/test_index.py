@@ -7,7 +7,6 @@ import pytest
 from datamodules.index import (
     DataError,
     assign_groups,
-    assign_val,
     check_index,
     check_patients_apart,
     limit_split,
@@ -37,15 +36,6 @@ def test_groups_keep_patients_apart_and_both_classes_near_their_share(rows):
     again = assign_groups(rows.sample(frac=1, random_state=1), seed=0).sort_index()
     assert (drawn["split"] == again["split"]).all(), "whatever the order of the table"
     assert (drawn["split"] != assign_groups(rows, seed=1)["split"]).any()
-
-
-def test_val_takes_a_tenth_of_train_and_leaves_test(rows):
-    rows.loc[rows["patient"].isin([f"p{n}" for n in range(50)]), "split"] = "test"
-    drawn = assign_val(rows, seed=0)
-    assert (drawn["split"] == "test").equals(rows["split"] == "test")
-    train = rows["split"] == "train"
-    assert (drawn.loc[train, "split"] == "val").mean() == pytest.approx(0.1, abs=0.02)
-    check_patients_apart(drawn, "made up")
 
 
 @pytest.mark.parametrize(
