@@ -23,29 +23,22 @@ class Augmenter:
 
     def __init__(self, strength: Augmentation, seed: int) -> None:
         self.seed = seed
-        steps: list[A.BasicTransform] = []
-        if strength.flip:
-            steps.append(A.HorizontalFlip(p=strength.flip))
-        if strength.rotate or strength.scale or strength.shift:
-            steps.append(
-                A.Affine(
-                    rotate=(-strength.rotate, strength.rotate),
-                    scale=(1 - strength.scale, 1 + strength.scale),
-                    translate_percent=(-strength.shift, strength.shift),
-                    interpolation=cv2.INTER_LINEAR,
-                    mask_interpolation=cv2.INTER_LINEAR,
-                    p=1.0,
-                )
-            )
-        if strength.brightness or strength.contrast:
-            steps.append(
-                A.RandomBrightnessContrast(
-                    brightness_limit=strength.brightness, contrast_limit=strength.contrast, p=1.0
-                )
-            )
-        if strength.noise:
-            steps.append(A.GaussNoise(std_range=(0.0, strength.noise), p=1.0))
-        self.steps = steps
+        moves = A.Affine(
+            rotate=(-strength.rotate, strength.rotate),
+            scale=(1 - strength.scale, 1 + strength.scale),
+            translate_percent=(-strength.shift, strength.shift),
+            interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=cv2.INTER_LINEAR,
+            p=1.0,
+        )
+        greys = A.RandomBrightnessContrast(strength.brightness, strength.contrast, p=1.0)
+        steps: list[tuple[float, A.BasicTransform]] = [
+            (strength.flip, A.HorizontalFlip(p=strength.flip)),
+            (strength.rotate or strength.scale or strength.shift, moves),
+            (strength.brightness or strength.contrast, greys),
+            (strength.noise, A.GaussNoise(std_range=(0.0, strength.noise), p=1.0)),
+        ]
+        self.steps = [step for wanted, step in steps if wanted]
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int

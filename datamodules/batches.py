@@ -1,9 +1,7 @@
 """Whole batches from the cache: which images make which batch, and the processes that read them.
 
-Samplers yield ``(epoch, rows)``, where ``rows`` are rows of the index table: a pure function of
-(seed, epoch), resumable at any batch. A global step takes ``batch_size * world_size`` images of one
-order that all ranks share; each rank takes its slice. So two ranks with batch N see what one rank
-with batch 2 N sees.
+Samplers yield ``(epoch, rows of the index table)``, a pure function of (seed, epoch), resumable at
+any batch. Ranks take slices of one order: two with batch N see what one with batch 2 N sees.
 """
 
 from __future__ import annotations
@@ -36,11 +34,10 @@ MEAN, STD = 0.2, 0.2
 
 @dataclass(eq=False)
 class TrainBatches(Sampler[Rows]):
-    """Shuffled training batches, optionally with some images of known lesions in each.
+    """Shuffled batches: each of ``rows`` once an epoch, the last incomplete batch is left out.
 
-    Every image of ``rows`` (N,) is drawn once an epoch, the last incomplete batch is left out. With
-    ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless shuffle of
-    their own) besides ``batch_size - k`` from the epoch's order.
+    With ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless
+    shuffle of their own) besides ``batch_size - k`` from the epoch's order.
     """
 
     rows: np.ndarray
@@ -52,18 +49,15 @@ class TrainBatches(Sampler[Rows]):
 
     def __post_init__(self) -> None:
         self.epoch = self.start = 0
-        added, size = self.lesions_per_batch, self.batch_size
-        if added and not len(self.lesion_rows):
+        if self.lesions_per_batch and not len(self.lesion_rows):
             raise DataError(
-                f"lesions.per_batch={added}, but no training image has a lesion mask. Fix: "
-                "lesions.path (and lesions.count above 0), or lesions.per_batch=0."
+                f"lesions.per_batch={self.lesions_per_batch}, but no training image has a lesion "
+                "mask. Fix: lesions.path (and lesions.count above 0), or lesions.per_batch=0."
             )
-        if added >= size:
-            raise DataError(f"lesions.per_batch={added} leaves no room in data.batch_size={size}")
         if len(self) == 0:
             raise DataError(
-                f"the train split holds {len(self.rows)} images, fewer than one step needs ({size} "
-                f"a rank x {self.ranks[1]} ranks). Fix: a smaller data.batch_size."
+                f"the train split holds {len(self.rows)} images, fewer than one step needs "
+                f"({self.batch_size} x {self.ranks[1]} ranks). Fix: a smaller data.batch_size."
             )
 
     def __len__(self) -> int:
@@ -94,20 +88,18 @@ class TrainBatches(Sampler[Rows]):
 
     def _lesion_rows(self, place: int) -> np.ndarray:
         """Rows of the endless lesion shuffle at slots place * k .. (place + 1) * k - 1."""
-        slots = np.arange(place * self.lesions_per_batch, (place + 1) * self.lesions_per_batch)
-        turns, within = np.divmod(slots, len(self.lesion_rows))
-        orders = {
-            turn: np.random.default_rng((self.seed, 1, turn)).permutation(self.lesion_rows)
-            for turn in np.unique(turns)
-        }
-        return np.array([orders[turn][slot] for turn, slot in zip(turns, within, strict=True)])
+        count, total = self.lesions_per_batch, len(self.lesion_rows)
+        first, start = divmod(place * count, total)
+        turns = range(first, first + 2 + count // total)
+        orders = [np.random.default_rng((self.seed, 1, turn)) for turn in turns]
+        shuffle = np.concatenate([order.permutation(self.lesion_rows) for order in orders])
+        return shuffle[start : start + count]
 
 
 class EvaluationBatches(Sampler[Rows]):
     """Every row once, in order, shared over ranks.
 
-    All ranks yield the same number of batches (a collective call would hang otherwise); where the
-    rows do not come out even, a rank's last batch is smaller, or empty. None is repeated.
+    Ranks yield equally many batches (else a collective call would hang): the last may be empty.
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, ranks: tuple[int, int] = (0, 1)) -> None:
@@ -120,7 +112,7 @@ class EvaluationBatches(Sampler[Rows]):
         return -(-self.largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield (0, rows): evaluation knows no epoch."""
+        """Yield (0, rows of this rank)."""
         for start in range(0, self.largest_share, self.batch_size):
             yield 0, self.rows[start : start + self.batch_size]
 
@@ -135,7 +127,6 @@ class BatchDataset(Dataset[Batch]):
     augmentation: Augmenter | None
 
     def __getitem__(self, item: Rows) -> Batch:
-        """Return the batch of ``rows`` as augmented in ``epoch``."""
         epoch, rows = item
         size = self.pixels.images.shape[-1]
         images = np.empty((len(rows), 1, size, size), dtype=np.uint8)
@@ -164,7 +155,7 @@ def to_model_input(image: Tensor) -> Tensor:
 
 
 def load_batches(dataset: BatchDataset, sampler: Sampler[Rows], workers: int) -> DataLoader[Batch]:
-    """A loader of whole batches, by ``workers`` processes or, with 0, by this one."""
+    """A loader of whole batches; ``workers`` processes, 0: this one."""
     return DataLoader(
         dataset,
         sampler=sampler,

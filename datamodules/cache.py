@@ -2,13 +2,11 @@
 
 A cache is a folder: the checked index (``index.csv``), pixels (``images.u8``, ``masks.u8``: raw
 uint8 squares), how they came in (``geometry.npz``), of which files (``stamps.json``).
-It gets its name, a key of all that shaped it, only when everything in it is on the disk.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -27,7 +25,7 @@ from tqdm import tqdm
 from datamodules.decode import decode, decode_noted, read_content
 from datamodules.files import locked, usable_cores, whole_folder
 from datamodules.geometry import Geometry, content_box, letterbox, to_square
-from datamodules.index import COLUMNS, DataError, hash_rows
+from datamodules.index import COLUMNS, DataError, digest, hash_rows
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +116,19 @@ def build(
 ) -> None:
     """Build the cache in ``folder``, unless it is of today's files; processes wait for each other.
 
-    ``build_index`` answers with paths below ``root``. Images that cannot be read are a DataError
-    where ``on_unreadable`` is "error", else left out; ``check`` sees the rows that are left.
+    Images that cannot be read are a DataError where ``on_unreadable`` is "error", else left out;
+    ``check`` sees the rows that are left.
     """
-    fault = _fault(folder, root)
-    if not fault:
+    if _is_current(folder, root):
         return  # also where the folder is read-only
     if folder.exists():
-        log.warning("%s %s; it is built anew", folder, fault)
+        log.warning(
+            "%s is out of date (images or masks changed) or damaged; it is built anew", folder
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if not _fault(folder, root):
+            if _is_current(folder, root):
                 return
             table = build_index()  # where that fails, nothing is lost
             shutil.rmtree(folder, ignore_errors=True)
@@ -142,15 +141,12 @@ def build(
         ) from error
 
 
-def _fault(folder: Path, root: Path) -> str:
-    """What keeps the cache in ``folder`` from being used, "" where nothing does."""
+def _is_current(folder: Path, root: Path) -> bool:
+    """Whether ``folder`` holds a finished cache of today's images and masks."""
     if not is_whole(folder):
-        return "is damaged"
-    noted = json.loads((folder / STAMPS).read_text())
-    now = _stamps(root, list(noted))
-    changed = [name for name in noted if now[name] != noted[name]]
-    count = f"{len(changed):,} of {len(noted):,} images and masks changed"
-    return f"is out of date ({count}, such as {changed[0]})" if changed else ""
+        return False
+    stamps = json.loads((folder / STAMPS).read_text())
+    return _stamps(root, list(stamps)) == stamps
 
 
 def _stamps(root: Path, files: list[str]) -> dict[str, str]:
@@ -167,17 +163,6 @@ def _stamps(root: Path, files: list[str]) -> dict[str, str]:
         return dict(zip(files, pool.map(stamp, files), strict=True))
 
 
-class _Row(NamedTuple):
-    """An image in the cache: its place, what it and its mask show (hashes), or what is wrong."""
-
-    path: str
-    geometry: Geometry | None = None
-    image: str = ""
-    mask: str = ""
-    note: str = ""
-    error: str = ""
-
-
 def _fill(
     folder: Path,
     table: pd.DataFrame,
@@ -189,20 +174,15 @@ def _fill(
     masked = (table["lesion_mask"] != "").to_numpy()
     mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
     stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
-    rows = pd.DataFrame(
-        _write_squares(folder, table, mask_slot, root, recipe), columns=_Row._fields
-    )
+    rows = _write_squares(folder, table, mask_slot, root, recipe)
     if len(noted := rows[rows["note"] != ""]):
         notes = "\n  ".join(noted["path"][:5] + ": " + noted["note"][:5])
         log.warning("%d images have a note:\n  %s", len(noted), notes)
     if len(lost := rows.loc[rows["error"] != "", ["path", "error"]]):
-        what = f"{len(lost)} of {len(rows)} images cannot be read"
-        examples = "\n  ".join(lost["error"][:5])
+        examples = "\n  ".join([f"{len(lost)} images cannot be read:", *lost["error"][:5]])
         if on_unreadable == "error":
-            raise DataError(
-                f"{what}:\n  {examples}\nFix: replace them, or set data.unreadable=skip"
-            )
-        log.warning("%s and are left out (%s in the cache):\n  %s", what, UNREADABLE, examples)
+            raise DataError(f"{examples}\nFix: replace them, or set data.unreadable=skip")
+        log.warning("left out (all in %s in the cache): %s", UNREADABLE, examples)
         lost.rename(columns={"error": "reason"}).to_csv(folder / UNREADABLE, index=False)
     kept = np.flatnonzero(rows["error"] == "")
     rows = rows.iloc[kept]
@@ -230,8 +210,8 @@ def _fill(
 
 def _write_squares(
     folder: Path, table: pd.DataFrame, mask_slot: np.ndarray, root: Path, recipe: Recipe
-) -> list[_Row]:
-    """Write ``images.u8`` and ``masks.u8``, a square a row and a mask."""
+) -> pd.DataFrame:
+    """Write ``images.u8`` and ``masks.u8``; what became of each image, and hashes of its pixels."""
     square, count, masks = recipe.image_size**2, len(table), int((mask_slot >= 0).sum())
 
     def write(file: IO[bytes], slot: int, pixels: np.ndarray) -> None:
@@ -240,19 +220,19 @@ def _write_squares(
         if os.pwrite(file.fileno(), pixels.tobytes(), slot * square) != square:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> _Row:
+    def convert(slot: int, path: str, mask_path: str, mask_slot: int) -> tuple[Any, ...]:
         try:
             image, note = decode_noted(read_content(root / path), root / path)
         except DataError as error:
-            return _Row(path, error=str(error))
+            return path, None, "", "", "", str(error)
         pixels, geometry = recipe.apply(image)
         write(image_file, slot, pixels)
-        image_hash, mask_hash = f"{image.shape} {_hash(image)}", ""
+        image_hash, mask_hash = f"{image.shape} {digest(image.tobytes())}", ""
         if mask_path:
             mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
-            mask_hash = _hash(mask)
+            mask_hash = digest(mask.tobytes())
             write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
-        return _Row(path, geometry, image_hash, mask_hash, note)
+        return path, geometry, image_hash, mask_hash, note, ""
 
     cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
     columns = range(count), table["path"], table["lesion_mask"], mask_slot.tolist()
@@ -265,8 +245,4 @@ def _write_squares(
         rows = list(tqdm(made, "caching images", count, leave=False, unit=" images", disable=None))
         image_file.truncate(count * square)  # unreadable ones at the end were not written
         mask_file.truncate(masks * square)
-    return rows
-
-
-def _hash(pixels: np.ndarray) -> str:
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
+    return pd.DataFrame(rows, columns=["path", "geometry", "image", "mask", "note", "error"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import cv2
@@ -16,11 +15,6 @@ from datamodules.pixels import JPEG, MOST_BYTES, check_size, damaged, strict_jpe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DICOM, DICOM_AT = b"DICM", 128
-# Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
-# is), then its representation, or a length that such an element may have.
-BARE_DICOM = re.compile(
-    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
-)
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -28,9 +22,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 def decode(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM as it should be looked at: uint8 ``(H, W)``, grey, upright.
 
-    Colour becomes grey, alpha is ignored, an EXIF orientation applied, 16 bits are windowed
-    (``pixels.ramp_16bit``). The content decides, not the suffix. It runs without Python's lock:
-    call it from as many threads as there are cores.
+    Alpha is ignored, EXIF orientation applied, 16 bits are windowed (``pixels.ramp_16bit``). The
+    content decides, not the suffix. Threads run in parallel: it releases Python's lock.
     """
     return decode_noted(read_content(path), path)[0]
 
@@ -66,7 +59,7 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """``(height, width)`` of what :func:`decode` gives: it decodes, and raises the same errors."""
+    """``(height, width)`` of what :func:`decode` gives, with the same errors."""
     height, width = decode(path).shape
     return height, width
 
@@ -92,22 +85,19 @@ def check_png(data: bytes, path: Path) -> None:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file's content, or its first 132 bytes, is DICOM's, with or without a preamble."""
-    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
-    return whole or BARE_DICOM.match(data) is not None
+    """Whether a file's content, or its first 132 bytes, is DICOM's."""
+    return data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
 
 
 def read_content(path: Path) -> bytes:
     """The content of an image file; a DataError where it is missing, empty or far too large."""
     try:
         size = path.stat().st_size
-        data = path.read_bytes() if size <= MOST_BYTES else b"-"
+        if 0 < size <= MOST_BYTES:
+            return path.read_bytes()
     except OSError as error:
-        reason = error.strerror or error
         raise DataError(
-            f"{path}: cannot be read ({reason}). Fix: check the path and its rights"
+            f"{path}: cannot be read ({error.strerror}). Fix: check the path and its rights"
         ) from error
-    if not 0 < size <= MOST_BYTES:
-        problem = f"has {size:,} bytes, more than {MOST_BYTES:,}" if size else "is empty"
-        raise DataError(f"{path}: the file {problem}. Fix: replace it")
-    return data
+    problem = f"has {size:,} bytes, more than {MOST_BYTES:,}" if size else "is empty"
+    raise DataError(f"{path}: the file {problem}. Fix: replace it")

@@ -41,8 +41,7 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it gets its name when the block ends without error.
 
-    ``path`` must not exist, or be an empty folder. ``alone``: the caller holds a lock on ``path``,
-    so that what killed processes left beside it is removed first.
+    ``alone``: the caller holds a lock, so that what killed processes left is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial") if alone else ():
@@ -59,14 +58,11 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait for an exclusive lock on the file ``path`` and hold it; the kernel frees a dead owner's.
-
-    Some network file systems have no locks: there each process goes on, and the first one wins.
-    """
+    """Wait for an exclusive lock on the file ``path``; the kernel frees a dead owner's."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
+        except OSError as error:  # a network file system without locks: the first one wins
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
         yield
@@ -75,8 +71,7 @@ def locked(path: Path) -> Iterator[None]:
 def take(handle: IO[str]) -> bool:
     """Lock an open file for as long as this process has it open; False if another one holds it.
 
-    A record lock: unlike flock's, it holds over NFS, and loader processes do not keep it when their
-    parent is killed. A process never meets its own.
+    A record lock: it holds over NFS, and loader processes do not keep that of a killed parent.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

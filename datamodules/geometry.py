@@ -1,7 +1,6 @@
-"""How an image came into the cache, and how a map finds its way back.
+"""How an image came into the cache, and how a map finds its way back: one affine, in whole pixels.
 
 An upright radiograph is cropped to a box, scaled to fit a square and centred on black (letterbox).
-All three steps are one affine, kept as whole pixels: masks go in and maps come back without drift.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import numpy as np
 
 # Film outside the exposed field, letterbox bars: the value of no exposure.
 BLACK = 0
-# A row or column of which most is brighter than this is a bar, not a limb; EDGE: thinner ones,
-# pixels of the small copy that are not looked at (the margin gives them back where a limb leaves
-# the film).
+# A row or column of which most is brighter than BAR is a bar, not a limb; EDGE pixels of the small
+# copy may hold thinner ones (the margin gives them back where a limb leaves the film).
 BAR, EDGE = 225, 6
 # Film is a grey level +- FILM_SPREAD that at least FILM_SHARE of the pixels have.
 FILM_SPREAD, FILM_SHARE = 5, 0.2
@@ -92,10 +90,9 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
 def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
     """Find the exposed limb: left, top, width, height of the bright content of a radiograph.
 
-    Film is the commonest grey level of the darker half of a small blurred copy. What rises above is
-    exposed, but for bright bars along an edge. The box holds every region of at least a twentieth
-    of the largest (two views on one film stay, a side marker goes), and ``margin`` of the longer
-    side around. An image without film keeps all of itself: cutting too much costs the lesion.
+    Film is the commonest grey level of the darker half of a small blurred copy; what rises above is
+    exposed. The box holds every region of at least a twentieth of the largest (two views on one
+    film stay, a side marker goes). Without film all is kept: cutting too much costs the lesion.
     """
     height, width = image.shape
     scale = 128 / max(height, width)

@@ -29,12 +29,13 @@ class DataError(ValueError):
 def check_index(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Return ``table`` with the columns in order and of their types; DataError: it cannot serve."""
     table = table[list(COLUMNS)].astype(COLUMNS).reset_index(drop=True)
-    for message, wrong in {
-        "{path} is listed more than once. Fix: list it once": table["path"].duplicated(),
-        "{path} has label {label}. Fix: use 0 (normal) or 1": ~table["label"].isin([0, 1]),
-    }.items():
-        if wrong.any():
-            raise DataError(f"{source}: {message.format(**table[wrong].iloc[0])}")
+    wrong = table["path"].duplicated() | ~table["label"].isin([0, 1])
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise DataError(
+            f"{source}: expected each path once, with label 0 (normal) or 1, got {row.path} (label "
+            f"{row.label}). Fix: correct its rows"
+        )
     for split in SPLITS:
         if held := lacks_class(table.loc[table["split"] == split, "label"]):
             raise DataError(
@@ -67,11 +68,10 @@ def assign_groups(
 ) -> pd.DataFrame:
     """Draw train / val / test by patient, so that both classes come near ``fractions``.
 
-    Patients are dealt out one by one, those with most images first (equal ones in an order that
-    only the seed decides), each to the split that lacks most of what the patient brings.
+    Patients with most images first (then in the seed's order) go to the split that lacks them most.
     """
     counts = pd.crosstab(table["patient"], table["label"]).reindex(columns=[0, 1], fill_value=0)
-    keys = [hashlib.sha256(f"{seed}/{name}".encode()).hexdigest() for name in counts.index]
+    keys = [digest(f"{seed}/{name}") for name in counts.index]
     order = counts.assign(size=counts.sum(axis=1), key=keys).sort_values(
         ["size", "key"], ascending=[False, True]
     )
@@ -91,11 +91,6 @@ def assign_val(table: pd.DataFrame, seed: int, fraction: float = 0.1) -> pd.Data
     train = table["split"] == "train"
     splits = assign_groups(table[train], seed, (1 - fraction, fraction, 0.0))["split"]
     return table.assign(split=table["split"].mask(train, splits.reindex(table.index)))
-
-
-def assign_by_image(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Split by image: patients leak into test. Only to reproduce figures got that way."""
-    return table.assign(split=assign_groups(table.assign(patient=table["path"]), seed)["split"])
 
 
 def limit_split(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
@@ -122,26 +117,28 @@ def summarise(table: pd.DataFrame, patients: str = "patients") -> str:
 
 
 def hash_table(table: pd.DataFrame) -> str:
-    """SHA-256 over images, labels, patients, splits and which are masked, 16 hex digits."""
+    """Hash of images, labels, patients, splits and which are masked."""
     content = table[["path", "label", "patient", "split"]]
     return hash_rows(content.assign(mask=table["lesion_mask"] != ""))
 
 
 def hash_judges(table: pd.DataFrame) -> str:
-    """SHA-256 over the images of val and of test, 16 hex digits."""
+    """Hash of which images are val and which are test."""
     judges = table.loc[table["split"].isin(("val", "test")), ["path", "split"]]
     return hash_rows(judges.sort_values("path"))
 
 
 def hash_rows(table: pd.DataFrame) -> str:
-    """SHA-256 over all of a table, 16 hex digits."""
-    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]
+    """Hash of all of a table."""
+    return digest(table.to_csv(index=False))[:16]
 
 
 def hash_files(paths: list[Path]) -> str:
-    """SHA-256 over names and contents of small files (CSV, JSON), first 16 hex digits."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    """Hash of names and contents of small files (CSV, JSON)."""
+    return digest(*(part for path in sorted(paths) for part in (path.name, path.read_bytes())))[:16]
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 of ``parts`` in a row, 64 hex digits."""
+    whole = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(whole).hexdigest()

@@ -7,7 +7,6 @@ the size of the upright original. Masks follow their image's split.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ import pandas as pd
 from datamodules.decode import decode, is_opaque, upright_size
 from datamodules.files import usable_cores, whole_folder
 from datamodules.geometry import wrong_size
-from datamodules.index import DataError, lacks_class
+from datamodules.index import DataError, digest, lacks_class
 from datamodules.tables import check_rows, read_csv
 
 log = logging.getLogger(__name__)
@@ -61,22 +60,16 @@ def read_lesions(folder: Path) -> pd.DataFrame:
 def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFrame:
     """Return ``table`` with ``lesion_mask`` and ``lesion_type`` of a lesion folder, "" = no mask.
 
-    Images may have the name of ``root`` in front (``MURA-v1.1/train/...``). Masks of images that
-    exist but that the index left out on purpose are not used, with a notice.
+    Images may have the name of ``root`` in front (``MURA-v1.1/train/...``).
     """
     csv, rows, labels = folder / CSV, read_lesions(folder), table.set_index("path")["label"]
     rows["image"] = rows["image"].str.removeprefix(f"{root.resolve().name}/")
     absent = ~rows["image"].isin(labels.index)
-    is_image, is_mask = (
-        rows[name].map(lambda path, base=base: os.path.isfile(base / path)).astype(bool)
-        for name, base in (("image", root), ("mask", folder))
-    )
+    is_file = rows["image"].map(lambda path: os.path.isfile(root / path)).astype(bool)
     unknown = "unknown image {image}. Fix: give its path relative to data.root"
     normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
-    lacking = "the mask {mask} does not exist. Fix: add it, or take the row out"
-    is_normal = rows["image"].map(labels) == 0
-    checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_image}
-    check_rows(csv, rows, checks | {normal: is_normal, lacking: ~absent & ~is_mask})
+    checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_file}
+    check_rows(csv, rows, checks | {normal: rows["image"].map(labels) == 0})
     if absent.any():
         example = rows["image"][absent].iloc[0]
         log.warning("%s: %d masks are of images left out, such as %s", csv, absent.sum(), example)
@@ -96,8 +89,7 @@ def write_lesions(
 ) -> int:
     """Write a lesion folder, whole or not at all; returns the number of masks.
 
-    ``lesions`` may be a generator: one mask is held at a time. ``finish`` may put more files into
-    the folder, which has another name until all is there.
+    ``finish`` may put more files into the folder, which has another name until all is there.
     """
     if folder.exists():
         raise DataError(f"{folder} already exists. Fix: remove it, or choose another folder")
@@ -123,12 +115,12 @@ def write_lesions(
 def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     """Pick at most ``count`` train images whose lesion masks are trained on: ascending row numbers.
 
-    One image a patient before any patient's second, body parts in turn, then by hashes of ``seed``
-    and names: the choice for 50 is part of that for 100, whatever the order of the table.
+    One a patient before any patient's second, body parts in turn, then by hashes of ``seed`` and
+    names: the choice for 50 is part of that for 100.
     """
     rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
     pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)
-    pool["key"] = [_key(f"{seed}/{path}") for path in pool["path"]]
+    pool["key"] = [digest(f"{seed}/{path}") for path in pool["path"]]
     pool = pool.sort_values("key")
     pool["round"] = pool.groupby("patient").cumcount()
     pool["turn"] = pool.groupby(["round", "body_part"]).cumcount()
@@ -138,13 +130,12 @@ def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
 def leave_out_fold(
     table: pd.DataFrame, rows: np.ndarray, folds: int, fold: int, seed: int
 ) -> pd.DataFrame:
-    """Give the train images of one fold of the lesion subset's patients the split ``left_out``.
+    """Give the train images of one fold of the patients of ``rows`` the split ``left_out``.
 
-    For who owns masks of train images only: ``folds`` trainings, each judged on the masks that it
-    has not seen, together judge all of them. ``rows`` is what ``choose_lesions`` picked.
+    ``folds`` trainings, each judged on the masks that it has not seen, together judge all ``rows``.
     """
     names = table["patient"].iloc[rows].unique()
-    patients = sorted(names, key=lambda name: _key(f"fold/{seed}/{name}"))
+    patients = sorted(names, key=lambda name: digest(f"fold/{seed}/{name}"))
     train = table["split"] == "train"
     chosen = train & table["patient"].isin(patients[fold::folds])
     if len(patients) < folds or lacks_class(table["label"][train & ~chosen]):
@@ -153,10 +144,6 @@ def leave_out_fold(
             "too few for a mask a fold and both classes in train. Fix: other folds, or more data"
         )
     return table.assign(split=table["split"].mask(chosen, LEFT_OUT))
-
-
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fault_of_file(path: Path, image: Path) -> str:

@@ -13,7 +13,6 @@ The official valid split is the test split here; val is a patient-grouped tenth 
 
 from __future__ import annotations
 
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,6 @@ from datamodules.index import DataError
 from datamodules.lesions import attach_lesions
 from datamodules.radiographs import RadiographDataModule
 from datamodules.tables import check_files, check_rows, read_text
-
-log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "valid": "test"}
 LABELS = {"negative": "0", "positive": "1"}
@@ -42,11 +39,7 @@ ROW = (
 
 
 class MuraDataModule(RadiographDataModule):
-    """MURA: seven parts of the upper limb, labels by study; lesion masks only where supplied.
-
-    ``data.root`` is the folder ``MURA-v1.1`` or the one that holds it; ``lesions.path`` a folder in
-    the canonical form of ``datamodules.lesions``.
-    """
+    """MURA: seven parts of the upper limb, labels by study; lesion masks only where supplied."""
 
     name = "mura"
     licence = "MURA's own research use agreement, accepted on download: non-commercial"
@@ -91,10 +84,7 @@ def find_mura(root: Path) -> Path:
 
 
 def read_mura_tree(root: Path) -> pd.DataFrame:
-    """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files.
-
-    The columns are path (relative to ``root``), label, patient, study, body_part and split.
-    """
+    """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files."""
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
     table = pd.concat([_read_split(folder, split) for split in SPLITS])
@@ -116,25 +106,14 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     label = studies["end"].str.lstrip(",")
     contradicts = "the label of {text} is not that of its folder. Fix: use 0 (negative) or 1"
     check_rows(labels_csv, studies, {contradicts: label != studies["word"].map(LABELS)})
-    hidden = images["end"].str.startswith("._")  # what macOS writes beside a file
-    if hidden.any():
-        log.warning("%s: left out %d rows of ._* files (macOS leftovers)", csv, hidden.sum())
-    images = images[~hidden]
     no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
     check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
-    if empty := len(set(studies["folder"]) - set(images["folder"])):
-        log.warning("%s: %d labelled studies have no image", csv, empty)
     images = images.assign(path=images["folder"] + "/" + images["end"])
 
-    def listing(study: str) -> list[str]:
-        names = os.listdir(folder / study) if (folder / study).is_dir() else []
-        return [f"{study}/{name}" for name in names if not name.startswith("._")]
-
-    # One listing a study instead of a look-up an image; network file systems answer slowly but in
-    # parallel.
-    with ThreadPoolExecutor(8) as pool:
-        listings = pool.map(listing, images["folder"].unique())
-        check_files(csv, images["path"], [path for paths in listings for path in paths])
+    files = [folder / path for path in images["path"]]
+    with ThreadPoolExecutor(32) as pool:  # network file systems answer slowly but in parallel
+        is_file = list(pool.map(os.path.isfile, files))
+    check_files(csv, images["path"], images["path"][is_file].tolist())
     return images
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,6 @@ MOST_BYTES, MOST_PIXELS = 2**28, 2**26
 # Share of the pixels that a 16-bit image may lose at either end of its range to outliers; and to
 # markers and labels that stand alone there and would darken all else.
 WINDOW_TAIL, MARKERS = 0.001, 0.06
-# Warnings of libjpeg that cost no pixel: the field that is wrong, and how it would be right.
-HARMLESS = {
-    "JFIF revision": (rb"(JFIF\0).", b"\\g<1>\1"),
-    "SOS parameters": (rb"(?s)(\xff\xda\0(?:\x08\x01..|\x0c\x03.{6}))...", b"\\1\0?\0"),
-}
 
 
 def damaged(path: Path, reason: str, what: str = "image") -> DataError:
@@ -39,22 +33,13 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 
 def strict_jpeg(data: bytes) -> np.ndarray:
     """Grey of a JPEG, ``(H, W)``; a ValueError where libjpeg only warns, and fills it with grey."""
-    try:
-        return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
-    except ValueError as error:
-        for warning, (field, right) in HARMLESS.items():
-            if warning in str(error) and (mended := re.sub(field, right, data)) != data:
-                return strict_jpeg(mended)  # it may hide others
-        raise
+    return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
 
 
 def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:
     """Scale uint16 ``(H, W)`` to uint8 by :func:`ramp_16bit`, with its note; constant gives 0."""
-    # In parts: NumPy turns what it counts and looks up into 64 bits, eight bytes a pixel.
-    parts = np.array_split(pixels, max(1, pixels.size >> 20))
-    counts = [np.bincount(part.reshape(-1), minlength=1 << 16) for part in parts]
-    ramp, note = ramp_16bit(np.sum(counts, axis=0))
-    return np.concatenate([ramp[part] for part in parts]), note
+    ramp, note = ramp_16bit(np.bincount(pixels.reshape(-1), minlength=1 << 16))
+    return ramp[pixels], note
 
 
 def ramp_16bit(counts: np.ndarray) -> tuple[np.ndarray, str]:

@@ -1,11 +1,7 @@
-"""The base of every data set of radiographs: index -> cache -> sampler -> augmentation -> batch.
-
-A new source is one subclass that says how to build its index table (see ``datamodules.index``).
-"""
+"""The base of every data set of radiographs: index -> cache -> sampler -> augmentation -> batch."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -35,8 +31,7 @@ HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash")  # kept in a r
 class RadiographDataModule(LightningDataModule):
     """Radiographs with image-level labels and, for some, a lesion mask.
 
-    ``order_seed`` (the configuration's ``seed``) is that of batch order and augmentation;
-    ``data.seed`` draws the splits. Without ``augmentation`` train images stay as they are.
+    ``order_seed`` is that of batch order and augmentation; ``data.seed`` draws the splits.
     """
 
     name = "radiographs"
@@ -65,8 +60,7 @@ class RadiographDataModule(LightningDataModule):
         root = data.root or self.default_root(data)
         if root is None:
             raise DataError(f"data.name={self.name} needs data.root=/path/to/data (make: ROOT=...)")
-        self.root = Path(root)
-        self.cache_dir = Path(data.cache_dir or "runs/cache")
+        self.root, self.cache_dir = Path(root), Path(data.cache_dir or "runs/cache")
         self.seed, self.limit, self.split = data.seed, data.limit, data.split
         self.recipe = cache.Recipe(
             data.image_size or self.default_image_size,
@@ -81,9 +75,8 @@ class RadiographDataModule(LightningDataModule):
         self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
         self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
-        self._is_open = False
+        self._is_open, self._resume_at = False, (0, 0)
         self.sampler: batches.TrainBatches | None = None
-        self._resume_at: tuple[int, int] = (0, 0)
 
     def build_index(self) -> pd.DataFrame:
         """Return the index table of ``self.root`` (see ``datamodules.index``)."""
@@ -106,8 +99,6 @@ class RadiographDataModule(LightningDataModule):
         if self._is_open:  # trained on as it was opened, whatever Lightning asks for
             return
         self.prepare_source()
-        if not self.root.is_dir():
-            raise DataError(f"data.root={self.root} is no folder. Fix: the data set's own folder.")
         made = (self.checked_index, self.root, self.recipe, self.on_unreadable)
         cache.build(self.cache_folder, *made, lambda table: index.check_index(table, self.name))
 
@@ -115,8 +106,6 @@ class RadiographDataModule(LightningDataModule):
         """Open the cache; cheap, on every process."""
         if self._is_open:
             return
-        if self.split == "image":
-            log.warning("data.split=image LEAKS: patients stand in train and test alike")
         self.pixels, self._is_open = cache.PixelCache(self.cache_folder), True
         # Hashes of what images and masks show, wherever they lie and however they are stored.
         self.image_hash, self.mask_hash = self.pixels.image_hash, self.pixels.mask_hash
@@ -167,7 +156,7 @@ class RadiographDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: batches.Batch, dataloader_idx: int) -> batches.Batch:
-        """On the device, make the uint8 images float32 (see ``to_model_input``)."""
+        """Make uint8 images float32, on the device."""
         if batch["image"].dtype == torch.uint8:
             batch["image"] = batches.to_model_input(batch["image"])
         return batch
@@ -187,7 +176,7 @@ class RadiographDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position of ``state_dict``, if it is of a run on these data."""
+        """Go on where a run on these data stopped."""
         self.check_same_data(state_dict)
         now, then = self.batch_size * self._ranks[1], state_dict["images_a_step"]
         if then != now:  # its epochs would be cut otherwise, and its learning rate counts steps
@@ -198,28 +187,29 @@ class RadiographDataModule(LightningDataModule):
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def checked_index(self) -> pd.DataFrame:
-        """Build and check the index table, without a cache (after ``prepare_source``)."""
+        """Build and check the index table, without a cache."""
         table = self.build_index()
-        if self.split == "image":
-            table = index.assign_by_image(table, self.seed)
+        if self.split == "image":  # only to reproduce figures got that way
+            drawn = index.assign_groups(table.assign(patient=table["path"]), self.seed)
+            table = table.assign(split=drawn["split"])
         else:
             index.check_patients_apart(table, self.name)
         return index.check_index(index.limit_split(table, self.limit), self.name)
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
-        if trained_on["index_hash"] != self.index_hash:
-            raise DataError(
-                f"{self.root} is not the data that this run was trained on (other images, labels, "
-                "splits, or other images with lesion masks): its train images may be judged here. "
-                "Fix: the data.root and the lesions.path it had, or another run.name."
-            )
-        places = f"{self.root}: the images", f"{self.lesions_path or self.root}: the lesion masks"
-        for place, name in zip(places, ("image_hash", "mask_hash"), strict=True):
+        since = "changed since this run was trained (the same names, other pixels)"
+        changes = {
+            "index_hash": f"{self.root} is not the data that this run was trained on (other images,"
+            " labels, splits or masked images: its train images may be judged here)",
+            "image_hash": f"{self.root}: the images {since}",
+            "mask_hash": f"{self.lesions_path or self.root}: the lesion masks {since}",
+        }
+        for name, what in changes.items():
             if trained_on[name] != getattr(self, name):
                 raise DataError(
-                    f"{place} changed since this run was trained (the same names, other pixels). "
-                    "Fix: bring back what it had, or choose another run.name."
+                    f"{what}. Fix: the data.root and lesions.path as it had them, or another "
+                    "run.name."
                 )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:
@@ -246,8 +236,7 @@ class RadiographDataModule(LightningDataModule):
             "lesions": self.lesions_path and self.lesions_path.resolve(),
             "version": self.index_version,
         }
-        text = json.dumps(parts, sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        key = index.digest(json.dumps(parts, sort_keys=True, default=str))[:12]
         return self.cache_dir / f"{self.name}-{key}"
 
     def rows_of(self, split: str) -> np.ndarray:
@@ -261,8 +250,7 @@ class RadiographDataModule(LightningDataModule):
 
     def original_size(self, row: int) -> tuple[int, int]:
         """Height and width of the upright original of an index row, pixels."""
-        geometry = self.pixels.geometry_of(row)
-        return geometry.height, geometry.width
+        return self.pixels.geometry_of(row)[:2]
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from datamodules.decode import IMAGE_SUFFIXES
 from datamodules.index import DataError
-
-log = logging.getLogger(__name__)
 
 
 def read_text(csv: Path) -> str:
@@ -27,8 +23,7 @@ def read_text(csv: Path) -> str:
 def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
-    Spreadsheets write semicolons or tabs for commas, programs on Windows backslashes in paths: the
-    header settles what separates, and the columns image and mask get slashes.
+    The header settles whether commas, semicolons or tabs separate; paths get slashes.
     """
     text = read_text(csv)
     header = text.lstrip().partition("\n")[0].strip()
@@ -67,7 +62,7 @@ def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -
 
 
 def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
-    """Raise a DataError for files that are ``listed`` but not present; warn of images besides."""
+    """Raise a DataError for files that are ``listed`` but not present."""
     missing = listed[~listed.isin(present)]
     if len(missing):
         examples = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
@@ -75,7 +70,3 @@ def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
             f"{csv}: {len(missing):,} of {len(listed):,} images that it lists are missing, such as "
             f"{examples}. Fix: unpack the archive again, or take their rows out"
         )
-    surplus = sorted(set(present) - set(listed))
-    if surplus := [name for name in surplus if name.lower().endswith(IMAGE_SUFFIXES)]:
-        examples = ", ".join(surplus[:3])
-        log.warning("%s: %d images are not listed and not used: %s", csv, len(surplus), examples)

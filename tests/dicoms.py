@@ -57,11 +57,6 @@ def content(dataset: Dataset) -> bytes:
     return file.getvalue()
 
 
-def words(values, order: str = "<") -> bytes:
-    """Values of 16 bits as a file holds them."""
-    return np.asarray(values, f"{order}u2").tobytes()
-
-
 def compressed(pixels, syntax, **elements):
     dataset = radiograph(pixels, **elements)
     dataset.compress(syntax)

@@ -20,16 +20,9 @@ from tests.real import real_data
 RANDOM = np.random.default_rng(0)
 GREY = np.add.outer(np.arange(24) * 6, np.arange(40) * 2).astype(np.uint8)
 ORIENTATION = 0x0112
-UNDO = {  # what a viewer does for each EXIF orientation, written with NumPy alone
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.T,
-    6: lambda a: a[::-1].T,
-    7: lambda a: a[::-1, ::-1].T,
-    8: lambda a: a.T[::-1],
-}
+# A limb of 12 bits, dark soft tissue and bright bone, and where on its film things may lie.
+LIMB = (200 + 3800 * np.linspace(0, 1, 120_000).reshape(300, 400) ** 2).astype(int)
+CORNER, BONE = np.s_[:60, :80], np.s_[200:260, 200:280]  # 4 % of the film each
 
 
 @pytest.fixture
@@ -61,8 +54,18 @@ def jpeg(mode="L", **options):
 
 
 def chunk(kind, content):
+    """A chunk of a PNG."""
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def app(marker, body):
+    """A segment of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def cut(whole):
+    return whole[: len(whole) // 2]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "clear"])
@@ -72,75 +75,21 @@ def test_png_of_any_mode_gives_the_same_grey(read, mode):
     np.testing.assert_array_equal(read(data), GREY)
 
 
-@pytest.mark.parametrize("orientation", UNDO)
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_exif_orientation_is_applied(read, orientation, kind):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"quality": 98} if kind == "JPEG" else {}
     pixels = read(encoded(GREY, kind, "RGB", exif=exif, **options))
-    expected = UNDO[orientation](GREY)
+    turned = Image.fromarray(GREY)
+    turned.getexif()[ORIENTATION] = orientation
+    expected = np.array(ImageOps.exif_transpose(turned))
     assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
     assert np.abs(pixels.astype(int) - expected).max() <= 4 * (kind == "JPEG")
 
 
-def test_twelve_bits_in_sixteen_fill_the_range_also_in_colour(read):
-    grey = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    pixels = read(encoded(grey))
-    assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
-    assert 127 <= pixels.mean() <= 128
-    colour = cv2.imencode(".png", np.dstack([grey] * 3))[1].tobytes()
-    np.testing.assert_array_equal(read(colour), window_16bit(grey)[0])
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("kept", [0.02, 0.7, 0.99])
-@pytest.mark.parametrize("end", [0, 1000])  # a download reserved its space
-def test_a_file_cut_short_is_refused(read, kind, kept, end):
-    whole = encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8), kind)
-    with pytest.raises(DataError, match=r"image: damaged image .*cut short"):
-        read(whole[: int(len(whole) * kept)] + bytes(end))
-
-
-def app(marker, body):
-    """A segment of a JPEG."""
-    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def fields(whole, revision=1, scan=bytes(3)):
-    """A sequential JPEG with the JFIF revision and the parameters of its scan replaced."""
-    place = whole.index(b"\xff\xda")
-    place += 5 + 2 * whole[place + 4]
-    return whole[:11] + bytes([revision]) + whole[12:place] + scan + whole[place + 3 :]
-
-
-def cut(whole):
-    """The first half of a JPEG."""
-    return whole[: len(whole) // 2]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        cut(jpeg()) + b"\xff\xd9",  # and ended by a tool
-        cut(jpeg(progressive=True)) + b"\xff\xd9",
-        cut(jpeg()) + jpeg(),  # a second picture appended to a cut one
-        cut(jpeg()) + bytes(512) + jpeg()[len(jpeg()) // 2 + 512 :],  # a bad sector
-        jpeg()[:2000] + jpeg()[2300:],
-        jpeg()[:-2],
-        fields(cut(jpeg()), 2),  # a harmless warning hides none that is not
-    ],
-)
-def test_a_jpeg_that_libjpeg_warns_of_is_refused(read, content):
-    with pytest.raises(DataError, match=r"image: damaged image \(the JPEG is cut short or"):
-        read(content)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("given", [{"revision": 2}, {"scan": b"\0\0\0"}, {"scan": b"\0?\x11"}])
-def test_fields_that_cost_no_pixel_are_put_right(read, mode, given):
-    whole = jpeg(mode)
-    np.testing.assert_array_equal(read(fields(whole, **{"scan": b"\0?\0"} | given)), read(whole))
+XMP = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -152,33 +101,26 @@ def test_bytes_around_a_whole_jpeg_do_not_matter(read, mode):
         whole + jpeg(),  # as in MPO
         whole[:-2] + b"\xff\xff" + whole[-2:],  # fill bytes
         whole[:2] + app(0xE1, b"Exif\0\0garbage") + app(0xFE, b"a comment \xff\xd9") + whole[2:],
+        whole[:2] + app(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + whole[2:],  # as viewers
     ):
         np.testing.assert_array_equal(read(data), plain)
 
 
-def test_a_flipped_bit_in_a_png_is_noticed(read):
-    content = bytearray(encoded(GREY))
-    content[len(content) // 2] ^= 1
-    with pytest.raises(DataError, match="damaged image .*the PNG is cut short or damaged: broken"):
-        read(content)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kept", [0.02, 0.7, 0.99])
+@pytest.mark.parametrize("end", [0, 1000])  # a download reserved its space
+def test_a_file_cut_short_is_refused(read, kind, kept, end):
+    whole = encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8), kind)
+    with pytest.raises(DataError, match=r"image: damaged image .*cut short"):
+        read(whole[: int(len(whole) * kept)] + bytes(end))
 
 
-XMP = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
-XMP_APP = app(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
-
-
-def jpeg_with(grey, segments):
-    """A JPEG with more segments at its beginning, and bytes behind its end."""
-    whole = encoded(grey, "JPEG", quality=98)
-    return whole[:2] + segments + whole[2:] + b"behind its end"
-
-
-def test_an_orientation_in_xmp_is_not_applied_as_most_viewers_have_it(read):
-    assert np.abs(read(jpeg_with(GREY, XMP_APP)).astype(int) - GREY).max() <= 4
-
-
-HUGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**15, 2**15, 8, 0, 0, 0, 0))
-LARGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
+HUGE, LARGE = (
+    PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) + chunk(b"IEND", b"")
+    for side in (2**15, 9000)
+)
+FLIPPED = bytearray(encoded(GREY))
+FLIPPED[len(FLIPPED) // 2] ^= 1
 
 
 @pytest.mark.parametrize(
@@ -186,9 +128,15 @@ LARGE = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
     [
         (b"", "the file is empty"),
         (b"Doe, John: fracture", "expected a PNG, JPEG or DICOM file.*convert it to PNG"),
-        (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "expected a PNG, JPEG or DICOM"),
-        (PNG + HUGE + chunk(b"IEND", b""), "damaged image .*size .* exceeds limit"),
-        (PNG + LARGE + chunk(b"IEND", b""), r"damaged image .*claims 9,000 x 9,000 pixels"),
+        (HUGE, "damaged image .*size .* exceeds limit"),
+        (LARGE, r"damaged image .*claims 9,000 x 9,000 pixels"),
+        (bytes(FLIPPED), "damaged image .*the PNG is cut short or damaged: broken"),
+        # What libjpeg only warns of, and fills with grey.
+        (cut(jpeg()) + b"\xff\xd9", "damaged image .the JPEG"),  # and ended by a tool
+        (cut(jpeg(progressive=True)) + b"\xff\xd9", "damaged image .the JPEG"),
+        (cut(jpeg()) + jpeg(), "damaged image .the JPEG"),  # a second picture behind
+        (cut(jpeg()) + bytes(512) + jpeg()[len(jpeg()) // 2 + 512 :], "damaged image .the JPEG"),
+        (jpeg()[:2000] + jpeg()[2300:], "damaged image .the JPEG"),
     ],
 )
 def test_other_content_is_refused_by_name(read, content, message):
@@ -205,6 +153,79 @@ def test_missing_files_folders_and_large_ones_are_named(tmp_path, monkeypatch):
     (tmp_path / "large.png").write_bytes(bytes(11))
     with pytest.raises(DataError, match=r"large\.png: the file has 11 bytes, more than 10"):
         decode(tmp_path / "large.png")
+
+
+def test_sixteen_bits_are_windowed_to_quantiles_also_in_colour(read):
+    grey = RANDOM.integers(1000, 3000, (100, 100)).astype(np.uint16)
+    grey[0, :5] = 65535  # a few outliers
+    low, high = np.quantile(grey, [0.001, 0.999])
+    pixels = read(encoded(grey))
+    assert np.abs(pixels - np.clip((grey - low) / (high - low), 0, 1) * 255).max() < 1.5
+    colour = cv2.imencode(".png", np.dstack([grey] * 3))[1].tobytes()
+    np.testing.assert_array_equal(read(colour), pixels)
+
+
+@pytest.mark.parametrize("value", [0, 7, 65535])
+def test_a_constant_image_is_black_but_for_a_tiny_mark(value):
+    pixels = np.full((100, 100), value, np.uint16)
+    assert not window_16bit(pixels)[0].any()
+    pixels[3, 3] = 900
+    assert window_16bit(pixels)[0][3, 3] == (255 if value < 900 else 0)
+
+
+def film(place=CORNER, values=0, limb=LIMB, smooth=0.0):
+    """The limb with something laid on its film, uint16; and where the limb shows."""
+    if np.ndim(values) == 1:
+        values = np.resize(values, limb[place].shape)
+    layer, there = np.zeros((2, *limb.shape))
+    layer[place], there[place] = values, 1
+    if smooth:
+        there = cv2.GaussianBlur(there, (0, 0), smooth)
+        layer[layer == 0] = np.max(values)
+    return np.clip(limb * (1 - there) + layer * there, 0, 65535).astype(np.uint16), there == 0
+
+
+COLLIMATED = np.where(np.arange(400) < 240, 0, LIMB)  # six parts in ten lie outside the beam
+
+
+@pytest.mark.parametrize(
+    ("image", "free"),
+    [
+        film(np.s_[:75, :80], 65535),  # 5 %
+        film(values=65535, smooth=1.5),
+        film(values=np.repeat([30000, 45000, 65535, 50000], 20)),
+        film(np.s_[:60, 300:380], 65535, limb=COLLIMATED),
+        film(np.s_[:120], 65535),  # a frame: 40 %
+        film(np.s_[:120], 0, limb=61000 + LIMB),
+        film(values=np.repeat([0, 65535], 40), limb=30000 + LIMB),  # a label: white on black
+    ],
+)
+def test_a_marker_at_full_scale_does_not_darken_the_limb(image, free):
+    pixels, note = window_16bit(image)
+    alone, nothing = window_16bit(np.where(free, image, np.median(image)).astype(np.uint16))
+    assert nothing == ""
+    assert "stand far from all others, as a marker's do" in note
+    off = np.abs(pixels[free].astype(int) - alone[free])
+    assert off.max() <= 12  # 2.5 % of the range at its ends
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        film(BONE, np.linspace(4000, 20000, 4800).reshape(60, 80))[0],  # values lead up to it
+        film(BONE, RANDOM.uniform(15000, 30000, (60, 80)))[0],  # it has many itself
+        film(BONE, RANDOM.normal(7000, 200, (60, 80)))[0],  # the gap is no larger than the rest
+        film(np.s_[:60, :200], RANDOM.uniform(60000, 65000, (60, 200)))[0],  # 10 %, no one value
+        COLLIMATED,
+        film(values=65535, limb=LIMB * 0)[0],  # masks
+        film(values=np.repeat([1000, 65535], 40), limb=LIMB * 0)[0],
+    ],
+)
+def test_what_is_no_marker_keeps_the_plain_window(image):
+    pixels, note = window_16bit(image.astype(np.uint16))
+    low, high = np.quantile(image, [0.001, 0.999], method="inverted_cdf")
+    assert note == ""
+    assert np.abs(pixels - np.clip((image - low) / (high - low), 0, 1) * 255).max() < 1.5
 
 
 def test_real_radiographs_agree_with_pillow():
@@ -224,10 +245,7 @@ def test_real_radiographs_agree_with_pillow():
         assert np.abs(pixels - reference).max() <= 1
         turned += row.exif_orientation != 1
     assert turned >= 1
-
-
-def test_real_16_bit_radiographs_are_neither_black_nor_white():
-    for path in real_data("grazpedwri_sample").glob("*.png"):
+    for path in real_data("grazpedwri_sample").glob("*.png"):  # 16 bits
         pixels = decode(path)
         assert 40 < pixels.mean() < 160
         assert (pixels.min(), pixels.max()) == (0, 255)

@@ -16,7 +16,6 @@ from datamodules.lesions import (
     attach_lesions,
     choose_lesions,
     leave_out_fold,
-    read_lesions,
     write_lesions,
 )
 
@@ -45,20 +44,18 @@ def folder(tmp_path):
 
 @pytest.fixture
 def attach(root, folder):
-    """Attach the folder's lesions to three images, the last one normal, or what text makes them."""
+    """Attach the folder's lesions, or these rows, to three images, the last one normal."""
     paths = ["a/image1.png", "a/image2.png", "b/image1.png"]
     table = pd.DataFrame({"path": paths, "label": [1, 1, 0]})
 
-    def attach(*rows, header="image,mask,lesion_type", text=None, mask=None):
-        if rows or text is not None:
+    def attach(*rows, mask=None):
+        if rows:
             folder.mkdir()
-            text = "\n".join([header, *rows]).encode() if text is None else text
-            (folder / "lesions.csv").write_bytes(text)
+            text = "\n".join(["image,mask,lesion_type", *rows])
+            (folder / "lesions.csv").write_text(text)
             Image.fromarray(square() if mask is None else mask).save(folder / "m.png")
             Image.fromarray(square(1)).save(folder / "n.png")
-        attached = attach_lesions(table, folder, root)
-        assert list(table.columns) == ["path", "label"]
-        return attached
+        return attach_lesions(table, folder, root)
 
     return attach
 
@@ -74,31 +71,24 @@ def test_what_is_written_is_read_and_attached(attach, folder):
         np.testing.assert_array_equal(np.array(Image.open(path)), mask)
 
 
-@pytest.mark.parametrize("place", ["MURA-v1.1", "b/.."])
-def test_an_image_may_be_spelled_otherwise(attach, place):
-    attached = attach(f"{place}/a/image1.png,m.png,metal", "./a/image2.png,n.png,")
+def test_an_image_may_be_spelled_otherwise_or_left_out_of_the_index(attach, caplog):
+    rows = ["MURA-v1.1/a/image1.png,m.png,metal", "b/.././a/image2.png,n.png,", "c/image1.png,o,"]
+    attached = attach(*rows)
     assert attached["lesion_type"].tolist() == ["metal", "", ""]
     assert attached["lesion_mask"][1].endswith("n.png")
-
-
-def test_masks_of_images_that_the_index_left_out_are_announced(attach, caplog):
-    attached = attach("c/image1.png,m.png,", "a/image1.png,n.png,")
-    assert (attached["lesion_mask"] != "").tolist() == [True, False, False]
     assert "1 masks are of images left out, such as c/image1.png" in caplog.text
-
-
-LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["d/image1.png,m.png,"], r"row 2: unknown image d/image1\.png"),
-        ([f"{LONG}.png,m.png,"], r"row 2: unknown image x{300}\.png"),
-        (["a/image1.png,m.png,", "a/image2.png,gone.png,"], r"row 3: the mask gone\.png does not"),
+        (
+            ["a/image1.png,m.png,", "a/image2.png,gone.png,"],
+            r"row 3: the mask gone\.png cannot be read",
+        ),
         (["b/image1.png,m.png,"], r"row 2: b/image1\.png is labelled normal but has a lesion"),
         (["a/image1.png,m.png,", "a/image2.png,./m.png,"], r"row 3: the mask m\.png is listed"),
-        (["a/image1.png,m.png,", "a//image1.png,n.png,"], "row 3: the image a/image1.png is"),
         (["a/image1.png,m.png,", "MURA-v1.1/a/image1.png,n.png,"], "row 3: the image a/image1.p"),
         (["a/image1.png,,"], r"row 2: no mask is given"),
         ([",m.png,"], r"row 2: no image is given"),
@@ -120,13 +110,9 @@ WHITE = square() * 0 + 255
         (WHITE, "covers the whole image: is it inverted"),
         (np.dstack([WHITE] * 3 + [square()]), "has see-through pixels. Fix: flatten it"),
         (square(shape=(WIDTH, HEIGHT)), "is 20x30 px: expected 30x20 px, as its image is upright"),
-        (np.dstack([square()] * 3 + [WHITE]), None),  # an alpha channel that hides nothing
     ],
 )
 def test_a_wrong_mask_is_named(attach, mask, message):
-    if message is None:
-        assert attach("a/image1.png,m.png,", mask=mask)["lesion_mask"][0]
-        return
     with pytest.raises(DataError, match=rf"row 2: the mask m\.png {message}"):
         attach("a/image1.png,m.png,", mask=mask)
 
@@ -136,13 +122,6 @@ def test_the_size_is_that_of_the_upright_image(attach, root):
     exif[0x0112] = 6
     Image.new("L", (WIDTH, HEIGHT)).save(root / "a/image1.png", exif=exif)
     assert attach("a/image1.png,m.png,", mask=square(shape=(WIDTH, HEIGHT)))["lesion_mask"][0]
-
-
-@pytest.mark.parametrize("header", ["image,mask\n", "lesion_type;mask;image\n"])
-def test_type_blank_fields_and_the_order_of_columns_are_free(attach, folder, header):
-    rows = "\n,\n.\\a/image1.png,m.png\n" if "," in header else "\n;;\n;m.png;a\\image1.png\n"
-    assert attach(text=(header + rows).encode())["lesion_mask"][0].endswith("m.png")
-    assert read_lesions(folder).index.tolist() == [4]
 
 
 def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
@@ -155,6 +134,8 @@ def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
 
     with pytest.raises(DataError, match="the second is wrong"):
         write_lesions(folder, broken())
+    with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
+        write_lesions(folder, [Lesion("a.png", square() // 255)])
     with monkeypatch.context() as patch:
         patch.setattr(lesions.Path, "write_bytes", full)
         with pytest.raises(DataError, match="cannot be written .No space left on device"):
@@ -163,12 +144,6 @@ def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
     write_lesions(folder, [Lesion("a.png", square())])
     with pytest.raises(DataError, match="already exists"):
         write_lesions(folder, [Lesion("a.png", square())])
-
-
-def test_no_unusable_mask_is_written(folder):
-    with pytest.raises(DataError, match="mask of a.png: holds the grey value 1"):
-        write_lesions(folder, [Lesion("a.png", square() // 255)])
-    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -186,28 +161,21 @@ def pool():
     )
 
 
-def test_a_smaller_choice_is_part_of_a_larger_one_of_train_images_with_a_mask(pool):
+def test_the_choice_grows_by_patients_and_body_parts_in_turn(pool):
+    """Train images with a mask, the same whatever the order of the table."""
     sizes = [set(choose_lesions(pool, count, 3)) for count in (0, 10, 50, 100, 10_000)]
     assert [len(chosen) for chosen in sizes[:4]] == [0, 10, 50, 100]
     for smaller, larger in pairwise(sizes):
         assert smaller <= larger
     usable = (pool["split"] == "train") & (pool["lesion_mask"] != "")
     assert sizes[-1] == set(np.flatnonzero(usable))
-
-
-def test_patients_take_turns_and_body_parts_are_spread(pool):
-    usable = pool[(pool["split"] == "train") & (pool["lesion_mask"] != "")]
-    first = pool.iloc[choose_lesions(pool, usable["patient"].nunique(), 0)]
+    first = pool.iloc[choose_lesions(pool, pool[usable]["patient"].nunique(), 0)]
     assert first["patient"].is_unique
-    second = pool.iloc[choose_lesions(pool, 30, 0)]
-    assert second["body_part"].value_counts().tolist() == [10, 10, 10]
-
-
-def test_the_choice_depends_on_the_seed_and_not_on_the_order(pool):
-    chosen = set(pool.iloc[choose_lesions(pool, 40, 0)]["path"])
+    thirty = pool.iloc[choose_lesions(pool, 30, 0)]
+    assert thirty["body_part"].value_counts().tolist() == [10, 10, 10]
     shuffled = pool.sample(frac=1, random_state=1)
-    assert set(shuffled.iloc[choose_lesions(shuffled, 40, 0)]["path"]) == chosen
-    assert set(pool.iloc[choose_lesions(pool, 40, 1)]["path"]) != chosen
+    assert set(shuffled.iloc[choose_lesions(shuffled, 30, 0)]["path"]) == set(thirty["path"])
+    assert set(pool.iloc[choose_lesions(pool, 30, 1)]["path"]) != set(thirty["path"])
 
 
 @pytest.mark.parametrize(

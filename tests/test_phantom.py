@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import cv2
@@ -18,7 +17,7 @@ from datamodules.phantom.lesions import LESION_TYPES
 from datamodules.phantom.source import PhantomDataModule, draw_tree, image_path
 
 COUNT = 60
-SAMPLE = 400
+SAMPLE = 180
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +43,12 @@ def module_of(root, lesions_path=None, **options):
 
 
 def test_drawing_depends_on_seed_and_number_alone(drawings):
-    for number in (17, 3, 211):  # another order than the fixture's
+    for number in (17, 3, 111):  # another order than the fixture's
         again = draw(0, number)
         assert again.image.tobytes() == drawings[number].image.tobytes()
         assert again.mask.tobytes() == drawings[number].mask.tobytes()
     assert draw(1, 3).image.tobytes() != drawings[3].image.tobytes()
     assert len({drawing.image.tobytes() for drawing in drawings}) == SAMPLE
-    longest = [max(drawing.image.shape) for drawing in drawings]
-    assert 155 <= min(longest) <= max(longest) <= 265
     assert max(draw(0, 5, size=96).image.shape) == 96
 
 
@@ -87,12 +84,11 @@ def test_lesions_are_marked_on_abnormal_images_and_only_there(drawings):
 
 
 CUES = {
-    "mean": lambda image: image.mean(),
+    "mean": np.mean,
     "gradient energy": lambda image: np.mean(np.square(np.gradient(image.astype(np.float64)))),
     "saturated share": lambda image: np.mean(image > 250),
-    "area": lambda image: image.size,
+    "area": np.size,
     "PNG size": lambda image: len(cv2.imencode(".png", image)[1]),
-    "JPEG size": lambda image: len(cv2.imencode(".jpg", image)[1]),
 }
 
 
@@ -104,7 +100,7 @@ def test_no_trivial_cue_tells_the_label(drawings, cue):
     assert 0.35 < roc_auc_score(label, score) < 0.65
 
 
-def test_tree_is_laid_out_as_mura(tree):
+def test_the_tree_is_muras_complete_and_drawn_once(tree):
     assert sorted(path.name for path in tree.iterdir()) == ["MURA-v1.1", "lesions", "phantom.json"]
     mura = tree / "MURA-v1.1"
     assert sorted(path.name for path in mura.iterdir()) == sorted([*CSVS, "train", "valid"])
@@ -116,18 +112,14 @@ def test_tree_is_laid_out_as_mura(tree):
         files = {path: drawing.image, f"lesions/masks/{path}.png": drawing.mask}
         for name, pixels in list(files.items())[: 1 + drawing.label]:
             assert np.array_equal(cv2.imread(str(tree / name), cv2.IMREAD_UNCHANGED), pixels)
-        assert (tree / f"lesions/masks/{path}.png").exists() == bool(drawing.label)
-
-
-def test_index_is_complete_and_the_tree_drawn_once(tree):
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
     module_of(tree).prepare_source()
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
     table = check_index(module_of(tree).build_index(), "phantom")
     check_patients_apart(table, "phantom")
     assert len(table) == COUNT
-    assert ((table["lesion_mask"] != "") == (table["label"] == 1)).all()
-    assert ((table["lesion_type"] != "") == (table["label"] == 1)).all()
+    for column in ("lesion_mask", "lesion_type"):
+        assert ((table[column] != "") == (table["label"] == 1)).all()
     assert (table["hardware"] == (table["lesion_type"] == "hardware")).all()
     assert set(table["body_part"]) == set(BODY_PARTS)
     assert 0.1 < (table["split"] == "test").mean() < 0.3
@@ -152,16 +144,20 @@ def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
     draw_tree(root, seed=0, count=8)
     assert sorted(path.name for path in root.parent.iterdir()) == [".tree.lock", "tree"]
     assert len(list((root / "MURA-v1.1").rglob("*.png"))) == 8
-    assert json.loads((root / "phantom.json").read_text())["count"] == 8
 
 
 @pytest.mark.parametrize(
     ("old", "new", "options", "message"),
     [
-        ("", "", {"seed": 4}, r"another phantom \(seed 0 instead of 4\). Fix: delete .* or choose"),
+        (
+            "",
+            "",
+            {"seed": 4},
+            r"another phantom \(.*'seed': 0.*'seed': 4.* or delete an old phantom",
+        ),
         ('"version": ', '"version": 9', {}, "another phantom .* to have it drawn anew"),
-        ("}", "", {}, "is no phantom and not empty. Fix: choose another"),
-        ('"csv_hash": "', '"csv_hash": "f', {}, "CSVs were changed"),
+        ("}", "", {}, "is no phantom and not empty.* Fix: choose another"),
+        ('"csv_hash": "', '"csv_hash": "f', {}, "expected .* as it was drawn"),
     ],
 )
 def test_another_phantom_in_the_root(copy, old, new, options, message):
@@ -173,38 +169,26 @@ def test_another_phantom_in_the_root(copy, old, new, options, message):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.txt").write_text("sun")
-    with pytest.raises(DataError, match="is no phantom and not empty. Fix: choose another"):
-        module_of(tmp_path).prepare_source()
-    with pytest.raises(DataError, match="cannot be drawn into data.root="):
-        module_of(tmp_path / "holiday.txt" / "tree").prepare_source()
-    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
+    few = r"data\.count=2 images .* use a larger data\.count"
+    for name, message in {"": "is no phantom", "holiday.txt/x": "cannot", "few": few}.items():
+        with pytest.raises(DataError, match=message):
+            module_of(tmp_path / name, count=2).prepare_source()
+    assert {path.name for path in tmp_path.iterdir()} == {".few.lock", "holiday.txt"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "words"),
+    ("kind", "words"),
     [
-        ("MURA-v1.1/*/*/*/*_positive", "delete", r"_image_paths\.csv: 1 of .* row \d+: "),
-        ("lesions/masks", "delete", r"lesions\.csv, row \d+: the mask .* does not exist"),
-        ("lesions/masks", "cut", r"image1\.png\.png: damaged image \(the PNG is cut short"),
+        ("MURA-v1.1/*/*/*/*_positive", r"_image_paths\.csv: 1 of .* row \d+: "),
+        ("lesions/masks", r"lesions\.csv, row \d+: the mask .* cannot be read"),
     ],
 )
-def test_a_damaged_tree_is_to_be_drawn_anew(copy, kind, damage, words):
-    path = sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0]
-    content = path.read_bytes()
-    path.unlink() if damage == "delete" else path.write_bytes(content[: len(content) // 2])
+def test_a_damaged_tree_is_to_be_drawn_anew(copy, tmp_path, kind, words):
+    sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0].unlink()
     message = rf"the phantom is damaged: .*{words}.*. Fix: delete {copy} to have it drawn anew"
     with pytest.raises(DataError, match=message) as caught:
         module_of(copy).build_index()
     assert "again" not in str(caught.value), "that remedy is for data that was downloaded"
-
-
-def test_a_wrong_lesion_folder_of_the_user_is_no_damage(tree, tmp_path):
-    with pytest.raises(DataError, match=r"lesions\.path=.*: expected a folder with les") as caught:
-        module_of(tree, lesions_path=str(tmp_path)).build_index()
-    assert "drawn anew" not in str(caught.value)
-
-
-def test_too_few_images_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"data\.count=2 images .* use a larger data\.count"):
-        module_of(tmp_path / "tree", count=2).prepare_source()
-    assert not (tmp_path / "tree").exists()
+    with pytest.raises(DataError) as caught:
+        module_of(copy, lesions_path=str(tmp_path)).build_index()
+    assert "drawn anew" not in str(caught.value), "a lesion folder of the user's"

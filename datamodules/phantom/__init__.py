@@ -1,5 +1,5 @@
 """The phantom: synthetic radiographs with exact lesion masks, to run every stage at once.
 
 Read ``source`` (the data set and its tree) first, then ``drawing`` (one image from end to end); it
-uses ``scenes`` and ``anatomy`` (bones in cm), ``bones`` (attenuation), ``lesions`` and ``film``.
+uses ``scenes`` (the anatomy), ``bones`` (attenuation), ``lesions`` and ``film``.
 """

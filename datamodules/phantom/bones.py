@@ -1,24 +1,62 @@
-"""From the phantom's anatomy to attenuation: tubular bones with cortex, medulla and lesions.
+"""The phantom's bones: hollow round tubes in cm, and what they take from the ray.
 
-A bone is a hollow round tube: a ray through it at a distance v from the axis crosses cortex and
-medulla on lengths that follow from the two radii, which alone makes the cortex the brighter rim.
-Lesions act in the bone's own frame (s along, v across, pixels), before the sum over all bones is
-taken, so that what overlaps a lesion still shows through it.
+The lengths on which a ray crosses cortex and medulla make the cortex the brighter rim. Lesions act
+in the bone's own frame (s along, v across, pixels): what overlaps a lesion shows through it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from datamodules.phantom.anatomy import KNOTS, Bone, Point, Random
-
 Array = np.ndarray
 STEPS = 256  # entries of a bone's tables along its axis
 TILE = 128  # side of the trabecular texture, pixels
+Point = tuple[float, float]
+Random = np.random.Generator
+
+# Places along a bone, 0 = start, 1 = end, at which a profile of half widths is given.
+KNOTS = (0.0, 0.08, 0.22, 0.5, 0.78, 0.92, 1.0)
+
+
+@dataclass(frozen=True)
+class Bone:
+    """A tubular bone; lengths in cm."""
+
+    start: Point  # proximal end
+    end: Point  # distal end
+    # Half widths at KNOTS; or of a long bone, which tapers, at its start, in its shaft, at its end.
+    widths: tuple[float, ...]
+    lean: Point = (0.0, 0.0)  # sideways offset of start and end (heads and condyles are lopsided)
+    bow: float = 0.0  # sagitta of the bowed axis as a share of the length
+    cortex: float = 0.34  # thickness of the shaft's cortex as a share of its half width
+    density: float = 1.0  # attenuation relative to a limb's main bone
+    site: float = 0.0  # relative chance that a lesion sits here, 0 = never
+    caps: Point = (0.55, 0.55)  # length of the rounded start and end, in half widths there
+
+    @property
+    def profile(self) -> tuple[float, ...]:
+        """Half widths at ``KNOTS``."""
+        if len(self.widths) == len(KNOTS):
+            return self.widths
+        first, shaft, last = self.widths
+        ends = (first, first, first, shaft, last, last, last)
+        shares = (1.0, 0.75, 0.15, 0.0, 0.15, 0.75, 1.0)
+        return tuple(s * end + (1 - s) * shaft for end, s in zip(ends, shares, strict=True))
+
+
+@dataclass
+class Scene:
+    """What one view shows; lengths in cm."""
+
+    size: Point  # width and height of the film; its centre is (0, 0)
+    bones: list[Bone] = field(default_factory=list)  # in the order in which they are drawn
+    # Chains of (x, y, radius); their union is the soft tissue.
+    soft: list[list[tuple[float, float, float]]] = field(default_factory=list)
+    muscle: float = 0.5  # attenuation of the thickest soft tissue relative to the main bone
 
 
 @dataclass

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.phantom.anatomy import Random, Scene
 from datamodules.phantom.bones import (
     TILE,
     Array,
     Pose,
+    Random,
+    Scene,
     Site,
     Tissue,
     attenuation,

@@ -10,8 +10,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from datamodules.phantom.anatomy import Random, Scene
-from datamodules.phantom.bones import Array, Pose, smooth_noise
+from datamodules.phantom.bones import Array, Pose, Random, Scene, smooth_noise
 from datamodules.phantom.lesions import disc, fill, stroke
 
 

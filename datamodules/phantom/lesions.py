@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datamodules.phantom.anatomy import Bone, Random
-from datamodules.phantom.bones import Array, Frame, Pose, Site, axis_point
+from datamodules.phantom.bones import Array, Bone, Frame, Pose, Random, Site, axis_point
 
 LESION_TYPES = ("fracture", "lytic", "sclerotic", "hardware")
 LESION_SHARES = (0.34, 0.2, 0.16, 0.3)

@@ -1,4 +1,7 @@
-"""Which bones and soft tissue each of four views of a body part shows, see ``anatomy``."""
+"""The phantom's anatomy: which bones and soft tissue each of four views of a body part shows, cm.
+
+Coordinates are (x, y) with y downwards, (0, 0) the film's centre.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.phantom.anatomy import Bone, Random, Scene, carpals, forearm_ends, ray
+from datamodules.phantom.bones import Bone, Point, Random, Scene
 
 
 def _finger(random: Random, view: int) -> Scene:
@@ -14,13 +17,13 @@ def _finger(random: Random, view: int) -> Scene:
     flex = (0.0, 14.0, 6.0, -3.0)[view] + random.normal(0, 2)
     lengths = (5.0, 3.7, 2.35, 1.75)
     width = 0.5 * random.uniform(0.95, 1.08)
-    ray(scene, (-0.5 - 0.03 * flex, 7.7), 0.0 - 0.6 * flex, lengths, width, flex, (0, 1.4, 1, 0))
+    _ray(scene, (-0.5 - 0.03 * flex, 7.7), 0.0 - 0.6 * flex, lengths, width, flex, (0, 1.4, 1, 0))
     if view != 1:
         for side in (-1, 1):
             if random.random() < 0.75:
                 shorter = tuple(0.9 * value for value in lengths)
                 base = (2.15 * side - 0.4, 7.9)
-                ray(scene, base, 5.0 * side, shorter, 0.9 * width, flex, (0, 0, 0, 0))
+                _ray(scene, base, 5.0 * side, shorter, 0.9 * width, flex, (0, 0, 0, 0))
     return scene
 
 
@@ -34,11 +37,11 @@ def _hand(random: Random, view: int) -> Scene:
         base = ((-1.75 + 1.12 * finger) * squeeze, 3.05 + 0.12 * abs(finger - 1))
         angle = (-9.0 + 7.5 * finger) * spread
         lengths = tuple(length * value for value in (4.5, 3.1, 1.95, 1.35))
-        ray(scene, base, angle, lengths, 0.44, flex, sites)
+        _ray(scene, base, angle, lengths, 0.44, flex, sites)
     lengths = (3.1, 2.3, 1.7)
-    ray(scene, (-2.5 * squeeze, 4.1), -42.0 * spread, lengths, 0.47, 6.0, (1.0, 0.8, 0.0))
-    carpals(scene, random, 2.5 * squeeze, 3.1, 5.3)
-    scene.bones += forearm_ends(5.5, 11.0, 0.9 * squeeze, 0.82)
+    _ray(scene, (-2.5 * squeeze, 4.1), -42.0 * spread, lengths, 0.47, 6.0, (1.0, 0.8, 0.0))
+    _carpals(scene, random, 2.5 * squeeze, 3.1, 5.3)
+    scene.bones += _forearm_ends(5.5, 11.0, 0.9 * squeeze, 0.82)
     scene.soft.append([(0.1, 10.0, 2.6), (0, 6.5, 2.5), (0, 4.5, 3.0 * squeeze + 0.2)])
     scene.soft.append(
         [(-0.9 * squeeze, 2.6, 2.0), (0.6 * squeeze, 2.2, 2.4), (0, 0.2, 2.4 * squeeze)]
@@ -51,10 +54,10 @@ def _wrist(random: Random, view: int) -> Scene:
     squeeze = (1.0, 0.55, 0.78, 1.0)[view]
     for finger, length in enumerate((0.95, 1.0, 0.93, 0.85)):
         base = ((-1.6 + 1.08 * finger) * squeeze, -1.6 + 0.1 * abs(finger - 1))
-        ray(scene, base, (-7 + 7 * finger) * squeeze, (4.6 * length, 3.3), 0.46, 3.0, (0.15, 0.0))
-    ray(scene, (-2.35 * squeeze, -0.7), -40.0 * squeeze, (3.1, 2.2), 0.5, 5.0, (0.15, 0.0))
-    carpals(scene, random, 2.45 * squeeze, -1.55, 0.75)
-    scene.bones += forearm_ends(0.95, 9.0, 0.95 * squeeze, 0.95)
+        _ray(scene, base, (-7 + 7 * finger) * squeeze, (4.6 * length, 3.3), 0.46, 3.0, (0.15, 0.0))
+    _ray(scene, (-2.35 * squeeze, -0.7), -40.0 * squeeze, (3.1, 2.2), 0.5, 5.0, (0.15, 0.0))
+    _carpals(scene, random, 2.45 * squeeze, -1.55, 0.75)
+    scene.bones += _forearm_ends(0.95, 9.0, 0.95 * squeeze, 0.95)
     scene.soft.append(
         [(0.1, 9.0, 2.9), (0.1, 4.0, 2.6 * squeeze + 0.3), (0, 0, 2.5 * squeeze + 0.5)]
     )
@@ -93,7 +96,7 @@ def _forearm(random: Random, view: int) -> Scene:
         caps=(0.3, 0.3),
     )
     scene.bones = [humerus, ulna, radius]
-    carpals(scene, random, 2.1 * spread + 0.2, 8.5, 6.4)
+    _carpals(scene, random, 2.1 * spread + 0.2, 8.5, 6.4)
     scene.soft = [
         [(0, -10, 2.8), (0, -5.5, 3.2), (0.1, -2, 3.1), (0.1, 3, 2.5), (0, 7, 2.2), (0, 9, 2.6)]
     ]
@@ -206,6 +209,89 @@ def _shoulder(random: Random, view: int) -> Scene:
         [(-9, 2, 4.0), (-6.0, 6, 4.2), (-5.5, 10, 4.0)],
     ]
     return scene
+
+
+def _turn(angle: float) -> np.ndarray:
+    """Unit vector ``angle`` degrees from straight up, positive towards +x."""
+    return np.array([np.sin(np.radians(angle)), -np.cos(np.radians(angle))])
+
+
+def _ray(
+    scene: Scene,
+    base: Point,
+    angle: float,
+    lengths: tuple[float, ...],
+    width: float,
+    flex: float = 0.0,
+    sites: tuple[float, ...] = (1.0, 1.0, 0.6, 0.0),
+) -> None:
+    """Add a metacarpal and its phalanges, each turned ``flex`` degrees more than the last."""
+    place = np.array(base)
+    chain = [(*place, 1.9 * width)]
+    for order, length in enumerate(lengths):
+        direction = _turn(angle + flex * order)
+        tip = place + direction * length
+        thin = 1.0 - 0.13 * order
+        far = (1.42 if order == 0 else 1.2) * width * thin
+        scene.bones.append(
+            Bone(
+                tuple(place),
+                tuple(tip),
+                (1.5 * width * thin, 0.92 * width * thin, far),
+                bow=0.02,
+                site=sites[order],
+                caps=(0.35, 0.75),
+            )
+        )
+        chain += [(*(place + direction * length * t), 2.05 * width * thin) for t in (0.3, 0.65, 1)]
+        place = tip + _turn(angle + flex * (order + 0.5)) * 0.32 * width
+    chain[-1] = (*(place - _turn(angle) * 0.2 * width), 1.35 * width)
+    scene.soft.append(chain)
+
+
+def _carpals(scene: Scene, random: Random, wide: float, top: float, bottom: float) -> None:
+    """Add two rows of four carpal bones between the heights ``top`` and ``bottom``."""
+    rows = (bottom + 0.25 * (top - bottom), bottom + 0.75 * (top - bottom))
+    height = abs(top - bottom)
+    for row, y in enumerate(rows):
+        for column in range(4):
+            x = wide * (-0.72 + 0.48 * column) + random.normal(0, 0.02) * wide
+            lift = -0.07 * height * (1.5 - abs(column - 1.5)) * (1 if row == 0 else 0.5)
+            half = 0.235 * wide * random.uniform(0.92, 1.08)
+            long = 0.235 * height * (1.25 if (row, column) == (1, 2) else 1.0)
+            tilt = random.uniform(-0.25, 0.25) * long
+            scene.bones.append(
+                Bone(
+                    (x - tilt, y + lift + long),
+                    (x + tilt, y + lift - long),
+                    (0.9 * half, half, half, 0.95 * half, half, half, 0.85 * half),
+                    cortex=0.22,
+                    density=0.8,
+                    caps=(0.9, 0.9),
+                )
+            )
+
+
+def _forearm_ends(wrist: float, bottom: float, spread: float, scale: float) -> list[Bone]:
+    """Radius and ulna from ``bottom`` (off the film) up to the wrist joint."""
+    radius = Bone(
+        (-1.05 * spread, bottom),
+        (-1.0 * spread, wrist),
+        (0.8 * scale, 0.78 * scale, 1.5 * scale),
+        lean=(0.0, -0.1 * scale),
+        bow=0.012,
+        site=1.6,
+        caps=(0.3, 0.3),
+    )
+    ulna = Bone(
+        (1.3 * spread, bottom),
+        (1.45 * spread, wrist + 0.25 * scale),
+        (0.75 * scale, 0.6 * scale, 0.85 * scale),
+        bow=-0.01,
+        site=1.0,
+        caps=(0.3, 0.45),
+    )
+    return [ulna, radius]
 
 
 SCENES: dict[str, Callable[[Random, int], Scene]] = {

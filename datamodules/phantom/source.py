@@ -9,7 +9,6 @@ Whoever has no MURA yet can run every stage on it. Below ``data.root``::
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,14 +67,15 @@ class PhantomDataModule(RadiographDataModule):
         """Read the tree as MURA is read; every abnormal image has a mask."""
         try:
             table = index.assign_val(read_mura_tree(self.root), self.seed)
-            if self.lesions_path is None:
-                table = attach_lesions(table, self.root / "lesions", self.root)
+            table = attach_lesions(table, self.lesions_path or self.root / "lesions", self.root)
         except DataError as error:
+            if self.lesions_path:
+                raise
             # What is wrong, without the remedy at its end, which is for data that was downloaded.
             what = str(error).partition(". Fix: ")[0]
-            raise DataError(f"the phantom is damaged: {what}. {_anew(self.root)}") from error
-        if self.lesions_path is not None:
-            table = attach_lesions(table, self.lesions_path, self.root)
+            raise DataError(
+                f"the phantom is damaged: {what}. Fix: delete {self.root} to have it drawn anew"
+            ) from error
         return table.assign(hardware=(table["lesion_type"] == "hardware").astype(int))
 
     def fingerprint(self) -> list[Path]:
@@ -84,11 +84,7 @@ class PhantomDataModule(RadiographDataModule):
 
 
 def draw_tree(root: Path, seed: int, count: int) -> None:
-    """Draw ``count`` images below ``root``, or see that they are there.
-
-    The tree gets its name only when complete, so that a half-drawn one is never used; of two
-    processes that start together one draws, the other waits.
-    """
+    """Draw ``count`` images below ``root``, unless they are there; one of two processes waits."""
     wanted = _wanted(seed, count)
     if _is_drawn(root, wanted):
         return
@@ -100,8 +96,6 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
             with whole_folder(root, alone=True) as draft:
                 _fill(draft, wanted)
     except OSError as error:
-        if _is_drawn(root, wanted):
-            return  # another process was faster, on a disk without locks
         raise DataError(
             f"the phantom cannot be drawn into data.root={root} ({error.strerror or error}). Fix: "
             "choose another data.root, or make room and write access there"
@@ -109,7 +103,7 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
 
 
 def image_path(about: Case, split: str) -> str:
-    """Return the path of an image in MURA's tree, from ``MURA-v1.1/`` on."""
+    """The path of an image in MURA's tree."""
     label = "positive" if about.label else "negative"
     return (
         f"{MURA}/{split}/XR_{about.body_part.upper()}/patient{about.patient:05d}/"
@@ -126,14 +120,8 @@ def _csvs(root: Path) -> list[Path]:
 
 
 def _hash_csvs(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in _csvs(root):
-        digest.update(path.read_bytes() if path.is_file() else b"missing")
-    return digest.hexdigest()[:16]
-
-
-def _anew(root: Path) -> str:
-    return f"Fix: delete {root} to have it drawn anew"
+    texts = (path.read_bytes() if path.is_file() else b"missing" for path in _csvs(root))
+    return index.digest(*texts)[:16]
 
 
 def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
@@ -142,22 +130,14 @@ def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
         return False
     try:
         note = json.loads((root / NOTE).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
+        note = {}
+    if note != wanted | {"csv_hash": _hash_csvs(root)}:
+        state = f"holds another phantom ({note})" if note else "is no phantom and not empty"
         raise DataError(
-            f"data.root={root} is no phantom and not empty. Fix: choose another data.root for the "
-            "phantom (it is drawn there), or the data.name that belongs to this folder"
-        ) from error
-    names = [name for name, value in wanted.items() if note.get(name) != value]
-    if names:
-        differing = ", ".join(
-            f"{name} {note.get(name)} instead of {wanted[name]}" for name in names
+            f"data.root={root} {state}: expected an empty folder, or {wanted} as it was drawn. "
+            "Fix: choose another data.root, or delete an old phantom to have it drawn anew"
         )
-        raise DataError(
-            f"data.root={root} holds another phantom ({differing}). {_anew(root)}, or choose "
-            "another data.root"
-        )
-    if note.get("csv_hash") != _hash_csvs(root):
-        raise DataError(f"data.root={root}: the phantom's CSVs were changed. {_anew(root)}")
     return True
 
 
