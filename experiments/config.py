@@ -11,7 +11,7 @@ import inspect
 import re
 import typing
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -196,23 +196,16 @@ def check_key(key: str) -> None:
     if key in SECTIONS:
         inner = ", ".join(k for k in OPTIONS if k.startswith(f"{key}."))
         raise ConfigError(f"{key}: this is a section. Fix: set one of {inner}.")
-    keys = list(OPTIONS)
     section, _, leaf = key.partition(".")
     if section == "trainer":
         if leaf in TRAINER_TAKEN:
             raise ConfigError(f"{key}: the run sets this; {TRAINER_TAKEN[leaf]}")
         import pytorch_lightning as pl  # here: the import takes seconds and is seldom needed
 
-        arguments = list(inspect.signature(pl.Trainer).parameters)
-        if leaf in arguments:
+        if leaf in inspect.signature(pl.Trainer).parameters:
             return
-        keys += [f"trainer.{name}" for name in arguments if name not in TRAINER_TAKEN]
-
-    def likeness(other: str) -> tuple[float, float]:  # of the last parts first
-        one, end = (name.rpartition(".")[2].replace("_", "") for name in (key, other))
-        return SequenceMatcher(None, one, end).ratio(), SequenceMatcher(None, key, other).ratio()
-
-    raise ConfigError(f"unknown key {key}; did you mean {max(keys, key=likeness)}?")
+    (nearest,) = get_close_matches(key, OPTIONS, n=1, cutoff=0)
+    raise ConfigError(f"unknown key {key}; did you mean {nearest}?")
 
 
 def check_values(config: Config) -> None:
@@ -225,7 +218,7 @@ def check_values(config: Config) -> None:
     epochs, stride = config.trainer["max_epochs"], STRIDES[config.model.encoder]
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
-    is_folder = re.compile(r"(?!\.)[^/\\]+").fullmatch
+    is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     folder = "expected a folder's name, without '/', '\\' or a leading '.'; a path: run.root"
     rules = [
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
@@ -235,8 +228,7 @@ def check_values(config: Config) -> None:
         ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
-        ("data.name", not is_folder(data.name), folder),
-        ("run.name", not is_folder(config.run.name or "-"), folder),
+        ("run.name", not is_folder, folder),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected 1 or more"),
     ]
     for key, wrong, rule in rules:
