@@ -134,17 +134,15 @@ def load_config(stage_or_file: str, overrides: list[str]) -> Config:
         raise ConfigError(f"{stage_or_file}: expected {expected}, got {stage}")
     own = read_yaml(Path(__file__).parent / f"{stage}.yaml")
     merged = OmegaConf.structured(Config)
-    for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
-        try:
+    try:
+        for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
             # A shell leaves the ~ in data.root=~/x as it is.
             is_path = key in PATHS and isinstance(value, str)
             OmegaConf.update(merged, key, str(Path(value).expanduser()) if is_path else value)
-        except OmegaConfBaseException:
-            raise ConfigError(f"{key}: expected {expected_type(key)}, got {show(value)}") from None
-    try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:  # ${...} that leads nowhere
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:  # of another type, or ${...} that leads nowhere
+        key, reason = str(error.full_key), str(error).splitlines()[0]
+        raise ConfigError(f"{key}: expected {expected_type(key)}: {reason}") from None
     check_values(config)
     return config
 
@@ -274,8 +272,9 @@ def expected_type(key: str) -> str:
     if " | " in option.allowed:
         return option.allowed
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names[type(None)] = "null"
     kinds = typing.get_args(option.kind) or (option.kind,)
-    return " or ".join(names.get(k, "null" if k is type(None) else "a value") for k in kinds)
+    return " or ".join(names.get(kind, "a value") for kind in kinds)
 
 
 def options_table() -> str:

@@ -34,9 +34,9 @@ import json, os, socket, struct, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     words = [os.path.abspath(sys.argv[0]), os.getcwd(), dict(os.environ), sys.argv[1:]]
-    said = json.dumps(words).encode()
-    socket.send_fds(server, [struct.pack("I", len(said))], [0, 1, 2])
-    server.sendall(said)
+    request = json.dumps(words).encode()
+    socket.send_fds(server, [struct.pack("I", len(request))], [0, 1, 2])
+    server.sendall(request)
     sys.exit(int(server.recv(9)))
 """
 
@@ -116,7 +116,7 @@ def check_pip(words: list[str]) -> None:
 
 def execute(client: str, words: list[str]) -> None:
     """Run what ``python WORDS`` would run."""
-    if "LOCAL_RANK" in os.environ or words[:2] == ["-m", "pytest"]:
+    if "LOCAL_RANK" in os.environ or words[:2] == ["-m", "pytest"] or words[0] == "-c":
         # Lightning looks for its rank, and pytest for open files, from the start of a process on.
         os.execv(sys.executable, [sys.executable, *words])
     sys.executable = client  # what a command starts is tiny, too
@@ -133,10 +133,6 @@ def execute(client: str, words: list[str]) -> None:
         sys.path[0] = os.getcwd()
         sys.argv = rest
         runpy.run_module(name, run_name="__main__", alter_sys=True)
-    elif first == "-c":
-        sys.path[0] = ""
-        sys.argv = ["-c", *rest[1:]]
-        exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.path[0] = str(Path(first).resolve().parent)
         sys.argv = words
