@@ -2,8 +2,8 @@
 
 Ours and its peers take turns, so that noise meets them alike. A step is what training does to a
 batch: move it, losses, backward, optimiser; without loading, validation or averaging. Peers are
-written plainly and get no handicap (docs/performance.md). Exit status: 0 done, 1 something could
-not be measured (named), 2 the request cannot be carried out.
+written plainly and get no handicap (docs/performance.md). Exit status: 0 done, 1 a peer could not
+be measured (named), 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -250,11 +250,7 @@ def main(words: list[str] | None = None) -> int:
     print(", ".join(f"{key} {value}" for key, value in bench.machine.items()))
     rows = []
     for name in asked.rows.split(","):
-        try:
-            measured = ROWS[name](bench)
-        except (ImportError, OSError, torch.OutOfMemoryError) as error:
-            bench.missing.append(f"{name}: {error}")
-            continue
+        measured = ROWS[name](bench)
         rows += measured
         table = pd.DataFrame(measured).dropna(axis="columns", how="all")
         print("\n" + table.to_string(index=False, float_format="%.3f"), flush=True)

@@ -161,10 +161,9 @@ def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
     where |= dict(word.split("=", 1) for word in settings)
     root, chosen = Path(where["run.root"]).expanduser() / where["data.name"], []
     for place in places or STAGES:
-        best = [*root.glob(f"{place}/{where['run.name']}/checkpoints/best.ckpt")]
         if place not in STAGES:
             chosen.append(Path(place))
-        elif best:
+        elif best := [*root.glob(f"{place}/{where['run.name']}/checkpoints/best.ckpt")]:
             chosen.append(max(best, key=lambda path: path.stat().st_mtime).parents[1])
     if not chosen:
         wanted = root / " ".join(places or "*") / where["run.name"]

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import real
-
 HOUSE = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -89,6 +87,7 @@ def test_a_fresh_clone_sets_up_once_then_runs_one_printed_command(clone):
     assert venv == ["-m", "venv", ".venv"]
     assert install == ["-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]"]
     assert train == ["-m", "experiments.train", "stage1", "data.name=phantom"]
+    assert clone.environment()["NO_ALBUMENTATIONS_UPDATE"] == "1"
     printed = ".venv/bin/python -m experiments.train stage1 data.name=phantom"
     assert done.stdout.splitlines()[-1] == printed
     clone.make("stage1")
@@ -120,9 +119,7 @@ def test_values_survive_the_shell(clone, root):
     words = [f"ROOT={root}", "DATA=mura", "RUN=my $run", "ARGS=seed=1 loss.alpha=0.5"]
     assert clone.make("stage2", "PYTHON=python3", *words).returncode == 0
     settings = ["data.name=mura", f"data.root={root}", "run.name=my $run", "seed=1"]
-    assert clone.calls() == [
-        ["-m", "experiments.train", "stage2", *settings, "loss.alpha=0.5"],
-    ]
+    assert clone.calls() == [["-m", *TRAIN, "stage2", *settings, "loss.alpha=0.5"]]
 
 
 TRAIN, SWEEP = ["experiments.train"], ["experiments.sweep", "experiments/sweep_lambda.yaml"]
@@ -170,20 +167,3 @@ def test_sync_sends_offline_runs_below_the_folders_given(clone):
         ["-m", "wandb", "sync", "--dry-run", f"elsewhere/{file}"],
     ]
     assert "WANDB_MODE" not in clone.environment()
-
-
-def test_what_tests_are_given(clone):
-    (clone.folder.parent / "shared" / "data").mkdir(parents=True)
-    for given, expected in [({}, "../shared/data"), ({real.VARIABLE: "/x"}, "/x")]:
-        clone.make("test", "PYTHON=python3", **given)
-        assert clone.environment()[real.VARIABLE] == expected
-    assert clone.environment()["NO_ALBUMENTATIONS_UPDATE"] == "1"
-
-
-def test_tests_on_real_radiographs_skip_and_say_why(tmp_path, monkeypatch):
-    monkeypatch.setenv(real.VARIABLE, "")
-    with pytest.raises(pytest.skip.Exception, match="name their folder in DECISION"):
-        real.real_data("set")
-    monkeypatch.setenv(real.VARIABLE, str(tmp_path))
-    with pytest.raises(pytest.skip.Exception, match=r"no real radiographs at .*set; correct DEC"):
-        real.real_data("set")

@@ -108,7 +108,7 @@ def trained_runs(tmp_path, monkeypatch):
     [
         ([], [], ["runs/phantom/stage1/new run"]),
         (["stage1"], ["run.name=old", "seed=1"], ["runs/phantom/stage1/old"]),
-        (["x/y", "stage1"], ["run.root=a b"], ["x/y", "a b/phantom/stage1/new run"]),
+        (["/x/y", "stage1"], ["run.root=a b"], ["/x/y", "a b/phantom/stage1/new run"]),
         ([], ["data.name=mura"], r"runs/mura/\*/\*. Fix: make stage1 DATA=mura"),
         (["stage3"], [], r"no trained run runs/phantom/stage3/\*"),
     ],
