@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from importlib import metadata
@@ -86,9 +85,7 @@ def check_versions(config: Config) -> Iterator[Finding]:
 
 
 def check_device(config: Config) -> Iterator[Finding]:
-    """The device and the precision that a run would use, and shared memory for its loaders."""
-    from datamodules.batches import default_workers
-    from datamodules.sources import SOURCES
+    """The device and the precision that a run would use."""
     from experiments.build import choose_device, choose_precision, describe_device, native_bf16
 
     wanted = str(config.trainer["accelerator"])
@@ -101,15 +98,6 @@ def check_device(config: Config) -> Iterator[Finding]:
     precision = str(config.trainer["precision"] or choose_precision(wanted))
     slow = f"{precision}, but bfloat16 is not native here and slow; leave trainer.precision out"
     yield verdict("precision", precision, slow * ("bf16" in precision and not native_bf16(device)))
-    workers = default_workers() if config.data.num_workers is None else config.data.num_workers
-    size = config.data.image_size or SOURCES[config.data.name].default_image_size
-    # Two batches a worker wait there: an image in uint8 and its mask in float32.
-    needed = workers * 2 * config.data.batch_size * size * size * 5
-    if needed and Path("/dev/shm").is_dir():  # a container may have little
-        free = shutil.disk_usage("/dev/shm").free
-        text = f"{free / 2**20:.0f} MiB free in /dev/shm, loader workers need {needed / 2**20:.0f}"
-        remedy = f"{text}: data.num_workers=0, or a container with --shm-size=2g"
-        yield verdict("shared memory", text, problem=remedy * (free < needed))
 
 
 def check_folders(config: Config) -> Iterator[Finding]:
@@ -123,12 +111,9 @@ def check_folder(topic: str, folder: Path, gibibytes: float, setting: str) -> Fi
     """Whether ``folder``, or the nearest one above that exists, can be written and has room."""
     folder = folder.absolute()
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            free = shutil.disk_usage(place).free / 2**30
-    except OSError as error:
-        problem = f"{folder} cannot be written ({error.strerror}); set {setting} to another folder"
-        return PROBLEM, topic, problem
+    free = shutil.disk_usage(place).free / 2**30
+    if not os.access(place, os.W_OK) or not place.is_dir():
+        return PROBLEM, topic, f"{folder} cannot be written; set {setting} to another folder"
     full = f"{folder}: {free:.2f} GiB free; make room, or set {setting} to another disk"
     return verdict(topic, f"{folder}, {free:.0f} GiB free", problem=full * (free < gibibytes))
 

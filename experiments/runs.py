@@ -137,10 +137,8 @@ def check_states(content: dict[str, Any], checkpoint: Path, wanted: Iterable[str
 def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path) -> None:
     """Raise a RunError unless the checkpoint is of ``module``: its weights and its options."""
     changed = differences(checkpoint["hyper_parameters"], dict(module.hparams))
-    ours, theirs = (
-        {name: tensor.shape for name, tensor in state.items()}
-        for state in (module.state_dict(), checkpoint["state_dict"])
-    )
+    states = module.state_dict(), checkpoint["state_dict"]
+    ours, theirs = ({name: tensor.shape for name, tensor in one.items()} for one in states)
     if changed or ours != theirs:
         trained = "; ".join(changed) or "another version of this project"
         raise RunError(f"{path} is of another run ({trained}). {REMEDY}")

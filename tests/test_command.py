@@ -4,9 +4,7 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from experiments import command, evaluate, train
 from experiments.config import ConfigError
 from experiments.runs import resume_point
 from experiments.training import loop
-from tests.runs import run_folder
+from tests.runs import kill_at_step, run_folder
 
 
 @pytest.fixture
@@ -64,20 +62,9 @@ def test_a_request_that_cannot_be_carried_out_is_a_line_and_a_status(
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_training_with_a_line_and_its_own_status(trained, tmp_path):
     """SLURM sends it to all of a job: its loader processes must live on to the batch's end."""
-    words = ["stage1", f"run.root={tmp_path}", *trained.words, "trainer.max_epochs=500"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *words, "data.num_workers=2"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    words = [f"run.root={tmp_path}", *trained.words, "trainer.max_epochs=500"]
+    command_line, run = ["stage1", *words, "data.num_workers=2"], run_folder(tmp_path)
+    process, errors = kill_at_step(command_line, run, 1, signal.SIGTERM)
     assert process.returncode == 143, errors
     assert re.search(r"SIGTERM: saved at step \d+; the same command goes on from there", errors)
     assert "Traceback" not in errors
@@ -121,64 +108,58 @@ class Trap:
         return open, (str(self.trace), "w")
 
 
-def flip(content):
+def flip(last):
+    content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
-    return bytes(content)
+    last.write_bytes(content)
 
 
-def lose(*keys):
-    """Save ``last`` again without one part."""
+def change(edit):
+    """Save ``last`` again with its content edited."""
 
-    def damage(last, trace):
+    def save(last):
         content = load_checkpoint(last)
-        inner = content
-        for key in keys[:-1]:
-            inner = inner[key]
-        del inner[keys[-1]]
+        edit(content, last)
         torch.save(content, last)
 
-    return damage
+    return save
 
 
-NO_WHOLE = "last.ckpt is no whole checkpoint of this project"
+DAMAGED = "last.ckpt is no whole checkpoint of this project ("
+LOST = "last.ckpt is lost, and training would start over"
+DAMAGES = [
+    (flip, DAMAGED),
+    (change(lambda content, last: content.update(x=Trap(last.with_name("trace")))), DAMAGED),
+    # A state that is lost does not start anew,
+    (change(lambda content, _: content.pop("random_state")), "it lacks random_state"),
+    (change(lambda content, _: content["callbacks"].pop("RunCheckpoints")), "lacks RunCheckpoints"),
+    (change(lambda content, _: content.pop("PhantomDataModule")), "it lacks PhantomDataModule"),
+    (change(lambda content, _: content.pop("current_model_state")), "lacks current_model_state"),
+    # nor does a run whose last save is gone, or whose configuration is.
+    (lambda last: last.unlink(), LOST),
+    (lambda last: (last.parents[1] / "config.yaml").unlink(), "checkpoints but no config.yaml"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda last, trace: last.write_bytes(flip(bytearray(last.read_bytes()))), NO_WHOLE),
-        (lambda last, t: torch.save({**load_checkpoint(last), "x": Trap(t)}, last), NO_WHOLE),
-        (lose("random_state"), "it lacks random_state"),
-        # a state that is lost does not start anew
-        (lose("callbacks", "RunCheckpoints"), "it lacks RunCheckpoints"),
-        (lose("PhantomDataModule"), "it lacks PhantomDataModule"),
-        (lose("current_model_state"), "it lacks current_model_state"),
-        # nor does a run whose last save is gone, or whose configuration is
-        (lambda last, trace: last.unlink(), "last.ckpt is lost, and training would start over"),
-        (
-            lambda last, trace: (last.parents[1] / "config.yaml").unlink(),
-            "holds checkpoints but no config.yaml",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_damaged_run_is_named_left_alone_and_never_executed(
-    trained, run, tmp_path, capsys, damage, message
+    trained, run, capsys, damage, message
 ):
-    last, trace = run / "checkpoints" / "last.ckpt", tmp_path / "trace"
+    last = run / "checkpoints" / "last.ckpt"
     best = last.with_name("best.ckpt")
     torch.save({**load_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
-    damage(last, trace)
+    damage(last)
     before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
     assert again(trained, run, "trainer.max_epochs=4") == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert str(run) in errors
     assert {path: path.read_bytes() for path in run.rglob("*.ckpt")} == before
-    if message == NO_WHOLE:
+    if message == DAMAGED:
         assert evaluate.main([str(last)]) == 2
-        assert NO_WHOLE in capsys.readouterr().err
-    assert not trace.exists()
+        assert DAMAGED in capsys.readouterr().err
+    assert not last.with_name("trace").exists()
 
 
 @pytest.mark.slow
