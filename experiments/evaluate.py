@@ -39,25 +39,24 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--out {options.out} names no file. Fix: add a name, such as comparison")
     if audit_images and (not options.audit or options.audit_images < 2):
         parser.error("--audit-images needs --audit, and two or more")
-    return judge(options, places, settings)
-
-
-def judge(options: argparse.Namespace, places: list[str], settings: list[str]) -> int:
-    """Judge runs, or a folder of maps, write and print each; then compare and audit the runs."""
-    from experiments.evaluation import compare, describe, folder, peers, run, store
+    if options.maps:
+        return judge_folder(options, settings)
     from experiments.runs import choose_runs
 
-    runs = [] if options.maps else choose_runs(places, settings)
+    return judge_runs(options, choose_runs(places, settings), settings)
+
+
+def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str]) -> int:
+    """Judge runs one after the other, write and print each; then compare and audit them."""
+    from experiments.evaluation import compare, describe, peers, run, store
+
     if options.compare or options.audit:
         run.check_different(runs)
     methods = peers.choose(options.peers)
     trivial = None if options.no_baselines else run.Baselines()
     evaluations = []
-    for place in runs or [options.maps]:
-        if options.maps:
-            evaluation = folder.evaluate_maps(place, options.split, settings, options.out)
-        else:
-            evaluation = run.evaluate(place, options.split, settings, methods, trivial)
+    for place in runs:
+        evaluation = run.evaluate(place, options.split, settings, methods, trivial)
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe.describe(evaluation), end="", flush=True)
         store.write(evaluation)
@@ -73,6 +72,17 @@ def judge(options: argparse.Namespace, places: list[str], settings: list[str]) -
         from experiments.audit.audit import audit_all
 
         audit_all(evaluations, methods, options.audit_images)
+    return 0
+
+
+def judge_folder(options: argparse.Namespace, settings: list[str]) -> int:
+    """Judge a folder of anybody's maps, write and print."""
+    from experiments.evaluation import describe, folder, store
+
+    evaluation = folder.evaluate_maps(options.maps, options.split, settings, options.out)
+    print(describe.describe(evaluation), end="", flush=True)
+    store.write(evaluation)
+    print(f"  written  {evaluation.target}")
     return 0
 
 
