@@ -1,8 +1,8 @@
 """Judge runs, or a folder of maps: ``python -m experiments.evaluate RUN_DIR... [key=value ...]``.
 
-A stage stands for its latest run, no word for all three's. Writes ``evaluation/<split>/`` into each
-run directory and prints the figures: docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the
-request cannot be carried out.
+A stage (stage1) stands for its latest run. Writes ``evaluation/<split>/`` into each run directory
+and prints the figures: docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the request cannot
+be carried out.
 """
 
 from __future__ import annotations

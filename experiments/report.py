@@ -1,7 +1,7 @@
 """One page on runs, for people: ``python -m experiments.report RUN_DIR... --out DIR``.
 
-A stage stands for its latest run, no word for all three's. Writes ``DIR/report.html``
-(docs/evaluation.md); DIR is ``report`` beside the stages' folders unless named.
+A stage (stage1) stands for its latest run. Writes ``DIR/report.html`` (docs/evaluation.md); DIR is
+``report`` beside the stages' folders unless named.
 The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``.
 Exit status: 0 done, 2 the request cannot be carried out.
 """

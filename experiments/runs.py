@@ -151,22 +151,21 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
-    """The runs named; a stage stands for its latest trained run, and no word for all stages.
+    """The runs named; a stage stands for its latest trained run, if it has one.
 
     ``data.name``, ``run.root`` and ``run.name`` among the settings say where the latest lie.
     """
     where = {"data.name": "phantom", "run.root": "runs", "run.name": "*"}
     where |= dict(word.split("=", 1) for word in settings)
     root, chosen = Path(where["run.root"]).expanduser() / where["data.name"], []
-    for place in places or STAGES:
+    for place in places:
         if place not in STAGES:
             chosen.append(Path(place))
         elif best := [*root.glob(f"{place}/{where['run.name']}/checkpoints/best.ckpt")]:
             chosen.append(max(best, key=lambda path: path.stat().st_mtime).parents[1])
     if not chosen:
-        wanted = root / " ".join(places or "*") / where["run.name"]
-        remedy = f"Fix: make stage1 DATA={root.name}, or name a run directory."
-        raise RunError(f"no trained run {wanted}. {remedy}")
+        remedy = f"such as runs/phantom/stage1/seed0, or train: make stage1 DATA={root.name}"
+        raise RunError(f"no trained run in {root}, no run directory. Fix: name one, {remedy}.")
     return chosen
 
 

@@ -132,7 +132,7 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
     ("words", "expected"),
     [
         (["data", "ROOT=/x", "RUN=ignored"], [*TRAIN, "--data-only", "stage1", "data.root=/x"]),
-        (["evaluate"], ["experiments.evaluate"]),
+        (["evaluate"], ["experiments.evaluate", "stage1", "stage2", "stage3"]),
         (
             ["report", "STAGE=stage1 stage2", "ROOT=/a b", "ARGS=--no-images"],
             ["experiments.report", "stage1", "stage2", "data.root=/a b", "--no-images"],

@@ -106,11 +106,12 @@ def trained_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("places", "settings", "runs"),
     [
-        ([], [], ["runs/phantom/stage1/new run"]),
+        (["stage1", "stage2", "stage3"], [], ["runs/phantom/stage1/new run"]),
         (["stage1"], ["run.name=old", "seed=1"], ["runs/phantom/stage1/old"]),
         (["/x/y", "stage1"], ["run.root=a b"], ["/x/y", "a b/phantom/stage1/new run"]),
-        ([], ["data.name=mura"], r"runs/mura/\*/\*. Fix: make stage1 DATA=mura"),
-        (["stage3"], [], r"no trained run runs/phantom/stage3/\*"),
+        (["stage1"], ["data.name=mura"], "in runs/mura, .* or train: make stage1 DATA=mura"),
+        (["stage3"], [], "no trained run in runs/phantom, no run directory. Fix: name one"),
+        ([], [], "no run directory"),
     ],
 )
 def test_a_stage_stands_for_its_latest_trained_run(trained_runs, places, settings, runs):
