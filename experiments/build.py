@@ -22,7 +22,7 @@ from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
 from experiments import runs
-from experiments.config import Config, load_config, read_plain, to_plain
+from experiments.config import Config, load_config, to_plain
 from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
 from lightning_modules.stage2 import Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
@@ -145,7 +145,7 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
     """
     earlier = list(STAGES)[: list(STAGES).index(config.stage)]
     try:
-        folder, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
+        _, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
         content = read_checkpoint(checkpoint, ("stage", "state_dict"))
         if content["stage"] not in earlier:
             expected = " or ".join(earlier) or "none"
@@ -157,12 +157,10 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
         trained_on = content.get(type(data).__qualname__, {})
         dealt_alike = not config.lesions.folds or trained_on.get("index_hash") == data.index_hash
         if not (data.judges_as(trained_on) and dealt_alike):
-            changed = differences(read_plain(folder / "config.yaml"), to_plain(config))
-            of_data = "; ".join(line for line in changed if line.startswith("data."))
             raise RunError(
-                f"{folder} was trained on other images ({of_data or 'the same options'}): its "
-                "train images may be val or test images here. Fix: start from a run on the same "
-                "data, with the same data.limit and, with lesions.folds, the same lesions.*."
+                f"{checkpoint} was trained on other images: they may be val or test images here. "
+                "Fix: start from a run on the same data, with the same data.* and, with "
+                "lesions.folds, the same lesions.*."
             )
         weights = content["state_dict"].items()
         for part, prefix in ((module.encoder, "encoder."), (module.fc, "fc.")):

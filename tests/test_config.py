@@ -90,7 +90,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("augmentation.enabled=perhaps", "expected true or false"),
         ("data.image_size=100", "expected a multiple of 16"),
         ("loss.alpha=best", "expected accuracy | balanced_accuracy | [0, 1], got best"),
-        ("loss.alpha=true", "[0, 1], got true"),
+        ("loss.alpha=true", "[0, 1]: Value 'True'"),
         ("data=mura", "data: this is a section. Fix: set one of data.name, data.root"),
         ("data.root=", "expected key=value, such as seed=1; key=null unsets it"),
         (

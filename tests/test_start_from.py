@@ -61,7 +61,7 @@ def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
     assert torch.equal(taken["second_pass.running_mean_0"], given[mean])
 
 
-SAME = r"trained on other images \(the same options\): .* val or test"
+SAME = "trained on other images: they may be val or test images here"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ SAME = r"trained on other images \(the same options\): .* val or test"
         ("stage1", {"stage": "stage1"}, [], "stage1 can start from none"),
         ("stage3", {"stage": "stage3"}, [], "is of stage3: .* can start from stage1 or stage2"),
         ("stage2", {"Data": {}}, [], SAME),
-        ("stage2", {"Data": OTHER}, ["data.seed=1"], r"\(data.seed: 0 -> 1\)"),
+        ("stage2", {"Data": OTHER}, [], SAME),
         ("stage2", {"Data": OTHER_MASKS}, ["lesions.folds=3"], SAME),
         ("stage2", {"words": ["model.width=0.5"]}, [], "another network .*the same model.width"),
         ("stage2", {"change": lambda weights: weights.pop("fc.bias")}, [], "Missing key.*bias"),
