@@ -191,9 +191,6 @@ def check_key(key: str) -> None:
     """Raise a ConfigError, with the nearest valid key, unless ``key`` may be set."""
     if key in OPTIONS:
         return
-    if key in SECTIONS:
-        inner = ", ".join(k for k in OPTIONS if k.startswith(f"{key}."))
-        raise ConfigError(f"{key}: this is a section. Fix: set one of {inner}.")
     section, _, leaf = key.partition(".")
     if section == "trainer":
         if leaf in TRAINER_TAKEN:

@@ -90,7 +90,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("data.image_size=100", "expected a multiple of 16"),
         ("loss.alpha=best", "expected accuracy | balanced_accuracy | [0, 1], got best"),
         ("loss.alpha=true", "[0, 1]: Value 'True'"),
-        ("data=mura", "data: this is a section. Fix: set one of data.name, data.root"),
+        ("data=mura", "unknown key data; did you mean data."),
         ("data.root=", "expected key=value, such as seed=1; key=null unsets it"),
         (
             "data.root=${oc.env:NOT_SET_ANYWHERE}",
@@ -123,7 +123,7 @@ def test_a_wrong_word_says_what_is_right(words, message):
         ("- a", "expected lines of 'key: value'"),
         ("stage: stage1\nseed: 1\nseed: 2", "found duplicate key seed"),
         ("stage: stage1\ndata:\n  batch_size: many", "batch_size: expected a whole number"),
-        ("stage: stage1\ndata: mura", "data: this is a section"),
+        ("stage: stage1\ndata: mura", "unknown key data; did you mean data."),
         (b"\xff\xfe\x00", "not valid YAML"),
         ("stage: stage1\nseed: !!python/object/apply:os.abort []", "determine a constructor"),
         (None, "nowhere.yaml: expected stage1"),
