@@ -61,9 +61,7 @@ stage1 stage2 stage3:
 evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
-	@runs=$$($(PY) -m experiments.latest --stages='$(STAGE)' $(SOURCE)$(RUN_NAME) $(ARGS)) || exit 2; \
-	eval "runs=($$runs)"; set -x; \
-	$(PY) -m experiments.$@ "$${runs[@]}"$(call option,data.root,ROOT) $(ARGS)
+	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 bench: $(READY)  ## time the code beside what people would use instead

@@ -2,8 +2,8 @@
 
 Ours and its peers take turns, so that noise meets them alike. A step is what training does to a
 batch: move it, losses, backward, optimiser; without loading, validation or averaging. Peers are
-written plainly and get no handicap (docs/performance.md). Exit status: 0 done, 1 something could
-not be measured (named), 2 the request cannot be carried out.
+written plainly and get no handicap (docs/performance.md). Exit status: 0 done, 1 a peer could not
+be measured (named), 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils import benchmark, collect_env, data
+from torch.utils import benchmark, data
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]  # no type hints
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
 from datamodules.files import write_text
-from experiments.build import build_data, build_module
+from experiments import build
 from experiments.command import answered
 from experiments.config import load_config
 from experiments.evaluation.statistics import auroc, estimate, patient_weights
-from experiments.hardware import choose_device, choose_precision, describe_device
 from lightning_modules import Stage1Classifier
 
 FULL = ["data.image_size=320", "data.count=400"]
 QUICK = ["data.image_size=64", "data.count=80", "data.batch_size=8"]
 TURN = 0.2  # seconds at least: within it a GPU's steps queue up, as in training
-PEAK = "matrix peak"
+PEAK = "matrix peak"  # what the device can do at most: a column, no row
 Row = dict[str, Any]
 
 
@@ -48,7 +47,6 @@ class Case(NamedTuple):
     call: Callable[[], object]
     amount: float
     tf32: tuple[bool, bool] = (False, True)  # PyTorch's defaults, as in training
-    counted: bool = False  # also as a share of what the device can do at most
 
 
 class Bench:
@@ -61,17 +59,13 @@ class Bench:
         self.missing: list[str] = []
         config = load_config("stage1", self.words)
         accelerator = config.trainer["accelerator"]
-        self.device = choose_device(accelerator)
+        self.device = build.choose_device(accelerator)
         self.cuda = self.device.type == "cuda"
-        precision = config.trainer["precision"] or choose_precision(accelerator)
+        precision = config.trainer["precision"] or build.choose_precision(accelerator)
         self.dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-        self.machine = {
-            "device": describe_device(self.device),
-            "torch": torch.__version__,
-            "driver": collect_env.get_nvidia_driver_version(collect_env.run) if self.cuda else None,
-            "precision": precision,
-        }
-        self.data = build_data(config)
+        device = build.describe_device(self.device)
+        self.machine = {"device": device, "torch": torch.__version__, "precision": precision}
+        self.data = build.build_data(config)
         self.data.prepare_data()
         self.data.setup()
         self.batch = next(iter(self.data.train_dataloader()))
@@ -89,7 +83,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
             ours.call()
             memory = torch.cuda.max_memory_allocated() / 1e6
-        cases = {"ours": ours, **peers, **({PEAK: self.peak(ours)} if ours.counted else {})}
+        cases = {"ours": ours, **peers}
         for name, case in cases.items():
             try:
                 calls[name] = max(1, round(self.turn / self.seconds(case)))
@@ -104,15 +98,11 @@ class Bench:
         speeds = pd.DataFrame(turns)
         own = speeds.pop("ours")
         ratios = speeds.rdiv(own, axis="index").quantile([0.5, 0, 1])
-        ratios = ratios.set_axis(["ratio", "low", "high"]).to_dict()
-        common = {
-            "row": row,
-            "value": own.median(),
-            "unit": unit,
-            "share_of_peak": ratios.pop(PEAK, {}).get("ratio"),
-            "peak_memory_mb": memory,
-        }
-        return [common | {"beside": peer} | spread for peer, spread in ratios.items()]
+        spreads = ratios.set_axis(["ratio", "low", "high"]).to_dict()
+        share = spreads.pop(PEAK, {}).get("ratio")
+        common = {"row": row, "value": own.median(), "unit": unit}
+        common |= {"share_of_peak": share, "peak_memory_mb": memory}
+        return [common | {"beside": peer} | spread for peer, spread in spreads.items()]
 
     def seconds(self, case: Case, calls: int = 1) -> float:
         """Mean of a warm turn."""
@@ -135,15 +125,15 @@ class Bench:
         # Our float32 convolutions may take TF32: so may the product.
         return Case(lambda: torch.mm(one, other), images, (True, True))
 
-    def network(self, stage: str, layout: torch.memory_format) -> Stage1Classifier:
-        """A stage's network as it begins, in training mode."""
+    def network(self, stage: str = "stage1", plain: bool = False) -> Stage1Classifier:
+        """A stage's network as it begins; ``plain``: contiguous."""
         torch.manual_seed(0)
-        module = build_module(load_config(stage, self.words), self.data)
-        return module.to(self.device, memory_format=layout).train()
+        module = build.build_module(load_config(stage, self.words), self.data).to(self.device)
+        return module if plain else module.to(memory_format=torch.channels_last)
 
     def step(self, stage: str = "stage1", compiled: bool = False, plain: bool = False) -> Case:
         """A step as it is trained; ``plain``: contiguous and without autocast."""
-        module = self.network(stage, torch.contiguous_format if plain else torch.channels_last)
+        module = self.network(stage, plain)
         if compiled:
             module.encoder.compile()
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
@@ -162,13 +152,13 @@ class Bench:
             loss.backward()
             optimizer.step()
 
-        return Case(take, len(self.batch["label"]), counted=True)
+        return Case(take, len(self.batch["label"]))
 
 
 def step(bench: Bench) -> list[Row]:
     """Stage 1's step beside plain code of the same network."""
     ours, plain = bench.step(), bench.step(plain=True)
-    peers = {"plain float32": plain._replace(tf32=(False, False))}
+    peers = {PEAK: bench.peak(ours), "plain float32": plain._replace(tf32=(False, False))}
     if bench.cuda:
         peers["TF32"] = plain._replace(tf32=(True, True))
         peers["torch.compile"] = bench.step(compiled=True)
@@ -177,8 +167,11 @@ def step(bench: Bench) -> list[Row]:
 
 def stages(bench: Bench) -> list[Row]:
     """Steps of stages 2 and 3 beside one of stage 1."""
-    peer, later = {"stage 1 step": bench.step()}, ("stage2", "stage3")
-    return [row for stage in later for row in bench.compare(stage, bench.step(stage), peer)]
+    first, later = bench.step(), {stage: bench.step(stage) for stage in ("stage2", "stage3")}
+    peers = {
+        stage: {PEAK: bench.peak(ours), "stage 1 step": first} for stage, ours in later.items()
+    }
+    return [row for stage in later for row in bench.compare(stage, later[stage], peers[stage])]
 
 
 def batches(bench: Bench) -> list[Row]:
@@ -215,7 +208,7 @@ def batches(bench: Bench) -> list[Row]:
 
 def maps(bench: Bench) -> list[Row]:
     """Probability, CAM and PCAM of a batch beside the plain forward pass, in float32."""
-    module = bench.network("stage1", torch.channels_last).eval()
+    module = bench.network().eval()
     image = bench.batch["image"].to(bench.device, torch.float32)
     without_graph = torch.inference_mode()
     ours = Case(without_graph(lambda: module.explain(image)), len(image))
@@ -254,14 +247,10 @@ def main(words: list[str] | None = None) -> int:
     if unknown := {*asked.rows.split(",")} - ROWS.keys():
         parser.error(f"--rows: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}")
     bench = Bench([*base, *asked.overrides], asked.rounds or rounds, turn, asked.cpu)
-    print(", ".join(f"{key} {value}" for key, value in bench.machine.items() if value))
+    print(", ".join(f"{key} {value}" for key, value in bench.machine.items()))
     rows = []
     for name in asked.rows.split(","):
-        try:
-            measured = ROWS[name](bench)
-        except (ImportError, OSError, torch.OutOfMemoryError) as error:
-            bench.missing.append(f"{name}: {error}")
-            continue
+        measured = ROWS[name](bench)
         rows += measured
         table = pd.DataFrame(measured).dropna(axis="columns", how="all")
         print("\n" + table.to_string(index=False, float_format="%.3f"), flush=True)

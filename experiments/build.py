@@ -1,24 +1,33 @@
-"""From a configuration to Lightning's objects; the one place where all rooms meet."""
+"""From a configuration to Lightning's objects, on this machine: where all rooms meet."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from datamodules.files import usable_cores
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
 from experiments import runs
-from experiments.config import Config, load_config, read_plain, to_plain
-from experiments.hardware import choose_device
+from experiments.config import Config, load_config, to_plain
 from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
 from lightning_modules.stage2 import Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass
@@ -61,24 +70,22 @@ class Run:
         }
 
     def results(self, split: str) -> Path:
-        """The folder of an evaluation's results: only the best checkpoint's are the run's."""
+        """The folder of an evaluation's results; a checkpoint other than the best has its own."""
         best = self.checkpoint.stem == "best"
         return self.folder / "evaluation" / (split if best else f"{split}-{self.checkpoint.stem}")
 
     def summary(self, split: str) -> dict[str, Any] | None:
         """The ``summary.json`` of an evaluation of this very checkpoint; None without one."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             summary = json.loads((self.results(split) / "summary.json").read_text(encoding="utf-8"))
-            matches = all(summary[name] == value for name, value in self.identity.items())
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return summary if matches else None
+            if self.identity.items() <= summary.items():
+                return summary
+        return None
 
     def decisions(self) -> tuple[dict[str, Any], Path] | None:
         """A summary that holds what val decided (``fitted``), and its file; None: never judged."""
         for split in ("val", "test", "left_out"):
-            summary = self.summary(split) or {}
-            if isinstance(summary.get("fitted"), dict):
+            if (summary := self.summary(split)) and isinstance(summary.get("fitted"), dict):
                 return summary, self.results(split) / "summary.json"
         return None
 
@@ -100,7 +107,7 @@ def open_run(
             f"{folder} was trained otherwise:\n  {listed}\nFix: use it as it was trained (only "
             "paths, workers and the batch size may change), or train a run of its own."
         )
-    content = read_checkpoint(checkpoint, ". Fix: name another one of the run.")
+    content = read_checkpoint(checkpoint)
     source = SOURCES.get(config.data.name)
     if content["stage"] != config.stage or not source or source.__qualname__ not in content:
         raise RunError(
@@ -112,12 +119,11 @@ def open_run(
 
 def build_data(config: Config) -> RadiographDataModule:
     """The data module of ``data.*``, ``augmentation.*`` and ``lesions.*``."""
-    name = config.data.name
-    if name not in SOURCES:
-        raise DataError(f"data.name: expected {' | '.join(SOURCES)}, got {name}")
+    if not (source := SOURCES.get(config.data.name)):
+        raise DataError(f"data.name: expected {' | '.join(SOURCES)}, got {config.data.name}")
     cache_dir = config.data.cache_dir or str(Path(config.run.root) / "cache")
     data = dataclasses.replace(config.data, cache_dir=cache_dir)
-    return SOURCES[name](data, config.lesions, config.augmentation, order_seed=config.seed)
+    return source(data, config.lesions, config.augmentation, order_seed=config.seed)
 
 
 def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier:
@@ -139,30 +145,27 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
     """
     earlier = list(STAGES)[: list(STAGES).index(config.stage)]
     try:
-        folder, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
-        content = read_checkpoint(checkpoint, parts=("stage", "state_dict"))
+        _, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
+        content = read_checkpoint(checkpoint, ("stage", "state_dict"))
         if content["stage"] not in earlier:
+            expected = " or ".join(earlier) or "none"
             raise RunError(
-                f"{checkpoint} is of {content['stage']}: {config.stage} can start from "
-                f"{' or '.join(earlier) or 'none'}"
+                f"{checkpoint} is of {content['stage']}: {config.stage} can start from {expected}"
             )
         # The same configuration is not enough: one patient more in a folder deals all splits anew,
         # and one mask more all folds.
         trained_on = content.get(type(data).__qualname__, {})
         dealt_alike = not config.lesions.folds or trained_on.get("index_hash") == data.index_hash
         if not (data.judges_as(trained_on) and dealt_alike):
-            changed = differences(read_plain(folder / "config.yaml"), to_plain(config))
-            of_data = "; ".join(line for line in changed if line.startswith("data."))
             raise RunError(
-                f"{folder} was trained on other images ({of_data or 'the same options'}): its "
-                "train images may be val or test images here. Fix: start from a run on the same "
-                "data, with the same data.limit and, with lesions.folds, the same lesions.*."
+                f"{checkpoint} was trained on other images: they may be val or test images here. "
+                "Fix: start from a run on the same data, with the same data.* and, with "
+                "lesions.folds, the same lesions.*."
             )
+        weights = content["state_dict"].items()
         for part, prefix in ((module.encoder, "encoder."), (module.fc, "fc.")):
-            named = content["state_dict"].items()
-            part.load_state_dict(
-                {name[len(prefix) :]: tensor for name, tensor in named if name.startswith(prefix)}
-            )
+            own = {name: tensor for name, tensor in weights if name.startswith(prefix)}
+            part.load_state_dict({name.removeprefix(prefix): own[name] for name in own})
     except RuntimeError as error:
         raise RunError(
             f"model.init_from: {checkpoint} holds another network ({error}). Fix: start from a run "
@@ -172,3 +175,70 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
         raise RunError(f"model.init_from: {error}") from error
     if isinstance(module, Stage2GuidedAttention):
         module.second_pass.restart(module.encoder)
+
+
+# This machine: its device, native bfloat16, and the SLURM job around us.
+
+
+def choose_device(accelerator: str = "auto") -> torch.device:
+    """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    # Only when asked for: it knows no float64, in which figures are added up here.
+    if accelerator in ("gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps", 0)
+    return torch.device("cpu")
+
+
+def choose_precision(accelerator: str = "auto") -> str:
+    """``bf16-mixed`` where the device computes bfloat16 natively, else ``32-true``."""
+    return "bf16-mixed" if native_bf16(choose_device(accelerator)) else "32-true"
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":  # from Ampere on
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Flags of x86 (AVX-512, AMX) and of Arm.
+    flags = {*_cpu("flags|Features").split()}
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & flags)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name and size of ``device`` for people, such as ``CPU Intel Xeon, 2 cores, 1 thread``."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return f"{card.name} (cuda:{device.index or 0}), {card.total_memory / 2**30:.0f} GiB"
+    if device.type != "cpu":
+        return f"{device.type.upper()} ({platform.machine()})"
+    counts = {"core": usable_cores(), "thread": torch.get_num_threads()}
+    parts = [f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items()]
+    return ", ".join([f"CPU {_cpu('model name') or platform.machine()}", *parts])
+
+
+def _cpu(pattern: str) -> str:
+    """What follows a line's name in the system's description of its processor, if it has one."""
+    text = CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else ""
+    match = re.search(rf"^(?:{pattern})\s*:(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def slurm_fault(trainer: dict[str, Any]) -> str:
+    """Why Lightning cannot train in the SLURM job around us, with the remedy; "" where it can."""
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    try:
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            job = SLURMEnvironment()
+            one = job.global_rank() == 0 and job.world_size() == devices == nodes == 1
+            if isinstance(devices, int) and not one:
+                job.validate_settings(devices, nodes)
+                if job.world_size() != devices * nodes:  # ranks would train alone, or wait
+                    raise ValueError
+    except (RuntimeError, ValueError, KeyError):
+        return (
+            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but this is no task that srun started for "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}. Fix: start it by srun "
+            f"--nodes={nodes} --ntasks-per-node={devices}, or, as one process (shell, notebook), "
+            "with SLURM_JOB_NAME=interactive or without SLURM_NTASKS."
+        )
+    return ""

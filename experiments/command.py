@@ -6,10 +6,9 @@ import argparse
 import functools
 import logging
 import re
-import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn, ParamSpec
+from typing import ParamSpec
 
 OURS = ("callbacks", "datamodules", "experiments", "lightning_modules")
 P = ParamSpec("P")
@@ -32,7 +31,7 @@ def parse(
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
     """The options, the places (runs, files) and the settings (``key=value``) of a command line.
 
-    A word is a setting by its form alone, whatever files there are: write ``./a=b`` for a folder.
+    A word's form alone makes it a setting, whatever files there are: ``./a=b`` is a folder.
     """
     options = parser.parse_intermixed_args(words)
     settings = [word for word in options.words if re.match(r"[A-Za-z_][\w.]*=", word)]
@@ -70,17 +69,3 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         return 2
 
     return answer
-
-
-def end_by_sigterm() -> None:
-    """Let SIGTERM end this process as an exception does, so that what is half written is removed.
-
-    Not for training, which hears SIGTERM itself.
-    """
-
-    def end(number: int, _: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # a second one would stop the removing
-        print("\nSIGTERM: stopped, nothing is left half written", file=sys.stderr)
-        sys.exit(BY_SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)

@@ -11,7 +11,7 @@ import inspect
 import re
 import typing
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -134,17 +134,15 @@ def load_config(stage_or_file: str, overrides: list[str]) -> Config:
         raise ConfigError(f"{stage_or_file}: expected {expected}, got {stage}")
     own = read_yaml(Path(__file__).parent / f"{stage}.yaml")
     merged = OmegaConf.structured(Config)
-    for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
-        try:
+    try:
+        for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
             # A shell leaves the ~ in data.root=~/x as it is.
             is_path = key in PATHS and isinstance(value, str)
             OmegaConf.update(merged, key, str(Path(value).expanduser()) if is_path else value)
-        except OmegaConfBaseException:
-            raise ConfigError(f"{key}: expected {expected_type(key)}, got {show(value)}") from None
-    try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:  # ${...} that leads nowhere
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:  # of another type, or ${...} that leads nowhere
+        key, reason = str(error.full_key), str(error).splitlines()[0]
+        raise ConfigError(f"{key}: expected {expected_type(key)}: {reason}") from None
     check_values(config)
     return config
 
@@ -193,26 +191,16 @@ def check_key(key: str) -> None:
     """Raise a ConfigError, with the nearest valid key, unless ``key`` may be set."""
     if key in OPTIONS:
         return
-    if key in SECTIONS:
-        inner = ", ".join(k for k in OPTIONS if k.startswith(f"{key}."))
-        raise ConfigError(f"{key}: this is a section. Fix: set one of {inner}.")
-    keys = list(OPTIONS)
     section, _, leaf = key.partition(".")
     if section == "trainer":
         if leaf in TRAINER_TAKEN:
             raise ConfigError(f"{key}: the run sets this; {TRAINER_TAKEN[leaf]}")
         import pytorch_lightning as pl  # here: the import takes seconds and is seldom needed
 
-        arguments = list(inspect.signature(pl.Trainer).parameters)
-        if leaf in arguments:
+        if leaf in inspect.signature(pl.Trainer).parameters:
             return
-        keys += [f"trainer.{name}" for name in arguments if name not in TRAINER_TAKEN]
-
-    def likeness(other: str) -> tuple[float, float]:  # of the last parts first
-        one, end = (name.rpartition(".")[2].replace("_", "") for name in (key, other))
-        return SequenceMatcher(None, one, end).ratio(), SequenceMatcher(None, key, other).ratio()
-
-    raise ConfigError(f"unknown key {key}; did you mean {max(keys, key=likeness)}?")
+    (nearest,) = get_close_matches(key, OPTIONS, n=1, cutoff=0)
+    raise ConfigError(f"unknown key {key}; did you mean {nearest}?")
 
 
 def check_values(config: Config) -> None:
@@ -225,7 +213,7 @@ def check_values(config: Config) -> None:
     epochs, stride = config.trainer["max_epochs"], STRIDES[config.model.encoder]
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
-    is_folder = re.compile(r"(?!\.)[^/\\]+").fullmatch
+    is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     folder = "expected a folder's name, without '/', '\\' or a leading '.'; a path: run.root"
     rules = [
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
@@ -235,8 +223,7 @@ def check_values(config: Config) -> None:
         ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
-        ("data.name", not is_folder(data.name), folder),
-        ("run.name", not is_folder(config.run.name or "-"), folder),
+        ("run.name", not is_folder, folder),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected 1 or more"),
     ]
     for key, wrong, rule in rules:
@@ -282,8 +269,9 @@ def expected_type(key: str) -> str:
     if " | " in option.allowed:
         return option.allowed
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names[type(None)] = "null"
     kinds = typing.get_args(option.kind) or (option.kind,)
-    return " or ".join(names.get(k, "null" if k is type(None) else "a value") for k in kinds)
+    return " or ".join(names.get(kind, "a value") for kind in kinds)
 
 
 def options_table() -> str:

@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from importlib import metadata
@@ -38,15 +37,14 @@ def main(words: list[str] | None = None) -> int:
     stage, *others = stages or ["stage1"]
     config = load_config(stage, [*others, *settings])
     print(f"decision-basis on {platform.node()}: what {run_directory(config)} would use\n")
-    width = max(60, min(100, shutil.get_terminal_size((90, 24)).columns)) - 30
     states = []
     for state, topic, text in examine(config):
-        lines = textwrap.wrap(text, width, break_on_hyphens=False)
-        print(f"  {state:<8} {topic:<18} " + f"\n{' ' * 30}".join(lines), flush=True)
+        head, indent = f"  {state:<8} {topic:<18} ", " " * 30
+        print(textwrap.fill(text, 90, initial_indent=head, subsequent_indent=indent), flush=True)
         states.append(state)
-    counts = [(states.count(PROBLEM), "problem"), (states.count(NOTE), "note")]
-    print("\n" + ", ".join(f"{n or 'no'} {what}{'s' * (n != 1)}" for n, what in counts))
-    return 2 if PROBLEM in states else 0
+    problems = states.count(PROBLEM)
+    print(f"\n{problems or 'no'} problem{'s' * (problems != 1)}")
+    return 2 if problems else 0
 
 
 def examine(config: Config) -> Iterator[Finding]:
@@ -58,9 +56,7 @@ def examine(config: Config) -> Iterator[Finding]:
             yield from check(config)
         except ImportError as error:
             yield PROBLEM, topic, f"{error}; repair the environment: make setup"
-        except OSError as error:
-            yield PROBLEM, topic, f"{error.filename}: {error.strerror}; check data.root"
-        except ValueError as error:  # a ConfigError or DataError
+        except (OSError, ValueError) as error:  # such as a ConfigError or DataError
             yield PROBLEM, topic, str(error)
 
 
@@ -89,33 +85,19 @@ def check_versions(config: Config) -> Iterator[Finding]:
 
 
 def check_device(config: Config) -> Iterator[Finding]:
-    """The device and the precision that a run would use, and shared memory for its loaders."""
-    from datamodules.batches import default_workers
-    from datamodules.sources import SOURCES
-    from experiments.hardware import choose_device, choose_precision, describe_device, native_bf16
+    """The device and the precision that a run would use."""
+    from experiments.build import choose_device, choose_precision, describe_device, native_bf16
 
     wanted = str(config.trainer["accelerator"])
     device = choose_device(wanted)
     text, on_cpu = describe_device(device), device.type == "cpu"
     unused = f"{text}; this torch cannot use the GPU: compare nvidia-smi with torch.version.cuda"
-    absent = f"trainer.accelerator={wanted}, but torch sees none; use a node with one, or auto"
     unused *= on_cpu and wanted == "auto" and Path("/dev/nvidia0").exists()
-    absent *= on_cpu and wanted in ("gpu", "cuda", "mps")
-    yield verdict("device", text, unused, absent)
+    absent = f"trainer.accelerator={wanted}, but torch sees none; use a node with one, or auto"
+    yield verdict("device", text, unused, absent * (on_cpu and wanted in ("gpu", "cuda", "mps")))
     precision = str(config.trainer["precision"] or choose_precision(wanted))
-    native = native_bf16(device)
     slow = f"{precision}, but bfloat16 is not native here and slow; leave trainer.precision out"
-    text = f"{precision} (bfloat16 is {'native' if native else 'not native'} here)"
-    yield verdict("precision", text, slow * ("bf16" in precision and not native))
-    workers = default_workers() if config.data.num_workers is None else config.data.num_workers
-    size = config.data.image_size or SOURCES[config.data.name].default_image_size
-    # Two batches a worker wait there: an image in uint8 and its mask in float32.
-    needed = workers * 2 * config.data.batch_size * size * size * 5
-    if needed and Path("/dev/shm").is_dir():  # a container may have little
-        free = shutil.disk_usage("/dev/shm").free
-        text = f"{free / 2**20:.0f} MiB free in /dev/shm, loader workers need {needed / 2**20:.0f}"
-        remedy = f"{text}: data.num_workers=0, or a container with --shm-size=2g"
-        yield verdict("shared memory", text, problem=remedy * (free < needed))
+    yield verdict("precision", precision, slow * ("bf16" in precision and not native_bf16(device)))
 
 
 def check_folders(config: Config) -> Iterator[Finding]:
@@ -123,20 +105,15 @@ def check_folders(config: Config) -> Iterator[Finding]:
     cache = config.data.cache_dir or str(Path(config.run.root) / "cache")
     yield check_folder("run.root", Path(config.run.root), 1, "run.root")
     yield check_folder("cache", Path(cache), 1, "data.cache_dir")
-    yield check_folder("temporary files", Path(tempfile.gettempdir()), 0.1, "TMPDIR")
 
 
 def check_folder(topic: str, folder: Path, gibibytes: float, setting: str) -> Finding:
     """Whether ``folder``, or the nearest one above that exists, can be written and has room."""
     folder = folder.absolute()
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"decision-basis")
-        free = shutil.disk_usage(place).free / 2**30
-    except OSError as error:
-        problem = f"{folder} cannot be written ({error.strerror})"
-        return PROBLEM, topic, f"{problem}; set {setting} to another folder"
+    free = shutil.disk_usage(place).free / 2**30
+    if not os.access(place, os.W_OK) or not place.is_dir():
+        return PROBLEM, topic, f"{folder} cannot be written; set {setting} to another folder"
     full = f"{folder}: {free:.2f} GiB free; make room, or set {setting} to another disk"
     return verdict(topic, f"{folder}, {free:.0f} GiB free", problem=full * (free < gibibytes))
 
@@ -164,13 +141,12 @@ def check_wandb(config: Config) -> Iterator[Finding]:
 
     mode = wandb_mode(config.logger.wandb)
     key = "a key is configured" if has_api_key() else "no key configured"
-    waiting = ": nothing is sent; runs wait in the run directory" * (mode == "offline")
-    yield OK, "W&B", f"{mode} ({key}){waiting}"
+    yield OK, "W&B", f"{mode} ({key})"
 
 
 def check_slurm(config: Config) -> Iterator[Finding]:
     """The SLURM job around us, as Lightning will read it."""
-    from experiments.hardware import slurm_fault
+    from experiments.build import slurm_fault
 
     job, tasks = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_NTASKS", "1")
     fault = slurm_fault(config.trainer)

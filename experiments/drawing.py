@@ -52,7 +52,4 @@ def draw_peak(
 
 def encode(picture: np.ndarray, suffix: str = ".png", options: Sequence[int] = ()) -> bytes:
     """The file of a picture or a grey image ``(h, w)``."""
-    done, content = cv2.imencode(suffix, picture, options)
-    if not done:
-        raise ValueError(f"OpenCV cannot encode an image of shape {picture.shape} as {suffix}")
-    return content.tobytes()
+    return cv2.imencode(suffix, picture, options)[1].tobytes()

@@ -1,7 +1,8 @@
 """Judge runs, or a folder of maps: ``python -m experiments.evaluate RUN_DIR... [key=value ...]``.
 
-Writes ``evaluation/<split>/`` into each run directory and prints the figures: docs/evaluation.md,
-docs/audit.md. Exit status: 0 done, 2 the request cannot be carried out.
+A stage (stage1) stands for its latest run. Writes ``evaluation/<split>/`` into each run directory
+and prints the figures: docs/evaluation.md, docs/audit.md. Exit status: 0 done, 2 the request cannot
+be carried out.
 """
 
 from __future__ import annotations
@@ -28,20 +29,21 @@ def main(words: list[str] | None = None) -> int:
     add("--audit", action="store_true", help="audit the maps (docs/audit.md)")
     add("--audit-images", type=int, metavar="N", help="abnormal images (64)")
     options, places, settings = parse(parser, words)
-    runs = [Path(place) for place in places]
     audit_images = options.audit_images is not None
     of_runs = options.compare or options.audit or audit_images or options.peers
-    if options.maps and (runs or of_runs or options.no_baselines or options.split == "left_out"):
+    if options.maps and (places or of_runs or options.no_baselines or options.split == "left_out"):
         parser.error("--maps judges a folder of maps: of the others only --split and --out fit it")
-    if not options.maps and not runs:
-        parser.error("name a run directory, such as runs/phantom/stage1/seed0")
     if options.out and not options.compare and not options.maps:
         parser.error("--out is where --compare or --maps writes: add one of them")
     if options.compare and options.out and not options.out.name:
         parser.error(f"--out {options.out} names no file. Fix: add a name, such as comparison")
     if audit_images and (not options.audit or options.audit_images < 2):
         parser.error("--audit-images needs --audit, and two or more")
-    return judge_folder(options, settings) if options.maps else judge_runs(options, runs, settings)
+    if options.maps:
+        return judge_folder(options, settings)
+    from experiments.runs import choose_runs
+
+    return judge_runs(options, choose_runs(places, settings), settings)
 
 
 def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str]) -> int:

@@ -1,15 +1,8 @@
 """Bring lesions of your own: ``python -m experiments.import_lesions SOURCE... --out DIR``.
 
-Reads what people annotated with (docs/lesions.md lists the formats), finds each image in the data
-set that ``data.name=... data.root=...`` name, checks everything and writes ``DIR``, a lesion folder
-for ``lesions.path``, with ``import.csv`` (what came from where) and contact sheets to look at. All
-mistakes are listed, the sound images are written; ``--strict`` writes nothing where there is one.
-Several sources are several raters.
-
-``--example N --out FILE.json`` writes N of the data set's own lesions (phantom, FracAtlas) as an
-annotation tool would, to try it on.
-
-Exit status: 0 done, 1 something was left out (listed), 2 the request cannot be carried out.
+Reads what people annotated with, finds each image in the data set, and writes ``DIR``, a folder for
+``lesions.path``; docs/lesions.md tells all. Exit status: 0 done, 1 something was left out (listed),
+2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments.command import answered, build_parser, end_by_sigterm, parse
+from experiments.command import answered, build_parser, parse
 
 
 @answered
@@ -38,7 +31,12 @@ def main(words: list[str] | None = None) -> int:
     raters = ("union", "majority", "intersection")
     add("--raters", choices=raters, help="how several make one mask (union)")
     add("--strict", action="store_true", help="one mistake, and nothing is written")
-    add("--example", type=int, metavar="N", help="write an annotation file to try")
+    add(
+        "--example",
+        type=int,
+        metavar="N",
+        help="write N of the data set's own lesions as FILE.json",
+    )
     options, places, settings = parse(parser, words)
 
     from experiments.annotation import importing
@@ -47,5 +45,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_by_sigterm()
     sys.exit(main())

@@ -1,9 +1,9 @@
 """One page on runs, for people: ``python -m experiments.report RUN_DIR... --out DIR``.
 
-Writes ``DIR/report.html``, a file that opens from disk without a network (docs/evaluation.md);
-DIR is ``report`` beside the stages' folders unless named. A run that was not judged is judged now.
-The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``,
-which needs no data. Exit status: 0 done, 2 the request cannot be carried out.
+A stage (stage1) stands for its latest run. Writes ``DIR/report.html`` (docs/evaluation.md); DIR is
+``report`` beside the stages' folders unless named.
+The page holds radiographs: check the data's terms before you pass it on, or use ``--no-images``.
+Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def main(words: list[str] | None = None) -> int:
     options, places, settings = parse(parser, words)
 
     from experiments.reporting.page import gather, page_of, write_page
+    from experiments.runs import choose_runs
 
-    runs = [Path(place) for place in places]
+    runs = choose_runs(places, settings)
+    words = [*map(str, runs), *(word for word in words if word not in places)]
     page = page_of(runs, options.out)
     content = gather(runs, options.split, settings, images=not options.no_images)
     write_page(page, words=words, **content)

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import logging
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.checkpoints import load_checkpoint
@@ -36,6 +35,7 @@ EXEMPT = re.compile(
 )
 # In a run directory: whoever trains there holds it.
 LOCK = ".lock"
+REMEDY = "Fix: put the file back, choose another run.name, or delete the run and train it anew."
 
 
 class RunError(ValueError):
@@ -43,13 +43,10 @@ class RunError(ValueError):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines ``key: old -> new`` for all that would change a result.
-
-    EXEMPT keys and a longer ``trainer.max_epochs`` would not: a run may go on with those changed.
-    """
+    """Lines ``key: old -> new`` of what changes a result: no EXEMPT key, no longer training."""
     before, after = flatten(old), flatten(new)
     lines = []
-    for key in dict.fromkeys([*before, *after]):
+    for key in before | after:
         was, now = before.get(key, "not set"), after.get(key, "not set")
         longer = key == "trainer.max_epochs" and type(was) is type(now) is int and now >= was
         if was != now and not longer and not EXEMPT.fullmatch(key):
@@ -64,7 +61,7 @@ def check_config(folder: Path, config: Config) -> None:
     if not any((folder / "checkpoints").glob("*.ckpt")):
         return
     if not saved.is_file():
-        raise RunError(f"{folder} holds checkpoints but no config.yaml. {_remedy(folder)}")
+        raise RunError(f"{folder} holds checkpoints but no config.yaml. {REMEDY}")
     if changed := differences(read_plain(saved), to_plain(config)):
         listed = "\n  ".join(changed)
         raise RunError(
@@ -84,14 +81,11 @@ def lock_run(folder: Path) -> Iterator[None]:
         raise RunError(f"{reason}. Fix: another run.root.") from error
     with lock:
         try:
-            free = take(lock)
-        except OSError as error:
-            free = True
-            problem = f"its file system has no locks ({error.strerror})"
-            print(f"{folder}: {problem}; never train there twice at a time", file=sys.stderr)
-        if not free:
-            remedy = "Fix: wait for it, or choose another run.name."
-            raise RunError(f"another process trains in {folder}. {remedy}")
+            if not take(lock):
+                remedy = "Fix: wait for it, or choose another run.name."
+                raise RunError(f"another process trains in {folder}. {remedy}")
+        except OSError:
+            log.warning("%s: no locks on this file system; never train there twice", folder)
         yield
 
 
@@ -110,63 +104,69 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     for unfinished in last.parent.glob("*.partial"):
         unfinished.unlink(missing_ok=True)  # cut short by a crash; last.ckpt is the one before
     if last.is_file():
-        remedy = f" (best.ckpt can still be evaluated). {_remedy(folder)}"
-        return last, read_checkpoint(last, remedy, (*PARTS, *STATES))
+        return last, read_checkpoint(last, (*PARTS, *STATES))
     best = last.with_name("best.ckpt")
     # A kill between the first epoch's two saves may leave this one alone.
     if best.is_file() and read_checkpoint(best)["epoch"] > 0:
         problem = f"{last} is lost, and training would start over and overwrite best.ckpt"
-        raise RunError(f"{problem}. {_remedy(folder)}")
+        raise RunError(f"{problem}. {REMEDY}")
     return None, {}
 
 
-def _remedy(folder: Path) -> str:
-    return f"Fix: put it back, choose another run.name, or delete {folder} to start over."
-
-
-def check_states(checkpoint: dict[str, Any], path: Path, wanted: Iterable[str]) -> None:
-    """Raise a RunError unless the checkpoint has the state of all that a run goes on with.
-
-    Lightning starts anew what it finds no state of: "best" at minus infinity, alpha at chance.
-    ``wanted`` names callbacks, the data module, and parts.
-    """
-    present = checkpoint.keys() | checkpoint["callbacks"].keys()
-    if absent := [name for name in wanted if name not in present]:
-        problem = f"{path} is no whole checkpoint of this run (it lacks {', '.join(absent)})"
-        raise RunError(f"{problem}. {_remedy(path.parents[1])}")
-
-
-def read_checkpoint(
-    checkpoint: Path, remedy: str = "", parts: Iterable[str] = PARTS
-) -> dict[str, Any]:
-    """A checkpoint's content, with all ``parts``; ``remedy`` ends the message where it is not."""
+def read_checkpoint(checkpoint: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
+    """A checkpoint's content; a RunError unless it is whole and has all ``parts``."""
     try:
         content = load_checkpoint(checkpoint)
     except ValueError as error:
-        raise RunError(f"{error}{remedy}") from error
-    if absent := [name for name in parts if name not in content]:
-        problem = f"{checkpoint} is no whole checkpoint of this project"
-        raise RunError(f"{problem} (it lacks {', '.join(absent)}){remedy}")
+        raise RunError(f"{error}. {REMEDY}") from error
+    check_states(content, checkpoint, parts)
     return content
+
+
+def check_states(content: dict[str, Any], checkpoint: Path, wanted: Iterable[str]) -> None:
+    """Raise a RunError unless a checkpoint has the ``wanted`` parts and states of callbacks.
+
+    Lightning starts anew what it finds no state of: "best" at minus infinity, alpha at chance.
+    """
+    present = content.keys() | content.get("callbacks", {}).keys()
+    if absent := [name for name in wanted if name not in present]:
+        problem = f"{checkpoint} is no whole checkpoint of this project"
+        raise RunError(f"{problem} (it lacks {', '.join(absent)}). {REMEDY}")
 
 
 def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path) -> None:
     """Raise a RunError unless the checkpoint is of ``module``: its weights and its options."""
     changed = differences(checkpoint["hyper_parameters"], dict(module.hparams))
-    ours, theirs = (
-        {name: tensor.shape for name, tensor in state.items()}
-        for state in (module.state_dict(), checkpoint["state_dict"])
-    )
+    states = module.state_dict(), checkpoint["state_dict"]
+    ours, theirs = ({name: tensor.shape for name, tensor in one.items()} for one in states)
     if changed or ours != theirs:
         trained = "; ".join(changed) or "another version of this project"
-        raise RunError(f"{path} is of another run ({trained}). {_remedy(path.parents[1])}")
+        raise RunError(f"{path} is of another run ({trained}). {REMEDY}")
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs that a checkpoint has behind it; 0 for an empty one."""
-    if not checkpoint:
-        return 0
-    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    """Whole epochs that a checkpoint has behind it; 0 for the empty one of a fresh start."""
+    progress = checkpoint and checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    return int(progress["current"]["processed"]) if progress else 0
+
+
+def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
+    """The runs named; a stage stands for its latest trained run, if it has one.
+
+    ``data.name``, ``run.root`` and ``run.name`` among the settings say where the latest lie.
+    """
+    where = {"data.name": "phantom", "run.root": "runs", "run.name": "*"}
+    where |= dict(word.split("=", 1) for word in settings)
+    root, chosen = Path(where["run.root"]).expanduser() / where["data.name"], []
+    for place in places:
+        if place not in STAGES:
+            chosen.append(Path(place))
+        elif best := [*root.glob(f"{place}/{where['run.name']}/checkpoints/best.ckpt")]:
+            chosen.append(max(best, key=lambda path: path.stat().st_mtime).parents[1])
+    if not chosen:
+        remedy = f"such as runs/phantom/stage1/seed0, or train: make stage1 DATA={root.name}"
+        raise RunError(f"no trained run in {root}, no run directory. Fix: name one, {remedy}.")
+    return chosen
 
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
@@ -174,26 +174,21 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
     checkpoint = run if run.suffix == ".ckpt" else run / "checkpoints" / "best.ckpt"
     folder = checkpoint.parents[1]
     if not (folder / "config.yaml").is_file():
-        example = "name one such as runs/phantom/stage1/seed0"
-        raise RunError(f"{run} is no run directory (no config.yaml); {example}")
+        example = "Fix: name one such as runs/phantom/stage1/seed0."
+        raise RunError(f"{run} is no run directory (no config.yaml). {example}")
     if not checkpoint.is_file():
         last = checkpoint.with_name("last.ckpt")
-        remedy = f"name {last}" if last.is_file() else "train the run for an epoch first"
-        raise RunError(f"{checkpoint} does not exist; {remedy}")
+        raise RunError(f"{checkpoint} does not exist. Fix: train an epoch more, or name {last}.")
     return folder, checkpoint
 
 
 def network_of(content: dict[str, Any], checkpoint: Path) -> Stage1Classifier:
-    """The network of a checkpoint's content, as ``read_checkpoint`` returns it.
-
-    In channels_last: on a CPU its float32 forward pass costs 0.7 of contiguous.
-    """
+    """The network of a checkpoint's content, in channels_last: a third faster on a CPU."""
     try:
         module = STAGES[content["stage"]](**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
     except (KeyError, TypeError, RuntimeError) as error:
-        problem = f"{checkpoint} was written by another version of this project"
-        raise RunError(f"{problem}: {error}") from error
+        raise RunError(f"{checkpoint} is of another version of this project: {error}") from error
     return module.to(memory_format=torch.channels_last)
 
 
@@ -201,22 +196,19 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
+        while block := handle.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """``metrics.csv`` of a run directory; an empty table where there is none or it is damaged.
-
-    A power cut may leave it empty. Training knows the last epoch's figures from its checkpoint.
-    """
+    """``metrics.csv`` of a run directory; an empty table where there is none or it is damaged."""
     path = folder / "metrics.csv"
-    if path.is_file():
-        with contextlib.suppress(ValueError):  # of pandas, or of UTF-8
-            table = pd.read_csv(path)
-            if "epoch" in table:
-                return table
+    with contextlib.suppress(FileNotFoundError, ValueError):  # of pandas, or of UTF-8
+        table = pd.read_csv(path)
+        if "epoch" in table:
+            return table
+    if path.exists():
         log.warning("%s is damaged: the figures of earlier epochs are lost", path)
     return pd.DataFrame(columns=["epoch"])
 
@@ -234,8 +226,8 @@ def best_row(folder: Path, monitor: str) -> dict[str, float]:
 class MetricsCsv(Logger):
     """``metrics.csv``: a row an epoch, rewritten whole; a resumed run drops what it will repeat.
 
-    (Lightning's CSVLogger deletes the file of the run that it resumes.) ``epochs_kept`` epochs are
-    in the checkpoint that is resumed, with the figures ``last`` of the last of them.
+    (Lightning's CSVLogger deletes the file of the run that it resumes.) The checkpoint that is
+    resumed has ``epochs_kept`` epochs, with the figures ``last`` of the last of them.
     """
 
     name, version = "metrics", ""  # Lightning asks for both
@@ -243,19 +235,12 @@ class MetricsCsv(Logger):
     def __init__(self, folder: Path, epochs_kept: int, last: dict[str, float]) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self.rows: dict[int, dict[str, float]] = {}
-        if epochs_kept and self.path.is_file():
-            kept = read_metrics(folder)
-            for row in kept[kept["epoch"] < epochs_kept].to_dict("records"):
-                self.rows[int(row["epoch"])] = row
+        table = read_metrics(folder)
+        kept = table[table["epoch"] < epochs_kept].to_dict("records")
+        self.rows: dict[int, dict[str, float]] = {int(row["epoch"]): row for row in kept}
+        if epochs_kept:
             # A kill between an epoch's save and its last row: the checkpoint knows the figures.
             self.rows.setdefault(epochs_kept - 1, {"epoch": epochs_kept - 1}).update(last)
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> MetricsCsv:
-        """The logger itself."""
-        return self
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -270,6 +255,6 @@ class MetricsCsv(Logger):
             return
         self.rows.setdefault(epoch, {"epoch": epoch, "step": step or 0}).update(values)
         table = pd.DataFrame([self.rows[key] for key in sorted(self.rows)])
-        first = ["epoch", "step"]
+        table = table.set_index(["epoch", "step"]).sort_index(axis="columns")
         with whole_file(self.path) as partial:
-            table[first + sorted(set(table.columns) - set(first))].to_csv(partial, index=False)
+            table.to_csv(partial)

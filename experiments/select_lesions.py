@@ -1,11 +1,7 @@
 """Choose what to annotate: ``python -m experiments.select_lesions --count N --out DIR ...``.
 
-Draws N abnormal images, spread over patients, body parts and studies, and writes a package to
-``--out`` that CVAT, Label Studio and LabelMe open (docs/lesions.md): by ``data.seed`` at
-random, or, with ``--run RUN_DIR``, by that run's uncertainty and coverage
-(experiments/annotation/choosing.py).
-
-Exit status: 0 done, 2 the request cannot be carried out.
+Draws N abnormal images, at random or by a run's uncertainty, and writes a package that CVAT, Label
+Studio and LabelMe open (docs/lesions.md). Exit status: 0 done, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.command import answered, build_parser, end_by_sigterm, parse
+from experiments.command import answered, build_parser, parse
 
 
 @answered
@@ -38,5 +34,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_by_sigterm()
     sys.exit(main())

@@ -1,9 +1,7 @@
 """Send trainings to SLURM: ``python -m experiments.submit [STAGE ...] [options] [key=value ...]``.
 
-STAGE is stage1, stage2, stage3, a YAML file, or evaluate; none means all of them. Each becomes a
-job, or an array of jobs over seeds and lambdas. All words are checked before anything is submitted,
-and a job waits only for what it needs: a start from a run submitted with it (``model.init_from``),
-and the evaluation for all. Exit status: 0 submitted, 2 the request cannot be carried out.
+STAGE is stage1, stage2, stage3, a YAML file, or evaluate; none means all of them (docs/cluster.md).
+Exit status: 0 submitted, 2 the request cannot be carried out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Sweep without a server: ``python -m experiments.sweep FILE.yaml [key=value ...]``.
 
-FILE is a sweep file of W&B's format, such as experiments/sweep_lambda.yaml; key=value holds for
-every trial. The same command again goes on after a kill and tries anew what had failed; several at
-once, such as the tasks of a SLURM array, share the trials. Table and plot lie in
-``<run.root>/<data.name>/sweeps/<FILE>/``. Exit status: 0 done, 1 some trials failed (named), 2 the
-request cannot be carried out, 130 and 143 stopped by Ctrl-C and SIGTERM.
+FILE has W&B's format, such as experiments/sweep_lambda.yaml; key=value holds for every trial
+(docs/cluster.md). Exit status: 0 done, 1 some trials failed (named), 2 the request cannot be
+carried out, 130 and 143 stopped by Ctrl-C and SIGTERM; the same command goes on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Train a stage: ``python -m experiments.train STAGE [key=value ...]``.
 
-STAGE is stage1, stage2, stage3 or a YAML file. The same command again resumes an unfinished run and
-says that a finished one is finished. On USR1 and SIGTERM training saves at the end of the batch,
-and a SLURM job goes back into the queue. Exit status: 0 done, 2 the request cannot be carried out,
-130 stopped by Ctrl-C, 138 and 143 by USR1 and SIGTERM.
+STAGE is stage1, stage2, stage3 or a YAML file. The same command again resumes an unfinished run. On
+USR1 and SIGTERM training saves at the end of the batch, and a SLURM job is requeued. Exit status:
+0 done, 2 the request cannot be carried out, 130 stopped by Ctrl-C, 138 and 143 by USR1 and SIGTERM.
 """
 
 from __future__ import annotations

@@ -10,18 +10,17 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import itertools
 import json
 import os
 import re
 import runpy
+import select
 import shlex
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -34,22 +33,20 @@ import json, os, socket, struct, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     words = [os.path.abspath(sys.argv[0]), os.getcwd(), dict(os.environ), sys.argv[1:]]
-    said = json.dumps(words).encode()
-    socket.send_fds(server, [struct.pack("I", len(said))], [0, 1, 2])
-    server.sendall(said)
-    sys.exit(int(server.recv(9)))
+    request = json.dumps(words).encode()
+    socket.send_fds(server, [struct.pack("I", len(request))], [0, 1, 2])
+    server.sendall(request)
+    sys.exit(int(server.recv(9) or 1))
 """
 
 
 def start(address: Path, tiny: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the server at a socket; ``tiny`` maps patterns of command lines to words added."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    words = [sys.executable, __file__, str(address), json.dumps(tiny)]
-    server = subprocess.Popen(words, env=environment, cwd=address.parent)
-    deadline = time.monotonic() + 300
-    while not address.exists() and server.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert address.exists(), "the server of the docs' commands did not start, see above"
+    words, pipe = [sys.executable, __file__, str(address), json.dumps(tiny)], subprocess.PIPE
+    server = subprocess.Popen(words, env=environment, cwd=address.parent, stdin=pipe, stdout=pipe)
+    assert server.stdout is not None
+    assert server.stdout.readline(), "the server of the docs' commands did not start, see above"
     return server
 
 
@@ -68,22 +65,17 @@ def make_tiny(words: list[str], tiny: dict[str, str]) -> list[str]:
     return words + [word for more in added for word in more if word.partition("=")[0] not in keys]
 
 
-def serve(address: str) -> tuple[str, list[str]]:
-    """Wait for commands; return, in a process of its own, the client's path and its words."""
+def serve(address: str) -> tuple[socket.socket, str, list[str]]:
+    """Wait for commands; return, in a process of its own, the client, its path and its words."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(address + ".new")
+        server.bind(address)
         server.listen(16)
-        os.rename(address + ".new", address)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        server.settimeout(5)
-        parent = os.getppid()
+        print("ready", flush=True)
         while True:
-            try:
-                client, _ = server.accept()
-            except TimeoutError:
-                if os.getppid() != parent:  # the tests were killed
-                    sys.exit()
-                continue
+            if sys.stdin in select.select([server, sys.stdin], [], [])[0]:
+                sys.exit()  # the tests have ended
+            client, _ = server.accept()
             if not os.fork():
                 break
             client.close()
@@ -91,53 +83,32 @@ def serve(address: str) -> tuple[str, list[str]]:
     head, streams, _, _ = socket.recv_fds(client, 4, 3)
     with client.makefile("rb") as file:
         path, folder, environment, words = json.loads(file.read(*struct.unpack("I", head)))
-    if child := os.fork():
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        client.sendall(str(status if status >= 0 else 128 - status).encode())
-        os._exit(0)
-    client.close()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    return path, words
-
-
-def check_pip(words: list[str]) -> None:
-    """Nothing is fetched: the constraints must be there, and each extra be declared."""
-    declared = Path("pyproject.toml").read_text()
-    for option, value in itertools.pairwise(words):
-        assert option != "-c" or Path(value).is_file(), f"there is no {value}"
-    for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
-        assert re.search(rf"^{extra} = \[$", declared, re.MULTILINE), f"there is no extra {extra}"
+    return client, path, words
 
 
 def execute(client: str, words: list[str]) -> None:
     """Run what ``python WORDS`` would run."""
-    if "LOCAL_RANK" in os.environ or words[:2] == ["-m", "pytest"]:
+    if "LOCAL_RANK" in os.environ or words[:2] == ["-m", "pytest"] or words[0] == "-c":
         # Lightning looks for its rank, and pytest for open files, from the start of a process on.
-        os.execv(sys.executable, [sys.executable, *words])
+        sys.exit(subprocess.run([sys.executable, *words]).returncode)
     sys.executable = client  # what a command starts is tiny, too
     first, *rest = words
-    name = rest[0] if rest else ""
-    if first == "-m" and name == "venv":
+    if first == "-m" and rest[0] == "venv":
         # What a Makefile wants of it.
         python = Path(rest[1]) / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.symlink_to(Path(client).resolve())
-    elif first == "-m" and name == "pip":
-        check_pip(rest)
-    elif first == "-m":
+    elif first == "-m" and rest[0] != "pip":  # nothing is fetched
         sys.path[0] = os.getcwd()
         sys.argv = rest
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    elif first == "-c":
-        sys.path[0] = ""
-        sys.argv = ["-c", *rest[1:]]
-        exec(compile(name, "<string>", "exec"), {"__name__": "__main__"})
-    else:
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first != "-m":
         sys.path[0] = str(Path(first).resolve().parent)
         sys.argv = words
         runpy.run_path(first, run_name="__main__")
@@ -147,18 +118,19 @@ if __name__ == "__main__":
     for module in IMPORTED.split():
         importlib.import_module(module)
     gc.freeze()  # else each process copies all that is imported as soon as it counts what is in use
-    client, words = serve(sys.argv[1])
+    connection, path, words = serve(sys.argv[1])
     status: int | str | None = 0
     try:
-        execute(client, make_tiny(words, json.loads(sys.argv[2])))
+        execute(path, make_tiny(words, json.loads(sys.argv[2])))
     except SystemExit as asked:
         status = asked.code
     except BaseException:
         status = traceback.format_exc()
     if isinstance(status, str):
         print(status, file=sys.stderr)
+    number = status if isinstance(status, int) else int(status is not None)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: taking all modules down one by one takes a second.
-    os._exit(status if isinstance(status, int) else int(status is not None))
+    connection.sendall(str(number).encode())
+    os._exit(number)  # at once: taking all modules down one by one takes a second

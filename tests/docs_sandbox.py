@@ -1,7 +1,4 @@
-"""Where the blocks of the docs run: a folder with the project, tiny data and stand-ins of tools.
-
-A page shares one folder, and its blocks run in their order, as printed but for the two tables here.
-"""
+"""Where the blocks of the docs run: a folder with the project, tiny data and stand-ins of tools."""
 
 from __future__ import annotations
 
@@ -32,9 +29,11 @@ TINY = {
     r"-m experiments\.sweep": f"{TRAINING} --count=1",
     r"-m experiments\.(import|select)_lesions": DATA,  # the same phantom
     r"-m experiments\.evaluate --maps": DATA,
-    r"-m experiments\.evaluate .*--audit": "--audit-images 4",
+    r"-m experiments\.evaluate (?!--maps)": "--no-baselines",
+    r"-m experiments\.evaluate .*--audit": "--audit-images 2",
     r"-m experiments\.bench": "--quick --rounds=1 --rows=maps",
-    "-m pytest": "--numprocesses=0 tests/test_overlap.py",  # the suite would run itself
+    # The suite would run itself.
+    "-m pytest": "--numprocesses=0 --noconftest tests/test_house.py -k test_directions",
 }
 # What is put in the place of words that no machine has, or that take long.
 PLACES = {
@@ -69,30 +68,22 @@ TOOLS = {
 
 
 class Block(NamedTuple):
-    """A fenced block: the line of its fence, from 1, its language ("" if it has none), its text."""
+    """A fenced block: its language ("" if it has none) and its text."""
 
-    line: int
     language: str
     text: str
 
 
-def read_blocks(page: str) -> tuple[list[Block], list[str]]:
-    """The fenced blocks of a page, and the lines outside of them."""
-    blocks, prose, fence, inside = [], [], "", []
-    for number, line in enumerate(page.splitlines(), 1):
-        mark = re.match(r"\s*(`{3,}|~{3,})\s*(.*)", line)
-        if not fence and mark:
-            fence, start, language, inside = mark[1], number, mark[2].strip(), []
-        elif fence and mark and mark[1].startswith(fence) and not mark[2]:
-            prose.append("")
-            text = textwrap.dedent("\n".join(inside)) + "\n"
-            blocks.append(Block(start, language, text))
-            fence = ""
-        elif fence:
-            inside.append(line)
-        else:
-            prose.append(line)
-    return [*blocks, Block(start, "a fence that never ends", "")] if fence else blocks, prose
+def read_blocks(page: str) -> tuple[list[Block], str]:
+    """The fenced blocks of a page, and all that is outside of them."""
+    blocks: list[Block] = []
+
+    def take(match: re.Match[str]) -> str:
+        blocks.append(Block(match[3].strip(), textwrap.dedent(match[4])))
+        return ""
+
+    fenced = r"^([ \t]*)(`{3,}|~{3,})(.*)\n((?:.*\n)*?)\1\2[ \t]*$"
+    return blocks, re.sub(fenced, take, page, flags=re.MULTILINE)
 
 
 def furnish(folder: Path, address: Path) -> None:
@@ -147,10 +138,7 @@ def give_data(folder: Path, tree: Path) -> None:
 
 
 def run(folder: Path, script: str) -> str:
-    """Run a script in the folder, and return what it prints.
-
-    All that it has of the outside are the system's own programs.
-    """
+    """Run a script in the folder with the system's own programs; return what it prints."""
     environment = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "HOME": str(folder),
@@ -170,6 +158,6 @@ def run(folder: Path, script: str) -> str:
         stderr=subprocess.STDOUT,
         timeout=300,
     )
-    said = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, f"status {done.returncode} of\n{script}\n{said[-5000:]}"
-    return said
+    output = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, f"status {done.returncode} of\n{script}\n{output[-5000:]}"
+    return output

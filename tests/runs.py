@@ -43,11 +43,8 @@ def same_results(one: Path, other: Path) -> None:
     for kind in ("state_dict", "current_model_state"):  # the average and the latest
         for name, weights in a[kind].items():
             assert torch.equal(weights, b[kind][name]), (kind, name)
-    for state_a, state_b in zip(
-        a["optimizer_states"][0]["state"].values(),
-        b["optimizer_states"][0]["state"].values(),
-        strict=True,
-    ):
+    states = (content["optimizer_states"][0]["state"].values() for content in (a, b))
+    for state_a, state_b in zip(*states, strict=True):
         assert torch.equal(state_a["exp_avg"], state_b["exp_avg"])
     tables = [
         pd.read_csv(run / "metrics.csv").drop(columns="images_per_second") for run in (one, other)
@@ -55,13 +52,17 @@ def same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-def kill_at_step(words: list[str], run: Path, step: int) -> None:
-    """Start a training process and SIGKILL it when a save at ``step`` or later is there."""
+def kill_at_step(
+    words: list[str], run: Path, step: int, number: int = signal.SIGKILL
+) -> tuple[subprocess.Popen[str], str]:
+    """Train in processes of their own and signal all when a save at ``step`` or later is there."""
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        start_new_session=True,
     )
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -69,9 +70,10 @@ def kill_at_step(words: list[str], run: Path, step: int) -> None:
         if last.is_file() and load_checkpoint(last)["global_step"] >= step:
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert last.is_file(), errors.decode()[-2000:]
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert last.is_file(), errors[-2000:]
+    return process, errors
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def words(tmp_path_factory):
 def test_every_row_stands_beside_its_peers(words, tmp_path):
     assert main(["--quick", "--rounds=1", "--cpu", f"--json={tmp_path / 'a'}", *words]) == 0
     result = json.loads((tmp_path / "a").read_text())
-    assert list(result) == ["device", "torch", "driver", "precision", "rows"]
+    assert list(result) == ["device", "torch", "precision", "rows"]
     assert [(row["row"], row["beside"]) for row in result["rows"]] == [
         ("step", "plain float32"),
         ("stage2", "stage 1 step"),
@@ -33,7 +33,6 @@ def test_every_row_stands_beside_its_peers(words, tmp_path):
         assert set(row) == set(KEYS.split())
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
         assert (row["share_of_peak"] is not None) == row["row"].startswith("st")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(words, monkeypatch):
@@ -47,7 +46,6 @@ def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(words
     assert bench.missing[0].startswith("row beside broken: ")
 
 
-@pytest.mark.parametrize("word", ["--rows=steps", "--rounds=x"])
-def test_what_cannot_be_timed_is_refused(word):
+def test_an_unknown_row_is_refused():
     with pytest.raises(SystemExit, match="2"):
-        main([word])
+        main(["--rows=steps"])

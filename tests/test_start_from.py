@@ -1,11 +1,14 @@
-"""What a run may start from (``model.init_from``), without a training."""
+"""What a run may start from (``model.init_from``), and which runs a command takes."""
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.build import start_from
 from experiments.config import load_config, save_config
-from experiments.runs import RunError
+from experiments.runs import RunError, choose_runs
 from tests.stages import network
 
 MINE = {"index_hash": "mine", "judges_hash": "mine"}
@@ -40,14 +43,16 @@ def start(stage, path, *words):
     return module.state_dict()
 
 
+OTHER = {"judges_hash": "other", "index_hash": "mine"}
+OTHER_MASKS = {"judges_hash": "mine", "index_hash": "other"}  # deal all folds anew
+
+
 @pytest.mark.parametrize(
-    ("stage", "earlier"), [("stage2", "stage1"), ("stage3", "stage1"), ("stage3", "stage2")]
+    ("stage", "earlier", "file"),
+    [("stage2", "stage1", ""), ("stage3", "stage2", "checkpoints/best.ckpt")],
 )
-@pytest.mark.parametrize("file", ["", "checkpoints/best.ckpt"])
 def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
-    # New masks alone are no other data.
-    other_masks = {"judges_hash": "mine", "index_hash": "other"}
-    given = write_run(tmp_path / "run", earlier, Data=other_masks)
+    given = write_run(tmp_path / "run", earlier, Data=OTHER_MASKS)  # no other data without folds
     taken = start(stage, tmp_path / "run" / file)
     shared = [name for name in taken if name.startswith(("encoder.", "fc."))]
     assert len(shared) == len([name for name in given if name.startswith(("encoder.", "fc."))]) > 50
@@ -56,54 +61,62 @@ def test_encoder_and_fc_are_handed_over(tmp_path, stage, earlier, file):
     assert torch.equal(taken["second_pass.running_mean_0"], given[mean])
 
 
-SAME = r"trained on other images \(the same options\): .* val or test"
-OTHER = {"judges_hash": "other", "index_hash": "mine"}
-OTHER_MASKS = {"judges_hash": "mine", "index_hash": "other"}  # deal all folds anew
+SAME = "trained on other images: they may be val or test images here"
 
 
 @pytest.mark.parametrize(
     ("stage", "run", "words", "message"),
     [
         ("stage1", {"stage": "stage1"}, [], "stage1 can start from none"),
-        ("stage2", {"stage": "stage3"}, [], "is of stage3: stage2 can start from stage1$"),
-        ("stage3", {"stage": "stage3"}, [], "can start from stage1 or stage2"),
+        ("stage3", {"stage": "stage3"}, [], "is of stage3: .* can start from stage1 or stage2"),
         ("stage2", {"Data": {}}, [], SAME),
         ("stage2", {"Data": OTHER}, [], SAME),
-        ("stage2", {"Data": OTHER}, ["data.seed=1"], r"\(data.seed: 0 -> 1\)"),
         ("stage2", {"Data": OTHER_MASKS}, ["lesions.folds=3"], SAME),
         ("stage2", {"words": ["model.width=0.5"]}, [], "another network .*the same model.width"),
         ("stage2", {"change": lambda weights: weights.pop("fc.bias")}, [], "Missing key.*bias"),
-        (
-            "stage2",
-            {"change": lambda weights: weights.update({"fc.scale": torch.ones(1)})},
-            [],
-            "Unexpected key.*scale",
-        ),
+        ("stage2", {"state_dict": None}, [], "it lacks state_dict"),
     ],
 )
 def test_another_stage_data_or_network_is_refused(tmp_path, stage, run, words, message):
     write_run(tmp_path / "run", **run)
+    if "state_dict" in run:
+        torch.save({"stage": "stage1"}, tmp_path / "run" / "checkpoints" / "best.ckpt")
     with pytest.raises(RunError, match=rf"(?s)^model.init_from: .*{message}"):
         start(stage, tmp_path / "run", *words)
 
 
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"^model.init_from: .*none is no run directory"):
+        start("stage2", tmp_path / "none")
+
+
+@pytest.fixture
+def trained_runs(tmp_path, monkeypatch):
+    """Runs, each later than the one before; the last is not trained."""
+    monkeypatch.chdir(tmp_path)
+    for age, run in enumerate(["runs/phantom/stage1/old", "runs/phantom/stage1/new run"]):
+        for place in (run, f"a b/{run.removeprefix('runs/')}"):
+            best = tmp_path / place / "checkpoints" / "best.ckpt"
+            best.parent.mkdir(parents=True)
+            best.touch()
+            os.utime(best, (1000 + age, 1000 + age))
+    (tmp_path / "runs/phantom/stage3/untrained/checkpoints").mkdir(parents=True)
+
+
 @pytest.mark.parametrize(
-    ("path", "content", "message"),
+    ("places", "settings", "runs"),
     [
-        ("none", None, "is no run directory"),
-        ("table.csv", None, "is no run directory"),
-        ("run", torch.ones(3), "no whole checkpoint.*it holds no dictionary"),
-        ("run", {"stage": "stage1"}, "it lacks state_dict"),
-        ("run", b"PK half", "is no whole checkpoint"),
+        (["stage1", "stage2", "stage3"], [], ["runs/phantom/stage1/new run"]),
+        (["stage1"], ["run.name=old", "seed=1"], ["runs/phantom/stage1/old"]),
+        (["/x/y", "stage1"], ["run.root=a b"], ["/x/y", "a b/phantom/stage1/new run"]),
+        (["stage1"], ["data.name=mura"], "in runs/mura, .* or train: make stage1 DATA=mura"),
+        (["stage3"], [], "no trained run in runs/phantom, no run directory. Fix: name one"),
+        ([], [], "no run directory"),
     ],
 )
-def test_what_cannot_be_started_from_is_named(tmp_path, path, content, message):
-    (tmp_path / "table.csv").write_text("a,b\n")
-    write_run(tmp_path / "run")
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    if isinstance(content, bytes):
-        best.write_bytes(content)
-    elif content is not None:
-        torch.save(content, best)
-    with pytest.raises(RunError, match=rf"^model.init_from: .*{message}"):
-        start("stage2", tmp_path / path)
+def test_a_stage_stands_for_its_latest_trained_run(trained_runs, places, settings, runs):
+    if isinstance(runs, str):
+        with pytest.raises(RunError, match=runs):
+            choose_runs(places, settings)
+    else:
+        assert choose_runs(places, settings) == [Path(run) for run in runs]

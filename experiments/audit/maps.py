@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.radiographs import RadiographDataModule
+from experiments.build import choose_device
 from experiments.evaluation.methods import Batch, MapMethod, raw_map
 from experiments.evaluation.statistics import (
     Difference,
@@ -21,7 +22,6 @@ from experiments.evaluation.statistics import (
     mean,
     patient_weights,
 )
-from experiments.hardware import choose_device
 from experiments.runs import RunError
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak, non_negative, normalise, upsample

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.radiographs import RadiographDataModule
+from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
-from experiments.hardware import choose_device
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import peak, scale_map, upsample
 from lightning_modules.metrics import overlap

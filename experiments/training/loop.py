@@ -26,10 +26,17 @@ from callbacks.progress import EpochProgress
 from datamodules.index import summarise
 from datamodules.radiographs import RadiographDataModule
 from experiments import runs
-from experiments.build import build_data, build_module, start_from
+from experiments.build import (
+    build_data,
+    build_module,
+    choose_device,
+    choose_precision,
+    describe_device,
+    slurm_fault,
+    start_from,
+)
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config
-from experiments.hardware import choose_device, choose_precision, describe_device, slurm_fault
 from experiments.training.preemption import StopRequest, is_first_rank, leave
 from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
 
