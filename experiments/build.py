@@ -17,7 +17,7 @@ from experiments import runs
 from experiments.config import Config, load_config, read_plain, to_plain
 from experiments.hardware import choose_device
 from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
-from lightning_modules.stage2 import Stage2GuidedAttention
+from lightning_modules.stage2 import SecondPass, Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
 
@@ -171,4 +171,4 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
     except ValueError as error:  # a RunError, or a damaged file
         raise RunError(f"model.init_from: {error}") from error
     if isinstance(module, Stage2GuidedAttention):
-        module.second_pass.restart(module.encoder)
+        module.second_pass = SecondPass(module.encoder, module.attention.statistics)
