@@ -34,7 +34,7 @@ def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=(
     torch.manual_seed(0)
     module = settled(network(stage, *words)).eval()
     with torch.no_grad():
-        top = module.raw_maps(module.encoder(torch.randn(8, 1, 64, 64)))["pcam"].max()
+        top = module.raw_maps(module.unmasked_pass(torch.randn(8, 1, 64, 64)))["pcam"].max()
     module.map_scale.fill_(float(top))
     content = {
         "stage": stage,
