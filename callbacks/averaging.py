@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -74,10 +74,6 @@ class AveragedWeights(WeightAveraging):
             pl_module.get_buffer(name).copy_(value)
 
     # Lightning swaps at the ends of the epoch's loop: there the module has yet to set its map scale
-    # and the panels have yet to be drawn.
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see ``on_validation_start``."""
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see ``on_validation_end``."""
+    # and the panels have yet to be drawn. Nothing is done there.
+    on_validation_epoch_start = Callback.on_validation_epoch_start
+    on_validation_epoch_end = Callback.on_validation_epoch_end

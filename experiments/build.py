@@ -24,7 +24,7 @@ from datamodules.sources import SOURCES
 from experiments import runs
 from experiments.config import Config, load_config, to_plain
 from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
-from lightning_modules.stage2 import Stage2GuidedAttention
+from lightning_modules.stage2 import SecondPass, Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -174,7 +174,7 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
     except ValueError as error:  # a RunError, or a damaged file
         raise RunError(f"model.init_from: {error}") from error
     if isinstance(module, Stage2GuidedAttention):
-        module.second_pass.restart(module.encoder)
+        module.second_pass = SecondPass(module.encoder, module.attention.statistics)
 
 
 # This machine: its device, native bfloat16, and the SLURM job around us.

@@ -1,13 +1,8 @@
 """Maps of what a classifier looks at: pure functions on tensors, no hooks, no second backward pass.
 
-All but ``peak`` are differentiable, work inside in at least float32 (bf16 keeps 8 bits of a map,
-too few for a peak or a quantile) and return that type. The named steps from features to a mask are
-
-    cam / pcam  ->  non_negative  ->  normalise  ->  upsample  ->  soft_mask
-
-Two scales exist and must not be mixed: ``normalise`` stretches each image's own map to [0, 1] (soft
-mask, display), ``scale_map`` divides by one number for the whole run (scores, comparisons between
-images: a normal image may stay dark).
+All but ``peak`` are differentiable and work in at least float32, as bf16 keeps 8 bits of a map. Two
+scales must not be mixed: ``normalise`` stretches each image's own map to [0, 1] (soft mask,
+display), ``scale_map`` divides by one number a run (a normal image may stay dark, images compare).
 """
 
 from __future__ import annotations
@@ -59,14 +54,9 @@ def normalise(maps: Tensor) -> Tensor:
 
 
 def scale_map(maps: Tensor, scale: float | Tensor) -> Tensor:
-    """Cut negative values, divide by one ``scale`` for all images and clip to [0, 1].
-
-    All zeros where the scale is 0: a model without evidence.
-    """
+    """Cut negative values, divide by one ``scale`` for all images and clip to [0, 1]."""
     value = float(scale)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"map scale: expected a finite number, at least 0, got {value}")
-    if value == 0:
+    if value == 0:  # a model without evidence
         return torch.zeros_like(precise(maps))
     return (non_negative(maps) / value).clamp(max=1)
 
@@ -101,9 +91,7 @@ def peak(maps: Tensor) -> Tensor:
     interpolation rounds inside a flat area) the one nearest to their centre of mass is taken; then
     again of those that form one plateau with it (8-connected): never the gap between two plateaus.
     Ties go to the upper, then to the left one. A constant map peaks in the middle of the image.
-
-    Returns:
-        float32 ``(B, 2)``: x (column) and y (row) of the pixel, counted from 0, without gradient.
+    float32 ``(B, 2)``: x (column) and y (row) of the pixel, counted from 0, without gradient.
 
     Example:
         >>> import torch
@@ -112,19 +100,14 @@ def peak(maps: Tensor) -> Tensor:
     """
     if not len(maps):
         return torch.zeros(0, 2, device=maps.device)
-    check_finite(maps)
+    if not bool(maps.isfinite().all()):
+        raise ValueError("a map has NaN or infinite values: the model has diverged")
     values = precise(maps.detach())[:, 0]
     # Of all maps at once: a GPU is waited for a few times a batch, and not for each map.
     top = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero().cpu().numpy()
     ends = np.searchsorted(top[:, 0], np.arange(len(maps) + 1))
     middles = np.stack([_middle(top[start:end, :0:-1]) for start, end in pairwise(ends)])
     return torch.from_numpy(middles).to(maps.device, torch.float32)
-
-
-def check_finite(maps: Tensor) -> None:
-    """Raise a ValueError if a map has NaN or infinite values."""
-    if not bool(maps.isfinite().all()):
-        raise ValueError("a map has NaN or infinite values: the model has diverged")
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -26,8 +26,6 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
-        if len(channels) != 3:
-            raise ValueError(f"the decoder expects 3 features, strides 4, 8 and 16, got {channels}")
         coarse_to_fine = channels[::-1]
         self.top = _block(coarse_to_fine[0], _WIDTHS[0], kernel_size=1)
         self.reduce = nn.ModuleList()

@@ -1,12 +1,9 @@
 """The encoder that all three stages train: ResNet-23, stride 16, 128 feature maps.
 
-Counting rule (the usual one of the ResNet paper, He et al. 2016): convolutions on the main path
-and the fully connected layer count, projections of shortcuts do not. One 7x7 stem, seven
-bottleneck blocks of three convolutions and the classifier's FC layer make 1 + 7 * 3 + 1 = 23.
-
-The layout 1-2-4 and its widths are ours, chosen for capacity per second on a processor: a block at
-stride 4 costs most, so there is one, and most of the weights sit at stride 16, where CAM reads.
-Default widths are multiples of 32, which vectorised bf16 convolutions fill without padding.
+One 7x7 stem, seven bottleneck blocks of three convolutions and the classifier's FC layer make
+1 + 7 * 3 + 1 = 23; as in He et al. 2016, projections of shortcuts do not count. The layout 1-2-4
+and its widths, multiples of 32, are ours, for capacity per second on a processor: a block at stride
+4 costs most, so there is one, and most of the weights sit at stride 16, where CAM reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The paper's losses, equations (3) and (4): pure functions.
 
-alpha weighs the confidence in the attention, lambda the lesion location (the paper writes lambda
-and lambda' for them).
+The paper writes lambda for alpha, the confidence in the attention, and lambda' for lambda.
 """
 
 from __future__ import annotations
@@ -18,11 +17,8 @@ def guided_loss(l1: Tensor, l2: Tensor, alpha: float | Tensor) -> Tensor:
 def weakly_supervised_loss(
     l1: Tensor, l2: Tensor, l3: Tensor, alpha: float | Tensor, lambda_: float | Tensor
 ) -> Tensor:
-    """Equation (4), ``L = (1 - alpha) L1 + alpha L2 + lambda L3``, of scalars.
-
-    With lambda 0 the third term still belongs to the graph: every parameter gets a gradient, as
-    training on several devices needs.
-    """
+    """Equation (4), ``L = (1 - alpha) L1 + alpha L2 + lambda L3``, of scalars."""
+    # With lambda 0 the third term still belongs to the graph: DDP waits for every gradient.
     return guided_loss(l1, l2, alpha) + lambda_ * l3
 
 

@@ -16,10 +16,8 @@ from torchmetrics import CatMetric
 
 from lightning_modules.attention import cam, pcam, scale_map, upsample
 from lightning_modules.encoder import ENCODERS
-from lightning_modules.metrics.agreement import agreement
-from lightning_modules.metrics.localisation import Localisation
+from lightning_modules.metrics import Localisation, RunningMeans, agreement
 from lightning_modules.options import Attention, Loss, Model, Optimizer
-from lightning_modules.running_means import RunningMeans
 
 Batch = dict[str, Tensor]
 Section = TypeVar("Section", Model, Loss, Attention, Optimizer)
@@ -121,12 +119,13 @@ class Stage1Classifier(LightningModule):
         pyramid = self.encoder(image)
         return Outputs(pyramid, self.classify(pyramid[-1]))
 
-    def raw_maps(
-        self, pyramid: list[Tensor], drawn: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Equations (1) and (2) for the abnormal class: (B, 1, h, w) float32, unbounded."""
-        features, weight = pyramid[-1], self.fc.weight[ABNORMAL : ABNORMAL + 1]
-        return {"cam": cam(features, weight), "pcam": pcam(features, weight)}
+    def raw_maps(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Equations (1) and (2) for the abnormal class, unbounded (B, 1, h, w), and what is drawn.
+
+        All float32.
+        """
+        features, weight = outputs.pyramid[-1], self.fc.weight[ABNORMAL : ABNORMAL + 1]
+        return {"cam": cam(features, weight), "pcam": pcam(features, weight), **outputs.drawn}
 
     def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Probability of abnormal (B,) and the maps, each float32 (B, 1, H, W) in [0, 1].
@@ -135,7 +134,7 @@ class Stage1Classifier(LightningModule):
         checkpoint) maps to 1: a normal image may stay dark, and maps of different images compare.
         """
         outputs = self.unmasked_pass(image)
-        raw = self.raw_maps(outputs.pyramid, outputs.drawn)
+        raw = self.raw_maps(outputs)
         scaled = {
             name: upsample(scale_map(raw[name], scale), image.shape[-2:])
             for name, scale in zip(self.map_methods, self.map_scale, strict=True)
@@ -178,7 +177,7 @@ class Stage1Classifier(LightningModule):
         if outputs.masked is not None:
             means["masked_accuracy"] = accuracy(outputs.masked, batch["label"])
         self.val_means.add(means, len(batch["label"]))
-        raw = self.raw_maps(outputs.pyramid, outputs.drawn)
+        raw = self.raw_maps(outputs)
         row = [
             outputs.logits.softmax(1)[:, ABNORMAL],
             batch["label"],
@@ -239,12 +238,11 @@ class Stage1Classifier(LightningModule):
         """AdamW; a schedule by step: linear warm-up, then cosine to zero (or constant)."""
         decayed = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]  # biases and BatchNorm
-        decay = self.optimizer.weight_decay
+        rate, decay = self.optimizer.learning_rate, self.optimizer.weight_decay
         groups = [
             {"params": decayed, "weight_decay": decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        rate = self.optimizer.learning_rate
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))

@@ -37,12 +37,6 @@ class SecondPass(nn.Module):
             for ours, theirs in self.names.items():
                 self.register_buffer(ours, network.get_buffer(theirs).clone())
 
-    def restart(self, network: nn.Module) -> None:
-        """Begin with ``network``'s statistics, after it was given those of an earlier run."""
-        if self.own:
-            for ours, theirs in self.names.items():
-                self.get_buffer(ours).copy_(network.get_buffer(theirs))
-
     def forward(self, network: nn.Module, image: Tensor) -> list[Tensor]:
         """The pyramid that ``network`` makes of masked images."""
         statistics = {

@@ -18,9 +18,8 @@ SEEN = 0.5
 class Stage3WeaklySupervised(Stage2GuidedAttention):
     """Stage 2 plus an FCN, whose encoder is the classifier's, that draws the lesion.
 
-    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4). Ours and off by default: the FCN's map
-    as the source of the mask, normal images in L3, and L4, which draws PCAM towards the FCN (the
-    shared encoder alone moves the classifier's map little).
+    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4). Ours and off by default: L4, which
+    draws PCAM towards the FCN (the shared encoder alone moves the classifier's map little).
     """
 
     stage = "stage3"
@@ -49,12 +48,6 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         pyramid = self.encoder(image)
         drawn = {"fcn": self.decoder(pyramid)}
         return Outputs(pyramid, self.classify(pyramid[-1]), drawn=drawn)
-
-    def raw_maps(
-        self, pyramid: list[Tensor], drawn: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """CAM and PCAM (B, 1, h, w), and the FCN's output (B, 1, H, W) unless ``drawn`` has it."""
-        return {**super().raw_maps(pyramid), **(drawn or {"fcn": self.decoder(pyramid)})}
 
     def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
         """As in stage 2, or the FCN's output without gradient: L2 must not redraw the lesion."""
@@ -93,7 +86,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             sees = (batch["label"] == ABNORMAL) & (drawn.amax((1, 2, 3)) > SEEN)
             target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
             counts = counts | sees
-        own = normalise(super().raw_maps(outputs.pyramid)["pcam"])
+        own = normalise(self.raw_maps(outputs)["pcam"])
         return self.mask_error(upsample(own, target.shape[-2:]), target, counts)
 
     def mask_error(self, output: Tensor, mask: Tensor, counts: Tensor) -> Tensor:

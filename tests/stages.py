@@ -24,10 +24,8 @@ def small_batch(lesions: bool = True, images: int = 4, seed: int = 0) -> dict[st
     """Random images, half of them abnormal; the last has a lesion mask if ``lesions``."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(images, 1, SIZE, SIZE)
-    has_lesion = torch.zeros(images, dtype=torch.bool)
-    if lesions:
-        mask[-1, :, 8:24, 8:24] = 1.0
-        has_lesion[-1] = True
+    mask[-1, :, 8:24, 8:24] = float(lesions)
+    has_lesion = torch.arange(images) == (images - 1 if lesions else images)
     return {
         "image": torch.randn(images, 1, SIZE, SIZE, generator=generator),
         "label": torch.arange(images) * 2 // images,

@@ -15,7 +15,8 @@ from tests.stages import network, settled, small_batch
 
 # What a GPU is waited for: answers asked of it, and numbers copied to it, which is how torch.tensor
 # and new_tensor bring them from Python (lift_fresh).
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "bincount", "_unique2")
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "bincount", "_unique2"}
+WAITS.add("lift_fresh")
 COPIES = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu)
 
 
@@ -28,9 +29,7 @@ def waits():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             name = func._schema.name.removeprefix("aten::")
             indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-            if name in (*WAITS, "lift_fresh") or any(
-                one is not None and one.dtype == torch.bool for one in indices
-            ):
+            if name in WAITS or any(i is not None and i.dtype == torch.bool for i in indices):
                 seen.append(name)
             return func(*args, **(kwargs or {}))
 
@@ -50,20 +49,11 @@ def module_of(stage, *words, **data):
     return network(stage, *words, **data).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("operation", "count"),
-    [
-        (lambda x: x.tolist(), 1),
-        (lambda x: bool((x > 0).any()), 1),
-        (lambda x: x[x > 0], 1),
-        (lambda x: torch.tensor(0.5) * x, 1),
-        (lambda x: x[torch.zeros_like(x, dtype=torch.int64)] * 2 + x.new_full((), 0.5), 0),
-    ],
-)
-def test_what_counts_as_waiting(operation, count):
+def test_what_counts_as_waiting():
+    x = torch.ones(3)
     with waits() as seen:
-        operation(torch.ones(3))
-    assert len(seen) == count
+        _ = x.tolist(), bool((x > 0).any()), x[x > 0], torch.tensor(0.5) * x
+    assert seen == ["tolist", "_local_scalar_dense", "index", "lift_fresh"]
 
 
 @pytest.mark.parametrize(
@@ -110,9 +100,8 @@ def test_validation_waits_no_oftener_for_more_images(stage):
 
 
 def test_images_of_one_channel_enter_a_channels_last_network_as_they_are():
-    module = module_of("stage1")
     with torch.no_grad():
-        pyramid = module.encoder(small_batch()["image"])
+        pyramid = module_of("stage1").encoder(small_batch()["image"])
     assert all(one.is_contiguous(memory_format=torch.channels_last) for one in pyramid)
     assert not any(one.is_contiguous() for one in pyramid)
 
@@ -123,7 +112,7 @@ def test_speed_counts_the_steps_that_the_device_still_had_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: [next(clock) for _ in range(9)])
     logged = {}
     module = SimpleNamespace(
-        device=torch.device("cuda"), log=lambda name, value, **_: logged.update({name: value})
+        device=torch.device("cuda"), log=lambda *words, **_: logged.update([words])
     )
     trainer = SimpleNamespace(world_size=1, current_epoch=0)
     callback = progress.EpochProgress()

@@ -34,7 +34,7 @@ def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=(
     torch.manual_seed(0)
     module = settled(network(stage, *words)).eval()
     with torch.no_grad():
-        top = module.raw_maps(module.encoder(torch.randn(8, 1, 64, 64)))["pcam"].max()
+        top = module.raw_maps(module.unmasked_pass(torch.randn(8, 1, 64, 64)))["pcam"].max()
     module.map_scale.fill_(float(top))
     content = {
         "stage": stage,
@@ -44,11 +44,7 @@ def make_run(root: Path, stage: str = "stage3", source: str = "phantom", words=(
         "loops": {"fit_loop": {}},
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
-        SOURCES[source].__qualname__: {
-            "index_hash": "index",
-            "image_hash": "images",
-            "mask_hash": "masks",
-        },
+        SOURCES[source].__qualname__: dict.fromkeys(("index_hash", "image_hash", "mask_hash"), "x"),
     }
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     return folder

@@ -114,7 +114,7 @@ def _measure_statistics(
         norm.train()
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         for some in images.split(AT_ONCE):
-            module.raw_maps(module.encoder(some))
+            module.raw_maps(module.unmasked_pass(some))
     for norm in norms:
         norm.eval()
 

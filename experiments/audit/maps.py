@@ -25,7 +25,7 @@ from experiments.evaluation.statistics import (
 from experiments.runs import RunError
 from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak, non_negative, normalise, upsample
-from lightning_modules.metrics.overlap import iou
+from lightning_modules.overlap import iou
 from lightning_modules.stage1 import ABNORMAL
 
 IMAGES = 64
@@ -90,7 +90,7 @@ def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Bat
         part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}
         image, size = part["image"], part["image"].shape[-2:]
         with torch.inference_mode():
-            own = module.raw_maps(module.encoder(image))
+            own = module.raw_maps(module.unmasked_pass(image))
         raw = {name: own[name] for name in module.judged_maps}
         raw |= {method.name: raw_map(method, module, image, part) for method in methods}
         for name, maps in raw.items():

@@ -18,10 +18,9 @@ from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
-from lightning_modules import Stage1Classifier
+from lightning_modules import Stage1Classifier, overlap
 from lightning_modules.attention import peak, scale_map, upsample
-from lightning_modules.metrics import overlap
-from lightning_modules.metrics.localisation import hit, peak_distance
+from lightning_modules.metrics import hit
 from lightning_modules.stage2 import Stage2GuidedAttention
 
 IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
@@ -109,7 +108,7 @@ class Judged:
         """Of each method the one with the largest mean IoU on these masks; NaN without a mask."""
         if not self._images:
             return dict.fromkeys(self._maps, NAN)
-        return {name: _best_threshold(iou_curves(rows)) for name, rows in self.maps.items()}
+        return {name: overlap.best_threshold(iou_curves(rows)) for name, rows in self.maps.items()}
 
     def whole_table(self, thresholds: Mapping[str, float]) -> pd.DataFrame:
         """The table with all columns of all methods; NaN where val had no threshold for them."""
@@ -122,7 +121,7 @@ class Judged:
             columns = pd.DataFrame([columns for columns, _ in rows]).assign(
                 iou=iou,
                 dice=2 * iou / (1 + iou),
-                iou_bound=_at(curves, _best_threshold(curves)),
+                iou_bound=_at(curves, overlap.best_threshold(curves)),
                 area=_at(claimed, threshold),
             )
             tables.append(columns.astype(dict.fromkeys(WHOLE, "Int64")).add_prefix(f"{name}_"))
@@ -157,11 +156,10 @@ class Judged:
         if not self._tuning:
             columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
         if not self._tuning and bool(marked.any()):
-            otsu = overlap.claimed(shown, overlap.otsu_threshold(shown))
             columns |= {
                 "hit": float(hit(shown, marked)),
-                "distance": float(peak_distance(shown, marked)),
-                "iou_otsu": float(overlap.iou(otsu, marked)),
+                "distance": float(overlap.peak_distance(shown, marked)),
+                "iou_otsu": float(overlap.iou(overlap.otsu_region(shown), marked)),
                 "energy": float(overlap.energy_in_mask(shown, marked)),
             }
             box_iou = overlap.box_iou_curve(shown, marked)[0].numpy()
@@ -204,12 +202,8 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
     return columns, {name: maps[name] for name in module.judged_maps}
 
 
-def _best_threshold(curves: np.ndarray) -> float:
-    return overlap.best_threshold(torch.from_numpy(curves))[0]
-
-
 def _at(curves: np.ndarray, threshold: float) -> np.ndarray:
-    """The column of a threshold of ``overlap.threshold_grid``."""
+    """The column of a threshold of ``overlap.level_counts``."""
     if math.isnan(threshold):
         return np.full(len(curves), NAN)
     return np.asarray(curves[:, round(threshold * (overlap.LEVELS - 1))])

@@ -128,7 +128,7 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         outputs = self.network.unmasked_pass(to_model_input(image))
-        raw = self.network.raw_maps(outputs.pyramid, outputs.drawn)
+        raw = self.network.raw_maps(outputs)
         size = image.shape[-2:]
         maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
         if not self.network.classifies:

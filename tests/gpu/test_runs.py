@@ -39,9 +39,9 @@ def run(command, *words):
 def uninterrupted(words, tmp_path_factory):
     """A finished run, and the operations that PyTorch called not deterministic in it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    told = run("train", *words, f"run.root={folder}")
-    found = sorted(set(re.findall(r"(\w+) does not have a deterministic implementation", told)))
-    return run_folder(folder, "stage3", NAME), found
+    warned = run("train", *words, f"run.root={folder}")
+    names = set(re.findall(r"(\w+) does not have a deterministic implementation", warned))
+    return run_folder(folder, "stage3", NAME), sorted(names)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(words, uninterrupted, tmp_path, record_property):

@@ -1,6 +1,6 @@
-"""How much of the lesion a map claims: pure functions, a value or a curve an image.
+"""How a map lies on the lesion: pure functions for the evaluation, a value or a curve an image.
 
-A region is what a map claims at a threshold; a lesion is bool, or a mask of at least 0.5.
+Maps ``(B, 1, H, W)`` are float and without NaN, regions (what a map claims) and lesions bool.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.attention import check_finite, normalise, precise
+from lightning_modules.attention import has_peak, normalise, peak
 
 # Bins of Otsu's histogram, levels of box_iou_curve: as many as an 8-bit image has values.
 LEVELS = 256
 
 
-def claimed(maps: Tensor, threshold: float | Tensor) -> Tensor:
-    """Pixels of maps ``(B, 1, H, W)`` that reach the threshold, or each its own ``(B,)``: bool."""
-    if isinstance(threshold, Tensor) and threshold.ndim:
-        threshold = threshold.view(-1, 1, 1, 1)
-    # At least float32: a threshold must not be rounded to half precision.
-    return precise(maps) >= threshold
+def peak_distance(maps: Tensor, lesion: Tensor) -> Tensor:
+    """Distance from a map's peak to the nearest pixel of the lesion, 0 in it: float32 ``(B,)``.
+
+    As a fraction of the image's diagonal ``sqrt(H^2 + W^2)``; infinite for a constant map, which
+    points nowhere, and without a lesion.
+    """
+    peaks = peak(maps)
+    place, y, x = lesion[:, 0].nonzero().unbind(dim=1)
+    squared = (torch.stack([x, y], dim=1) - peaks[place]).double().square().sum(dim=1)
+    nearest = squared.new_full((len(maps),), float("inf"))
+    nearest = nearest.scatter_reduce(0, place, squared, "amin").sqrt()
+    diagonal = float(maps.shape[-2] ** 2 + maps.shape[-1] ** 2) ** 0.5
+    return (nearest / diagonal).float().masked_fill(~has_peak(maps), float("inf"))
 
 
 def iou(region: Tensor, lesion: Tensor) -> Tensor:
@@ -29,7 +36,7 @@ def iou(region: Tensor, lesion: Tensor) -> Tensor:
 
     NaN where both are empty, as in CheXlocalize (Saporta et al. 2022).
     """
-    one, other = _bool(region).flatten(1), _bool(lesion).flatten(1)
+    one, other = region.flatten(1), lesion.flatten(1)
     return ((one & other).sum(dim=1).double() / (one | other).sum(dim=1)).float()
 
 
@@ -40,21 +47,18 @@ def energy_in_mask(maps: Tensor, lesion: Tensor) -> Tensor:
     lesion's outline instead of a box: a constant map gets the lesion's share of the image, a map
     without positive values 0; NaN without a lesion.
     """
-    check_finite(maps)
-    energy = maps.double().relu().flatten(1)
-    inside = _bool(lesion).flatten(1)
+    energy, inside = maps.double().relu().flatten(1), lesion.flatten(1)
     total = energy.sum(dim=1)
     share = (energy * inside).sum(dim=1) / torch.where(total > 0, total, 1.0)
     return torch.where(inside.any(dim=1), share, float("nan")).float()
 
 
-def otsu_threshold(maps: Tensor) -> Tensor:
-    """Otsu's (1979) threshold of each map, ``(B,)``, the smallest value of the upper class.
+def otsu_region(maps: Tensor) -> Tensor:
+    """The pixels of the upper class by Otsu's (1979) threshold of each map: bool ``(B, 1, H, W)``.
 
     It splits a histogram between the map's own minimum and maximum so that this explains most of
-    the values' variance, of equal ones the lowest. Infinite for a constant map: it claims nothing.
+    the values' variance, of equal ones the lowest. Empty for a constant map: it claims nothing.
     """
-    check_finite(maps)
     values = maps.flatten(1)
     low = values.amin(dim=1, keepdim=True)
     span = values.amax(dim=1, keepdim=True) - low
@@ -67,46 +71,37 @@ def otsu_threshold(maps: Tensor) -> Tensor:
     total, mean = below[:, -1:], moment[:, -1:] / below[:, -1:]
     between = (mean * below - moment).square() / (below * (total - below)).clamp(min=1)
     split = between[:, :-1].argmax(dim=1, keepdim=True)
-    upper = torch.where(bins > split, values, float("inf"))
-    return torch.where(span[:, 0] > 0, upper.amin(dim=1), float("inf"))
-
-
-def threshold_grid(levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The thresholds ``0, 1 / (levels - 1), ..., 1``, ``(levels,)``; 256: those of 8-bit maps."""
-    return torch.arange(levels, dtype=dtype) / (levels - 1)
+    return ((bins > split) & (span > 0)).view_as(maps)
 
 
 def level_counts(maps: Tensor, lesion: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
     """Pixels of the lesion and all pixels of each level of maps in [0, 1], int64 ``(B, levels)``.
 
-    A pixel has level l if it reaches the threshold l of :func:`threshold_grid` and not the next: so
-    IoU at any threshold and pixel average precision follow from these counts.
+    A pixel has level l if it reaches the threshold l of ``0, 1 / (levels - 1), ..., 1`` (of 256:
+    those of 8-bit maps) and not the next: so IoU at any threshold and pixel average precision
+    follow from these counts.
     """
-    check_finite(maps)
-    if not bool(((maps >= 0) & (maps <= 1)).all()):
+    if not bool(((maps >= 0) & (maps <= 1)).all()):  # NaN is neither
         raise ValueError(
             f"maps: expected values in [0, 1], got {maps.min():.3g} to {maps.max():.3g}. Fix: "
-            "attention.scale_map."
+            "attention.scale_map, or a model that has not diverged."
         )
-    values = precise(maps).flatten(1)
-    grid = threshold_grid(levels, values.dtype).to(maps.device)
-    level = torch.bucketize(values, grid, right=True) - 1
+    grid = torch.arange(levels, dtype=maps.dtype, device=maps.device) / (levels - 1)
+    level = torch.bucketize(maps.flatten(1), grid, right=True) - 1
     # Pixels outside the lesion are sent to a level of their own, which is dropped.
-    inside = torch.where(_bool(lesion).flatten(1), level, levels)
+    inside = torch.where(lesion.flatten(1), level, levels)
     return _histogram(inside, levels + 1)[:, :levels], _histogram(level, levels)
 
 
-def best_threshold(curves: Tensor) -> tuple[float, float]:
-    """The one threshold with the largest mean of IoU curves ``(N, levels)``, and that mean.
+def best_threshold(curves: np.ndarray) -> float:
+    """The one threshold with the largest mean of IoU curves ``(N, levels)``.
 
     The threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
-    equal ones the lowest; NaN is left out, and both are NaN without an image.
+    equal ones the lowest; NaN is left out, and the answer without an image.
     """
-    mean = curves.double().nanmean(dim=0).nan_to_num(-1.0)
+    mean = torch.from_numpy(curves).double().nanmean(dim=0).nan_to_num(-1.0)
     place = 1 + int(mean[1:].argmax())
-    if mean[place] < 0:
-        return float("nan"), float("nan")
-    return float(threshold_grid(len(mean), torch.float64)[place]), float(mean[place])
+    return place / (len(mean) - 1) if mean[place] >= 0 else float("nan")
 
 
 def box_iou_curve(maps: Tensor, lesion: Tensor) -> Tensor:
@@ -117,9 +112,8 @@ def box_iou_curve(maps: Tensor, lesion: Tensor) -> Tensor:
     Each map is stretched to [0, 1] by its own minimum and maximum and cut above 0 to 254 of 255:
     float32 ``(B, 255)`` in [0, 1], zeros for a constant map or without a lesion.
     """
-    check_finite(maps)
     levels = (normalise(maps) * (LEVELS - 1)).byte().cpu().numpy()  # byte() cuts down
-    masks = _bool(lesion).cpu().numpy()
+    masks = lesion.cpu().numpy()
     curves = [_box_curve(level[0], mask[0]) for level, mask in zip(levels, masks, strict=True)]
     return torch.stack(curves).to(maps.device)
 
@@ -171,10 +165,6 @@ def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     both = sides.prod(axis=2)
     one, other = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
     return np.asarray(both / (one[:, None] + other - both))
-
-
-def _bool(region: Tensor) -> Tensor:
-    return region if region.dtype == torch.bool else region >= 0.5
 
 
 def _histogram(place: Tensor, bins: int) -> Tensor:
