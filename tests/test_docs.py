@@ -140,9 +140,9 @@ def test_the_example_answers_as_predict_does(run_page):
         assert answer == ("normal", "abnormal")[int(wanted["predicted_abnormal"])]
         # The page: up to 5e-4 of a probability, 3e-3 of the FCN's map; what is written is rounded.
         assert float(probability) == pytest.approx(wanted["probability_abnormal"], abs=6e-4)
-        (map,) = session.run(["fcn"], {"image": np.load(folder / "square.npy")[None, None]})
+        (array,) = session.run(["fcn"], {"image": np.load(folder / "square.npy")[None, None]})
         shown = decode(folder / "answers" / "maps" / f"{image}.fcn.png") / 255
-        full = from_square(map[0, 0], letterbox(*shown.shape, 64))
+        full = from_square(array[0, 0], letterbox(*shown.shape, 64))
         assert full == pytest.approx(shown, abs=3e-3 + 0.5 / 255)
         assert shown.max() > shown.min(), "nothing was compared"
         peak = dict(re.findall(r"^([xy]) of the image: (.*)$", output, re.MULTILINE))
