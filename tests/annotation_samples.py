@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from tests.dicoms import radiograph
+
 HEIGHT, WIDTH = 20, 30
 TOP, LEFT, SIDE = 4, 6, 5
 CORNERS = [[6, 4], [10, 4], [10, 8], [6, 8]]
@@ -38,18 +40,13 @@ def runs(mask: np.ndarray) -> list[int]:
 
 def brush(mask: np.ndarray) -> list[int]:
     """Label Studio's brush strokes, written bit by bit as rle-pack describes them."""
-    words = np.repeat((mask.ravel() != 0).astype(int) * 255, 4).tolist()
+    words = np.repeat((mask.ravel() != 0).astype(int) * 255, 4)
     bits = f"{len(words):032b}{7:05b}{2:04b}{7:04b}{8:04b}{15:04b}"
-    place = 0
-    while place < len(words):
-        end = place
-        while end < len(words) and words[end] == words[place] and end - place < 256:
-            end += 1
-        if end - place > 1:  # repeated: the second of the four lengths, 8 bits
-            bits += f"1{1:02b}{end - place - 1:08b}{words[place]:08b}"
-        else:  # one word by itself: the first of the four, 3 bits
-            bits += f"0{0:02b}{0:03b}{words[place]:08b}"
-        place = end
+    for part in np.split(words, np.flatnonzero(np.diff(words)) + 1):
+        for start in range(0, len(part) - 1, 255):  # repeated: the second length, of 8 bits
+            bits += f"1{1:02b}{len(part[start : start + 255]) - 1:08b}{part[0]:08b}"
+        if len(part) % 255 == 1:  # one word by itself: the first length, of 3 bits
+            bits += f"0{0:02b}{0:03b}{part[0]:08b}"
     bits += "0" * (-len(bits) % 8)
     return [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
 
@@ -167,21 +164,9 @@ YOLO = f"0 {8 / WIDTH} {6 / HEIGHT} {4 / WIDTH} {4 / HEIGHT}\n" + " ".join(
 def segmentation(path: Path, mask: np.ndarray, kind: str = "BINARY") -> Path:
     """Write a DICOM SEG of a plain radiograph whose SOP Instance UID is 1.2.3.4."""
     import highdicom
-    from pydicom import Dataset
-    from pydicom.dataset import FileMetaDataset
     from pydicom.sr.codedict import codes
 
-    source = Dataset()
-    source.file_meta = FileMetaDataset()
-    source.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
-    source.SOPClassUID, source.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3.4"
-    source.StudyInstanceUID, source.SeriesInstanceUID = "1.2.3", "1.2.3.1"
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"):
-        setattr(source, name, "")
-    for name in ("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"):
-        setattr(source, name, "")
-    source.Modality, source.Rows, source.Columns = "CR", *mask.shape[1:3]
-    source.SeriesNumber = source.InstanceNumber = 1
+    source = radiograph(np.zeros(mask.shape[1:3], np.uint8), SOPInstanceUID="1.2.3.4")
     organ, names = codes.SCT.Organ, ("fracture", "metal")[: mask.shape[-1]]
     segments = [
         highdicom.seg.SegmentDescription(number, name, organ, organ, "MANUAL")
@@ -204,7 +189,6 @@ FILES = {
     "via": ("via.json", json.dumps(VIA)),
     "via project": ("project.json", json.dumps(VIA_PROJECT)),
     "via csv": ("via.csv", VIA_CSV),
-    "via csv of version 1": ("via.csv", VIA_CSV.replace("filename", "#filename")),
     "voc": ("a.xml", VOC),
     "yolo": ("hand/a.txt", YOLO),
 }

@@ -44,25 +44,22 @@ def palette(mask):
 
 
 def classes(one, other):
-    mask = np.zeros((HEIGHT, WIDTH, *np.shape(one)), np.uint16 if np.max(other) > 255 else np.uint8)
+    mask = np.zeros((HEIGHT, WIDTH, *np.shape(one)), np.uint8)
     mask[4:9, 6:9], mask[4:9, 9:11] = one, other
     return mask
-
-
-BROWN = (128, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("suffix", "pixels"),
     [
-        *(("", square()), ("_mask", square() // 255), ("-mask", square() // 2)),
-        *(
-            (".mask", square() > 0),
-            ("", np.stack([square()] * 3, -1)),
-            ("", classes((128, 0, 0), (128, 0, 0))),
-        ),
-        *(("", square().astype(np.uint16) * 257), ("", classes(1, 2).astype(np.uint16))),
-        *(("", classes(1, 2)), ("_mask", palette(classes(1, 2)))),
+        ("", square()),
+        ("_mask", square() // 255),
+        ("-mask", square() > 0),
+        ("", np.stack([square()] * 3, -1)),
+        ("", classes((128, 0, 0), (128, 0, 0))),
+        ("", square().astype(np.uint16) * 257),
+        ("", classes(1, 2)),
+        ("_mask", palette(classes(1, 2))),
     ],
 )
 def test_masks_are_read(tmp_path, suffix, pixels):
@@ -80,11 +77,8 @@ SMOOTH = Image.fromarray(square()).resize((60, 40), Image.Resampling.BILINEAR)
     ("content", "what"),
     [
         (SMOOTH, "holds grey in between, such as"),
-        (classes(300, 700), "such as [300, 700]"),
         (np.dstack([square()] * 4), "is see-through in places"),
-        (b"\xff\xd8\xff", "the JPEG is cut short"),
         (png(square())[:-20], "damaged image"),
-        (b"", "the file is empty"),
     ],
 )
 def test_a_wrong_mask_is_named_and_the_others_are_read(tmp_path, content, what):
@@ -123,33 +117,21 @@ def test_a_dicom_segmentation_is_read(tmp_path, kind, high):
     assert recognise(tmp_path) == recognise(tmp_path / "s.dcm") == "dicom-seg"
 
 
-@pytest.mark.parametrize(
-    ("rows", "what"),
-    [(0, "has the size 30 x 0"), (40, "damaged or compressed DICOM (ValueError); export it again")],
-)
-def test_a_wrong_segmentation_is_named_with_its_image(tmp_path, rows, what):
+def test_a_wrong_segmentation_is_named_with_its_image(tmp_path):
     path = segmentation(tmp_path / "s.dcm", frames(square() // 255))
     data = pydicom.dcmread(path)
-    data.Rows = rows
+    data.Rows = 40
     data.save_as(path)
     images, (mistake,) = READERS["dicom-seg"](path)
     assert images == []
     assert mistake.where == str(path)
-    assert what in mistake.what
+    assert "damaged or compressed DICOM (ValueError); export it again" in mistake.what
     assert "1.2.3.4" in mistake.images
 
 
-UNTIDY = """<annotation><filename> a.png </filename><size/><object><name> text </name><bndbox>
-<xmax>\n 690 </xmax> <xmin>645</xmin> <ymax>152</ymax> <ymin> 86.5 </ymin></bndbox></object>
-</annotation>"""
-
-
-def test_untidy_voc_files_are_read_and_others_are_mistakes(tmp_path):
-    put(tmp_path, {"a.xml": UNTIDY, "b.xml": "<annotation/>", "c.xml": "<a", "d.xml": "<html/>"})
-    ((image, empty), mistakes) = READERS["voc"](tmp_path)
-    outline = ((645, 86.5), (690, 86.5), (690, 152), (645, 152))
-    assert image[:2] == ("a.png", None)
-    assert [mark[1:] for mark in image.marks] == [(outline, None, ("text",), "", True)]
+def test_other_files_beside_voc_are_mistakes(tmp_path):
+    put(tmp_path, {"a.xml": samples.VOC, "b.xml": "<annotation/>", "c.xml": "<a", "d.xml": "<b/>"})
+    (_, empty), mistakes = READERS["voc"](tmp_path)
     assert empty[:3] == ("b", None, [])
     assert [mistake.where for mistake in mistakes] == [str(tmp_path / f"{n}.xml") for n in "cd"]
     assert "no XML (" in mistakes[0].what
@@ -169,20 +151,14 @@ def test_equal_names_in_folders_stay_apart(tmp_path, kind):
 def test_images_of_one_name_stay_apart_in_csv_of_via(tmp_path):
     rows = pd.concat([samples.ROWS, samples.ROWS.assign(file_size=99)], ignore_index=True)
     rows.loc[0, "region_attributes"] = "{'label':"
-    rows.to_csv(tmp_path / "via.csv", index=False)
-    images, mistakes = READERS["via"](tmp_path / "via.csv")
-    assert [image.name for image in images] == ["hand/a.png"] * 2
+    images, (mistake, *_) = READERS["via"](put(tmp_path, {"via.csv": rows.to_csv(index=False)}))
     assert [len(image.marks) for image in images] == [4, 5]
-    assert mistakes[0].where == f"{tmp_path / 'via.csv'}: row 2"
+    assert mistake.where == f"{tmp_path / 'via.csv'}: row 2"
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
-        ("classes.txt", "fracture\nmetal\n"),
-        ("data.yaml", "names: [fracture, metal]\nnc: 2"),
-        ("data.yaml", "names:\n  0: fracture\n  1: metal"),
-    ],
+    [("classes.txt", "fracture\nmetal\n"), ("data.yaml", "names:\n  0: fracture\n  1: metal")],
 )
 def test_classes_of_yolo_have_names(tmp_path, name, content):
     lines = f"{samples.YOLO}\n1{samples.YOLO[1:]}\n7{samples.YOLO[1:]}"
@@ -198,12 +174,6 @@ def test_classes_of_yolo_have_names(tmp_path, name, content):
     put(tmp_path, {"data.yaml": "names: [fracture"})
     with pytest.raises(DataError, match=r"data\.yaml: names of classes cannot be read"):
         READERS["yolo"](tmp_path)
-
-
-def test_names_of_classes_above_other_folders_are_not_these(tmp_path):
-    put(tmp_path, {"labels.txt": "somebody's shopping\n", "mine/a.txt": samples.YOLO})
-    ((image,), _) = READERS["yolo"](tmp_path / "mine")
-    assert {mark.labels for mark in image.marks} == {("0",)}
 
 
 @pytest.mark.parametrize(
@@ -224,22 +194,14 @@ def test_a_folder_is_of_one_format_or_refused(tmp_path, contents, message):
         recognise(tmp_path)
 
 
-def test_of_a_folder_the_only_coco_file_is_read(tmp_path):
-    put(tmp_path, {"a.json": samples.COCO})
-    assert len(READERS["coco"](tmp_path).images[0].marks) == 3
-    with pytest.raises(DataError, match=r"holds 2 files \.json \(a\.json, b\.json\); give the one"):
-        READERS["coco"](put(tmp_path, {"b.json": samples.COCO}))
-
-
-@pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("name", ["missing", "empty", "latin"])
-def test_a_file_that_cannot_be_read_is_refused(tmp_path, kind, name):
-    put(tmp_path, {"empty.json": b"", "latin.json": b'{"\xe9": 1}'})
-    for reader in (READERS[kind], recognise):
-        if (kind, name) == ("yolo", "empty") and reader is not recognise:
-            continue  # an image without marks
-        with pytest.raises(DataError, match=f"{name}.json"):
-            reader(tmp_path / f"{name}.json")
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    put(tmp_path, {"latin.json": b'{"\xe9": 1}', "b.json": samples.COCO})
+    for reader in (*READERS.values(), recognise):
+        for name in ("missing", "latin"):
+            with pytest.raises(DataError, match=f"{name}.json"):
+                reader(tmp_path / f"{name}.json")
+    with pytest.raises(DataError, match=r"2 files \.json \(b\.json, latin\.json\); give the one"):
+        READERS["coco"](tmp_path)
 
 
 def test_four_formats_hold_the_same_lesions(tmp_path):
@@ -260,9 +222,8 @@ def test_four_formats_hold_the_same_lesions(tmp_path):
         of[kind] = {one.name.partition(".")[0]: one for one in images if one.marks}
         marks = [mark for image in of[kind].values() for mark in image.marks]
         assert (len(of[kind]), len(marks)) == (35, 56)
-        assert {(mark.labels, mark.is_box) for mark in marks} == {
-            (("fractured",), kind in ("voc", "yolo"))
-        }
+        is_box = kind in ("voc", "yolo")
+        assert {(mark.labels, mark.is_box) for mark in marks} == {(("fractured",), is_box)}
     for name, image in of["coco"].items():
         masks = [draw(of[kind][name].marks, *image.size) for kind in ("coco", "via")]
         np.testing.assert_array_equal(*masks)
@@ -270,7 +231,6 @@ def test_four_formats_hold_the_same_lesions(tmp_path):
         for kind, scale in (("coco", 1), ("voc", 1), ("yolo", np.array(image.size[::-1]))):
             corners = [np.array(mark.outline) * scale for mark in of[kind][name].marks]
             boxes[kind] = np.array(sorted([*c.min(0), *c.max(0)] for c in corners))
-        assert of["voc"][name].size == image.size
         # VOC holds whole pixels, YOLO four decimals: of the largest image 0.3 pixels.
         assert np.abs(np.floor(boxes["coco"]) - boxes["voc"]).max() <= 1, name
         assert np.abs(boxes["coco"] - boxes["yolo"]).max() <= 1, name

@@ -18,7 +18,7 @@ from datamodules.index import DataError
 from tests import annotation_samples as samples
 from tests.annotation_samples import FILES, HEIGHT, SQUARE, WIDTH, png, result, runs, square
 
-NO_SIZE = ("via", "via project", "via csv", "via csv of version 1", "yolo")
+NO_SIZE = ("via", "via project", "via csv", "yolo")
 
 
 def read(tmp_path, kind, content=None):
@@ -83,11 +83,6 @@ def test_all_encodings_of_coco_draw_the_same_and_regions_add_up(tmp_path):
     clipped = square()
     clipped[18:, 28:] = 255  # what lies outside is cut off
     np.testing.assert_array_equal(pixels(image.marks), clipped)
-    (image,) = read(tmp_path, *coco([[5.1, 5.1, 15.1, 5.2, 15.1, 5.3]])).images
-    assert pixels(image.marks).any()  # a hairline is not lost
-
-
-# Wrong entries, each before one that is the square ------------------------------------------------
 
 
 def coco(*segmentations):
@@ -96,86 +91,41 @@ def coco(*segmentations):
     return "coco", {**samples.COCO, "annotations": entries}
 
 
-def counts(counts, size=(HEIGHT, WIDTH)):
-    return coco({"size": [*size], "counts": counts}, SQUARE)
-
-
-def labelme(**shape):
-    shapes = [{**samples.LABELME["shapes"][0], **shape}, samples.LABELME["shapes"][0]]
-    return "labelme", {**samples.LABELME, "shapes": shapes}
-
-
-def mask(content):
-    text = base64.b64encode(content).decode()
-    return labelme(shape_type="mask", points=[[6, 4], [10, 8]], mask=text)
-
-
 def studio(*results, **task):
     task = {"id": 1, "data": {"image": "hand/a.png"}, "annotations": [{"result": results}], **task}
     return "label-studio", [task]
 
 
-def region(**changes):
-    return studio({**samples.RESULTS[0], **changes}, samples.RESULTS[0])
-
-
-def via(**shape):
-    regions = [{"shape_attributes": {**samples.POLYGON, **shape}}, samples.REGIONS[0]]
-    return "via", {"a": {"filename": "hand/a.png", "regions": regions}}
-
-
-def cvat(shape):
-    start, _, end = re.split("(?s)(<mask.*(?=</image>))", samples.CVAT)
-    return "cvat", start.replace("<polygon", f"{shape}<polygon") + end
-
-
-def voc(old, new):
-    start, thing, end = re.split("(?s)(<object>.*</object>)", samples.VOC)
-    return "voc", start + thing.replace(old, new) + thing + end
-
-
-def yolo(line):
-    return "yolo", f"{line}\n{samples.YOLO}"
+LINE = samples.YOLO.splitlines()[0]
+OTHER_MASK = base64.b64encode(png(square())).decode()
 
 
 @pytest.mark.parametrize(
-    ("changed", "what"),
+    ("kind", "old", "new", "what"),
     [
-        (labelme(shape_type="point"), "shape number 0: 'point' marks no area; outline"),
-        (labelme(points=[[1, 2], [3, 4]]), "a polygon of 2 points; draw three or more"),
-        (labelme(points=[[1, 2], [3, 4], [5, 6]]), "all its points lie on one line"),
-        (labelme(points=[[1, 2], [3, 4], [5]]), "cannot be read (not enough values to unpack"),
-        (labelme(points=[[1, 2], [3, 4], [5, "x"]]), "y is 'x', no number; export it again"),
-        (mask(b"no png"), "its mask: expected a PNG"),
-        (mask(png(square())), "its mask and its two points are of different sizes"),
-        (mask(png(np.zeros((5, 5), bool))), "nothing is marked; draw it again"),
-        (region(type="keypointlabels"), "result 'r1': 'keypoint' is not read; draw it as polygon"),
-        (region(image_rotation=90), "the image was turned in Label Studio"),
-        (region(value={"points": [], "closed": False}), "the polygon is not closed"),
-        (region(type="brushlabels", value={"rle": [255] * 40}), "its brush strokes end too early"),
-        (region(type="brush", value={"rle": samples.brush(square()[1:])}), "cannot reshape"),
-        (via(all_points_x=[1]), "cannot be read (zip() argument 2 is longer"),
-        (via(name="polyline"), "a polyline that does not end where it began"),
-        (via(name="ellipse", cx=1, cy=1, rx=1, ry=-1), "an ellipse of 1 x -1 pixels"),
-        (cvat('<points label="x" points="1,2"/>'), "hand/a.png, points number 0: 'points' marks"),
-        (cvat('<box xtl="1" ytl="2" xbr="0" ybr="4"/>'), "a box of -1 x 2 pixels"),
-        (cvat('<mask rle="1,2" left="0" top="0" width="2" height="2"/>'), "covers 3 pixels"),
-        (cvat('<mask rle="0,4" left="29" top="0" width="2" height="2"/>'), "juts out of"),
-        (voc("bndbox", "box"), "has no upright box"),
-        (voc("<ymin>4", "<ymin>"), "ymin is '', no number"),
-        (yolo("0 .5 .5 .1"), "line 1: holds 3 values behind the class"),
-        (yolo("0 184 386 330 448"), "is in pixels; YOLO's values are shares"),
-        (yolo("bone .5 .5 .1 .1"), "its class is 'bone', no number"),
-        (coco([[1, 1, 2, 2, 3]], SQUARE), "annotation 0 on hand/a.png: cannot be read (cannot"),
-        (coco([], SQUARE), "has no segmentation and no box"),
-        (counts([600], (WIDTH, HEIGHT)), "RLE is of size [30, 20], the image of [20, 30]"),
-        (counts([10, 5]), "RLE covers 15 pixels, it has 600"),
-        (counts(None), "cannot be read ("),
+        ("labelme", '"polygon"', '"point"', "shape number 0: 'point' marks no area; outline"),
+        ("labelme", "[10, 8], [6, 8]]", "[8, 4], [6, 4]]", "all its points lie on one line"),
+        ("labelme", "[6, 8]]", '[5, "x"]]', "y is 'x', no number; export it again"),
+        ("labelme", samples.MASK, OTHER_MASK, "its mask and its two points are of different"),
+        ("label-studio", '"polygonlabels"', '"keypointlabels"', "'r1': 'keypoint' is not read"),
+        ("label-studio", '"image_rotation": 0', '"image_rotation": 90', "the image was turned"),
+        ("label-studio", '"closed": true', '"closed": false', "the polygon is not closed"),
+        ("label-studio", '"rle": [0, 0', '"rle": [1, 0', "its brush strokes end too early"),
+        ("via", "[4, 4, 8, 4]", "[4, 4, 8, 5]", "a polyline that does not end where it began"),
+        ("cvat", "<ellipse", "<points", "hand/a.png, points number 3: 'points' marks no area"),
+        ("cvat", 'rle="8, 5', 'rle="7, 5', "covers 41 pixels, it has 42"),
+        ("cvat", 'left="5"', 'left="25"', "juts out of"),
+        ("yolo", LINE, "0 .5 .5 .1", "line 1: holds 3 values behind the class"),
+        ("yolo", LINE, "0 184 386 330 448", "is in pixels; YOLO's values are shares"),
+        ("yolo", LINE, "bone .5 .5 .1 .1", "its class is 'bone', no number"),
+        ("coco", '"bbox": [6, 4, 4, 4]', '"bbox": [6, 4]', "has no segmentation and no box"),
+        ("coco", '"size": [20, 30]', '"size": [30, 20]', "RLE is of size [30, 20], the image of"),
+        ("coco", '"counts": [124', '"counts": [12', "RLE covers 488 pixels, it has 600"),
     ],
 )
-def test_a_wrong_entry_is_named_and_the_others_are_read(tmp_path, changed, what):
-    kind, content = changed
-    ((image,), (mistake,)) = read(tmp_path, kind, content)
+def test_a_wrong_entry_is_named_and_the_others_are_read(tmp_path, kind, old, new, what):
+    text = FILES[kind][1].replace(old, new, 1)
+    ((image,), (mistake,)) = read(tmp_path, kind, text)
     assert what in f"{mistake.where}: {mistake.what}"
     assert mistake.where.startswith(str(tmp_path / FILES[kind][0]))
     assert mistake.images[-1:] == (image.name,)
@@ -189,7 +139,6 @@ IMAGE = {"id": 3, "file_name": "a", "height": 9, "width": 9}
     ("images", "annotations", "message"),
     [
         ([], [{"id": 7, "image_id": 3}], "annotation 7: is of image 3, which is not listed"),
-        ([{"id": 3}], [{"image_id": 3}], "image number 0: lacks 'file_name'; export it again"),
         ([IMAGE, {**IMAGE, "file_name": "b"}], [], "number 1: shares its id 3 with another image"),
         ([{**IMAGE, "height": 2.5}], [], "has the size 9 x 2.5; export it again"),
     ],
@@ -206,11 +155,8 @@ def test_a_wrong_image_of_coco_is_listed_once(tmp_path, images, annotations, mes
     [
         ("cvat", "<annotations><track/></annotations>", "no CVAT file of images"),
         ("voc", "<annotation><obj", "no XML"),
-        ("coco", "", "no JSON"),
         ("coco", "[]", "lacks the list 'images'"),
-        ("coco", '{"images": []}', "lacks the list 'annotations'"),
         ("labelme", "{}", "lacks the list 'shapes'"),
-        ("via", "[1]", "cannot be read"),
         ("label-studio", '[{"id": 1}]', "no export of Label Studio"),
     ],
 )
@@ -219,36 +165,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path, kind, content, message):
         read(tmp_path, kind, content)
 
 
-NASTY = [None, True, -1, 0.5, 1e308, 10**400, "", "x", "\ud800", "../x", [], {}, [[1, 2], [3, "4"]]]
+NASTY = [None, -1, 1e308, 10**400, "", "\ud800", "../x", [], {}, [[1, 2], [3, "4"]]]
 
 
-def spoiled(content, rng):
-    """A file with one place of it replaced or removed, as a script or a full disk leaves it."""
-    if not content.startswith(("{", "[")) or rng.random() < 0.2:
-        place = rng.randrange(len(content))
-        return content[:place] + rng.choice(["", content[place + rng.randrange(9) :]])
-    tree = json.loads(content)
-    waiting, places = [tree], []
-    while waiting:
-        parent = waiting.pop()
-        for key in parent if isinstance(parent, dict) else range(len(parent)):
-            places.append((parent, key))
-            waiting += [parent[key]] if isinstance(parent[key], (dict, list)) else []
-    parent, key = rng.choice(places)
-    parent[key] = rng.choice(NASTY)
-    return json.dumps(tree)
+def places(tree):
+    """Every place in a tree of JSON: its parent and its key."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], (dict, list)):
+            yield from places(tree[key])
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", [kind for kind in FILES if FILES[kind][0].endswith(".json")])
 def test_a_spoiled_file_is_no_more_than_a_mistake(tmp_path, kind):
-    name, content = FILES[kind]
+    """One place of it replaced, as a script leaves it."""
     rng = random.Random(0)
-    for text in (spoiled(content, rng) for _ in range(150)):
+    for _ in range(60):
+        content = json.loads(FILES[kind][1])
+        parent, key = rng.choice([*places(content)])
+        parent[key] = rng.choice(NASTY)
         with suppress(DataError):
-            _, mistakes = read(tmp_path, kind, text)
-            assert all(mistake.where.startswith(str(tmp_path / name)) for mistake in mistakes)
-        with suppress(DataError):
-            recognise(tmp_path / name)
+            assert all(FILES[kind][0] in one.where for one in read(tmp_path, kind, content)[1])
+            recognise(tmp_path / FILES[kind][0])
 
 
 # Label Studio -------------------------------------------------------------------------------------
@@ -296,7 +234,6 @@ def test_what_label_studio_draws_is_read_or_a_mistake(tmp_path, content, labels,
         ("/data/local-files/?d=hand%2Fp1%2Fa.png", "hand/p1/a.png"),
         ("http://localhost:8080/data/upload/3/0a1b2c3d-a.png", "0a1b2c3d-a.png"),
         ("C:\\films\\hand\\a.png", "films/hand/a.png"),
-        ("../../etc/a.png", "etc/a.png"),
     ],
 )
 def test_names_of_images(tmp_path, address, name):

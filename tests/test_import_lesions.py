@@ -24,7 +24,6 @@ from tests.lesion_files import (
     PIXELS,
     WIDTH,
     box,
-    coco,
     coco_of,
     image,
     rated,
@@ -42,15 +41,9 @@ def test_masks_table_and_sheets_are_written_and_the_data_set_takes_them(importin
     names = [ONE, OTHER, image(102, split="valid")]
     assert importing.run(coco_of(*((name, [BOX]) for name in names))) == 0
     assert importing.table()["image"].tolist() == names
-    assert set(importing.table()["lesion_type"]) == {"fracture"}
-    files = sorted(path.name for path in importing.out.iterdir())
-    assert files == ["import.csv", "lesions.csv", "masks", "sheet.png"]
-    for name in names:
-        np.testing.assert_array_equal(importing.mask(name), box())
-    about = importing.table("import.csv")
-    assert about["share"].tolist() == [round(80 / 1200, 6)] * 3
-    assert about["weak"].tolist() == [1, 1, 1]  # a polygon, but of a box's four corners
-    assert about["split"].iloc[2] == "test"
+    np.testing.assert_array_equal(importing.mask(names[2]), box())
+    about = importing.table("import.csv")[["split", "labels", "share", "weak"]]
+    assert about.iloc[2].tolist() == ["test", "fracture", round(80 / 1200, 6), 0]
     printed, out, root = importing.printed(), importing.out, importing.root
     assert "3 listed, 0 of them without a mark; 3 matched, 0 of them left out" in printed
     assert f'make stage3 DATA=mura ROOT={root} RUN=lesions ARGS="lesions.path={out}"' in printed
@@ -58,7 +51,7 @@ def test_masks_table_and_sheets_are_written_and_the_data_set_takes_them(importin
     table = build_data(load_config("stage3", words)).checked_index()
     assert table["path"][table["lesion_mask"] != ""].tolist() == names
     # Masks of train alone are cross-fitted; several sheets are numbered.
-    monkeypatch.setattr("experiments.annotation.showing.ROWS", 1)
+    monkeypatch.setattr("experiments.annotation.importing.ROWS", 1)
     train = table["path"][(table["split"] == "train") & (table["label"] == 1)].tolist()
     again = importing.out = out.with_name("again")
     assert importing.run(coco_of(*((name, [BOX]) for name in train))) == 0
@@ -81,7 +74,7 @@ def test_the_outline_is_on_the_sheet_in_the_lesions_place(importing):
     assert ends == pytest.approx(wanted, abs=4)
 
 
-@pytest.mark.parametrize("name", ["a$b", "it's \"$HOME`", "plain"])
+@pytest.mark.parametrize("name", ["it's \"$HOME`", "plain"])
 def test_the_next_command_brings_a_folder_of_any_name_to_training(importing, tmp_path, name):
     """Typed in a shell, and passed on by make: what training is given at last."""
     assert importing.run(RIGHT, out=tmp_path / name) == 0
@@ -91,16 +84,6 @@ def test_the_next_command_brings_a_folder_of_any_name_to_training(importing, tmp
     line = line.replace("make ", f"make -s -f {shlex.quote(str(makefile))} ", 1)
     given = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
     assert given.splitlines()[0] == f"lesions.path={tmp_path / name}"
-
-
-def test_a_class_may_be_any_text(importing):
-    """It moves no cursor, and is no formula to a spreadsheet."""
-    label, kind = '=HYPERLINK("http://x.org\x1b[2J\ud800")', '=HYPERLINK("http://x.org?[2J?")'
-    categories = [{"id": 1, "name": label}]
-    assert importing.run(coco({"segmentation": [BOX]}, categories=categories)) == 0
-    assert f"marks    {kind} 1" in importing.printed()
-    assert importing.table()["lesion_type"].tolist() == [f"'{kind}"]
-    assert importing.table("import.csv")["labels"].tolist() == [f"'{kind}"]
 
 
 def test_an_example_comes_back_as_the_phantoms_own_masks(importing, tmp_path):
@@ -127,34 +110,21 @@ EIGHT = [5, 5, 25, 25, 25, 5, 5, 25]
 
 
 @pytest.mark.parametrize(
-    ("entries", "messages"),
+    ("entries", "message"),
     [
-        ([(OTHER, [[30, 5, 90, 5, 90, 20]])], ["annotation 2: .* most of it lies outside the 40x"]),
-        ([(OTHER, [EIGHT])], [r"its outline crosses itself near \(15, 15\)"]),
-        (
-            [(OTHER, [[0, 0, 40, 0, 40, 30, 0, 30]])],
-            ["100.0 % of the image and most of its border"],
-        ),
-        ([(OTHER, [BOX, [5, 5, 9, 9]])], ["wrong entry: 1, nothing of their images is taken"]),
-        ([(image(1), [BOX])], [f"{image(1)} is labelled normal but has a lesion marked"]),
-        (
-            [(OTHER, [BOX]), (f"MURA-v1.1/{OTHER}", [BOX]), ("nobody.png", [BOX])],
-            [f"{OTHER} is listed twice, also in ", "unknown image: 1\n", "left out: 2 mistakes"],
-        ),
-        ([(OTHER, [EIGHT, [99, 5, 120, 5, 120, 20]])], ["wrong mark: 2\n"]),
-        ([("train/extra.png", [BOX])], ["extra.png is no image of .* that the index lists"]),
-        (
-            [("nobody.png", [BOX])] * 60,
-            ["unknown image: 60\n", "image number 50: .*\n  and 10 more\n"],
-        ),
+        ([(OTHER, [[30, 5, 90, 5, 90, 20]])], "annotation 2: .* most of it lies outside the 40x"),
+        ([(OTHER, [BOX, EIGHT])], r"its outline crosses itself near \(15, 15\)"),
+        ([(OTHER, [BOX, [5, 5, 9, 9]])], "wrong entry: 1, nothing of their images is taken"),
+        ([(image(1), [BOX])], f"{image(1)} is labelled normal but has a lesion marked"),
+        ([(OTHER, [BOX]), (f"MURA-v1.1/{OTHER}", [BOX])], f"{OTHER} is listed twice, also in "),
+        ([("train/extra.png", [BOX])], "extra.png is no image of .* that the index lists"),
+        ([("nobody.png", [BOX])] * 60, "unknown image: 60\n(  .*\n){50}  and 10 more\n"),
     ],
 )
-def test_a_wrong_mark_keeps_its_image_out(importing, entries, messages):
+def test_a_wrong_mark_keeps_its_image_out(importing, entries, message):
     save(importing.root / "train" / "extra.png")
     assert importing.run(coco_of((ONE, [BOX]), *entries)) == 1
-    printed = importing.printed()
-    for message in messages:
-        assert re.search(message, printed), printed
+    assert re.search(message, importing.printed())
     assert importing.pixels() == {ONE: PIXELS}
 
 
@@ -165,14 +135,13 @@ def jpeg(exif):
 @pytest.mark.parametrize(
     ("prepare", "size", "status", "message"),
     [
-        (None, (60, 80), 2, "it is 80x60 px in the file, the upright image 40x30 px"),
+        (None, (60, 80), 2, "size in the file is 80x60 px: expected 40x30 px, as its"),
         # The raw frame of a turned image; a turn that is not in EXIF is not applied.
-        (6, (WIDTH, HEIGHT), 2, "it seems turned by 90 degrees (its EXIF or XMP orientation is 6)"),
+        (6, (WIDTH, HEIGHT), 2, "Fix: draw it on the original, not turned by 90 degrees"),
         (6, (HEIGHT, WIDTH), 0, "masks    1"),
-        (jpeg(XMP_APP), (WIDTH, HEIGHT), 2, "it seems turned by 90 degrees (its EXIF or XMP"),
-        (jpeg(XMP_APP), (HEIGHT, WIDTH), 0, "masks    1"),
+        (jpeg(XMP_APP), (WIDTH, HEIGHT), 2, "not turned by 90 degrees"),
         (jpeg(app(0xE1, b"Exif\0\0garbage")), (HEIGHT, WIDTH), 0, "masks    1"),
-        (3, (HEIGHT, WIDTH), 0, "    its XMP or EXIF orientation is 3, and the file does not tell"),
+        (3, (HEIGHT, WIDTH), 0, "    its EXIF orientation is 3: the file does not tell"),
     ],
 )
 def test_the_size_tells_the_frame_that_was_drawn_in(importing, prepare, size, status, message):
@@ -196,7 +165,7 @@ VOID = np.maximum(box(9, 4, 20, 13) - box(), ONES)
         ((255 - box(), box()), 1, "93.3 % of the image and most of its border are marked: is the"),
         # The void of one mask is no lesion, nor beside classes of others.
         ((ONES, VOID), 2, "of several classes"),
-        ((box(), ONES), 2, "holds 1 in"),
+        ((box(), ONES), 2, "holds 1 and 255: of several classes"),
     ],
 )
 def test_a_mask_that_is_no_lesion_is_not_taken(importing, masks, status, message):
@@ -211,30 +180,21 @@ def test_a_mask_that_is_no_lesion_is_not_taken(importing, masks, status, message
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["absent.json"], "absent.json is missing"),
+        (["absent.json"], "absent.json: cannot be read"),
         ([], "name annotation files, or --example N: not both"),
         (["SOURCE", "--format", "dxf"], "--format dxf is none of masks, coco, "),
-        (["plain.md"], r"in no format that is known \(.*; say which"),
+        (["plain.md"], r"in no format that is known \(.*unpack archives, save masks as PNG"),
         (["SOURCE", "--labels", "fractur"], "--labels 'fractur': .*there are 'fracture' labels"),
-        (["SOURCE", "--mapping", "no.csv"], "no.csv: cannot be read"),
         (["SOURCE", "lesions.path=x"], "lesions.path is what an import makes"),
-        (["SOURCE", "data.nam=mura"], "data.nam"),
         (["SOURCE", "--out", "taken"], "already exists. Fix: remove it, or choose another --out"),
         (["--example", "5"], "data.name=mura has no lesion masks of its own"),
-        (["package"], "package is a package to draw on; give what was drawn"),
-        (["export.zip"], "unpack it, and give the file or folder in it"),
-        (["mask.jpg"], "JPEG smears their edges"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(importing, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     source = importing.put({"a.json": RIGHT})
-    for folder in ("package", "taken"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "package" / "selected.csv").write_text("name,image\n")
+    (tmp_path / "taken").mkdir()
     (tmp_path / "plain.md").write_text("# none\n")
-    for name in ("export.zip", "mask.jpg"):
-        (tmp_path / name).write_bytes(b"\xff\xd8II*\x00")
     given = [str(source) if word == "SOURCE" else word for word in words]
     to = [] if "--out" in words else ["--out", str(importing.out)]
     data = ["data.name=mura", f"data.root={importing.root}"]
@@ -253,7 +213,6 @@ def test_what_cannot_be_carried_out_is_refused(importing, tmp_path, monkeypatch,
     [
         ((10, 14), "union", (10, 23)),
         ((10, 14), "majority", (14, 19)),
-        ((10, 14), "intersection", (14, 19)),
         ((10, 14, 18), "majority", (14, 23)),
         ((10, 25), "majority", ()),
     ],
@@ -266,13 +225,10 @@ def test_raters_are_joined_and_compared(importing, boxes, how, columns):
         assert "no pixel is left by the majority of 2 raters" in printed
         return
     np.testing.assert_array_equal(importing.mask(), box(columns[0], 5, columns[1], 12))
-    about = importing.table("import.csv")
     assert f"several raters marked 1 image; joined by {how}" in printed
     # 6 of 14 columns are shared; each rater has 10.
     assert re.search(r"rater 1 and rater 2 +1 +0\.429 +0\.600", printed)
-    figures = about[["raters", "rater_iou", "rater_dice"]].to_numpy().tolist()
-    assert len(boxes) > 2 or figures == [[2, 0.4286, 0.6]]
-    assert "clinic" not in printed + about.to_csv()
+    assert "clinic" not in printed + importing.table("import.csv").to_csv()
 
 
 def test_several_sources_are_several_raters(importing):
@@ -288,8 +244,7 @@ def test_an_import_compares_images_and_splits_with_the_package(importing, tmp_pa
     data = ["data.name=mura", f"data.root={importing.root}", "data.seed=3"]
     words = ["--count", "12", "--split", "all", "--out", str(package), "data.unreadable=skip"]
     assert select_lesions.main([*words, *data]) == 0
-    again = f"data.root={importing.root} data.seed=3 data.unreadable=skip\n"
-    assert importing.printed().endswith(again)
+    assert importing.printed().endswith(" data.seed=3 data.unreadable=skip\n")
     kept = "        data.name=mura data.seed=3 data.unreadable=skip data.root=/path/to/the/data\n"
     assert kept in (package / "README.txt").read_text()
     rows = pd.read_csv(package / "selected.csv")
@@ -316,11 +271,12 @@ def test_nothing_is_left_half_written(importing, tmp_path, monkeypatch, how):
             raise OSError(28, how, "sheet.png")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("experiments.annotation.importing.write_sheets", interrupt)
+    monkeypatch.setattr("experiments.annotation.importing.draw_sheet", interrupt)
     source = importing.put({"a.json": RIGHT})
     before, usual = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
+    command.end_by_sigterm()
     try:
-        status = command.run(lambda: importing.run(source), undone_by_sigterm=True)
+        status = importing.run(source)
     except SystemExit as end:
         status = end.code
     finally:

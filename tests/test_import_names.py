@@ -24,7 +24,6 @@ FOUR = image(4)
     ("kind", "name", "places"),
     [
         ("mura", "p3/study1/image14.png", []),  # another patient's path
-        ("mura", "p3_study1_image14.png", []),
         ("mura", "image14.png", [2]),
         ("names that tell", "some/where/IMG08.png", [1]),
         ("names that tell", "scan_IMG08.png", []),
@@ -33,7 +32,6 @@ FOUR = image(4)
         ("one ends like another", "b/a/x", [1, 2]),
         ("flat alike", "a_b_c.png", [0, 1]),
         ("roboflow", f"a_b_image1_png.rf.{DIGITS}.jpg", [0]),
-        ("roboflow", f"image1_png.rf.{DIGITS}.jpg", [0, 1]),
         ("roboflow", "a/c/image2_png.rf.01.png", [2]),
     ],
 )
@@ -62,7 +60,6 @@ def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
         *(FOUR.replace("/", sign) for sign in ("_", "__", "-", "%2F")),
         "MURA-v1.1_" + FOUR.replace("/", "_"),
         "1a2b3c4d-" + FOUR.replace("/", "_"),
-        "../../" + FOUR,
     ],
 )
 def test_names_as_tools_write_them_are_matched(importing, name):
@@ -75,7 +72,6 @@ def test_names_as_tools_write_them_are_matched(importing, name):
     [
         ("image1.png", r"image1.png may be any of 38 images \(train/XR_HAND/.*, \.\.\.\); settle"),
         ("patient00099/study1_positive/image2.png", r"is no image of .* \(one is called train/"),
-        ("../../etc/passwd", "etc/passwd is no image of"),
     ],
 )
 def test_a_name_that_is_not_certain_is_left_out(importing, tmp_path, name, message):
@@ -120,18 +116,9 @@ def test_a_mapping_settles_names(importing, tmp_path, mapping, names, images):
     assert names or (status == 2 and images in importing.printed())
 
 
-@pytest.mark.parametrize(
-    ("about", "is_certain"),
-    [
-        (f"<path>/home/anna/MURA-v1.1/{FOUR}</path>", True),
-        (f"<folder>{FOUR.rpartition('/')[0]}</folder>", True),
-        (f"<folder>study1_positive</folder><path>{FOUR}</path>", True),
-        ("<folder>study1_positive</folder>", False),
-        (f"<path>{image(2, 2)}</path>", False),
-        (f"<path>{FOUR}</path><folder>{ONE.rpartition('/')[0]}</folder>", False),  # at odds
-    ],
-)
-def test_path_or_folder_of_voc_settle_a_name_that_may_be_several(importing, about, is_certain):
-    assert importing.run(voc(name="image1.png", more=about)) == (0 if is_certain else 2)
-    assert importing.pixels() == ({FOUR: PIXELS} if is_certain else {})
-    assert is_certain or "image1.png may be any of 3" in importing.printed()
+@pytest.mark.parametrize("path", [f"/home/anna/MURA-v1.1/{FOUR}", image(2, 2)])
+def test_the_path_in_voc_settles_a_name_that_may_be_several(importing, path):
+    text = voc(name="image1.png", more=f"<path>{path}</path>")
+    assert importing.run(text) == (0 if FOUR in path else 2)
+    assert importing.pixels() == ({FOUR: PIXELS} if FOUR in path else {})
+    assert FOUR in path or "image1.png may be any of 3" in importing.printed()

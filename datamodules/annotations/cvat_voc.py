@@ -15,12 +15,9 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Point
 from datamodules.index import DataError
 
 
-def read_cvat(source: Path) -> Marking:
+@fields.one_file(".xml")
+def read_cvat(path: Path, marking: Marking) -> None:
     """Read ``annotations.xml``, or the folder that it was unpacked into."""
-    return fields.read_one(_read_cvat_file, source, ".xml")
-
-
-def _read_cvat_file(path: Path, marking: Marking) -> None:
     root = fields.read_xml(path)
     is_images = root.tag == "annotations" and root.find("track") is None
     check(is_images, "no CVAT file of images; export as 'CVAT for images 1.1'")
@@ -33,9 +30,8 @@ def _read_cvat_file(path: Path, marking: Marking) -> None:
             image = MarkedImage(name, size, [], f"{path}: {name}")
             marking.images.append(image)
             for number, shape in enumerate(element):
-                about = Mark(
-                    f"{shape.tag} number {number}", labels=fields.names(shape.get("label"))
-                )
+                labels = fields.names(shape.get("label"))
+                about = Mark(f"{shape.tag} number {number}", labels=labels)
                 read_mark(marking, image, about, _cvat_mark, shape, size, listed)
 
 

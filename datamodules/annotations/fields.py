@@ -5,6 +5,7 @@ Readers take a file to be as its tool writes it; what they stumble over is caugh
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ LABEL_STUDIO = (
 )
 # What a reader raises on a file that is not as its tool writes it.
 STUMBLES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+Reader = Callable[[Path], Marking]
 
 
 class EntryError(ValueError):
@@ -75,21 +77,28 @@ def catch_file(marking: Marking, file: Path, source: Path) -> Iterator[list[str]
         marking.mistakes.append(Mistake(str(file), what, tuple(concerned), is_file=is_file))
 
 
-def read_one(read: Callable[[Path, Marking], None], source: Path, *suffixes: str) -> Marking:
-    """Read a file, or the only one of these suffixes in a folder; a ``DataError`` names it."""
-    files = list_files(source, *suffixes)
-    if len(files) != 1:
-        names = ", ".join([os.path.relpath(file, source) for file in files[:3]])
-        kinds = f"{len(files)} files {' or '.join(suffixes)}"
-        raise DataError(f"{source}: holds {kinds} ({names}); give the one to read")
-    marking = Marking([], [])
-    try:
-        read(files[0], marking)
-    except DataError:
-        raise
-    except STUMBLES as error:
-        raise DataError(f"{files[0]}: {_explain(error)}") from error
-    return marking
+def one_file(*suffixes: str) -> Callable[[Callable[[Path, Marking], None]], Reader]:
+    """Let a reader of one file read the only one of these suffixes in a folder, too."""
+
+    def decorate(read: Callable[[Path, Marking], None]) -> Reader:
+        @functools.wraps(read)
+        def read_source(source: Path) -> Marking:
+            files, marking = list_files(source, *suffixes), Marking([], [])
+            if len(files) != 1:
+                names = ", ".join([os.path.relpath(file, source) for file in files[:3]])
+                kinds = f"{len(files)} files {' or '.join(suffixes)}"
+                raise DataError(f"{source}: holds {kinds} ({names}); give the one to read")
+            try:
+                read(files[0], marking)
+            except DataError:
+                raise
+            except STUMBLES as error:
+                raise DataError(f"{files[0]}: {_explain(error)}") from error
+            return marking
+
+        return read_source
+
+    return decorate
 
 
 def list_files(source: Path, *suffixes: str, wanted: str = "") -> list[Path]:
@@ -167,7 +176,7 @@ def image_size(height: object, width: object) -> tuple[int, int]:
     """``(height, width)`` of an image of at least one and at most ``MAX_PIXELS`` pixels."""
     sides = number(height, "its height"), number(width, "its width")
     is_whole = all(side >= 1 and side.is_integer() for side in sides)
-    is_right = is_whole and sides[0] * sides[1] <= MAX_PIXELS
+    is_right = is_whole and math.prod(sides) <= MAX_PIXELS
     check(is_right, f"has the size {width} x {height}; export it again")
     return int(sides[0]), int(sides[1])
 

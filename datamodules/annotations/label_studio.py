@@ -20,10 +20,8 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking
 # Controls that draw an area, with a field that tells them apart where JSON-MIN drops their type.
 DRAWN = {"polygon": "points", "ellipse": "radiusX", "brush": "rle", "rectangle": "width"}
 # Answers about an image or a region: they draw nothing, and nothing is lost without them.
-ANSWERS = (
-    *("choices", "datetime", "labels", "number", "pairwise", "ranker", "rating", "relation"),
-    *("taxonomy", "textarea"),
-)
+ANSWERS = {"choices", "datetime", "labels", "number", "pairwise", "ranker", "rating", "relation"}
+ANSWERS |= {"taxonomy", "textarea"}
 # Fields of a task that hold an image whatever its address looks like, such as image_2.
 IMAGE_KEY = re.compile(r"(image|img)s?(_?(url|path))?[_-]?\d*|url", re.IGNORECASE)
 # Without a suffix, or with a query, anything may come from an address; documents are no images.
@@ -36,12 +34,9 @@ UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")
 Region = tuple[Mark, str, dict[str, Any]]
 
 
-def read_label_studio(source: Path) -> Marking:
+@fields.one_file(".json")
+def read_label_studio(path: Path, marking: Marking) -> None:
     """Read an export, or the folder that holds one, but for predictions and what was cancelled."""
-    return fields.read_one(_read_file, source, ".json")
-
-
-def _read_file(path: Path, marking: Marking) -> None:
     content = fields.read_json(path)
     tasks = [content] if isinstance(content, dict) else content
     what = "no export of Label Studio, a list of tasks with an image each; export as JSON"

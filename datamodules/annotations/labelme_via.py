@@ -72,12 +72,9 @@ def _labelme_mark(shape: dict[str, Any], size: tuple[int, int] | None) -> Mark:
     return Mark(runs=shapes.placed(mask, int(x), int(y), size))
 
 
-def read_via(source: Path) -> Marking:
+@fields.one_file(".csv", ".json")
+def read_via(path: Path, marking: Marking) -> None:
     """Read a VIA file: ``.csv``, else JSON; a folder may hold one of them."""
-    return fields.read_one(_read_via_file, source, ".csv", ".json")
-
-
-def _read_via_file(path: Path, marking: Marking) -> None:
     if path.suffix.lower() == ".csv":
         content = _csv_entries(path, marking)
     else:

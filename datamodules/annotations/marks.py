@@ -39,7 +39,6 @@ class MarkedImage(NamedTuple):
     # Other names that the file gives the image, its own file name among them: where they mean
     # another image than ``name`` does, nobody can tell whose the marks are.
     also: tuple[str, ...] = ()
-    remedy: str = ""  # what to do where ``size`` is not the image's, in a format with a way out
     note: str = ""  # what a person should know of the file, such as what its tool leaves out
 
 

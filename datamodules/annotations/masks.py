@@ -1,17 +1,27 @@
-"""PNG masks, one file an image: 0 background, 255 or the numbers of classes marked."""
+"""Masks of pixels: PNG files, 0 background, 255 or the numbers of classes marked, and DICOM SEG.
+
+DICOM SEG names an image by its SOP Instance UID. It is read with pydicom: highdicom's reader
+refuses objects of plain radiographs, which have no slice thickness, its own among them.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from pydicom import Dataset, dcmread
+from pydicom.filereader import read_file_meta_info
 
-from datamodules.annotations.fields import catch_file, check, image_name, list_files, names
+from datamodules.annotations import fields
+from datamodules.annotations.fields import EntryError, catch_file, check, list_files
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, encode
-from datamodules.decode import decode, is_opaque
+from datamodules.decode import decode, is_opaque, read_content
 from datamodules.index import DataError
 from datamodules.lesions import CSV, read_lesions
 from datamodules.tables import read_text
@@ -26,6 +36,7 @@ SEVERAL = (
     "of several classes; a labelmap.txt with their colours may name them (in Pascal VOC 255 is the "
     "void around objects); or export polygons (COCO), or the lesion's class alone"
 )
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # binary or fractional; not the label maps of .66.7
 
 
 def read_masks(path: Path) -> Marking:
@@ -43,21 +54,20 @@ def read_masks(path: Path) -> Marking:
     for file in list_files(path, ".png", wanted="the folder of the masks"):
         with catch_file(marking, file, path) as concerned:
             below = file.name if file == path else os.path.relpath(file, path)
-            concerned[:] = [image_name(SUFFIX.sub("", below))]
+            concerned[:] = [fields.image_name(SUFFIX.sub("", below))]
             pixels = read_mask(file)
             values = np.unique(pixels[pixels > 0]).tolist()
             if all(value in classes for value in values):
-                parts = [(pixels == value, names(classes[value])) for value in values]
+                parts = [(pixels == value, fields.names(classes[value])) for value in values]
             else:  # one class, or numbers of lesions
                 nameless |= dict.fromkeys(values, file)
-                parts = [(pixels, names(*types.get(f"masks/{below}", "").split("+")))]
+                parts = [(pixels, fields.names(*types.get(f"masks/{below}", "").split("+")))]
             marks = [Mark("mask", runs=encode(part), labels=labels) for part, labels in parts]
             size = (pixels.shape[0], pixels.shape[1])
             marking.images.append(MarkedImage(concerned[0], size, marks, str(file)))
     if len(nameless) > 1 and max(nameless) > MAX_CLASS:
-        last = sorted(nameless)[-2:]
-        both = " and ".join(f"{_show(value)} in {nameless[value]}" for value in last)
-        raise DataError(f"{path}: holds {both}: {SEVERAL}")
+        shown = [f"#{value:06x}" if value > 0xFF else str(value) for value in sorted(nameless)[-2:]]
+        raise DataError(f"{path}: holds {' and '.join(shown)}: {SEVERAL}")
     return marking
 
 
@@ -66,10 +76,6 @@ def _labelmap(file: Path) -> dict[int, str]:
     content = read_text(file) if file.is_file() else ""
     lines = re.findall(r"^([^#:\n]+):(\d+),(\d+),(\d+):", content, re.MULTILINE)
     return {int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in lines}
-
-
-def _show(value: int) -> str:
-    return f"#{value:06x}" if value > 0xFF else str(value)
 
 
 def read_mask(file: Path) -> np.ndarray:
@@ -92,3 +98,68 @@ def read_mask(file: Path) -> np.ndarray:
     what = f"holds grey in between, such as {values[:2]}; save it with 0 and 255 alone, unsmoothed"
     check(len(values) <= most, what)
     return (pixels > 0).astype(np.uint8) if is_grey else pixels
+
+
+def read_dicom_seg(path: Path) -> Marking:
+    """Read a segmentation, or all below a folder, where other DICOM files are the images."""
+    marking = Marking([], [])
+    files = [file for file in list_files(path, "") if is_segmentation(file)]
+    if not files:
+        raise DataError(f"{path}: holds no DICOM segmentation (SEG); export one, or masks as PNG")
+    for file in files:
+        with catch_file(marking, file, path) as concerned, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values, which may be a patient's
+            try:
+                marking.images.extend(_read_segmentation(file, concerned))
+            except EntryError:
+                raise
+            except Exception as error:  # pydicom fails in many ways, with values in its texts
+                what = f"damaged or compressed DICOM ({type(error).__name__}); export it again"
+                raise EntryError(what) from error
+    return marking
+
+
+def is_segmentation(file: Path) -> bool:
+    """Whether a file is DICOM and says that it is a segmentation."""
+    try:
+        return str(read_file_meta_info(file).MediaStorageSOPClassUID) == SEGMENTATION
+    except Exception:  # pydicom fails in many ways
+        return False
+
+
+def _read_segmentation(file: Path, concerned: list[str]) -> list[MarkedImage]:
+    """Read a segmentation; ``concerned`` becomes the images that it refers to."""
+    data = dcmread(BytesIO(read_content(file)))
+    every = (item.value for item in data.iterall() if item.keyword == "ReferencedSOPInstanceUID")
+    concerned[:] = dict.fromkeys(map(str, every)) or concerned
+    size = fields.image_size(data.Rows, data.Columns)
+    labels = {int(s.SegmentNumber): fields.names(str(s.SegmentLabel)) for s in data.SegmentSequence}
+    half = int(data.MaximumFractionalValue) / 2 if data.SegmentationType == "FRACTIONAL" else 1
+    images: dict[str, MarkedImage] = {}
+    for place, frame in enumerate(data.pixel_array.reshape(-1, *size)):
+        name = _source(data, place)
+        image = images.setdefault(name, MarkedImage(name, size, [], str(file)))
+        segment = int(_group(data, place, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        if (mask := frame >= half).any():
+            entry = f"segment {segment}, frame {place + 1}"
+            image.marks.append(Mark(entry, runs=encode(mask), labels=labels[segment]))
+    return list(images.values())
+
+
+def _source(data: Dataset, place: int) -> str:
+    """The SOP Instance UID of the image that a frame marks."""
+    derivation = _group(data, place, "DerivationImageSequence")
+    series = data.get("ReferencedSeriesSequence") or []
+    listed = [image for item in series for image in item.ReferencedInstanceSequence]
+    sources = listed if derivation is None else derivation.SourceImageSequence
+    uids = {str(source.ReferencedSOPInstanceUID) for source in sources}
+    check(len(uids) == 1, f"frame {place + 1} is of {len(uids)} images, not one; export it again")
+    return fields.image_name(uids.pop())
+
+
+def _group(data: Dataset, place: int, name: str) -> Any:
+    """The first item of a functional group of a frame, or of what all frames share."""
+    own = data.get("PerFrameFunctionalGroupsSequence") or []
+    shared = data.get("SharedFunctionalGroupsSequence") or []
+    groups = [item.get(name) for item in [*own[place : place + 1], *shared[:1]]]
+    return next((group[0] for group in groups if group), None)

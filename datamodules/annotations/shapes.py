@@ -26,12 +26,7 @@ def polygon(points: Iterable[Sequence[Any]]) -> tuple[Point, ...]:
 
 
 def box(
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    angle: float = 0.0,
-    pivot: Point | None = None,
+    x: float, y: float, width: float, height: float, angle: float = 0.0, pivot: Point | None = None
 ) -> tuple[Point, ...]:
     """The four corners of a box, turned about ``pivot`` (by default its centre)."""
     check(width > 0 and height > 0, f"a box of {width:g} x {height:g} pixels; draw it again")

@@ -1,8 +1,6 @@
 """YOLO text files, one an image: a line a box or a segment, in shares of the image's sides.
 
-A box is ``class cx cy width height``, a segment ``class x y x y x y ...``. The class is a number;
-its name comes from ``classes.txt``, ``labels.txt``, ``obj.names`` or ``data.yaml`` beside them, or
-above where folders are laid out as YOLO's.
+A box is ``class cx cy width height``, a segment ``class x y x y x y ...``; classes are numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +18,8 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking
 from datamodules.index import DataError
 from datamodules.tables import read_text
 
-CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", "notes.json")
+NOTES = "notes.json"  # Label Studio's, beside its classes.txt
+CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", NOTES)
 # Lists of images, and LabelImg's of what may be drawn, that lie beside the annotations.
 LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt", "predefined_classes.txt")
 # Folders of a data set that holds the names of its classes further up: train/labels, labels/train.
@@ -33,8 +32,8 @@ HINT = "YOLO's values are shares of width and height: class cx cy width height"
 def read_yolo(path: Path) -> Marking:
     """Read a YOLO file, or all below a folder; an image's name is the file's, without suffix."""
     sources = _class_files(path)
-    classes, exports = _read_classes(sources), [file for file in sources if file.suffix == ".json"]
-    note = fields.LABEL_STUDIO if any("Label Studio" in read_text(x) for x in exports) else ""
+    classes = _read_classes([file for file in sources if file.name != NOTES])
+    note = fields.LABEL_STUDIO if NOTES in (file.name for file in sources) else ""
     marking = Marking([], [])
     for file in list_yolo(path):
         with catch_file(marking, file, path) as concerned:
@@ -87,20 +86,16 @@ def _read_classes(sources: list[Path]) -> list[str]:
 
 def _names_in(file: Path) -> list[str]:
     text = read_text(file)
-    if file.suffix not in (".yaml", ".json"):
+    if file.suffix != ".yaml":
         return [line.strip() for line in text.rstrip().splitlines()]
     try:
-        # BaseLoader makes text, lists and dicts only; JSON is YAML, too.
+        # BaseLoader makes text, lists and dicts only.
         content = yaml.load(text, Loader=yaml.BaseLoader) or {}
         check("kpt_shape" not in content, "of key points (pose), which mark no area")
         names = content.get("names") or []
-        if "categories" in content:  # Label Studio's
-            names = {each["id"]: each["name"] for each in content["categories"]}
         if isinstance(names, dict):  # {0: fracture, 2: metal}
             places = range(1 + max(map(int, names), default=-1))
             names = [names.get(str(place), "") for place in places]
-        count = str(len(names))
-        check(content.get("nc", count) == count or not names, f"{count}, but nc is another")
     except (*fields.STUMBLES, yaml.YAMLError) as error:
         raise DataError(f"{file}: names of classes cannot be read ({error})") from error
     return names
@@ -131,14 +126,11 @@ def _is_box_and_more(values: list[float]) -> bool:
     """Whether values may be a box and columns that a segment does not have."""
     (centre, sides), rest = np.reshape(values[:4], (2, 2)), values[4:]
     low, high = centre - sides / 2, centre + sides / 2
-    if not ((low >= -SLACK) & (low < high) & (high <= 1 + SLACK)).all():
-        return False
-
-    def holds(points: np.ndarray, slack: float) -> bool:
-        return bool(((low - slack <= points) & (points <= high + slack)).all())
-
-    within = holds(np.reshape(rest[: len(rest) // 2 * 2], (-1, 2)), SLACK)
-    flags = rest[2::3] if len(rest) % 3 == 0 else []  # of key points: whether they are seen
+    is_box = ((low >= -SLACK) & (low < high) & (high <= 1 + SLACK)).all()
+    points = np.reshape(rest[: len(rest) // 2 * 2], (-1, 2))
+    within = ((low - SLACK <= points) & (points <= high + SLACK)).all()
     # Sides lie with the other points only by chance, as a segment's second corner does always.
-    is_pose = (within and not holds(sides, -SLACK)) or (bool(flags) and {*flags} <= {0, 1, 2})
-    return len(rest) == 2 or is_pose
+    is_apart = ((sides < low + SLACK) | (sides > high - SLACK)).any()
+    flags = rest[2::3] if len(rest) % 3 == 0 else []  # of key points: whether they are seen
+    is_pose = (within and is_apart) or (bool(flags) and {*flags} <= {0, 1, 2})
+    return bool(is_box) and (len(rest) == 2 or bool(is_pose))

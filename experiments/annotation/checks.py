@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from datamodules.annotations.fields import check
 from datamodules.annotations.marks import Mark, MarkedImage, Point
+from datamodules.geometry import wrong_size
 
 # Pixels that an outline may stand out of the image without a word: rounding, and thick pens.
 SLACK = 2.0
@@ -20,7 +20,6 @@ LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
 MAX_CORNERS = 5_000
 # A larger share of an image is hardly a lesion's.
 MOST, NEARLY_ALL = 0.5, 0.95
-SIZE = "{1}x{0} px"  # of a (height, width), as people write it
 
 
 def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str:
@@ -31,18 +30,13 @@ def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str
     except Exception:  # DICOM, or EXIF that Pillow cannot parse: nothing is applied
         orientation = 1
     stated, turned = marked.size or upright, upright[::-1]
-    what = f"it is {SIZE.format(*stated)} in the file, the upright image {SIZE.format(*upright)} "
-    what += "(width x height); "
-    if stated == turned:
-        what += f"it seems turned by 90 degrees (its EXIF or XMP orientation is {orientation}); "
-    advice = marked.remedy or "annotate a copy whose pixels are upright, not scaled"
-    check(stated == upright, what + advice)
+    hint = ", not turned by 90 degrees" if stated == turned else ", not scaled"
+    check(stated == upright, f"its size in the file {wrong_size(stated, upright)}{hint}")
     # The size tells whether a turn by 90 degrees was applied, but nothing of the others.
     is_clear = marked.size and upright != turned and orientation > 4
     if is_clear or orientation not in range(2, 9):
         return ""
-    note = f"its XMP or EXIF orientation is {orientation}, and the file does not tell whether "
-    return f"{note}the tool applied it"
+    return f"its EXIF orientation is {orientation}: the file does not tell if the tool applied it"
 
 
 def check_mark(mark: Mark, size: tuple[int, int]) -> str:
@@ -64,10 +58,9 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> str:
     inside = max(inner[0], 1.0) * max(inner[1], 1.0)
     whole = max(right - left, 1.0) * max(bottom - top, 1.0)
     out = max(-left, -top, right - width, bottom - height)
-    what = f"most of it lies outside the {SIZE.format(*size)} image: it reaches from ({left:.0f}, "
-    what += f"{top:.0f}) to ({right:.0f}, {bottom:.0f}); was it drawn on a scaled or turned copy?"
-    is_inside = min(inner) >= 0 and (out <= SLACK or inside >= 0.5 * whole)
-    check(is_inside, f"{what} annotate the original")
+    what = f"most of it lies outside the {width}x{height} px image: it reaches from ({left:.0f}, "
+    what += f"{top:.0f}) to ({right:.0f}, {bottom:.0f}); annotate the original"
+    check(min(inner) >= 0 and (out <= SLACK or inside >= 0.5 * whole), what)
     place = crossing(corners)
     what = "its outline crosses itself near ({:.0f}, {:.0f}): what lies inside is unclear; draw it "
     check(place is None, f"{what}again, two lesions as two outlines".format(*place or (0, 0)))
@@ -83,16 +76,6 @@ def check_mask(mask: np.ndarray) -> str:
     what = f"{share * 100:.1f} % of the image and most of its border are marked: is the mask "
     check(not is_inverted, f"{what}inverted? mark the lesion alone, or take the entry out")
     return f"{share * 100:.0f} % of the image is marked" if share > MOST else ""
-
-
-def is_rectangle(outline: Sequence[Point]) -> bool:
-    """Whether an outline is a box written as its corners, turned or not; no hand draws one."""
-    corners = np.asarray(outline[:-1] if outline[:1] == outline[4:] else outline, float)
-    if corners.shape != (4, 2):
-        return False
-    a, b, c, d = corners
-    # Two diagonals of one middle and one length.
-    return math.dist(a + c, b + d) <= 0.2 and abs(math.dist(a, c) - math.dist(b, d)) <= 0.2
 
 
 def crossing(outline: Sequence[Point]) -> Point | None:

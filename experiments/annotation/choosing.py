@@ -1,9 +1,8 @@
 """Which images are worth a lesion mask: spread over patients, body parts and studies.
 
-At random, by hashes of ``data.seed`` and paths, or by a run: the greedy core set of Sener &
-Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018,
-algorithm 1, among the less certain half of each body part first. Uncertainty alone would draw
-images that are alike, coverage alone odd ones.
+At random, or by a run: the greedy core set (Sener & Savarese, ICLR 2018, algorithm 1) among the
+less certain half of each body part. Uncertainty alone would draw images that are alike, coverage
+alone odd ones.
 """
 
 from __future__ import annotations
@@ -13,23 +12,22 @@ import hashlib
 import logging
 import shlex
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.batches import to_model_input
 from datamodules.decode import decode
-from datamodules.files import usable_cores
 from datamodules.index import SPLITS, DataError
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
-from experiments.annotation.package import check_new, outline, write_package
-from experiments.annotation.showing import fill, index_words
+from experiments.annotation.package import check_new, fill, index_words, outline, write_package
 from experiments.build import Run, build_data, open_run
 from experiments.config import load_config
 from experiments.runs import RunError
@@ -45,10 +43,8 @@ class Look(NamedTuple):
     """What a network makes of images, in their order, float32."""
 
     features: np.ndarray  # (N, C), the encoder's last ones, averaged over positions
-    # (N,), distance of the two class scores: 0 is a probability of 0.5. Not the probability: on its
-    # train images a network reaches 1.0 by rounding.
-    margin: np.ndarray
-    probability: np.ndarray  # (N,), of abnormal
+    # (N,), log odds of abnormal: not the probability, which on train images rounds to 1.0.
+    odds: np.ndarray
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> int:
@@ -58,34 +54,31 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
     if options.outlines and not options.run:
         raise DataError("--outlines are of a run's map: add --run RUN_DIR")
     check_new(options.out)
-    opened = look = outlines = method = threshold = None
-    if options.run:
-        opened = _open(options.run, settings)
-        config, data, table = opened.config, opened.data, opened.data.table
-    else:
-        config = load_config("stage1", settings)
-        data = build_data(config)
+    opened = _open(options.run, settings) if options.run else None
+    config = opened.config if opened else load_config("stage1", settings)
+    data = opened.data if opened else build_data(config)
+    if not opened:
         data.prepare_source()
-        table = data.checked_index()
-    pool = _pool(table, options.split, options.masked)
-    if opened:
-        look = look_at(opened.module, data, pool.index.to_numpy())
-        pool["probability_abnormal"] = look.probability
+    pool = _pool(opened.data.table if opened else data.checked_index(), options)
+    look = look_at(opened.module, data, pool.index.to_numpy()) if opened else None
+    if look:
+        pool["probability_abnormal"] = expit(look.odds)
     elif data.on_unreadable == "skip":  # a run's cache has left them out already
         pool = _readable(pool, options.count, data)
     places, unsure = choose_images(pool, options.count, data.seed, look)
     chosen = pool.iloc[places].rename(columns={"path": "image"})
     chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
+    chosen["outlines"], maker, shown = [[] for _ in places], "", {}
     if opened and options.outlines:
         method = "fcn" if "fcn" in opened.module.judged_maps else "pcam"
-        decisions = opened.decisions()
+        decisions, maker = opened.decisions(), f"{opened.module.stage} {method}"
         tuned = decisions[0]["fitted"].get("maps", {}) if decisions else {}
         threshold = tuned.get(method, {}).get("threshold")
+        shown = {"method": method, "threshold": threshold or HALF, "is_tuned": bool(threshold)}
         maps = maps_of(opened.module, data, method, chosen.index.to_numpy())
-        outlines = [outline(shown, threshold or HALF) for shown in maps]
-    maker = f"{opened.module.stage} {method}" if opened and method else ""
+        chosen["outlines"] = [outline(one, threshold or HALF) for one in maps]
     words = [f"data.name={data.name}", *index_words(config)]
-    write_package(options.out, data.root, chosen, outlines, maker, words)
+    write_package(options.out, data.root, chosen, maker, words)
     back = ["--mapping", str(options.out / "mapping.csv"), words[0], f"data.root={data.root}"]
     text = fill(
         "selection.txt",
@@ -93,8 +86,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
         data=data,
         chosen=chosen,
         free=(~pool["masked"]).sum(),
-        outlines=[len(own) for own in outlines or []],
-        map={"method": method, "threshold": threshold or HALF, "is_tuned": bool(threshold)},
+        map=shown,
         back=shlex.join([*back, *words[1:]]),
     )
     print(text)
@@ -112,39 +104,34 @@ def _open(run: Path, settings: list[str]) -> Run:
     return opened
 
 
-def _pool(table: pd.DataFrame, split: str, masked: bool) -> pd.DataFrame:
+def _pool(table: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
     """The abnormal images of the split, and which of them are not to be chosen (``masked``)."""
     # What a run with folds leaves out of training is of train to others.
     table = table.assign(split=table["split"].replace(LEFT_OUT, "train"))
-    wanted = table["split"].isin(SPLITS if split == "all" else [split])
+    wanted = table["split"].isin(SPLITS if options.split == "all" else [options.split])
     pool = table[(table["label"] == 1) & wanted].assign(probability_abnormal=np.nan)
-    pool["masked"] = False if masked else pool["lesion_mask"] != ""
+    pool["masked"] = False if options.masked else pool["lesion_mask"] != ""
     if pool["masked"].all():
         raise DataError(
-            f"all {len(pool):,} abnormal images (--split {split}) have a lesion mask already. Fix: "
-            "another --split, or --masked to choose from these (as for a second rater)"
+            f"all {len(pool):,} abnormal images (--split {options.split}) have a lesion mask "
+            "already. Fix: another --split, or --masked to choose from these, too"
         )
     return pool
 
 
 def _readable(pool: pd.DataFrame, count: int, data: RadiographDataModule) -> pd.DataFrame:
     """The pool without images that would be chosen but cannot be read."""
-
-    def fault(path: str) -> str:
-        try:
-            decode(data.root / path)
-        except DataError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(usable_cores()) as workers:
-        while len(paths := pool["path"].iloc[choose_images(pool, count, data.seed)[0]]):
-            faults = pd.Series([*workers.map(fault, paths)], paths)
-            faults = faults[faults != ""]
-            if faults.empty:
-                return pool
-            log.warning("left out, it cannot be read: %s", "\n".join(faults))
-            pool = pool[~pool["path"].isin(faults.index)]
+    while len(paths := pool["path"].iloc[choose_images(pool, count, data.seed)[0]]):
+        faulty = []
+        for path in paths:
+            try:
+                decode(data.root / path)
+            except DataError as error:
+                log.warning("left out, it cannot be read: %s", error)
+                faulty.append(path)
+        if not faulty:
+            return pool
+        pool = pool[~pool["path"].isin(faulty)]
     raise DataError("none of the abnormal images could be read. Fix: check data.root")
 
 
@@ -158,22 +145,16 @@ def choose_images(
     and of these the farthest from what is masked or chosen. What ties is decided by hash, so that
     the order of ``table`` does not matter. The choice of fewer images begins that of more.
 
-    Args:
-        table: Abnormal images: path, patient, study, body_part, and bool ``masked``: has a mask
-            already, is not picked, but counts for its patient, body part and study.
-        count: Images wanted.
-        seed: ``data.seed``.
-        look: What a network makes of the rows of ``table``.
-
-    Returns:
-        Places in ``table``, int64 ``(n,)``, and bool ``(n,)``: of the less certain half.
+    ``table`` holds abnormal images: path, patient, study, body_part, and bool ``masked``: is not
+    picked, but counts for its patient, body part and study. Returns places in it, int64 ``(n,)``,
+    and bool ``(n,)``: of the less certain half.
     """
     keys = [hashlib.sha256(f"{seed}/{path}".encode()).hexdigest() for path in table["path"]]
     rank = np.argsort(np.argsort(keys))
     groups = [pd.factorize(table[name])[0] for name in ("patient", "body_part", "study")]
     taken = [np.zeros(len(table), int) for _ in groups]
     farness = np.full(len(table), np.inf)
-    margin = look.margin if look else np.zeros(len(table))
+    margin = np.abs(look.odds) if look else np.zeros(len(table))
     free = ~table["masked"].to_numpy(bool)
 
     def take(place: int) -> None:
@@ -215,8 +196,7 @@ def look_at(module: Stage1Classifier, data: RadiographDataModule, rows: np.ndarr
     both = torch.cat(scores)
     if not both.isfinite().all():
         raise RunError("the run's class scores are NaN or infinite: it diverged. Fix: another run")
-    margin = (both[:, 1] - both[:, 0]).abs()
-    return Look(torch.cat(features).numpy(), margin.numpy(), both.softmax(1)[:, 1].numpy())
+    return Look(torch.cat(features).numpy(), (both[:, 1] - both[:, 0]).numpy())
 
 
 def maps_of(
@@ -234,10 +214,8 @@ def maps_of(
 def _batches(
     module: Stage1Classifier, data: RadiographDataModule, rows: np.ndarray, what: str
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    device = next(module.parameters()).device
     starts = range(0, len(rows), data.batch_size)
     for start in tqdm(starts, desc=what, unit=" batches", leave=False, disable=None):
         part = rows[start : start + data.batch_size]
         squares = np.stack([data.pixels.image(int(row)) for row in part])
-        batch = {"image": torch.from_numpy(squares)[:, None].to(device)}
-        yield part, data.on_after_batch_transfer(batch, 0)["image"]
+        yield part, to_model_input(torch.from_numpy(squares)[:, None].to(module.device))

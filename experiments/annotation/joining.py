@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from datamodules.annotations.fields import EntryError
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, draw, encode
 from datamodules.decode import upright_size
 from datamodules.index import DataError
-from experiments.annotation.checks import check_mark, check_mask, check_size, is_rectangle
+from experiments.annotation.checks import check_mark, check_mask, check_size
 from experiments.annotation.matching import ImageFinder
 
 # Names of images that may be meant, shown in a message.
@@ -45,47 +44,43 @@ class Fault(NamedTuple):
 class Import:
     """Matches, checks and draws what annotation files mark; every mistake is listed.
 
-    ``sources`` go by their names; several are several raters, joined as :func:`combine` does. The
-    paths of the index ``table`` count from ``root``. With ``labels`` only marks of these classes
-    count, and only mistakes in these.
+    ``sources`` go by their names; several are several raters, joined as :func:`combine` does. With
+    ``labels`` only marks of these classes count, and only mistakes in these.
     """
 
     def __init__(
         self,
         sources: Mapping[str, Marking],
         table: pd.DataFrame,
-        root: Path,
-        mapping: Mapping[str, str] | None = None,
-        labels: Sequence[str] = (),
-        raters: str = "union",
+        finder: ImageFinder,
+        labels: Sequence[str],
+        raters: str,
     ) -> None:
-        self.root, self.how, self.table = root, raters, table.set_index("path")
-        self.finder = ImageFinder(table["path"], root, mapping)
+        self.finder, self.how, self.table = finder, raters, table.set_index("path")
         self.wanted = _wanted(labels, sources.values())
         self.faults: list[Fault] = []  # all that was left out
         self.broken: set[str] = set()  # images of which something may be missing
-        self.labels: Counter[str] = Counter()  # marks of each class, wanted or not
-        self.aside: Counter[str] = Counter()  # of these, those that are no lesions
+        self.labels = Counter[str]()  # marks of each class, wanted or not
+        self.aside = Counter[str]()  # of these, those that are no lesions
         self.runs: dict[str, dict[str, Any]] = {}  # masks by image, as pycocotools encodes them
         self.agreement: list[tuple[str, float, float]] = []  # "one and other", IoU, Dice
         for mistake in (mistake for read in sources.values() for mistake in read.mistakes):
             self._add_mistake(mistake)
-        abnormal = set(table["path"][table["label"] == 1])
         entries: dict[str, list[MarkedImage]] = defaultdict(list)
         unmarked: list[list[str]] = []  # of each image without any (wanted) mark, what it may be
         for name, marked in ((name, one) for name, read in sources.items() for one in read.images):
-            paths = self.finder.find_marked(marked)
+            paths = finder.find_marked(marked)
             marks = self._wanted_marks(marked, paths, name if len(sources) > 1 else "")
             if not any(map(_is_lesion, marks)) and self.broken.isdisjoint(paths):
                 unmarked.append(paths)
             elif len(paths) == 1:
                 entries[paths[0]].append(marked._replace(marks=marks))
             else:
-                self._add_unmatched(marked, sorted(paths, key=lambda path: path not in abnormal))
+                self._add_unmatched(marked, paths)
         self.listed = sum(len(read.images) for read in sources.values())
         self.unmarked, self.matched = len(unmarked), len(entries)
         alone = {paths[0] for paths in unmarked if len(paths) == 1} - entries.keys()
-        self.undrawn = sorted(alone & abnormal)
+        self.undrawn = sorted(alone.intersection(table["path"][table["label"] == 1]))
         rows = [self._join(path, entries[path]) for path in table["path"] if path in entries]
         self.rows = pd.DataFrame(filter(None, rows), columns=COLUMNS)
 
@@ -94,7 +89,6 @@ class Import:
 
     @contextmanager
     def _catch(self, kind: str, where: str, image: str) -> Iterator[None]:
-        """Turn what is wrong in the block into a fault of ``kind``."""
         try:
             yield
         except (DataError, EntryError) as error:
@@ -109,22 +103,19 @@ class Import:
         self._add("wrong entry", where, what)
         concerned = {path for name in names for path in self.finder.find(name)}
         if is_file and not concerned:
-            what += (
-                ", or take it out: nothing else tells which images it marks, so none is imported"
-            )
-            raise DataError(f"{where}: {what}")
+            reason = "nothing else tells which images it marks, so none is imported"
+            raise DataError(f"{where}: {what}, or take it out: {reason}")
         self.broken |= concerned
 
     def _add_unmatched(self, marked: MarkedImage, paths: list[str]) -> None:
         """Say why a name stands for no image: it may be several, or none."""
-        kind, what = "unknown image", f"is no image of {self.root} that the index lists (one is "
-        what += f"called {self.table.index[0]}); correct the name, or"
+        kind, example = "unknown image", self.table.index[0]
+        what = f"is no image of {self.finder.root} that the index lists (one is called {example})"
         if paths:
             shown = ", ".join(paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
             kind, what = "ambiguous name", f"may be any of {len(paths):,} images ({shown})"
-            what += f", it is also called {', '.join(marked.also)};" if marked.also else ";"
-        what = f"{marked.name} {what} settle it with a mapping file (--mapping)"
-        self._add(kind, marked.where, what)
+        fix = "settle it with a mapping file (--mapping)"
+        self._add(kind, marked.where, f"{marked.name} {what}; {fix}")
 
     def _wanted_marks(self, marked: MarkedImage, paths: list[str], source: str) -> list[Mark]:
         """Lesions, and marks of reserved classes; a mark that may be either breaks its image."""
@@ -135,15 +126,12 @@ class Import:
             self.labels.update(mark.labels or [""])
             self.aside.update([] if is_wanted and not reserved else mark.labels or [""])
             if 0 < reserved < len(mark.labels) or not (is_wanted or mark.labels):
-                what = (
-                    f"has the class {'+'.join(mark.labels) or 'none'!r}: nobody can tell whether "
-                )
-                what += "it is a lesion; give it one class"
+                what = f"has the class {'+'.join(mark.labels) or 'none'!r}: nobody can tell "
+                what += "whether it is a lesion; give it one class"
                 self._add("unclear class", f"{marked.where}, {mark.entry}", what)
                 self.broken.update(paths)
             elif reserved or is_wanted:
-                rater = " ".join(filter(None, (source, mark.rater)))
-                marks.append(mark._replace(rater=rater))
+                marks.append(mark._replace(rater=f"{source} {mark.rater}".strip()))
         return marks
 
     def _join(self, image: str, entries: Sequence[MarkedImage]) -> tuple[object, ...] | None:
@@ -155,7 +143,7 @@ class Import:
             what = f"{image} is labelled normal but has a lesion marked; take the entry out, or "
             self._add("mark on a normal image", where, f"{what}correct the label")
         with self._catch("unreadable image", where, image):
-            size = upright_size(self.root / image)
+            size = upright_size(self.finder.root / image)
             marks = self._sound_marks(image, size, entries, notes)
         lesions = [mark for mark in marks if _is_lesion(mark)]
         if len(self.faults) > before or not lesions:
@@ -204,14 +192,17 @@ class Import:
         listed: dict[str, MarkedImage] = {}
         for marked in entries:
             with self._catch("other size", marked.where, image):
-                note = check_size(marked, size, self.root / image)
+                note = check_size(marked, size, self.finder.root / image)
                 notes += filter(None, (note, marked.note))
-                for mark in (_in_pixels(mark, marked.in_shares, size) for mark in marked.marks):
+                for mark in marked.marks:
                     if (first := listed.setdefault(mark.rater, marked)) is not marked:
                         what = f"{image} is listed twice, also in {first.where} as {first.name}; "
                         what += "keep one (two raters: give each one's file as a source of its own)"
                         self._add("listed twice", marked.where, what)
                         break
+                    if marked.in_shares:  # six digits hold no more than hundredths of a pixel
+                        outline = np.round(np.multiply(mark.outline, size[::-1]), 2).tolist()
+                        mark = mark._replace(outline=tuple(map(tuple, outline)))
                     with self._catch("wrong mark", f"{marked.where}, {mark.entry}", image):
                         note = check_mark(mark, size)
                         notes += [f"{mark.entry} {note}"] if note else []
@@ -242,19 +233,10 @@ def _is_lesion(mark: Mark) -> bool:
     return not any(map(_is_reserved, mark.labels))
 
 
-def _in_pixels(mark: Mark, in_shares: bool, size: tuple[int, int]) -> Mark:
-    """The mark with its outline in pixels, and weak where that is a box, turned or not."""
-    outline, (height, width) = mark.outline, size
-    if in_shares:  # of six digits, which hold no more than hundredths of a pixel
-        outline = tuple((round(x * width, 2), round(y * height, 2)) for x, y in outline)
-    return mark._replace(outline=outline, is_box=mark.is_box or is_rectangle(outline))
-
-
 def combine(masks: Sequence[np.ndarray], how: str = "union") -> np.ndarray:
     """One mask of several raters', all uint8 (H, W), 0 or 255.
 
-    By ``union``; ``intersection``; or ``majority``: marked by more than half of the raters, so that
-    a tie is background and, of two raters, majority is intersection.
+    ``majority`` is what more than half of the raters marked: a tie is background.
     """
     votes = np.sum([mask > 0 for mask in masks], axis=0)
     needed = {"union": 1, "majority": len(masks) // 2 + 1, "intersection": len(masks)}[how]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,18 +16,16 @@ from datamodules.annotations.marks import MarkedImage
 from datamodules.index import DataError
 from datamodules.tables import check_rows, read_csv
 
-# What radiographs and their copies in annotation tools are called.
 _SUFFIX = re.compile(r"(\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom))+$", re.IGNORECASE)
-# Label Studio puts eight hexadecimal digits and a dash in front of what is uploaded; Roboflow an
-# image's suffix into its name, and digits of its own behind.
+# Of Label Studio, in front of what is uploaded; of Roboflow, behind.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 _ROBOFLOW = re.compile(r"_(png|jpe?g)\.rf\.[0-9a-f]+(?=\.|$)", re.IGNORECASE)
 # Folders that tools keep images in: nothing in their names tells one image from another.
 _STORAGE = re.compile(
-    r"^((data/)?uploads?/(\d+/)?|(data/)?local-files/|(images?|imgs|JPEGImages|labels|masks"
-    r"|SegmentationClass|SegmentationObject|obj_train_data)/)+(?=.)",
-    re.IGNORECASE,
+    r"(?i)^((data/)?(uploads?/(\d+/)?|local-files/)|(images?|imgs|JPEGImages|labels|masks"
+    r"|Segmentation(Class|Object)|obj_train_data)/)+(?=.)"
 )
+Key = tuple[int, str]  # how strictly a name is compared, from 0 on, and how it is written then
 
 
 def _bare(path: str) -> str:
@@ -38,34 +36,27 @@ def _flat(path: str) -> str:
     return re.sub(r"[/_\-\s]+", "_", _bare(path)).casefold().strip("_")
 
 
-# From strict to loose: how names are written to be compared, and what separates their parts then.
-_LEVELS: tuple[tuple[Callable[[str], str], str], ...] = ((str, "/"), (_bare, "/"), (_flat, "_"))
-
-
 class ImageFinder:
     """Finds the images of the data set, paths below ``root``, that a name may mean.
 
     A name that the mapping holds as it stands is settled. Else the first level that fits decides:
-    the path itself with anything in front, or its end from some folder on; the same whatever the
-    suffix; the same flattened (``_``, ``__`` or ``-`` for ``/``, upper or lower case); at last the
-    file name alone, where no two paths share one. The mapping, too, is asked for the name with
-    another suffix, flattened, or in a tool's folder (``images/``), but with nothing else in front.
+    the path with anything in front, or its end from some folder on; the same whatever the suffix;
+    the same flattened; at last the file name alone, where no two paths share one. The mapping, too,
+    is asked for the name with another suffix, flattened, or in a tool's folder (``images/``).
     """
 
     def __init__(
         self, images: Iterable[str], root: Path, mapping: Mapping[str, str] | None = None
     ) -> None:
-        # By level, and as that level writes names.
-        self._whole: dict[tuple[int, str], list[str]] = defaultdict(list)
-        self._ends: dict[tuple[int, str], list[str]] = defaultdict(list)
-        self._mapped: dict[tuple[int, str], set[str]] = defaultdict(set)
-        self._names: dict[str, list[str]] = defaultdict(list)
+        self.root = root
+        self._whole, self._ends, self._mapped = (defaultdict[Key, list[str]](list) for _ in "123")
+        self._names = defaultdict[str, list[str]](list)
         for path in images:
             self._names[_bare(path.rpartition("/")[2])].append(path)
-            # Flattened, a path of one part would fit any name: "1.png" any "scan_1.png".
-            for key in _keys(path)[: None if "/" in path else 2]:
-                self._whole[key].append(path)
             for level, written in _keys(path):
+                # Flattened, a path of one part would fit any name: "1.png" any "scan_1.png".
+                if "/" in path or level < 2:
+                    self._whole[level, written].append(path)
                 for key in _ends(level, written):
                     self._ends[key].append(path)
         if any(len(paths) > 1 for paths in self._names.values()):
@@ -80,13 +71,10 @@ class ImageFinder:
                 )
             self._mapping[name] = own[0]
             for key in _keys(_STORAGE.sub("", name)):
-                self._mapped[key].add(own[0])
+                self._mapped[key].append(own[0])
 
     def find_marked(self, marked: MarkedImage) -> list[str]:
-        """The images that a marked one's name may mean, and all that its other names mean for sure.
-
-        Of several the one that its other names mean, where these agree.
-        """
+        """The images that a marked one's names may mean: of several the one that all agree on."""
         paths = self.find(marked.name)
         others = {own[0] for name in marked.also if len(own := self.find(name)) == 1}
         if len(paths) > 1 and len(others) == 1 and others.intersection(paths):
@@ -99,10 +87,9 @@ class ImageFinder:
             return [self._mapping[name]]
         own = self._find_own(name)
         keys = (key for variant in _variants(name) for key in _keys(_STORAGE.sub("", variant)))
-        mapped = next((self._mapped[key] for key in keys if key in self._mapped), set[str]())
-        if len(own) == 1 and mapped:  # where they disagree, neither is certain
-            return sorted({*mapped, *own})
-        return sorted(mapped) or own
+        mapped = next((self._mapped[key] for key in keys if key in self._mapped), [])
+        # Where they disagree, neither is certain.
+        return sorted({*mapped, *(own if len(own) == 1 else [])}) if mapped else own
 
     def _find_own(self, name: str) -> list[str]:
         for variant in _variants(name):
@@ -130,13 +117,13 @@ def read_mapping(csv: Path) -> dict[str, str]:
     return dict(zip(rows["name"], rows["image"], strict=True))
 
 
-def _keys(path: str) -> list[tuple[int, str]]:
-    return [(level, written(path)) for level, (written, _) in enumerate(_LEVELS)]
+def _keys(path: str) -> list[Key]:
+    return [(0, path), (1, _bare(path)), (2, _flat(path))]
 
 
-def _ends(level: int, written: str) -> Iterator[tuple[int, str]]:
+def _ends(level: int, written: str) -> Iterator[Key]:
     """Keys of a name, and of what is left of it from each of its parts on."""
-    sign = _LEVELS[level][1]
+    sign = "_" if level == 2 else "/"
     parts = written.split(sign)
     return ((level, sign.join(parts[start:])) for start in range(len(parts)))
 

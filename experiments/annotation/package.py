@@ -1,21 +1,20 @@
 """A folder of radiographs to draw lesions on, that CVAT, Label Studio and LabelMe open as it is.
 
 ``images/`` holds upright 8-bit grey PNGs of the original size, so that whatever is drawn on them is
-in the frame that lesion masks are in; they carry no metadata. ``mapping.csv`` leads back from their
-flat names to the data set's paths.
+in the frame that lesion masks are in; they carry no metadata. Texts come from ``texts/``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -24,12 +23,10 @@ from datamodules.decode import decode
 from datamodules.files import whole_folder
 from datamodules.index import DataError
 from experiments.annotation.checks import crossing
-from experiments.annotation.showing import fill
+from experiments.config import Config
 from experiments.drawing import contours, encode
 from experiments.runs import file_hash
 
-# File names of 255 bytes are the limit of most disks; tools put something in front or behind.
-LONGEST = 180
 FILES = ["README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"]
 FILES += ["label_studio_config.xml"]
 COLUMNS = ["image", "body_part", "study", "patient", "split", "reason", "probability_abnormal"]
@@ -41,55 +38,62 @@ SPECK = 5e-4
 Polygon = list[tuple[float, float]]
 
 
-class Picture(NamedTuple):
-    """An image of a package."""
+def printable(text: str) -> str:
+    """``text`` without what would move the cursor or cannot be encoded; it comes from files."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
-    name: str  # its file in images/
-    height: int
-    width: int
-    outlines: list[Polygon]  # what a run's map shows on it, to begin with
-    score: float | None = None  # the run's probability of abnormal
+
+def percent(share: float) -> str:
+    """A share of the image in per cent, without the sign."""
+    return f"{share * 100:.{2 if share < 0.01 else 1}f}"
+
+
+TEXTS = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "texts"),
+    autoescape=jinja2.select_autoescape(["xml.j2"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEXTS.filters |= {"printable": printable, "percent": percent, "number": "{:,}".format}
+
+
+def fill(name: str, **values: Any) -> str:
+    """The text of the template ``name``, without a line break at its end."""
+    return TEXTS.get_template(f"{name}.j2").render(values).rstrip("\n")
+
+
+def index_words(config: Config) -> list[str]:
+    """The settings, beside name and root, that say which images there are and in which split."""
+    given, usual = vars(config.data), vars(type(config.data)())
+    keys = ("seed", "count", "split", "limit", "unreadable")
+    return [f"data.{key}={given[key]}" for key in keys if given[key] != usual[key]]
 
 
 def write_package(
-    folder: Path,
-    root: Path,
-    chosen: pd.DataFrame,
-    outlines: list[list[Polygon]] | None = None,
-    maker: str = "",
-    words: Sequence[str] = ("data.name=NAME",),
+    folder: Path, root: Path, chosen: pd.DataFrame, maker: str, words: Sequence[str]
 ) -> None:
     """Write the package, whole or not at all; one image is held at a time.
 
-    Args:
-        folder: Must not exist: somebody may have drawn in it.
-        root: Folder that the images' paths count from.
-        chosen: The images in the order in which they are worth a mask, with ``COLUMNS``.
-        outlines: What to begin with on each; None: nothing, and no file that would hold it.
-        maker: What drew them, such as "stage1 pcam".
-        words: ``data.*`` of the choice but the root, for the command in README.txt.
+    ``chosen`` has the images in the order in which they are worth a mask: ``COLUMNS``, and
+    ``outlines``, what ``maker`` (such as "stage1 pcam") drew on each; without a maker no file holds
+    any. ``words`` are the ``data.*`` of the choice but the root, for the command in README.txt.
     """
-    check_new(folder)
-    drawn = outlines or [[] for _ in range(len(chosen))]
-    listed = chosen[COLUMNS].assign(outlines=list(map(len, drawn)))
+    listed = chosen[COLUMNS].assign(outlines=chosen["outlines"].map(len))
     listed.insert(0, "name", flat_names(chosen["image"]))
     listed.insert(0, "order", range(1, len(chosen) + 1))
     pictures = []
     with whole_folder(folder) as draft:
         (draft / "images").mkdir()
-        rows = zip(listed["name"], listed["image"], drawn, listed[COLUMNS[-1]], strict=True)
-        for name, image, polygons, score in tqdm(
-            rows, total=len(listed), desc="writing images", leave=False, disable=None
-        ):
-            pixels = decode(root / image)
-            height, width = pixels.shape
-            pictures.append(Picture(name, height, width, polygons, score))
-            file = draft / "images" / name
+        rows = listed.assign(outlines=chosen["outlines"]).to_dict("records")
+        for row in tqdm(rows, desc="writing images", leave=False, disable=None):
+            pixels, file = decode(root / row["image"]), draft / "images" / row["name"]
             file.write_bytes(encode(pixels))
-            if outlines is not None:
+            pictures.append({**row, "height": pixels.shape[0], "width": pixels.shape[1]})
+            if maker:
                 text = package_text("labelme.json", picture=pictures[-1], maker=maker)
                 file.with_suffix(".json").write_text(text, encoding="utf-8")
-        for name in FILES if outlines is None else (*FILES, "cvat.xml"):
+        for name in (*FILES, "cvat.xml") if maker else FILES:
             text = package_text(name, pictures=pictures, maker=maker, words=shlex.join(words))
             (draft / name).write_text(text, encoding="utf-8")
         listed[["name", "image"]].to_csv(draft / "mapping.csv", index=False)
@@ -115,9 +119,7 @@ def flat_names(images: Iterable[str]) -> list[str]:
     for image in images:
         flat = str(PurePosixPath(image).with_suffix("")).replace("/", "__")
         # What else a name may hold, tools write in ways of their own.
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", flat).lstrip(".-")
-        if len(stem) > LONGEST or not stem:
-            stem = f"{hashlib.sha256(image.encode()).hexdigest()[:8]}-{stem[-LONGEST + 9 :]}"
+        stem = re.sub(r"[^A-Za-z0-9._-]", "-", flat).lstrip(".-") or "image"
         name, number = stem, 1
         while name.lower() in names:
             number += 1
@@ -129,9 +131,8 @@ def flat_names(images: Iterable[str]) -> list[str]:
 def outline(shown: np.ndarray, threshold: float) -> list[Polygon]:
     """Outline where a map ``(H, W)`` is above 0 and at least ``threshold``, largest area first.
 
-    Holes are filled, specks left out. Points are centres of pixels, (0, 0) the outer corner of the
-    first: the polygon, filled with its outline, marks the pixels that it came from, up to the
-    tolerance. None crosses itself: an import takes it.
+    Holes are filled, specks left out. Points are centres of pixels: the polygon, filled with its
+    outline, marks the pixels that it came from, up to the tolerance. None crosses itself.
     """
     tolerance, polygons = max(1.0, TOLERANCE * max(shown.shape)), []
     for contour in contours((shown >= threshold) & (shown > 0), cv2.RETR_EXTERNAL):
