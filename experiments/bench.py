@@ -32,7 +32,7 @@ from experiments import build
 from experiments.command import answered
 from experiments.config import load_config
 from experiments.evaluation.statistics import auroc, estimate, patient_weights
-from lightning_modules import Stage1Classifier
+from lightning_modules.stage1 import Stage1Classifier
 
 FULL = ["data.image_size=320", "data.count=400"]
 QUICK = ["data.image_size=64", "data.count=80", "data.batch_size=8"]

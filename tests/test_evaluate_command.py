@@ -18,7 +18,7 @@ from experiments.evaluation.figures import Fitted, all_figures, iou_curves
 from experiments.evaluation.run import CHANGED, REPLACED
 from experiments.evaluation.store import load_maps, read_images
 from experiments.prediction.network import load_trained
-from lightning_modules import STAGES
+from lightning_modules.stages import STAGES
 from tests.test_comparison import made
 
 OWN = {"stage1": ["cam", "pcam"], "stage2": ["cam", "pcam"], "stage3": ["cam", "pcam", "fcn"]}

@@ -31,7 +31,7 @@ from experiments.annotation.package import check_new, fill, index_words, outline
 from experiments.build import Run, build_data, open_run
 from experiments.config import load_config
 from experiments.runs import RunError
-from lightning_modules import Stage1Classifier
+from lightning_modules.stage1 import Stage1Classifier
 
 log = logging.getLogger(__name__)
 # Share of the map's scale that is outlined where val tuned no threshold: without lesion masks,

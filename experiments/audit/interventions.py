@@ -20,9 +20,8 @@ from tqdm import tqdm
 from experiments.audit.maps import AT_ONCE, Maps, Sample, alike, beside_floor, make_maps, paired
 from experiments.evaluation.methods import FINE, MapMethod, smooth
 from experiments.evaluation.statistics import estimate, mean
-from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak, upsample
-from lightning_modules.stage1 import ABNORMAL
+from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
 # Seeds of random weights, several since a random FC layer's map depends on the draw. Far from the
 # seeds of trainings, or "random" would be the very weights that this training began with.

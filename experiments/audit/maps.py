@@ -23,10 +23,9 @@ from experiments.evaluation.statistics import (
     patient_weights,
 )
 from experiments.runs import RunError
-from lightning_modules import Stage1Classifier
 from lightning_modules.attention import has_peak, non_negative, normalise, upsample
 from lightning_modules.overlap import iou
-from lightning_modules.stage1 import ABNORMAL
+from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
 IMAGES = 64
 AT_ONCE = 32

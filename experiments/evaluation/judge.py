@@ -18,9 +18,10 @@ from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
-from lightning_modules import Stage1Classifier, overlap
+from lightning_modules import overlap
 from lightning_modules.attention import peak, scale_map, upsample
 from lightning_modules.metrics import hit
+from lightning_modules.stage1 import Stage1Classifier
 from lightning_modules.stage2 import Stage2GuidedAttention
 
 IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]

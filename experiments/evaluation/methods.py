@@ -21,9 +21,8 @@ from torch.nn import functional
 from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
 from experiments.runs import RunError
-from lightning_modules import Stage1Classifier
 from lightning_modules.attention import normalise, upsample
-from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE
+from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Stage1Classifier
 
 Batch = dict[str, Tensor]
 Draw = Callable[[Stage1Classifier, Tensor], Tensor]

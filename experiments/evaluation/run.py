@@ -19,7 +19,7 @@ from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod, baselines
 from experiments.evaluation.statistics import Estimate, estimate, patient_weights
 from experiments.runs import RunError, check_network, epochs_done
-from lightning_modules import Stage1Classifier
+from lightning_modules.stage1 import Stage1Classifier
 
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
 CHANGED = "labels or lesion masks changed since the training: figures are by today's"

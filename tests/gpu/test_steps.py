@@ -9,8 +9,8 @@ from pytorch_lightning import Callback, Trainer
 
 from experiments.build import build_data, build_module
 from experiments.config import load_config
-from lightning_modules import STAGES
 from lightning_modules.attention import peak
+from lightning_modules.stages import STAGES
 from tests.runs import tiny_words
 
 # Other versions than ours may be there, with warnings of their own.
