@@ -54,6 +54,22 @@ def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
     Image.fromarray(pixels).save(path, exif=exif)
 
 
+def put(folder: Path, contents: dict[str, object]) -> Path:
+    """Write text, JSON, bytes or pictures by the names of their files."""
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, np.ndarray):
+            content = Image.fromarray(content)
+        if isinstance(content, Image.Image):
+            content.save(path)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
 class Importing:
     """The import command on the tree: what it is given, what it writes and prints."""
 
@@ -62,12 +78,9 @@ class Importing:
         self.capsys = capsys
 
     def put(self, files: dict[str, object]) -> Path:
-        """Write source files, text or JSON; return the only one, or their folder."""
-        for name, content in files.items():
-            path = self.source / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return self.source if len(files) > 1 else path
+        """Write source files; return the only one, or their folder."""
+        put(self.source, files)
+        return self.source if len(files) > 1 else self.source / next(iter(files))
 
     def run(self, source: object, *words: object, out: Path | None = None) -> int:
         """Import a path, files by their names, or the content of one file; the exit status."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -16,25 +15,10 @@ from datamodules.annotations.recognition import READERS, recognise
 from datamodules.index import DataError
 from tests import annotation_samples as samples
 from tests.annotation_samples import FILES, HEIGHT, WIDTH, png, segmentation, square
+from tests.lesion_files import put
 from tests.real import real_data
 
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
-
-
-def put(folder, contents):
-    """Write text, JSON, bytes or pictures by the names of their files."""
-    for name, content in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, np.ndarray):
-            content = Image.fromarray(content)
-        if isinstance(content, Image.Image):
-            content.save(path)
-        elif isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return folder
 
 
 def palette(mask):

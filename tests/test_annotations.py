@@ -112,7 +112,7 @@ OTHER_MASK = base64.b64encode(png(square())).decode()
         ("label-studio", '"closed": true', '"closed": false', "the polygon is not closed"),
         ("label-studio", '"rle": [0, 0', '"rle": [1, 0', "its brush strokes end too early"),
         ("via", "[4, 4, 8, 4]", "[4, 4, 8, 5]", "a polyline that does not end where it began"),
-        ("cvat", "<ellipse", "<points", "hand/a.png, points number 3: 'points' marks no area"),
+        ("cvat", "</image>", '<points points="1,2"/></image>', "points number 4: 'points' marks"),
         ("cvat", 'rle="8, 5', 'rle="7, 5', "covers 41 pixels, it has 42"),
         ("cvat", 'left="5"', 'left="25"', "juts out of"),
         ("yolo", LINE, "0 .5 .5 .1", "line 1: holds 3 values behind the class"),

@@ -186,16 +186,15 @@ def test_a_csv_of_via_holds_all_regions_that_it_states(importing, sign, stated):
 @pytest.mark.parametrize("colours", [["#800000"], ["#800000", "#008000"]])
 def test_of_a_folder_of_pascal_voc_the_classes_are_read(importing, colours):
     for kind in ("SegmentationClass", "SegmentationObject", "JPEGImages"):
-        (importing.source / kind).mkdir(parents=True)
         for name, colour in zip((FLAT, FLAT_OTHER), colours, strict=False):
             picture = Image.new("RGB", (WIDTH, HEIGHT))
             picture.paste(colour if kind == "SegmentationClass" else "#123456", (10, 5, 20, 13))
-            picture.save(importing.source / kind / f"{name}.png")
+            importing.put({f"{kind}/{name}.png": picture})
     importing.run({"labelmap.txt": "lesion:::\nmetal:::\n", "ImageSets/a.txt": FLAT})
     assert importing.pixels() == ({ONE: PIXELS} if len(colours) == 1 else {})
     assert ("#800000" in importing.printed()) == (len(colours) > 1)
-    named = "# label:color_rgb:parts:actions\nlesion:128,0,0::\nignore:0,128,0::\n"
     importing.out = importing.out.with_name("named")
+    named = "# label:color_rgb:parts:actions\nlesion:128,0,0::\nignore:0,128,0::\n"
     importing.run({"labelmap.txt": named, "ImageSets/a.txt": FLAT})
     assert importing.pixels() == {ONE: PIXELS}
     assert ("others   ignore 1" in importing.printed()) == (len(colours) > 1)

@@ -169,11 +169,9 @@ VOID = np.maximum(box(9, 4, 20, 13) - box(), ONES)
     ],
 )
 def test_a_mask_that_is_no_lesion_is_not_taken(importing, masks, status, message):
-    for name, mask in zip((ONE, OTHER), masks, strict=True):
-        path = importing.source / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask).convert("P").save(path)
-    assert importing.run(importing.source, "--format", "masks") == status
+    pictures = [Image.fromarray(mask).convert("P") for mask in masks]
+    source = importing.put(dict(zip((ONE, OTHER), pictures, strict=True)))
+    assert importing.run(source, "--format", "masks") == status
     assert message in importing.printed()
 
 

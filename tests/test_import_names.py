@@ -50,21 +50,19 @@ def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
     assert finder.find("other/x/y.png") == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/home/anna/MURA-v1.1/" + FOUR,
-        "C:\\data\\" + FOUR.replace("/", "\\"),
-        "patient00004/study1_positive/image1.png",
-        FOUR.replace(".png", ".jpg"),
-        *(FOUR.replace("/", sign) for sign in ("_", "__", "-", "%2F")),
-        "MURA-v1.1_" + FOUR.replace("/", "_"),
-        "1a2b3c4d-" + FOUR.replace("/", "_"),
-    ],
-)
-def test_names_as_tools_write_them_are_matched(importing, name):
-    assert importing.run(coco_of((name, [BOX]))) == 0
-    assert importing.pixels() == {FOUR: PIXELS}
+def test_names_as_tools_write_them_are_matched(importing):
+    names = {path: path for path in (image(number) for number in range(4, 24, 2))}
+    one, *paths = names
+    names[one] = f"/home/anna/MURA-v1.1/{one}"
+    names[paths[0]] = "C:\\data\\" + paths[0].replace("/", "\\")
+    names[paths[1]] = paths[1].partition("XR_HAND/")[2]
+    names[paths[2]] = paths[2].replace(".png", ".jpg")
+    for path, sign in zip(paths[3:7], ("_", "__", "-", "%2F"), strict=True):
+        names[path] = path.replace("/", sign)
+    names[paths[7]] = "MURA-v1.1_" + paths[7].replace("/", "_")
+    names[paths[8]] = "1a2b3c4d-" + paths[8].replace("/", "_")
+    assert importing.run(coco_of(*((name, [BOX]) for name in names.values()))) == 0
+    assert importing.pixels() == dict.fromkeys(names, PIXELS)
 
 
 @pytest.mark.parametrize(
