@@ -120,7 +120,7 @@ def other_syntax(uid):
         ({"PresentationIntentType": "FOR PROCESSING"}, "export it FOR PRESENTATION"),
         ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "export it FOR PRESENTATION"),
         ({"HighBit": 20}, "stores 16 bits"),
-        ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits a pixel in 12:"),
+        ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits a pixel, up to bit 11 of 12"),
         ({"ModalityLUTSequence": table(range(4095), 0, 12, 4096)}, "rescale or lookup table"),
         (scaled("0", "1"), "rescale or lookup table"),
         ({"Columns": 63}, CONTRADICTS),
@@ -136,7 +136,7 @@ def other_syntax(uid):
         (lambda: other_syntax("1.2.3.4"), "an unknown transfer syntax"),
         (lambda: other_syntax("1.2.840.10008.1.2.4.94"), "JPIP Referenced.*convert the file"),
         (lambda: content(radiograph(COLOUR, PlanarConfiguration=None)), BROKEN),
-        (lambda: b"\0" * 128 + b"DICM" + SECRET.encode() * 9, "its header cannot be read"),
+        (lambda: b"\0" * 128 + b"DICM" + SECRET.encode() * 9, "without pixel data"),
     ],
 )
 def test_what_is_no_radiograph_is_refused_without_a_name(shown, capfd, caplog, make, message):
