@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import tempfile
@@ -14,8 +13,8 @@ import pytest
 from PIL import Image
 
 from datamodules.decode import decode
+from datamodules.files import locked
 from experiments.annotation.matching import read_mapping
-from experiments.config import load_config
 from tests import docs_python
 from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
 
@@ -29,8 +28,6 @@ COMMAND = re.compile(r"^\s*(\$ |\.venv/|(make|python3?|pip|sbatch|wandb|git) )",
 INDENTED = re.compile(
     r"(?<=\n\n)(?: {4}|\t)(?!\s*(?:[-*]|\d+\.)\s).*\S.*|<pre\b.*|^\s*[`~]{3}.*", re.M
 )
-# What reads a table of these columns.
-TABLES = {"name,image": read_mapping}
 
 
 def run_python(folder, text):
@@ -38,18 +35,13 @@ def run_python(folder, text):
     run(folder, "python block.py")
 
 
-def read_yaml(folder, text):
-    (folder / "block.yaml").write_text(text)
-    load_config(str(folder / "block.yaml"), [])
-
-
 def read_table(folder, text):
     (folder / "block.csv").write_text(text)
-    TABLES[text.splitlines()[0]](folder / "block.csv")
+    read_mapping(folder / "block.csv")
 
 
 # Output and layouts are no commands; all else is executed, or read by what it is for.
-LANGUAGES = {"sh": run, "python": run_python, "yaml": read_yaml, "csv": read_table, "text": None}
+LANGUAGES = {"sh": run, "python": run_python, "csv": read_table, "text": None}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -59,7 +51,6 @@ def test_every_block_can_be_executed(name):
     for language, text in blocks:
         assert language in LANGUAGES
         assert language != "text" or not COMMAND.search(text), f"{text}: make it sh"
-        assert language != "csv" or text.splitlines()[0] in TABLES, f"no reader of {text}"
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +67,7 @@ def trained(tmp_path_factory, python):
     """A fresh clone in which the README's first block ran; made once for all processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "popen" in base.name else base) / "docs-template"
-    with Path(f"{folder}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(Path(f"{folder}.lock")):
         if not (folder / "made").exists():
             furnish(folder, python)
             run(folder, BLOCKS["README.md"][0][1])

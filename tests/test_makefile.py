@@ -19,9 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 RECORDER = """#!{python} -S
 import json, os, pathlib, shutil, sys
 with open({log!r}, "a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
-with open({log!r} + ".environment", "w") as file:
-    json.dump(dict(os.environ), file)
+    file.write(json.dumps([sys.argv[1:], dict(os.environ)]) + "\\n")
 if sys.argv[1:3] == ["-m", "venv"]:
     (pathlib.Path(sys.argv[3]) / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(sys.argv[0], pathlib.Path(sys.argv[3]) / "bin" / "python")
@@ -55,10 +53,9 @@ class Clone:
         )
 
     def calls(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-
-    def environment(self) -> dict[str, str]:
-        return json.loads((self.folder / "calls.environment").read_text())
+        lines = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+        self.environment = lines[-1][1]  # of the last
+        return [words for words, _ in lines]
 
 
 @pytest.fixture
@@ -86,7 +83,7 @@ def test_a_fresh_clone_sets_up_once_then_runs_one_printed_command(clone):
     command = "-m experiments.train stage1 data.name=phantom"
     setup = ["-m venv .venv", "-m pip install -c constraints.txt -e .[dev]"]
     assert [" ".join(call) for call in calls] == [*setup, command]
-    assert clone.environment()["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    assert clone.environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
     assert done.stdout.splitlines()[-1] == f".venv/bin/python {command}"
     clone.make("stage1")
     assert clone.calls()[4:] == calls[-1:]  # nothing is set up again
@@ -162,4 +159,4 @@ def test_sync_sends_offline_runs_below_the_folders_given(clone):
         ["-m", "wandb", "sync", f"runs/a b/{file}"],
         ["-m", "wandb", "sync", "--dry-run", f"elsewhere/{file}"],
     ]
-    assert "WANDB_MODE" not in clone.environment()
+    assert "WANDB_MODE" not in clone.environment
