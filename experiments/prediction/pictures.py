@@ -17,9 +17,9 @@ from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import validate_value
 
+from callbacks.panels import contours, draw_outline, draw_peak, overlay, resize
 from datamodules.dicom import hush
 from datamodules.index import DataError
-from experiments.drawing import contours, draw_outline, draw_peak, overlay, resize
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 FONT = cv2.FONT_HERSHEY_SIMPLEX

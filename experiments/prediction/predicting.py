@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from callbacks.panels import encode
 from datamodules.decode import IMAGE_SUFFIXES, JPEG, PNG, decode_noted, is_dicom, read_content
 from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry, from_square
 from datamodules.index import DataError
-from experiments.drawing import encode
 from experiments.evaluation.judge import one_thread
 from experiments.prediction.folder import NOTE, ROWS, PredictionFolder, Row
 from experiments.prediction.network import CLASSES, Trained, load_trained

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from callbacks.panels import contours, draw_outline, draw_peak, encode, overlay, resize
 from datamodules.decode import decode
 from experiments.build import Run
-from experiments.drawing import contours, draw_outline, draw_peak, encode, overlay, resize
 from experiments.evaluation.compare import Group
 from experiments.runs import RunError
 
