@@ -7,11 +7,13 @@ import pytest
 from datamodules.index import (
     DataError,
     assign_groups,
+    check_files,
     check_index,
     check_patients_apart,
+    check_rows,
     limit_split,
+    read_csv,
 )
-from datamodules.tables import check_files, check_rows, read_csv
 
 
 @pytest.fixture
