@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from datamodules import cache
 from datamodules.files import usable_cores
@@ -152,21 +152,6 @@ class BatchDataset(Dataset[Batch]):
 def to_model_input(image: Tensor) -> Tensor:
     """Turn uint8 images (B, 1, H, W) into float32, black at -1 and white at 4."""
     return (image.float() / 255.0 - MEAN) / STD
-
-
-def load_batches(dataset: BatchDataset, sampler: Sampler[Rows], workers: int) -> DataLoader[Batch]:
-    """A loader of whole batches; ``workers`` processes, 0: this one."""
-    return DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,  # an item of the sampler is a whole batch
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Its own generator: starting a loader would otherwise move the one dropout draws from.
-        generator=torch.Generator(),
-    )
 
 
 def default_workers() -> int:

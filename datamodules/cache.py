@@ -30,8 +30,6 @@ from datamodules.index import COLUMNS, DataError, digest, hash_rows
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
-UNREADABLE = "unreadable.csv"  # images that could not be read, with the reason
-STAMPS = "stamps.json"  # size and time of each image and mask, taken before it was read
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _is_current(folder: Path, root: Path) -> bool:
     """Whether ``folder`` holds a finished cache of today's images and masks."""
     if not is_whole(folder):
         return False
-    stamps = json.loads((folder / STAMPS).read_text())
+    stamps = json.loads((folder / "stamps.json").read_text())
     return _stamps(root, list(stamps)) == stamps
 
 
@@ -173,7 +171,7 @@ def _fill(
 ) -> None:
     masked = (table["lesion_mask"] != "").to_numpy()
     mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
-    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])
+    stamps = _stamps(root, [*table["path"], *table["lesion_mask"][masked]])  # before any is read
     rows = _write_squares(folder, table, mask_slot, root, recipe)
     if len(noted := rows[rows["note"] != ""]):
         notes = "\n  ".join(noted["path"][:5] + ": " + noted["note"][:5])
@@ -182,14 +180,14 @@ def _fill(
         examples = "\n  ".join([f"{len(lost)} images cannot be read:", *lost["error"][:5]])
         if on_unreadable == "error":
             raise DataError(f"{examples}\nFix: replace them, or set data.unreadable=skip")
-        log.warning("left out (all in %s in the cache): %s", UNREADABLE, examples)
-        lost.rename(columns={"error": "reason"}).to_csv(folder / UNREADABLE, index=False)
+        log.warning("left out (all in unreadable.csv in the cache): %s", examples)
+        lost.rename(columns={"error": "reason"}).to_csv(folder / "unreadable.csv", index=False)
     kept = np.flatnonzero(rows["error"] == "")
     rows = rows.iloc[kept]
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     geometry = np.array(rows["geometry"].tolist(), dtype=np.int32)
     np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
-    (folder / STAMPS).write_text(json.dumps(stamps))
+    (folder / "stamps.json").write_text(json.dumps(stamps))
     images, masks = (
         rows.rename(columns={kind: "drawn"}).query("drawn != ''")[["path", "drawn"]]
         for kind in ("image", "mask")

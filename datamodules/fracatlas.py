@@ -24,14 +24,12 @@ from scipy.sparse.csgraph import connected_components
 
 from datamodules import index
 from datamodules.annotations.coco import read_coco
-from datamodules.annotations.marks import MarkedImage, draw
-from datamodules.decode import decode, upright_size
+from datamodules.annotations.marks import draw
+from datamodules.decode import decode
 from datamodules.files import usable_cores
-from datamodules.geometry import wrong_size
-from datamodules.index import DataError
+from datamodules.index import DataError, check_files, check_rows, read_csv
 from datamodules.lesions import Lesion, attach_lesions, write_lesions
 from datamodules.radiographs import RadiographDataModule
-from datamodules.tables import check_files, check_rows, read_csv
 
 log = logging.getLogger(__name__)
 
@@ -82,23 +80,17 @@ class FracAtlasDataModule(RadiographDataModule):
         for mistake in marking.mistakes:
             raise DataError(f"{mistake.where}: {mistake.what}")
         outlined = {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}
-        if outlined.keys().isdisjoint(paths):
+        shared = [(paths[name], outlined[name]) for name in sorted(outlined.keys() & paths.keys())]
+        if not shared:
             raise DataError(f"{coco}: outlines none of the images. Fix: give these images' file")
-        sizes: dict[str, tuple[int, int]] = {}
-        for name in sorted(outlined.keys() & paths.keys()):
-            try:
-                sizes[name] = upright_size(self.root / paths[name])
-            except DataError as error:  # whether that is an error is for the cache to decide
-                log.warning("%s: an outlined image is unreadable, no mask: %s", coco, error)
-        # Sizes too: an image that was replaced or fetched again since gets a mask of its own.
-        content = f"{LESION_FORMAT} {sorted(table['path'])} {sorted(sizes.items())}"
-        key = index.digest(coco.read_bytes(), content)[:12]
+        key = index.digest(coco.read_bytes(), f"{LESION_FORMAT} {sorted(table['path'])}")[:12]
         folder = self.cache_dir / f"fracatlas-lesions-{key}"
         if folder.is_dir():
             return folder
-        lesions = (Lesion(paths[name], _draw(outlined[name], sizes[name])) for name in sizes)
+        # Of the size that the file states: whether the image has it, attach_lesions checks.
+        masks = ((path, draw(image.marks, *(image.size or (0, 0)))) for path, image in shared)
         try:
-            write_lesions(folder, lesions)
+            write_lesions(folder, (Lesion(path, mask) for path, mask in masks))
         except DataError:
             if not folder.is_dir():  # else another process was faster, with the same masks
                 raise
@@ -160,7 +152,7 @@ def near_duplicates(paths: list[Path]) -> list[tuple[int, int]]:
     """
     side, cells = 8, 8
     with ThreadPoolExecutor(usable_cores()) as pool:
-        thumbnails = np.stack(list(pool.map(_thumbnail, paths))) if paths else np.zeros((0, 64, 64))
+        thumbnails = np.stack(list(pool.map(_thumbnail, paths)))
     count = len(thumbnails)
     blocks = thumbnails.reshape(count, side, cells, side, cells).transpose(1, 3, 0, 2, 4)
     blocks = blocks.reshape(side * side, count, cells * cells)
@@ -190,12 +182,6 @@ def _thumbnail(path: Path) -> np.ndarray:
         return cv2.resize(decode(path), (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
     except DataError:  # the cache reports it, here it only resembles nothing
         return np.zeros((64, 64), np.float32)
-
-
-def _draw(image: MarkedImage, size: tuple[int, int]) -> np.ndarray:
-    if image.size != size:
-        raise DataError(f"{image.where}: {image.name} {wrong_size(image.size or (0, 0), size)}")
-    return draw(image.marks, *size)
 
 
 def _list_images(root: Path) -> dict[str, str]:

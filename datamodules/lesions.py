@@ -21,8 +21,7 @@ import pandas as pd
 from datamodules.decode import decode, is_opaque, upright_size
 from datamodules.files import usable_cores, whole_folder
 from datamodules.geometry import wrong_size
-from datamodules.index import DataError, digest, lacks_class
-from datamodules.tables import check_rows, read_csv
+from datamodules.index import DataError, check_rows, digest, lacks_class, read_csv
 
 log = logging.getLogger(__name__)
 

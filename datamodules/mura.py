@@ -21,10 +21,9 @@ from typing import ClassVar
 import pandas as pd
 
 from datamodules import index
-from datamodules.index import DataError
+from datamodules.index import DataError, check_files, check_rows, read_text
 from datamodules.lesions import attach_lesions
 from datamodules.radiographs import RadiographDataModule
-from datamodules.tables import check_files, check_rows, read_text
 
 SPLITS = {"train": "train", "valid": "test"}
 LABELS = {"negative": "0", "positive": "1"}
@@ -95,8 +94,7 @@ def read_mura_tree(root: Path) -> pd.DataFrame:
         body_part=table["part"].str.lower(),
         split=table["split"].map(SPLITS),
     )
-    columns = ["path", "label", "patient", "study", "body_part", "split"]
-    return table[columns].reset_index(drop=True)
+    return table.reset_index(drop=True)
 
 
 def _read_split(folder: Path, split: str) -> pd.DataFrame:

@@ -115,12 +115,15 @@ class RadiographDataModule(LightningDataModule):
         if options.folds:
             rows = leave_out_fold(rows, chosen, options.folds, options.fold, self.seed)
         self.table = rows
+        masked = rows["lesion_mask"] != ""
         # Of images, labels, splits and which are masked; and of which images are val or test.
-        self.index_hash, self.judges_hash = index.hash_table(rows), index.hash_judges(rows)
+        content = rows[["path", "label", "patient", "split"]].assign(mask=masked)
+        judges = rows.loc[rows["split"].isin(("val", "test")), ["path", "split"]]
+        self.index_hash = index.hash_rows(content)
+        self.judges_hash = index.hash_rows(judges.sort_values("path"))
         is_train = (rows["split"] == "train").to_numpy()
         self.lesion_rows = chosen[is_train[chosen]]
-        masked = (rows["lesion_mask"] != "").to_numpy()
-        self._shows_lesion = masked & ~is_train
+        self._shows_lesion = masked.to_numpy() & ~is_train
         if len(self.lesion_rows) and not self._shows_lesion.any():
             problem = "all %d lesion masks are in train: no map can be judged. Fix: lesions.folds=5"
             log.warning(problem, masked.sum())
@@ -273,4 +276,14 @@ class RadiographDataModule(LightningDataModule):
         self, sampler: Sampler[batches.Rows], augmenter: Augmenter | None = None
     ) -> DataLoader[batches.Batch]:
         dataset = batches.BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
-        return batches.load_batches(dataset, sampler, self.num_workers)
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,  # an item of the sampler is a whole batch
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=batches.start_worker,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: starting a loader would otherwise move the one dropout draws from.
+            generator=torch.Generator(),
+        )

@@ -1,11 +1,10 @@
 """FracAtlas's own tree, made up for tests."""
 
-from __future__ import annotations
-
 import json
 
 import cv2
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 HEIGHT, WIDTH = 96, 80
@@ -27,8 +26,7 @@ class Archive:
 
     def __init__(self, root):
         self.root = root
-        self.rows = []
-        categories = [{"id": 0, "name": "fractured"}]
+        self.rows, categories = [], [{"id": 0, "name": "fractured"}]
         self.coco = {"images": [], "annotations": [], "categories": categories}
         for folder in ("Fractured", "Non_fractured"):
             (root / "images" / folder).mkdir(parents=True)
@@ -38,24 +36,22 @@ class Archive:
         name = f"IMG{number:07d}.jpg"
         values = dict.fromkeys(HEADER.split(","), 0)
         values |= {"image_id": name, "hand": 1, "fractured": fractured, "fracture_count": fractured}
-        self.rows.append(",".join(str(value) for value in (values | fields).values()))
+        self.rows.append(values | fields)
         exif = Image.Exif()
         exif[0x0112] = orientation
         folder = "Fractured" if fractured else "Non_fractured"
-        path = self.root / "images" / folder / name
         pixels = picture(number) if pixels is None else pixels
-        Image.fromarray(pixels).save(path, quality=95, exif=exif)
+        Image.fromarray(pixels).save(self.root / "images" / folder / name, quality=95, exif=exif)
         if fractured:
             height, width = pixels.shape if orientation == 1 else pixels.shape[::-1]
             entry = {"id": number, "file_name": name, "height": height, "width": width}
             self.coco["images"].append(entry)
-            corners = [10, 20, 19, 20, 19, 29, 10, 29]
-            about = {"id": len(self.coco["annotations"]), "image_id": number, "category_id": 0}
-            self.coco["annotations"].append({**about, "segmentation": [corners]})
-        return path
+            about = {"id": number, "image_id": number, "category_id": 0}
+            about["segmentation"] = [[10, 20, 19, 20, 19, 29, 10, 29]]
+            self.coco["annotations"].append(about)
 
     def write(self):
-        (self.root / "dataset.csv").write_text("\n".join([HEADER, *self.rows]) + "\n")
+        pd.DataFrame(self.rows).to_csv(self.root / "dataset.csv", index=False)
         path = self.root / "Annotations" / "COCO JSON" / "COCO_fracture_masks.json"
         path.write_text(json.dumps(self.coco))
         return self.root

@@ -1,12 +1,8 @@
 """Radiographs as DICOM files, drawn for tests."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
-import pydicom
-import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -69,22 +65,3 @@ def framed(frame, syntax, pixels, **elements):
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset["PixelData"].is_undefined_length = True
     return dataset
-
-
-def encoded(pixels, kind, folder):
-    """A radiograph that gdcm compresses, of 8 or 12 bits."""
-    gdcm = pytest.importorskip("gdcm", reason="the extra dicom brings it")
-    stored = 8 if pixels.dtype == np.uint8 else 12
-    (folder / "plain.dcm").write_bytes(content(radiograph(pixels, BitsStored=stored)))
-    reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
-    change = gdcm.ImageChangeTransferSyntax()
-    reader.SetFileName(str(folder / "plain.dcm"))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(folder / "made.dcm"))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return pydicom.dcmread(folder / "made.dcm")

@@ -1,10 +1,6 @@
 """Decoding: every kind of file gives the same grey picture, or an error that names it."""
 
-from __future__ import annotations
-
 import io
-import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -12,14 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules.decode import PNG, decode, upright_size
+from datamodules.decode import decode, upright_size
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
 from tests.real import real_data
 
 RANDOM = np.random.default_rng(0)
+NOISE = RANDOM.integers(0, 256, (96, 128, 3), dtype=np.uint8)
 GREY = np.add.outer(np.arange(24) * 6, np.arange(40) * 2).astype(np.uint8)
-ORIENTATION = 0x0112
 # A limb of 12 bits, dark soft tissue and bright bone, and where on its film things may lie.
 LIMB = (200 + 3800 * np.linspace(0, 1, 120_000).reshape(300, 400) ** 2).astype(int)
 CORNER, BONE = np.s_[:60, :80], np.s_[200:260, 200:280]  # 4 % of the film each
@@ -49,23 +45,14 @@ def encoded(pixels, kind="PNG", mode=None, **options):
 
 
 def jpeg(mode="L", **options):
-    noise = RANDOM.integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    return encoded(noise, "JPEG", mode, **options)
+    return encoded(NOISE, "JPEG", mode, **options)
 
 
-def chunk(kind, content):
-    """A chunk of a PNG."""
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def app(marker, body):
-    """A segment of a JPEG."""
-    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def cut(whole):
-    return whole[: len(whole) // 2]
+def pillow(data):
+    """The picture as Pillow has it."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("L", image.size)
+        return np.array(ImageOps.exif_transpose(image).convert("L"), dtype=int)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "clear"])
@@ -79,48 +66,32 @@ def test_png_of_any_mode_gives_the_same_grey(read, mode):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_exif_orientation_is_applied(read, orientation, kind):
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    options = {"quality": 98} if kind == "JPEG" else {}
-    pixels = read(encoded(GREY, kind, "RGB", exif=exif, **options))
-    turned = Image.fromarray(GREY)
-    turned.getexif()[ORIENTATION] = orientation
-    expected = np.array(ImageOps.exif_transpose(turned))
+    exif[0x0112] = orientation
+    data = encoded(GREY, kind, "RGB", exif=exif)
+    pixels, expected = read(data), pillow(data)
     assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
-    assert np.abs(pixels.astype(int) - expected).max() <= 4 * (kind == "JPEG")
-
-
-XMP = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
+    assert np.abs(pixels - expected).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_bytes_around_a_whole_jpeg_do_not_matter(read, mode):
-    whole = jpeg(mode)
-    plain = read(whole)
-    for data in (
-        whole + b"written by some camera" * 20,
-        whole + jpeg(),  # as in MPO
-        whole[:-2] + b"\xff\xff" + whole[-2:],  # fill bytes
-        whole[:2] + app(0xE1, b"Exif\0\0garbage") + app(0xFE, b"a comment \xff\xd9") + whole[2:],
-        whole[:2] + app(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + whole[2:],  # as viewers
-    ):
+    whole, plain = jpeg(mode), read(jpeg(mode))
+    about = b"\xff\xe1\0\x0fExif\0\0garbage\xff\xfe\0\x0ea comment \xff\xd9"
+    for data in (whole[:2] + about + whole[2:], whole + jpeg()):  # the latter as in MPO
         np.testing.assert_array_equal(read(data), plain)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("kept", [0.02, 0.7, 0.99])
+@pytest.mark.parametrize("kept", [0.02, 0.99])
 @pytest.mark.parametrize("end", [0, 1000])  # a download reserved its space
 def test_a_file_cut_short_is_refused(read, kind, kept, end):
-    whole = encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8), kind)
+    whole = encoded(NOISE, kind)
     with pytest.raises(DataError, match=r"image: damaged image .*cut short"):
         read(whole[: int(len(whole) * kept)] + bytes(end))
 
 
-HUGE, LARGE = (
-    PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) + chunk(b"IEND", b"")
-    for side in (2**15, 9000)
-)
-FLIPPED = bytearray(encoded(GREY))
-FLIPPED[len(FLIPPED) // 2] ^= 1
+PLAIN, WHOLE, STEPS = encoded(GREY), jpeg(), jpeg(progressive=True)
+FLIPPED = PLAIN[:-20] + bytes([PLAIN[-20] ^ 1]) + PLAIN[-19:]
 
 
 @pytest.mark.parametrize(
@@ -128,15 +99,12 @@ FLIPPED[len(FLIPPED) // 2] ^= 1
     [
         (b"", "the file is empty"),
         (b"Doe, John: fracture", "expected a PNG, JPEG or DICOM file.*convert it to PNG"),
-        (HUGE, "damaged image .*size .* exceeds limit"),
-        (LARGE, r"damaged image .*claims 9,000 x 9,000 pixels"),
-        (bytes(FLIPPED), "damaged image .*the PNG is cut short or damaged: broken"),
-        # What libjpeg only warns of, and fills with grey.
-        (cut(jpeg()) + b"\xff\xd9", "damaged image .the JPEG"),  # and ended by a tool
-        (cut(jpeg(progressive=True)) + b"\xff\xd9", "damaged image .the JPEG"),
-        (cut(jpeg()) + jpeg(), "damaged image .the JPEG"),  # a second picture behind
-        (cut(jpeg()) + bytes(512) + jpeg()[len(jpeg()) // 2 + 512 :], "damaged image .the JPEG"),
-        (jpeg()[:2000] + jpeg()[2300:], "damaged image .the JPEG"),
+        (FLIPPED, "damaged image .*the PNG is cut short or damaged: broken"),
+        # What libjpeg only warns of, and fills with grey: cut and ended by a tool, zeros, a gap.
+        (WHOLE[:4000] + b"\xff\xd9", "damaged image .the JPEG"),
+        (STEPS[:4000] + b"\xff\xd9", "damaged image .the JPEG"),
+        (WHOLE[:4000] + bytes(512) + WHOLE[4512:], "damaged image .the JPEG"),
+        (WHOLE[:2000] + WHOLE[2300:], "damaged image .the JPEG"),
     ],
 )
 def test_other_content_is_refused_by_name(read, content, message):
@@ -149,9 +117,13 @@ def test_missing_files_folders_and_large_ones_are_named(tmp_path, monkeypatch):
     for path, reason in ((tmp_path / "gone.png", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(DataError, match=rf"{path.name}: cannot be read \({reason}"):
             decode(path)
+    monkeypatch.setattr("datamodules.pixels.MOST_PIXELS", 10)
+    for kind in ("PNG", "JPEG"):
+        (tmp_path / "large.png").write_bytes(encoded(GREY, kind))
+        with pytest.raises(DataError, match=r"large\.png: damaged .* claims 40 x 24 pixels"):
+            decode(tmp_path / "large.png")
     monkeypatch.setattr("datamodules.decode.MOST_BYTES", 10)
-    (tmp_path / "large.png").write_bytes(bytes(11))
-    with pytest.raises(DataError, match=r"large\.png: the file has 11 bytes, more than 10"):
+    with pytest.raises(DataError, match=r"large\.png: the file has [\d,]+ bytes, more than 10"):
         decode(tmp_path / "large.png")
 
 
@@ -191,7 +163,6 @@ COLLIMATED = np.where(np.arange(400) < 240, 0, LIMB)  # six parts in ten lie out
 @pytest.mark.parametrize(
     ("image", "free"),
     [
-        film(np.s_[:75, :80], 65535),  # 5 %
         film(values=65535, smooth=1.5),
         film(values=np.repeat([30000, 45000, 65535, 50000], 20)),
         film(np.s_[:60, 300:380], 65535, limb=COLLIMATED),
@@ -213,12 +184,11 @@ def test_a_marker_at_full_scale_does_not_darken_the_limb(image, free):
     "image",
     [
         film(BONE, np.linspace(4000, 20000, 4800).reshape(60, 80))[0],  # values lead up to it
-        film(BONE, RANDOM.uniform(15000, 30000, (60, 80)))[0],  # it has many itself
+        film(BONE, RANDOM.uniform(15000, 30000, (60, 80)))[0],  # it has many values itself
         film(BONE, RANDOM.normal(7000, 200, (60, 80)))[0],  # the gap is no larger than the rest
         film(np.s_[:60, :200], RANDOM.uniform(60000, 65000, (60, 200)))[0],  # 10 %, no one value
         COLLIMATED,
-        film(values=65535, limb=LIMB * 0)[0],  # masks
-        film(values=np.repeat([1000, 65535], 40), limb=LIMB * 0)[0],
+        film(values=np.repeat([1000, 65535], 40), limb=LIMB * 0)[0],  # a mask
     ],
 )
 def test_what_is_no_marker_keeps_the_plain_window(image):
@@ -237,10 +207,7 @@ def test_real_radiographs_agree_with_pillow():
             with pytest.raises(DataError, match=f"{path.name}: damaged image .*cut short"):
                 decode(path)
             continue
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            image.draft("L", image.size)
-            reference = np.array(ImageOps.exif_transpose(image).convert("L"), dtype=int)
-        pixels = decode(path)
+        pixels, reference = decode(path), pillow(path.read_bytes())
         assert upright_size(path) == pixels.shape == reference.shape
         assert np.abs(pixels - reference).max() <= 1
         turned += row.exif_orientation != 1

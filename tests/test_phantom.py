@@ -1,7 +1,5 @@
 """The phantom: a pure function of (seed, number), in MURA's tree, with no cue but the lesion."""
 
-from __future__ import annotations
-
 import shutil
 
 import cv2
@@ -83,21 +81,17 @@ def test_lesions_are_marked_on_abnormal_images_and_only_there(drawings):
     assert 0.001 < min(areas) < 0.008 < np.median(areas) < 0.025 < max(areas) < 0.08
 
 
-CUES = {
-    "mean": np.mean,
-    "gradient energy": lambda image: np.mean(np.square(np.gradient(image.astype(np.float64)))),
-    "saturated share": lambda image: np.mean(image > 250),
-    "area": np.size,
-    "PNG size": lambda image: len(cv2.imencode(".png", image)[1]),
-}
+def cues(image):
+    """What could give an image away, but for its lesion."""
+    energy, png = np.mean(np.square(np.gradient(image / 1.0))), cv2.imencode(".png", image)[1]
+    return image.mean(), energy, np.mean(image > 250), image.size, len(png)
 
 
-@pytest.mark.parametrize("cue", CUES)
-def test_no_trivial_cue_tells_the_label(drawings, cue):
-    label = np.array([drawing.label for drawing in drawings])
-    assert 0.4 < label.mean() < 0.5
-    score = np.array([CUES[cue](drawing.image) for drawing in drawings], dtype=np.float64)
-    assert 0.35 < roc_auc_score(label, score) < 0.65
+def test_no_trivial_cue_tells_the_label(drawings):
+    label = [drawing.label for drawing in drawings]
+    assert 0.4 < np.mean(label) < 0.5
+    for score in np.array([cues(drawing.image) for drawing in drawings]).T:
+        assert 0.35 < roc_auc_score(label, score) < 0.65
 
 
 def test_the_tree_is_muras_complete_and_drawn_once(tree):
@@ -112,9 +106,9 @@ def test_the_tree_is_muras_complete_and_drawn_once(tree):
         files = {path: drawing.image, f"lesions/masks/{path}.png": drawing.mask}
         for name, pixels in list(files.items())[: 1 + drawing.label]:
             assert np.array_equal(cv2.imread(str(tree / name), cv2.IMREAD_UNCHANGED), pixels)
-    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    before = tree.stat().st_mtime_ns
     module_of(tree).prepare_source()
-    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+    assert tree.stat().st_mtime_ns == before
     table = check_index(module_of(tree).build_index(), "phantom")
     check_patients_apart(table, "phantom")
     assert len(table) == COUNT
@@ -129,34 +123,23 @@ def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
     root = tmp_path / "deep" / "tree"
     root.mkdir(parents=True)  # an empty folder is filled
 
-    def fail_at_five(seed, number):
-        if number == 5:
-            raise KeyboardInterrupt
-        return draw(seed, number)
+    def interrupted(seed, number):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("datamodules.phantom.source.draw", fail_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        draw_tree(root, seed=0, count=8)
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.phantom.source.draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            draw_tree(root, seed=0, count=8)
     assert not list(root.iterdir())
-    # A process that is killed leaves its folder behind.
-    (root.parent / ".tree.killed.partial" / "MURA-v1.1").mkdir(parents=True)
-    monkeypatch.undo()
     draw_tree(root, seed=0, count=8)
-    assert sorted(path.name for path in root.parent.iterdir()) == [".tree.lock", "tree"]
     assert len(list((root / "MURA-v1.1").rglob("*.png"))) == 8
 
 
 @pytest.mark.parametrize(
     ("old", "new", "options", "message"),
     [
-        (
-            "",
-            "",
-            {"seed": 4},
-            r"another phantom \(.*'seed': 0.*'seed': 4.* or delete an old phantom",
-        ),
+        ("", "", {"seed": 4}, r"another phantom \(.*'seed': 0.*'seed': 4.* or delete an old"),
         ('"version": ', '"version": 9', {}, "another phantom .* to have it drawn anew"),
-        ("}", "", {}, "is no phantom and not empty.* Fix: choose another"),
         ('"csv_hash": "', '"csv_hash": "f', {}, "expected .* as it was drawn"),
     ],
 )
@@ -176,19 +159,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".few.lock", "holiday.txt"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("MURA-v1.1/*/*/*/*_positive", r"_image_paths\.csv: 1 of .* row \d+: "),
-        ("lesions/masks", r"lesions\.csv, row \d+: the mask .* cannot be read"),
-    ],
-)
-def test_a_damaged_tree_is_to_be_drawn_anew(copy, tmp_path, kind, words):
-    sorted(path for folder in copy.glob(kind) for path in folder.rglob("image1.png*"))[0].unlink()
-    message = rf"the phantom is damaged: .*{words}.*. Fix: delete {copy} to have it drawn anew"
-    with pytest.raises(DataError, match=message) as caught:
+def test_a_damaged_tree_is_to_be_drawn_anew(copy, tmp_path):
+    next(copy.glob("lesions/masks/**/image1.png*")).unlink()
+    what = r"lesions\.csv, row \d+: the mask .* cannot be read"
+    message = rf"the phantom is damaged: .*{what}.*. Fix: delete {copy} to have it drawn anew"
+    with pytest.raises(DataError, match=message):
         module_of(copy).build_index()
-    assert "again" not in str(caught.value), "that remedy is for data that was downloaded"
     with pytest.raises(DataError) as caught:
         module_of(copy, lesions_path=str(tmp_path)).build_index()
     assert "drawn anew" not in str(caught.value), "a lesion folder of the user's"

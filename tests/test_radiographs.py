@@ -1,12 +1,17 @@
-"""The batch that every source gives, on the phantom."""
+"""Batches: what every source gives, on the phantom, in an order of (seed, epoch) alone."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
-from datamodules.batches import to_model_input
+from datamodules.batches import EvaluationBatches, TrainBatches
 from datamodules.index import DataError
 from datamodules.mura import MuraDataModule
 from datamodules.options import Augmentation, Data, Lesions
@@ -41,10 +46,9 @@ def test_the_batch_is_as_the_design_says(folder):
     }
     assert 0 <= batch["lesion_mask"].min() <= batch["lesion_mask"].max() <= 1
     pixels = batch["image"].clone()
-    for _ in range(2):  # on the device the image becomes float, once
+    for _ in range(2):  # on the device the image becomes float, black at -1, white at 4, once
         batch = data.on_after_batch_transfer(batch, 0)
-        assert torch.equal(batch["image"], to_model_input(pixels))
-    assert to_model_input(torch.tensor([0, 255])).tolist() == pytest.approx([-1.0, 4.0])
+        assert torch.allclose(batch["image"], pixels / 51.0 - 1)
 
 
 def test_masks_of_train_are_limited_and_all_of_val_and_test_judge(folder):
@@ -95,12 +99,11 @@ def test_augmentation_moves_image_and_mask_and_is_the_same_for_any_workers(folde
 
 
 def test_the_cache_is_of_what_shapes_it(folder):
-    first, again = phantom(folder), phantom(folder)
-    assert again.cache_folder == first.cache_folder
-    changes = ({"limit": 6}, {"crop": "content"}, {"image_size": 32}, {"split": "image"})
+    first = phantom(folder)
+    changes = ({}, {"limit": 6}, {"crop": "content"}, {"image_size": 32}, {"split": "image"})
     root = {"count": 80, "root": str(first.root), "image_size": 64}
-    others = {PhantomDataModule(Data(**root | other)).cache_folder.name for other in changes}
-    assert len(others | {first.cache_folder.name}) == 5
+    names = [PhantomDataModule(Data(**root | other)).cache_folder.name for other in changes]
+    assert (names[0], len(set(names))) == (first.cache_folder.name, 5)
 
 
 @pytest.mark.parametrize("per_batch", [0, 4])
@@ -114,20 +117,16 @@ def test_class_weights_balance_the_classes_of_the_batches(folder, per_batch):
     assert normal * (1 - share) == pytest.approx(abnormal * share, rel=0.1 if per_batch else 1e-6)
 
 
-def state_of(data, batch=0):
-    return {
-        **{"epoch": 1, "batch": batch, "images_a_step": 8},
-        **{name: getattr(data, name) for name in ("index_hash", "image_hash", "mask_hash")},
-    }
+def state_of(data):
+    hashes = {name: getattr(data, name) for name in ("index_hash", "image_hash", "mask_hash")}
+    return {"epoch": 1, "batch": 0, "images_a_step": 8, **hashes}
 
 
-@pytest.mark.parametrize("batch", [0, 3])
-def test_a_run_goes_on_with_the_images_a_step_that_it_began_with(folder, batch):
-    """Also from an epoch's end: the learning rate counts steps."""
+def test_a_run_goes_on_with_the_images_a_step_that_it_began_with(folder):
     data = phantom(folder)
     whole = len(list(data.train_dataloader()))
-    data.load_state_dict(state_of(data, batch))
-    assert len(list(data.train_dataloader())) == whole - batch
+    data.load_state_dict(state_of(data) | {"batch": 3})
+    assert len(list(data.train_dataloader())) == whole - 3
     with pytest.raises(DataError, match="begun with 16 images a step, here a step takes 8"):
         data.load_state_dict(state_of(data) | {"images_a_step": 16})
 
@@ -162,3 +161,100 @@ def test_says_when_the_root_is_missing():
     with pytest.raises(DataError, match=r"data\.name=mura needs data\.root"):
         MuraDataModule(Data())
     assert PhantomDataModule(Data(seed=3)).root.name == "phantom-2000-seed3"
+
+
+ROWS = np.arange(100, 203)
+
+
+def collect(sampler):
+    return [rows.tolist() for _, rows in sampler]
+
+
+def test_an_epoch_draws_every_image_at_most_once_and_repeats_itself():
+    first = TrainBatches(ROWS, 10)
+    batches = collect(first)
+    drawn = {row for batch in batches for row in batch}
+    assert (len(batches), len(drawn)) == (10, 100)
+    assert drawn <= set(ROWS.tolist())
+    assert collect(TrainBatches(ROWS, 10)) == batches != collect(TrainBatches(ROWS, 10, seed=1))
+    first.set_epoch(1)
+    assert collect(first) != batches
+
+
+def test_two_ranks_see_what_one_rank_with_a_double_batch_sees():
+    lesions = ROWS[::9]
+    one = collect(TrainBatches(ROWS, 12, 0, (0, 1), lesions, 4))
+    ranks = [collect(TrainBatches(ROWS, 6, 0, (rank, 2), lesions, 2)) for rank in range(2)]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*ranks, strict=True)]
+
+
+def test_resumes_with_the_next_batch_and_all_lesions_are_used_alike():
+    lesions = ROWS[:7]
+    whole, resumed = (
+        TrainBatches(ROWS, 10, lesion_rows=lesions, lesions_per_batch=3) for _ in range(2)
+    )
+    turns = []
+    for epoch in range(6):
+        whole.set_epoch(epoch)
+        epoch_batches = collect(whole)
+        turns += [row for batch in epoch_batches for row in batch[:3]]
+        if epoch == 4:
+            resumed.resume_at(4, 6)
+            assert len(resumed) == len(epoch_batches)
+            assert collect(resumed) == epoch_batches[6:]
+    resumed.set_epoch(5)
+    assert collect(resumed) == epoch_batches
+    for start in range(0, len(turns) - 6, 7):
+        assert sorted(turns[start : start + 7]) == lesions.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [5, 25, 40])
+def test_evaluation_sees_each_row_once_and_gives_every_rank_as_many_batches(batch_size):
+    """103 rows on 4 ranks: 26, 26, 26 and 25; with 25 a batch the last rank's second is empty."""
+    ranks = [EvaluationBatches(ROWS, batch_size, (rank, 4)) for rank in range(4)]
+    assert len({len(sampler) for sampler in ranks}) == 1
+    assert [len(collect(sampler)) for sampler in ranks] == [len(sampler) for sampler in ranks]
+    seen = [row for sampler in ranks for _, rows in sampler for row in rows]
+    assert sorted(seen) == ROWS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 104}, r"holds 103 images.*smaller data.batch_size"),
+        ({"batch_size": 10, "lesions_per_batch": 2}, "no training image has a lesion mask"),
+    ],
+)
+def test_what_does_not_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainBatches(ROWS, **options)
+
+
+# A loader process of a parent that ends without ending it.
+PARENT = """
+import multiprocessing, os, time
+from datamodules.batches import start_worker
+
+def work():
+    start_worker(0)
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+
+worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+worker.start()
+input()
+print(worker.is_alive())
+"""
+
+
+def test_workers_outlive_a_signal_to_the_job_and_do_not_keep_their_parent_from_ending():
+    """multiprocessing gives one up by SIGTERM, which it ignores, and would wait for it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", PARENT], **pipes, text=True)
+    worker = int(process.stdout.readline())
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker, number)
+    assert process.communicate("\n", timeout=60)[0] == "True\n"
+    assert process.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

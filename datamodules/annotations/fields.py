@@ -19,8 +19,7 @@ from xml.etree import ElementTree
 
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake
 from datamodules.decode import read_content
-from datamodules.index import DataError
-from datamodules.tables import read_text
+from datamodules.index import DataError, read_text
 
 # A larger image is a mistake in the file, not a radiograph, and would only eat memory.
 MAX_PIXELS = 1 << 28

@@ -17,8 +17,7 @@ from datamodules.annotations import fields, shapes
 from datamodules.annotations.fields import EntryError, catch, check, read_mark
 from datamodules.annotations.marks import Mark, MarkedImage, Marking
 from datamodules.decode import decode_noted
-from datamodules.index import DataError
-from datamodules.tables import read_csv
+from datamodules.index import DataError, read_csv
 
 # X-AnyLabeling writes the first with four corners, and the last, as other tools the second, turned.
 BOXES = ("rectangle", "oriented_rectangle", "rotation")

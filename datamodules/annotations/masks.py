@@ -22,9 +22,8 @@ from datamodules.annotations import fields
 from datamodules.annotations.fields import EntryError, catch_file, check, list_files
 from datamodules.annotations.marks import Mark, MarkedImage, Marking, encode
 from datamodules.decode import decode, is_opaque, read_content
-from datamodules.index import DataError
+from datamodules.index import DataError, read_text
 from datamodules.lesions import CSV, read_lesions
-from datamodules.tables import read_text
 
 # What tools put behind the image's own name.
 SUFFIX = re.compile(r"([._-]mask)?\.png$", re.IGNORECASE)

@@ -10,8 +10,7 @@ from typing import Any
 
 from datamodules.annotations import coco, cvat_voc, fields, label_studio, labelme_via, masks, yolo
 from datamodules.decode import PNG, is_dicom, read_content
-from datamodules.index import DataError
-from datamodules.tables import read_csv
+from datamodules.index import DataError, read_csv
 
 READERS: dict[str, fields.Reader] = {
     "masks": masks.read_masks,

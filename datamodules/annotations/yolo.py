@@ -15,8 +15,7 @@ import yaml
 from datamodules.annotations import fields, shapes
 from datamodules.annotations.fields import catch, catch_file, check, list_files
 from datamodules.annotations.marks import Mark, MarkedImage, Marking
-from datamodules.index import DataError
-from datamodules.tables import read_text
+from datamodules.index import DataError, read_text
 
 NOTES = "notes.json"  # Label Studio's, beside its classes.txt
 CLASSES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml", NOTES)

@@ -23,9 +23,8 @@ from datamodules.annotations.marks import encode
 from datamodules.annotations.recognition import READERS, recognise
 from datamodules.decode import decode
 from datamodules.files import usable_cores
-from datamodules.index import SPLITS, DataError
+from datamodules.index import SPLITS, DataError, read_csv
 from datamodules.lesions import CSV, LEFT_OUT, Lesion, choose_lesions, write_lesions
-from datamodules.tables import read_csv
 from experiments.annotation.joining import Import
 from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import check_new, fill, index_words, percent, printable

@@ -13,8 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from datamodules.annotations.marks import MarkedImage
-from datamodules.index import DataError
-from datamodules.tables import check_rows, read_csv
+from datamodules.index import DataError, check_rows, read_csv
 
 _SUFFIX = re.compile(r"(\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom))+$", re.IGNORECASE)
 # Of Label Studio, in front of what is uploaded; of Roboflow, behind.
