@@ -1,7 +1,13 @@
-"""Figure-2 panels: what the maps show on a few fixed validation images, each epoch."""
+"""Figure-2 panels, each epoch: what the maps show on a few fixed validation images.
+
+Also the one drawing of radiographs for people, for all rooms. Pictures are uint8 ``(h, w, 3)``,
+BGR. Lines are strokes (colour, width in pixels): a wide dark one below a light one is seen on film
+and on bone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +21,7 @@ from torch import Tensor
 
 CELL_GAP = 4
 HEADER = 22
+Strokes = Sequence[tuple[tuple[int, int, int], int]]
 NORMAL = 2  # kinds of images: 0 with a lesion mask, 1 abnormal without one
 
 
@@ -104,7 +111,9 @@ def draw_panel(
         _write(canvas, name, (column * step + 4, HEADER - 7), (30, 30, 30))
     for row in range(len(image)):
         grey = _grey(image[row, 0].numpy(), cell)
-        outlined = _outline(grey, mask[row, 0].numpy())
+        scaled = cv2.resize(mask[row, 0].numpy(), (cell, cell), interpolation=cv2.INTER_LINEAR)
+        lines = contours(scaled >= 0.5, cv2.RETR_EXTERNAL)
+        outlined = cv2.drawContours(grey.copy(), lines, -1, (80, 220, 80), 1, cv2.LINE_AA)
         cells = [grey, *[overlay(grey, m[row, 0].numpy()) for m in maps.values()], outlined]
         for column, picture in enumerate(cells):
             top, left = HEADER + row * step, column * step
@@ -125,19 +134,50 @@ def overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (grey * (1 - strength) + colour * strength).astype(np.uint8)
 
 
+def resize(
+    image: np.ndarray, smallest: int, largest: int, enlarge: int = cv2.INTER_CUBIC
+) -> np.ndarray:
+    """Bring the longer side of an image ``(H, W)`` to between ``smallest`` and ``largest``, px."""
+    side = max(image.shape)
+    scale = min(max(side, smallest), largest) / side
+    height, width = (max(1, round(length * scale)) for length in image.shape)
+    method = cv2.INTER_AREA if scale < 1 else enlarge
+    return cv2.resize(image, (width, height), interpolation=method)
+
+
+def contours(mask: np.ndarray, mode: int = cv2.RETR_LIST) -> Sequence[np.ndarray]:
+    """Lines ``(N, 1, 2)``, x before y, around a mask ``(H, W)``; RETR_LIST: around holes, too."""
+    return cv2.findContours(mask.astype(np.uint8), mode, cv2.CHAIN_APPROX_NONE)[0]
+
+
+def draw_outline(
+    picture: np.ndarray, lines: Sequence[np.ndarray], strokes: Strokes, shift: int = 0
+) -> None:
+    """Draw closed lines into a picture; with ``shift`` their points count in 1/2**shift px."""
+    for colour, width in strokes:
+        cv2.polylines(picture, lines, True, colour, width, cv2.LINE_AA, shift)
+
+
+def draw_peak(
+    picture: np.ndarray, x: int, y: int, reach: tuple[int, int], strokes: Strokes
+) -> None:
+    """Draw four ticks around a peak, ``reach`` px from it: the peak itself stays visible."""
+    for colour, width in strokes:
+        for right, down in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            start, end = ((x + right * length, y + down * length) for length in reach)
+            cv2.line(picture, start, end, colour, width, cv2.LINE_AA)
+
+
+def encode(picture: np.ndarray, suffix: str = ".png", options: Sequence[int] = ()) -> bytes:
+    """The file of a picture or a grey image ``(h, w)``."""
+    return cv2.imencode(suffix, picture, options)[1].tobytes()
+
+
 def _grey(image: np.ndarray, cell: int) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     stretched = ((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     resized = cv2.resize(stretched, (cell, cell), interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(resized, cv2.COLOR_GRAY2BGR)
-
-
-def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    scaled = cv2.resize(mask.astype(np.float32), grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    contours, _ = cv2.findContours(
-        (scaled >= 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    return cv2.drawContours(grey.copy(), contours, -1, (80, 220, 80), 1, cv2.LINE_AA)
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,11 @@ from datamodules.pixels import JPEG, MOST_BYTES, check_size, damaged, strict_jpe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DICOM, DICOM_AT = b"DICM", 128
+# Without that preamble: the first data element, of group 2 (how the file is written) or 8 (what it
+# is), then its representation, or a length that such an element may have.
+BARE_DICOM = re.compile(
+    rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
+)
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -86,7 +92,8 @@ def check_png(data: bytes, path: Path) -> None:
 
 def is_dicom(data: bytes) -> bool:
     """Whether a file's content, or its first 132 bytes, is DICOM's."""
-    return data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
+    return whole or BARE_DICOM.match(data) is not None
 
 
 def read_content(path: Path) -> bytes:

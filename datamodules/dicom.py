@@ -53,6 +53,9 @@ INVERTED = {"MONOCHROME1", "INVERSE"}
 # Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
 FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
+# By whether implicit and little endian, where a data set does not name its transfer syntax.
+PLAIN: Any = {(False, True): uid.ExplicitVRLittleEndian, (False, False): uid.ExplicitVRBigEndian}
+PLAIN[True, True] = uid.ImplicitVRLittleEndian
 CONTRADICTED = "its header contradicts its pixel data (size or bits). Fix: export it again"
 # Run as a process: it decodes a frame of JPEG of what NEEDED tells.
 GDCM = str(Path(__file__).with_name("gdcm_frame.py"))
@@ -85,8 +88,9 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
     """Read a DICOM file, its pixels still encoded; a DataError where it is no radiograph."""
     hush()
     try:
-        header: Dataset = pydicom.dcmread(io.BytesIO(data))
-        header.file_meta.TransferSyntaxUID = uid.UID(str(header.file_meta.TransferSyntaxUID))
+        header: Dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        syntax = header.file_meta.get("TransferSyntaxUID") or PLAIN[header.original_encoding]
+        header.file_meta.TransferSyntaxUID = uid.UID(str(syntax))
         modality = str(header.get("Modality") or "")
         intent = header.get("PresentationIntentType"), uid.UID(str(header.get("SOPClassUID"))).name
         frames = int(header.get("NumberOfFrames") or 1)
@@ -107,7 +111,8 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         f"lacks {missing}. Fix: export it again from its archive": missing,
         f"holds {frames} frames, and a radiograph is one. Fix: save each as a file": frames != 1,
         f"its pixels are not square ({oblong}). Fix: resample them (dcmscale, of DCMTK)": oblong,
-        f"stores {bits} bits a pixel in {cell}: expected 8 to 16 (8 in colour) of 8 or 16": odd,
+        f"stores {bits} bits a pixel, up to bit {high} of {cell}: expected 8 to 16 (8 in colour), "
+        "the low ones of 8 or 16. Fix: convert it": odd,
     }
     for reason in (reason for reason, holds in refusals.items() if holds):
         raise DataError(f"{path}: {reason}")

@@ -8,7 +8,6 @@ be measured (named), 2 the request cannot be carried out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -29,7 +28,7 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 
 from datamodules.files import write_text
 from experiments import build
-from experiments.command import answered
+from experiments.command import answered, build_parser
 from experiments.config import load_config
 from experiments.evaluation.statistics import auroc, estimate, patient_weights
 from lightning_modules.stage1 import Stage1Classifier
@@ -167,11 +166,11 @@ def step(bench: Bench) -> list[Row]:
 
 def stages(bench: Bench) -> list[Row]:
     """Steps of stages 2 and 3 beside one of stage 1."""
-    first, later = bench.step(), {stage: bench.step(stage) for stage in ("stage2", "stage3")}
-    peers = {
-        stage: {PEAK: bench.peak(ours), "stage 1 step": first} for stage, ours in later.items()
-    }
-    return [row for stage in later for row in bench.compare(stage, later[stage], peers[stage])]
+    first, rows = bench.step(), []
+    for stage in ("stage2", "stage3"):
+        ours = bench.step(stage)
+        rows += bench.compare(stage, ours, {PEAK: bench.peak(ours), "stage 1 step": first})
+    return rows
 
 
 def batches(bench: Bench) -> list[Row]:
@@ -234,8 +233,7 @@ ROWS = {"step": step, "stages": stages, "data": batches, "maps": maps, "evaluati
 @answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    about = "Time the code beside what people would use instead."
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=about)
+    parser = build_parser("bench", "Time the code beside what people would use instead.", None)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"over {FULL}")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma between; all")
     parser.add_argument("--rounds", type=int, help="turns of each timing (7; quick: 2)")

@@ -41,8 +41,15 @@ class Run:
 
     @cached_property
     def module(self) -> Stage1Classifier:
-        """The network: float32, evaluation mode, channels_last, on the GPU where there is one."""
-        return runs.network_of(self.content, self.checkpoint).to(choose_device()).eval()
+        """The network: float32, evaluation mode, on the GPU where there is one."""
+        try:
+            module = STAGES[self.content["stage"]](**self.content["hyper_parameters"])
+            module.load_state_dict(self.content["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = f"{self.checkpoint} is of another version of this project"
+            raise RunError(f"{reason}: {error}") from error
+        # channels_last: a third faster on a CPU
+        return module.to(choose_device(), memory_format=torch.channels_last).eval()
 
     @cached_property
     def data(self) -> RadiographDataModule:
@@ -164,8 +171,8 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
             )
         weights = content["state_dict"].items()
         for part, prefix in ((module.encoder, "encoder."), (module.fc, "fc.")):
-            own = {name: tensor for name, tensor in weights if name.startswith(prefix)}
-            part.load_state_dict({name.removeprefix(prefix): own[name] for name in own})
+            own = {name.removeprefix(prefix): w for name, w in weights if name.startswith(prefix)}
+            part.load_state_dict(own)
     except RuntimeError as error:
         raise RunError(
             f"model.init_from: {checkpoint} holds another network ({error}). Fix: start from a run "
@@ -191,17 +198,14 @@ def choose_device(accelerator: str = "auto") -> torch.device:
 
 
 def choose_precision(accelerator: str = "auto") -> str:
-    """``bf16-mixed`` where the device computes bfloat16 natively, else ``32-true``."""
-    return "bf16-mixed" if native_bf16(choose_device(accelerator)) else "32-true"
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 in hardware; emulated, it is slower than float32."""
-    if device.type == "cuda":  # from Ampere on
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Flags of x86 (AVX-512, AMX) and of Arm.
-    flags = {*_cpu("flags|Features").split()}
-    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & flags)
+    """``bf16-mixed`` where bfloat16 is multiplied in hardware; emulated, ``32-true`` is faster."""
+    device = choose_device(accelerator)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
+    else:
+        flags = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 (AVX-512, AMX) and of Arm
+        native = device.type == "cpu" and not flags.isdisjoint(_cpu("flags|Features").split())
+    return "bf16-mixed" if native else "32-true"
 
 
 def describe_device(device: torch.device) -> str:

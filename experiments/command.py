@@ -17,12 +17,13 @@ BY_CTRL_C, BY_USR1, BY_SIGTERM = 130, 138, 143
 
 
 def build_parser(
-    command: str, description: str, places: str = "RUN_DIR"
+    command: str, description: str, places: str | None = "RUN_DIR"
 ) -> argparse.ArgumentParser:
     """A parser whose positional words are ``places`` and ``key=value``; see :func:`parse`."""
     prog = f"python -m experiments.{command}"
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("words", nargs="*", metavar=f"{places} | key=value")
+    if places:
+        parser.add_argument("words", nargs="*", metavar=f"{places} | key=value")
     return parser
 
 

@@ -214,7 +214,6 @@ def check_values(config: Config) -> None:
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
-    folder = "expected a folder's name, without '/', '\\' or a leading '.'; a path: run.root"
     rules = [
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
@@ -223,7 +222,7 @@ def check_values(config: Config) -> None:
         ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
-        ("run.name", not is_folder, folder),
+        ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected 1 or more"),
     ]
     for key, wrong, rule in rules:

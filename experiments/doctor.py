@@ -86,7 +86,7 @@ def check_versions(config: Config) -> Iterator[Finding]:
 
 def check_device(config: Config) -> Iterator[Finding]:
     """The device and the precision that a run would use."""
-    from experiments.build import choose_device, choose_precision, describe_device, native_bf16
+    from experiments.build import choose_device, choose_precision, describe_device
 
     wanted = str(config.trainer["accelerator"])
     device = choose_device(wanted)
@@ -95,9 +95,10 @@ def check_device(config: Config) -> Iterator[Finding]:
     unused *= on_cpu and wanted == "auto" and Path("/dev/nvidia0").exists()
     absent = f"trainer.accelerator={wanted}, but torch sees none; use a node with one, or auto"
     yield verdict("device", text, unused, absent * (on_cpu and wanted in ("gpu", "cuda", "mps")))
-    precision = str(config.trainer["precision"] or choose_precision(wanted))
+    usual = choose_precision(wanted)
+    precision = str(config.trainer["precision"] or usual)
     slow = f"{precision}, but bfloat16 is not native here and slow; leave trainer.precision out"
-    yield verdict("precision", precision, slow * ("bf16" in precision and not native_bf16(device)))
+    yield verdict("precision", precision, slow * ("bf16" in precision and "bf16" not in usual))
 
 
 def check_folders(config: Config) -> Iterator[Finding]:

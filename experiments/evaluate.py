@@ -39,27 +39,29 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--out {options.out} names no file. Fix: add a name, such as comparison")
     if audit_images and (not options.audit or options.audit_images < 2):
         parser.error("--audit-images needs --audit, and two or more")
-    if options.maps:
-        return judge_folder(options, settings)
+    return judge(options, places, settings)
+
+
+def judge(options: argparse.Namespace, places: list[str], settings: list[str]) -> int:
+    """Judge runs (or maps) one after the other, write and print each; then compare and audit."""
+    from experiments.evaluation import compare, describe, folder, methods, run, store
     from experiments.runs import choose_runs
 
-    return judge_runs(options, choose_runs(places, settings), settings)
-
-
-def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str]) -> int:
-    """Judge runs one after the other, write and print each; then compare and audit them."""
-    from experiments.evaluation import compare, describe, methods, run, store
-
-    peers = methods.choose(options.peers)
-    trivial = None if options.no_baselines else run.Baselines()
-    evaluations = []
-    for place in runs:
-        evaluation = run.evaluate(place, options.split, settings, peers, trivial)
+    def keep(evaluation: run.Evaluation) -> run.Evaluation:
         # Printed first: the figures cost minutes, and are shown where they cannot be written.
         print(describe.describe(evaluation), end="", flush=True)
         store.write(evaluation)
         print(f"  written  {evaluation.target}", flush=True)
-        evaluations.append(evaluation)
+        return evaluation
+
+    if options.maps:
+        keep(folder.evaluate_maps(options.maps, options.split, settings, options.out))
+        return 0
+    runs, peers = choose_runs(places, settings), methods.choose(options.peers)
+    trivial = None if options.no_baselines else run.Baselines()
+    evaluations = [
+        keep(run.evaluate(place, options.split, settings, peers, trivial)) for place in runs
+    ]
     if options.compare:
         compared = compare.compare_runs(evaluations)
         print(f"\n{compared.short}", flush=True)
@@ -70,17 +72,6 @@ def judge_runs(options: argparse.Namespace, runs: list[Path], settings: list[str
         from experiments.audit.audit import audit_all
 
         audit_all(evaluations, peers, options.audit_images)
-    return 0
-
-
-def judge_folder(options: argparse.Namespace, settings: list[str]) -> int:
-    """Judge a folder of anybody's maps, write and print."""
-    from experiments.evaluation import describe, folder, store
-
-    evaluation = folder.evaluate_maps(options.maps, options.split, settings, options.out)
-    print(describe.describe(evaluation), end="", flush=True)
-    store.write(evaluation)
-    print(f"  written  {evaluation.target}")
     return 0
 
 

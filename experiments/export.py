@@ -6,19 +6,16 @@ Exit status: 0 done, 2 the request cannot be carried out.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import answered
+from experiments.command import answered, build_parser
 
 
 @answered
 def main(words: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.export", description="Write a network as an ONNX file."
-    )
+    parser = build_parser("export", "Write a network as an ONNX file.", None)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint")
     parser.add_argument("--out", type=Path, metavar="FILE.onnx", required=True)
     parser.add_argument("--force", action="store_true", help="replace an existing file")

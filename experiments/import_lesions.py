@@ -31,12 +31,7 @@ def main(words: list[str] | None = None) -> int:
     raters = ("union", "majority", "intersection")
     add("--raters", choices=raters, help="how several make one mask (union)")
     add("--strict", action="store_true", help="one mistake, and nothing is written")
-    add(
-        "--example",
-        type=int,
-        metavar="N",
-        help="write N of the data set's own lesions as FILE.json",
-    )
+    add("--example", type=int, metavar="N", help="write N lesions of the data set as FILE.json")
     options, places, settings = parse(parser, words)
 
     from experiments.annotation import importing

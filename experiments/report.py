@@ -34,10 +34,8 @@ def main(words: list[str] | None = None) -> int:
     write_page(page, words=words, **content)
     print(f"written  {page} ({page.stat().st_size / 1e6:.1f} MB), to be opened in a browser")
     if (count := len(content["cases"])) and content["source"].shows_people:
-        print(
-            f"It holds {count} radiographs: keep it where they may lie, and check your data's "
-            "terms before you pass it on; --no-images leaves them out"
-        )
+        terms = "check your data's terms before you pass it on; --no-images leaves them out"
+        print(f"It holds {count} radiographs: {terms}")
     return 0
 
 

@@ -18,7 +18,6 @@ import select
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import traceback
@@ -29,13 +28,13 @@ from pathlib import Path
 IMPORTED = "torch torchvision pytorch_lightning albumentations cv2 pandas scipy.stats torchmetrics"
 IMPORTED += " matplotlib.pyplot PIL.Image torch.onnx pydicom onnxscript sklearn.metrics"
 CLIENT = """#!{python} -IS
-import json, os, socket, struct, sys
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     words = [os.path.abspath(sys.argv[0]), os.getcwd(), dict(os.environ), sys.argv[1:]]
-    request = json.dumps(words).encode()
-    socket.send_fds(server, [struct.pack("I", len(request))], [0, 1, 2])
-    server.sendall(request)
+    socket.send_fds(server, [b"-"], [0, 1, 2])
+    server.sendall(json.dumps(words).encode())
+    server.shutdown(socket.SHUT_WR)
     sys.exit(int(server.recv(9) or 1))
 """
 
@@ -48,13 +47,6 @@ def start(address: Path, tiny: dict[str, str]) -> subprocess.Popen[bytes]:
     assert server.stdout is not None
     assert server.stdout.readline(), "the server of the docs' commands did not start, see above"
     return server
-
-
-def write_client(path: Path, address: Path) -> None:
-    """Write the program ``path``, which is called as ``python`` is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(CLIENT.format(python=sys.executable, address=str(address)))
-    path.chmod(0o755)
 
 
 def make_tiny(words: list[str], tiny: dict[str, str]) -> list[str]:
@@ -80,9 +72,9 @@ def serve(address: str) -> tuple[socket.socket, str, list[str]]:
                 break
             client.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, streams, _, _ = socket.recv_fds(client, 4, 3)
+    _, streams, _, _ = socket.recv_fds(client, 1, 3)
     with client.makefile("rb") as file:
-        path, folder, environment, words = json.loads(file.read(*struct.unpack("I", head)))
+        path, folder, environment, words = json.load(file)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -119,7 +111,7 @@ if __name__ == "__main__":
         importlib.import_module(module)
     gc.freeze()  # else each process copies all that is imported as soon as it counts what is in use
     connection, path, words = serve(sys.argv[1])
-    status: int | str | None = 0
+    status: int | str | None = None
     try:
         execute(path, make_tiny(words, json.loads(sys.argv[2])))
     except SystemExit as asked:
@@ -128,9 +120,9 @@ if __name__ == "__main__":
         status = traceback.format_exc()
     if isinstance(status, str):
         print(status, file=sys.stderr)
-    number = status if isinstance(status, int) else int(status is not None)
+        status = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    connection.sendall(str(number).encode())
-    os._exit(number)  # at once: taking all modules down one by one takes a second
+    connection.sendall(str(status or 0).encode())
+    os._exit(0)  # at once: taking all modules down one by one takes a second

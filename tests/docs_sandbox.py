@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tests.archives import Archive
 from tests.dicoms import content, radiograph
-from tests.docs_python import write_client
+from tests.docs_python import CLIENT
 
 HOUSE = Path(__file__).parents[1]
 COUNT = 80  # images of the phantom
@@ -67,23 +67,11 @@ TOOLS = {
 }
 
 
-class Block(NamedTuple):
-    """A fenced block: its language ("" if it has none) and its text."""
-
-    language: str
-    text: str
-
-
-def read_blocks(page: str) -> tuple[list[Block], str]:
-    """The fenced blocks of a page, and all that is outside of them."""
-    blocks: list[Block] = []
-
-    def take(match: re.Match[str]) -> str:
-        blocks.append(Block(match[3].strip(), textwrap.dedent(match[4])))
-        return ""
-
-    fenced = r"^([ \t]*)(`{3,}|~{3,})(.*)\n((?:.*\n)*?)\1\2[ \t]*$"
-    return blocks, re.sub(fenced, take, page, flags=re.MULTILINE)
+def read_blocks(page: str) -> tuple[list[tuple[str, str]], str]:
+    """The fenced blocks of a page (language, text), and all that is outside of them."""
+    fenced = re.compile(r"^([ \t]*)(`{3,}|~{3,})(.*)\n((?:.*\n)*?)\1\2[ \t]*$", re.MULTILINE)
+    blocks = [(one[3].strip(), textwrap.dedent(one[4])) for one in fenced.finditer(page)]
+    return blocks, fenced.sub("", page)
 
 
 def furnish(folder: Path, address: Path) -> None:
@@ -91,10 +79,11 @@ def furnish(folder: Path, address: Path) -> None:
     folder.mkdir()
     for name in PROJECT.split():
         (folder / name).symlink_to(HOUSE / name)
-    for name in ("python", "python3"):
-        write_client(folder / "bin" / name, address)
-    for name, script in TOOLS.items():
-        (folder / "bin" / name).write_text("#!/bin/bash\n" + textwrap.dedent(script) + "\n")
+    (folder / "bin").mkdir()
+    python = CLIENT.format(python=sys.executable, address=str(address))
+    tools = {name: f"#!/bin/bash\n{script}\n" for name, script in TOOLS.items()}
+    for name, script in (tools | {"python": python, "python3": python}).items():
+        (folder / "bin" / name).write_text(script)
         (folder / "bin" / name).chmod(0o755)
 
 
@@ -106,35 +95,31 @@ def give_data(folder: Path, tree: Path) -> None:
     for number in range(40):
         archive.add(number // 4 * 20 + number % 4, number % 2)
     archive.write()
-    images = sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))
-    drawn = {image: np.array(Image.open(image)) for image in images}
-    for image, pixels in drawn.items():
+    marked = ""
+    for image in sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"), reverse=True):
+        pixels = np.array(Image.open(image))
         path = folder / "my-maps" / f"{image.relative_to(tree)}.mine.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, pixels.astype(np.float32) / 255)
-    marked = [
-        f'<image name="{image.relative_to(tree)}" width="{pixels.shape[1]}" '
-        f'height="{pixels.shape[0]}"><polygon label="lesion" points="20,30;40,30;40,50"/></image>'
-        for image, pixels in drawn.items()
-        if "positive" in image.parent.name
-    ]
-    xml = f"<annotations><version>1.1</version>{''.join(marked)}</annotations>"
+        if "positive" in image.parent.name:
+            height, width = pixels.shape
+            marked += f'<image name="{image.relative_to(tree)}" width="{width}" height="{height}">'
+            marked += '<polygon label="lesion" points="20,30;40,30;40,50"/></image>'
+    xml = f"<annotations><version>1.1</version>{marked}</annotations>"
     (folder / "annotations.xml").write_text(xml)
-    # One drawing in 8 and 16 bits, stored turned, and as DICOM.
-    pixels = next(iter(drawn.values()))
+    # The last drawing read, in 8 and 16 bits, stored turned, and as DICOM.
     deep = pixels.astype(np.uint16) * 12 + 300  # 12 bits
     scan = content(radiograph(deep, BitsStored=12))
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90 degrees to the right
     own, more = folder / "my-images", folder / "more"
-    own.mkdir()
-    more.mkdir()
+    for place in (own, more):
+        place.mkdir()
+        (place / "scan.dcm").write_bytes(scan)
     for path in (folder / "hand.png", own / "grey8.png"):
         Image.fromarray(pixels).save(path)
     Image.fromarray(deep).save(own / "grey16.png")
     Image.fromarray(np.rot90(pixels)).save(own / "turned.jpg", quality=95, exif=turned)
-    for path in (own / "scan.dcm", more / "scan.dcm"):
-        path.write_bytes(scan)
 
 
 def run(folder: Path, script: str) -> str:

@@ -5,19 +5,17 @@ import json
 import pytest
 import torch
 
+from experiments import bench
 from experiments.bench import Bench, Case, main
 
 KEYS = "row beside value unit ratio low high share_of_peak peak_memory_mb"
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bench")
-    return [f"run.root={root}", f"data.root={root / 'phantom'}", "model.width=0.25"]
-
-
-def test_every_row_stands_beside_its_peers(words, tmp_path):
-    assert main(["--quick", "--rounds=1", "--cpu", f"--json={tmp_path / 'a'}", *words]) == 0
+def test_every_row_stands_beside_its_peers(trained, tmp_path, monkeypatch):
+    weights = bench.patient_weights
+    monkeypatch.setattr(bench, "patient_weights", lambda patient: weights(patient)[:99])  # seconds
+    words = ["--quick", "--rounds=1", "--cpu", f"--json={tmp_path / 'a'}", *trained.words]
+    assert main(words) == 0
     result = json.loads((tmp_path / "a").read_text())
     assert list(result) == ["device", "torch", "precision", "rows"]
     assert [(row["row"], row["beside"]) for row in result["rows"]] == [
@@ -35,8 +33,8 @@ def test_every_row_stands_beside_its_peers(words, tmp_path):
         assert (row["share_of_peak"] is not None) == row["row"].startswith("st")
 
 
-def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(words, monkeypatch):
-    bench = Bench(["data.image_size=64", "data.count=80", *words], 3, 0, False)
+def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(trained, monkeypatch):
+    bench = Bench(trained.words, 3, 0, False)
     ours, peer = iter([1, 2, 1, 1]), iter([9, 4, 3, 4])  # seconds: a warm-up, then the rounds
     monkeypatch.setattr(bench, "seconds", lambda case, calls=1: case.call())
     broken = Case(lambda: torch.ones(2) @ torch.ones(3), 1)

@@ -32,10 +32,8 @@ def write(tmp_path):
 
 
 def test_later_wins(write):
-    config = load_config(
-        write("stage: stage3\nseed: 1\ndata:\n  batch_size: 8\n"),
-        ["data.batch_size=16", "data.batch_size=24"],
-    )
+    path = write("stage: stage3\nseed: 1\ndata:\n  batch_size: 8\n")
+    config = load_config(path, ["data.batch_size=16", "data.batch_size=24"])
     assert (config.stage, config.seed, config.data.batch_size) == ("stage3", 1, 24)
     assert config.lesions.per_batch == 4  # from the stage's own file
 
@@ -61,16 +59,14 @@ VALUES = [
 def test_values_mean_what_is_written(write, monkeypatch, by_file):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCRATCH", "/scratch/me")
-    words = [f"{key}={text}" for key, text, _ in VALUES]
     if by_file:
-        sections: dict[str, str] = {}
-        for key, text, _ in VALUES:
-            section, name = key.split(".")
-            sections[section] = f"{sections.get(section, section + ':')}\n  {name}: {text}"
-        # An empty section sets nothing.
-        config = load_config(write("\n".join(["stage: stage3", *sections.values(), "model:"])), [])
+        text, section = "stage: stage3\nmodel:\n", ""  # an empty section sets nothing
+        for key, value, _ in sorted(VALUES):
+            before, (section, name) = section, key.split(".")
+            text += f"{section}:\n" * (section != before) + f"  {name}: {value}\n"
+        config = load_config(write(text), [])
     else:
-        config = load_config("stage3", words)
+        config = load_config("stage3", [f"{key}={value}" for key, value, _ in VALUES])
     plain = flatten(to_plain(config))
     assert {key: plain[key] for key, *_ in VALUES} == {key: value for key, _, value in VALUES}
     assert config.trainer["max_epochs"] == 24  # the stage's own stays
@@ -80,22 +76,16 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
     ("words", "message"),
     [
         ("lossses.alpha=1", "unknown key lossses.alpha; did you mean loss.alpha?"),
-        ("data.batchsize=1", "did you mean data.batch_size?"),
         ("learning_rate=1", "did you mean optimizer.learning_rate?"),
         ("data.batch_size=1.5", "data.batch_size: expected a whole number: Value '1.5'"),
-        ("data.limit=[1,2]", "expected a whole number or null"),
         ("data.batch_size=0", "data.batch_size: expected [1, inf), got 0"),
         ("model.encoder=resnet32", "expected resnet23, got resnet32"),
         ("augmentation.enabled=perhaps", "expected true or false"),
         ("data.image_size=100", "expected a multiple of 16"),
         ("loss.alpha=best", "expected accuracy | balanced_accuracy | [0, 1], got best"),
-        ("loss.alpha=true", "[0, 1]: Value 'True'"),
         ("data=mura", "unknown key data; did you mean data."),
         ("data.root=", "expected key=value, such as seed=1; key=null unsets it"),
-        (
-            "data.root=${oc.env:NOT_SET_ANYWHERE}",
-            "data.root: expected text or null: KeyError raised while",
-        ),
+        ("data.root=${oc.env:NOT_SET}", "data.root: expected text or null: KeyError raised"),
         ("stage=stage2", "the command's first word chooses the stage"),
         ("trainer.logger=false", "the run sets this; use logger.wandb"),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1: expected 1 or more"),
@@ -138,8 +128,7 @@ def test_a_wrong_file_says_where_and_runs_no_code(write, text, message):
 def test_saved_configuration_reads_back_equal(tmp_path):
     words = ["run.name=null-and-off", "logger.wandb=off", "optimizer.learning_rate=1e-05"]
     words += ["loss.alpha=0.25", "data.root=/Ä ö: #x: y", "trainer.max_time=1:00:00:00"]
-    config = load_config("stage3", words)
-    path = tmp_path / "run" / "config.yaml"
+    config, path = load_config("stage3", words), tmp_path / "run" / "config.yaml"
     save_config(config, path)
     assert load_config(str(path), []) == config
     assert yaml.safe_load(path.read_text()) == to_plain(config)  # any other program reads it too

@@ -106,7 +106,7 @@ def test_compressed_pixels_are_read_to_the_bit_and_damaged_ones_refused(shown, d
         ({"ImagerPixelSpacing": [0.1, 0.15]}, r"\(ImagerPixelSpacing\)"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "export it FOR PRESENTATION"),
         ({"SOPClassUID": uid.DigitalXRayImageStorageForProcessing}, "export it FOR PRESENTATION"),
-        ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits a pixel in 12:"),
+        ({"BitsAllocated": 12, "BitsStored": 12}, "12 bits a pixel, up to bit 11 of 12"),
         ({"ModalityLUTSequence": table(range(4095), 0, 12, 4096)}, "rescale or lookup table"),
         (scaled("0", "1"), "rescale or lookup table"),
         ({"Columns": 63}, CONTRADICTS),
@@ -122,7 +122,7 @@ def test_compressed_pixels_are_read_to_the_bit_and_damaged_ones_refused(shown, d
             "JPIP Referenced.*convert the file",
         ),
         (lambda: content(radiograph(COLOUR, PlanarConfiguration=None)), BROKEN),
-        (lambda: b"\0" * 128 + b"DICM" + SECRET.encode() * 9, "its header cannot be read"),
+        (lambda: b"\0" * 128 + b"DICM" + SECRET.encode() * 9, "without pixel data"),
     ],
 )
 def test_what_is_no_radiograph_is_refused_without_a_name(shown, capfd, caplog, make, message):

@@ -21,12 +21,6 @@ OK, NOTE, PROBLEM = doctor.OK, doctor.NOTE, doctor.PROBLEM
 LIGHTNING = "pytorch-lightning"
 
 
-def finding(topic, *words):
-    """State and text of the finding on ``topic``."""
-    findings = doctor.examine(load_config("stage1", list(words)))
-    return next((state, text) for state, about, text in findings if about == topic)
-
-
 def test_a_line_a_finding_and_the_status(tmp_path, capsys):
     assert doctor.main([f"run.root={tmp_path}/runs", "data.num_workers=0"]) == 0
     output = capsys.readouterr().out
@@ -34,7 +28,6 @@ def test_a_line_a_finding_and_the_status(tmp_path, capsys):
     for topic in topics.split():
         assert re.search(rf"^  (OK|note) +{topic}", output, re.MULTILINE), topic
     assert output.endswith("no problems\n")
-    assert not (tmp_path / "runs").exists()  # it looks, it does not touch
     words = ["data.name=mura", f"data.root={tmp_path}/nowhere", f"run.root={tmp_path}"]
     assert doctor.main(words) == 2
     output = capsys.readouterr().out
@@ -51,7 +44,7 @@ def installs(name, version):
 
 
 NO_GPU = {"torch.cuda.is_available": lambda: False, "torch.backends.mps.is_available": lambda: 0}
-EMULATED = {"experiments.build.native_bf16": lambda device: False}
+EMULATED = {"experiments.build.choose_precision": lambda accelerator: "32-true"}
 FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
 
 
@@ -71,7 +64,6 @@ FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
         ("data", "data.root=HERE", {}, PROBLEM, "no phantom and not empty.*data.root"),
         ("data", "data.root=HERE/new data.count=12", {}, OK, "draws itself .12 images"),
         ("W&B", "logger.wandb=online", {}, PROBLEM, "wandb login"),
-        ("W&B", "logger.wandb=offline", {}, OK, "offline .no key configured"),
     ],
 )
 def test_findings(tmp_path, monkeypatch, topic, words, patches, state, text):
@@ -85,7 +77,8 @@ def test_findings(tmp_path, monkeypatch, topic, words, patches, state, text):
         else:
             monkeypatch.setattr(name, value)
     words = words.replace("FILE", str(file)).replace("HERE", str(tmp_path))
-    verdict, reason = finding(topic, *words.split())
+    findings = [*doctor.examine(load_config("stage1", words.split()))]
+    ((verdict, _, reason),) = [finding for finding in findings if finding[1] == topic][:1]
     assert verdict == state
     assert re.search(text, reason)
     assert [*tmp_path.iterdir()] == [file]  # it looks, it does not touch
@@ -128,36 +121,27 @@ def test_slurm_tasks_that_are_none_are_found_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "native"),
+    ("card", "cpuinfo", "accelerator", "device", "precision"),
     [
-        ("model name\t: X\nflags\t\t: fpu sse avx512f avx512_bf16 amx_bf16\n", True),
-        ("flags\t\t: fpu sse avx2 avx512f avx512bw\n", False),
-        ("Features\t: fp asimd bf16 i8mm\n", True),
-        ("", False),
+        (None, "model name\t: X\nflags\t\t: fpu sse avx512_bf16", "auto", "cpu", "bf16-mixed"),
+        (None, "flags\t\t: fpu sse avx2 avx512f avx512bw\n", "cpu", "cpu", "32-true"),
+        (None, "Features\t: fp asimd bf16 i8mm\n", "cpu", "cpu", "bf16-mixed"),
+        (None, "", "cpu", "cpu", "32-true"),
+        ((7, 5), "", "auto", "cuda", "32-true"),
+        ((8, 0), "", "auto", "cuda", "bf16-mixed"),
+        ((8, 0), "", "cpu", "cpu", "32-true"),
+        ("mps", "", "auto", "cpu", "32-true"),  # Apple's only when asked for
+        ("mps", "", "mps", "mps", "32-true"),
     ],
 )
-def test_native_bf16_on_a_cpu(tmp_path, monkeypatch, cpuinfo, native):
+def test_device_and_precision(tmp_path, monkeypatch, card, cpuinfo, accelerator, device, precision):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(build, "CPUINFO", tmp_path / "cpuinfo")
-    assert build.choose_precision("cpu") == ("bf16-mixed" if native else "32-true")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "accelerator", "device", "precision"),
-    [
-        ((7, 5), False, "auto", "cuda", "32-true"),
-        ((8, 0), False, "auto", "cuda", "bf16-mixed"),
-        ((8, 0), False, "cpu", "cpu", None),
-        (None, True, "auto", "cpu", None),  # Apple's only when asked for
-        (None, True, "mps", "mps", "32-true"),
-    ],
-)
-def test_device_and_precision(monkeypatch, cuda, mps, accelerator, device, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card not in (None, "mps"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: card == "mps")
     assert build.choose_device(accelerator).type == device
-    assert precision in (None, build.choose_precision(accelerator))
+    assert build.choose_precision(accelerator) == precision
 
 
 def test_cores_of_a_container_and_the_device_in_words(tmp_path, monkeypatch):
@@ -167,5 +151,4 @@ def test_cores_of_a_container_and_the_device_in_words(tmp_path, monkeypatch):
     for limit, cores in [("max 100000\n", 8), ("250000 100000\n", 3), ("50000 100000\n", 1)]:
         (tmp_path / "cpu.max").write_text(limit)
         assert files.usable_cores() == cores
-    words = build.describe_device(torch.device("cpu"))
-    assert re.match(r"CPU .+, 1 core, \d+ threads?$", words)
+    assert re.match(r"CPU .+, 1 core, \d+ threads?$", build.describe_device(torch.device("cpu")))

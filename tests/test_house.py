@@ -20,28 +20,27 @@ FLOORS = (
     {"build"},
     {"runs"},
     {"config"},
-    {"command", "drawing", "hardware"},
+    {"command"},
 )
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2910,
-    "datamodules/annotations": 1949,
-    "datamodules/phantom": 1317,
-    "lightning_modules": 1605,
-    "callbacks": 723,
-    "experiments": 2339,
-    "experiments/annotation": 1748,
-    "experiments/audit": 872,
-    "experiments/cluster": 704,
-    "experiments/evaluation": 2499,
-    "experiments/prediction": 1263,
-    "experiments/reporting": 498,
-    "experiments/training": 672,
+    "datamodules": 2262,
+    "datamodules/annotations": 1347,
+    "datamodules/phantom": 1237,
+    "lightning_modules": 1317,
+    "callbacks": 667,
+    "experiments": 1684,
+    "experiments/annotation": 1102,
+    "experiments/audit": 610,
+    "experiments/cluster": 492,
+    "experiments/evaluation": 1867,
+    "experiments/prediction": 919,
+    "experiments/reporting": 438,
+    "experiments/training": 550,
 }
-# On the way down: 14,500 lines of product in 110 files and 11,000 lines of tests are wanted.
-PRODUCT, TESTS, FILES = 19_100, 17_900, 150
-FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 400, 60, 7
+PRODUCT, TESTS, FILES = 14_500, 11_750, 110
+FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 9
 
 

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 RECORDER = """#!{python} -S
 import json, os, pathlib, shutil, sys
 with open({log!r}, "a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
-with open({log!r} + ".environment", "w") as file:
-    json.dump(dict(os.environ), file)
+    file.write(json.dumps([sys.argv[1:], dict(os.environ)]) + "\\n")
 if sys.argv[1:3] == ["-m", "venv"]:
     (pathlib.Path(sys.argv[3]) / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(sys.argv[0], pathlib.Path(sys.argv[3]) / "bin" / "python")
@@ -32,7 +30,7 @@ class Clone:
     """A clone without .venv, with a recording interpreter ``bin/python3`` and a plain PATH."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.venv = folder, folder / ".venv"
         (folder / "bin").mkdir(parents=True)
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(HOUSE / name, folder / name)
@@ -55,10 +53,9 @@ class Clone:
         )
 
     def calls(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-
-    def environment(self) -> dict[str, str]:
-        return json.loads((self.folder / "calls.environment").read_text())
+        lines = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+        self.environment = lines[-1][1]  # of the last
+        return [words for words, _ in lines]
 
 
 @pytest.fixture
@@ -68,31 +65,29 @@ def clone(tmp_path):
 
 def test_help_is_the_default_and_lists_every_target_and_variable(clone):
     done = clone.make()
-    assert done.returncode == 0
-    targets = "setup test lint data stage1 stage2 stage3 evaluate report sweep bench submit sync"
-    for target in [*targets.split(), "doctor"]:
-        assert f"  make {target} " in done.stdout
-    used = set(re.findall(r"\b[A-Z_]{3,}(?=[),])", (HOUSE / "Makefile").read_text()))
+    text = (HOUSE / "Makefile").read_text()
+    targets = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)[0].split()
+    assert {"setup", "stage1", "evaluate", "doctor"} <= {*targets}
+    assert [target for target in targets if f"  make {target} " not in done.stdout] == []
+    used = set(re.findall(r"\b[A-Z_]{3,}(?=[),])", text))
     inner = {"READY", "SOURCE", "RUN_NAME", "NODE", "LIMITS", "EACH", "CLUSTER"}
     assert {"ROOT", "STAGE", "DRY", "GPUS", "SBATCH_ARGS"} <= used
     assert used - inner <= set(re.findall(r"\b([A-Z_]+)=", done.stdout))
-    assert not (clone.folder / ".venv").exists()
+    assert not clone.venv.exists()
 
 
 def test_a_fresh_clone_sets_up_once_then_runs_one_printed_command(clone):
     done = clone.make("stage1")
     assert done.returncode == 0, done.stderr
-    check, venv, install, train = clone.calls()
-    assert check[0] == "-c"
-    assert venv == ["-m", "venv", ".venv"]
-    assert install == ["-m", "pip", "install", "-c", "constraints.txt", "-e", ".[dev]"]
-    assert train == ["-m", "experiments.train", "stage1", "data.name=phantom"]
-    assert clone.environment()["NO_ALBUMENTATIONS_UPDATE"] == "1"
-    printed = ".venv/bin/python -m experiments.train stage1 data.name=phantom"
-    assert done.stdout.splitlines()[-1] == printed
+    _, *calls = clone.calls()  # first of all, Python's version is asked
+    command = "-m experiments.train stage1 data.name=phantom"
+    setup = ["-m venv .venv", "-m pip install -c constraints.txt -e .[dev]"]
+    assert [" ".join(call) for call in calls] == [*setup, command]
+    assert clone.environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    assert done.stdout.splitlines()[-1] == f".venv/bin/python {command}"
     clone.make("stage1")
-    assert clone.calls()[4:] == [train]  # nothing is set up again
-    later = (clone.folder / ".venv" / ".ready").stat().st_mtime + 10
+    assert clone.calls()[4:] == calls[-1:]  # nothing is set up again
+    later = (clone.venv / ".ready").stat().st_mtime + 10
     os.utime(clone.folder / "constraints.txt", (later, later))  # changed pins set up again
     clone.make("lint")
     assert ["-m", "pip"] in [call[:2] for call in clone.calls()[5:]]
@@ -103,18 +98,17 @@ def test_without_a_suitable_python_nothing_is_set_up(clone):
     done = clone.make("stage1")
     assert done.returncode == 2
     assert "Python 3.10 or later is needed" in done.stderr
-    assert not (clone.folder / ".venv").exists()
+    assert not clone.venv.exists()
 
 
 def test_own_interpreter_makes_no_venv(clone):
-    assert clone.make("stage1", "PYTHON=python3").returncode == 0
     assert clone.make("-j4", "stage2", "stage3", PYTHON="python3").returncode == 0
-    words = [["-m", "experiments.train", f"stage{n}", "data.name=phantom"] for n in (1, 2, 3)]
+    words = [["-m", "experiments.train", f"stage{n}", "data.name=phantom"] for n in (2, 3)]
     assert clone.calls() == words  # in the order given, even with jobs
-    assert not (clone.folder / ".venv").exists()
+    assert not clone.venv.exists()
 
 
-@pytest.mark.parametrize("root", ["/a  b ", "/it's", '/a"b', "/a;b & c,(x) *", "/data/$HOME"])
+@pytest.mark.parametrize("root", ["/a  b ", "/it's", '/a"b;c & d,(x) *', "/data/$HOME"])
 def test_values_survive_the_shell(clone, root):
     words = [f"ROOT={root}", "DATA=mura", "RUN=my $run", "ARGS=seed=1 loss.alpha=0.5"]
     assert clone.make("stage2", "PYTHON=python3", *words).returncode == 0
@@ -140,7 +134,6 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
         (["sweep", "ARGS=a=2 --count 1", "RUN=x"], [*SWEEP, "run.name=x", "a=2", "--count", "1"]),
         (["bench", "ARGS=--quick"], ["experiments.bench", "--quick"]),
         (["doctor"], ["experiments.doctor"]),
-        (["submit"], ["experiments.submit"]),
         (
             ["submit", "DRY=1", "STAGE=stage1 evaluate", "ARGS=seed=1 'run.root=x  y'", *SUBMIT],
             [*SUBMITTED, "seed=1", "run.root=x  y"],
@@ -166,4 +159,4 @@ def test_sync_sends_offline_runs_below_the_folders_given(clone):
         ["-m", "wandb", "sync", f"runs/a b/{file}"],
         ["-m", "wandb", "sync", "--dry-run", f"elsewhere/{file}"],
     ]
-    assert "WANDB_MODE" not in clone.environment()
+    assert "WANDB_MODE" not in clone.environment

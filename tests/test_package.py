@@ -23,34 +23,27 @@ PICTURES = [{**picture, "probability_abnormal": 0.75} for picture in PICTURES]
 MAKER = "stage1 pcam"
 
 
-def test_cvat_numbers_images_by_name_as_its_tasks_do():
+def test_what_each_tool_opens():
     root = ElementTree.fromstring(package_text("cvat.xml", pictures=PICTURES).encode())
     assert root.findtext("version") == "1.1"
-    about = [(image.get("id"), image.get("name")) for image in root.findall("image")]
-    assert about == [("0", "a.png"), ("1", "b.png")]
-    image = root.findall("image")[1]
-    assert (image.get("width"), image.get("height")) == ("100", "80")
+    first, image = root.findall("image")  # numbered by name, as CVAT's tasks do
+    assert dict(first.attrib) == {"id": "0", "name": "a.png", "width": "60", "height": "50"}
+    assert dict(image.attrib) == {"id": "1", "name": "b.png", "width": "100", "height": "80"}
     (polygon,) = image
-    assert polygon.tag == "polygon"
     assert polygon.get("label") == root.findtext(".//label/name") == "lesion"
     assert polygon.get("points") == "10.50,20.00;30.00,20.00;20.00,40.00"
-    assert (polygon.get("occluded"), polygon.get("source")) == ("0", "auto")
+    assert (polygon.tag, polygon.get("occluded"), polygon.get("source")) == ("polygon", "0", "auto")
 
-
-def test_label_studio_has_predictions_in_percent():
-    text = package_text("label_studio.json", pictures=PICTURES, maker=MAKER)
-    one, other = json.loads(text)
+    one, other = json.loads(package_text("label_studio.json", pictures=PICTURES, maker=MAKER))
     assert one["data"] == {"image": "/data/local-files/?d=images/b.png"}
     assert other == {"data": {"image": "/data/local-files/?d=images/a.png"}}
     (prediction,) = one["predictions"]
     assert (prediction["model_version"], prediction["score"]) == (MAKER, 0.75)
     (result,) = prediction["result"]
     assert (result["original_width"], result["original_height"]) == (100, 80)
-    assert result["value"]["points"] == [[10.5, 25.0], [30.0, 25.0], [20.0, 50.0]]
-    assert result["value"]["polygonlabels"] == ["lesion"]
+    points = [[10.5, 25.0], [30.0, 25.0], [20.0, 50.0]]  # percent
+    assert result["value"] == {"points": points, "polygonlabels": ["lesion"], "closed": True}
 
-
-def test_labelme_names_the_image_and_holds_no_copy():
     content = json.loads(package_text("labelme.json", picture=PICTURES[0], maker=MAKER))
     assert (content["imagePath"], content["imageData"]) == ("b.png", None)
     assert (content["imageHeight"], content["imageWidth"]) == (80, 100)

@@ -19,8 +19,7 @@ from datamodules.phantom import source as phantom
 from experiments import evaluate, train
 from experiments.runs import LOCK, best_row
 from lightning_modules.stages import STAGES, Stage1Classifier
-from tests.runs import hold, kill_at_step, run_folder, same_results
-from tests.trained import NAMES
+from tests.runs import NAMES, hold, kill_at_step, run_folder, same_results
 
 pytestmark = pytest.mark.slow
 

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 
+from callbacks.panels import contours, draw_outline, resize
 from datamodules.annotations.marks import encode
 from datamodules.annotations.recognition import READERS, recognise
 from datamodules.decode import decode
@@ -29,7 +30,6 @@ from experiments.annotation.matching import ImageFinder, read_mapping
 from experiments.annotation.package import check_new, fill, index_words, percent, printable
 from experiments.build import build_data
 from experiments.config import Config, load_config
-from experiments.drawing import contours, draw_outline, resize
 from experiments.runs import file_hash
 
 # With fewer train patients than this many folds, cross-fitting is not proposed.

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from callbacks.panels import contours, encode
 from datamodules.decode import decode
 from datamodules.files import whole_folder
 from datamodules.index import DataError
 from experiments.annotation.checks import crossing
 from experiments.config import Config
-from experiments.drawing import contours, encode
 from experiments.runs import file_hash
 
 FILES = ["README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"]

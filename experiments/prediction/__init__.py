@@ -1,5 +1,5 @@
 """A trained run at work: predictions on new images, and a model file with a card for others.
 
-Read predicting.py first, then stream.py (an image on its way through the network) and folder.py
-(what is written, and resumed). exporting.py makes the ONNX file and its card.
+Read predicting.py first, then folder.py (what is written, and resumed). exporting.py makes the ONNX
+file and its card.
 """

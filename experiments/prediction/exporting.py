@@ -66,7 +66,7 @@ def export(run: Path, file: Path, force: bool) -> None:
     content, images = build(trained), check_images(trained.recipe)
     apart = differences(content, trained.run.module, images)
     output, largest = max(apart.items(), key=lambda pair: pair[1])
-    if not largest <= TOLERANCE:
+    if largest > TOLERANCE:
         raise RunError(
             f"{file} is not written: its {output} differs from PyTorch's by {largest:.1e}, "
             f"{TOLERANCE:g} is allowed. {EXTRA}"
@@ -147,41 +147,34 @@ def check_images(recipe: Recipe) -> np.ndarray:
 
 
 def differences(content: bytes, network: Stage1Classifier, images: np.ndarray) -> dict[str, float]:
-    """The largest absolute difference of each output of a file from the network's ``explain``.
-
-    For one of the images, uint8 ``(N, 1, S, S)``, and for all; infinite where one is not finite.
-    """
+    """How far each output is from the network's on images, uint8 ``(N, 1, S, S)``; inf for NaN."""
     import onnxruntime  # of an extra
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest: dict[str, float] = {}
-    for part in (images[:1], images):
+    for part in (images[:1], images):  # whatever B is
         with torch.inference_mode():
             probability, maps = network.explain(to_model_input(torch.from_numpy(part)))
         answers = session.run(None, {INPUT: part})
         for output, answer in zip(session.get_outputs(), answers, strict=True):
             expected = {PROBABILITY: probability, **maps}[output.name].numpy()
-            apart = np.abs(answer.astype(np.float64) - expected).max()
-            apart = float(np.nan_to_num(apart, nan=np.inf))  # NaN would pass as the smallest
-            largest[output.name] = max(largest.get(output.name, 0.0), apart)
+            apart = np.nan_to_num(np.abs(answer - expected).max(), nan=np.inf)  # not the smallest
+            largest[output.name] = max(largest.get(output.name, 0.0), float(apart))
     return largest
 
 
 def describe(trained: Trained) -> dict[str, Any]:
     """What a model file and its card say of the network, with no path of this machine."""
     run, recipe, fitted = trained.run, trained.recipe, trained.fitted
-    size, data = recipe.image_size, run.config.data
-    low, high = 100 * WINDOW_TAIL, 100 * (1 - WINDOW_TAIL)
+    size, data, low = recipe.image_size, run.config.data, 100 * WINDOW_TAIL
     outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
     scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
-    hashes = {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
-    training_data = {"name": data.name, "licence": SOURCES[data.name].licence, **hashes}
+    training_data: dict[str, Any] = {"name": data.name, "licence": SOURCES[data.name].licence}
+    training_data |= {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
     training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
         masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
         training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
-    grey = "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of 16 bit, "
-    grey += f"the {low:g} % quantile becomes 0 and the {high:g} % quantile 255"
     return {
         "title": f"decision-basis {trained.title}",
         "use": "research use only; not a medical device",
@@ -193,9 +186,10 @@ def describe(trained: Trained) -> dict[str, Any]:
         "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, preprocessed",
         "outputs": {name: OUTPUTS[name] for name in outputs},
         "preprocessing": {
-            "grey": grey,
+            "grey": "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of "
+            f"16 bit, the {low:g} % quantile becomes 0 and the {100 - low:g} % quantile 255",
             "crop": recipe.crop,
-            "image_size": recipe.image_size,
+            "image_size": size,
             "letterbox": "longer side to image_size, aspect kept, centred on black (0)",
             "resize": "area averaging (OpenCV's INTER_AREA) to shrink, bilinear to enlarge",
             "contrast": recipe.contrast,

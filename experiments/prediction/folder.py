@@ -43,21 +43,13 @@ class Row(NamedTuple):
     content_hash: str = ""  # SHA-256; "" where the content could not be read
 
     @property
-    def answered(self) -> bool:
-        """Whether there is a prediction."""
-        return self.probability_abnormal is not None or self.map_peak_x is not None
-
-    @property
     def failed(self) -> bool:
         """Whether something could not be made; a note alone is no failure."""
         return bool(self.error) and not self.error.startswith(NOTE)
 
 
 class PredictionFolder:
-    """The tables and pictures of one request, and ``rows``, what is done, by path.
-
-    ``about``, the content of ``about.json``: the request, and which network answers it.
-    """
+    """The files of one request (``about``, also ``about.json``), and ``rows``: what is done."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self.about = folder, about
@@ -75,16 +67,13 @@ class PredictionFolder:
         write_text(begun, json.dumps(about, indent=2) + "\n")
         self.rows = read_rows(folder)
 
-    def settle(self, inputs: Iterable[Row]) -> tuple[int, int]:
-        """Drop the rows of images that have changed, and of those gone without a prediction.
-
-        Returns how many predictions are dropped, and how many are kept of images that are gone.
-        """
+    def settle(self, inputs: Iterable[Row]) -> None:
+        """Drop the rows of images that have changed, and of those that failed and are gone."""
         now, rows = {item.path: item for item in inputs}, list(self.rows.values())
 
         def stale(row: Row) -> bool:
             here = now.get(row.path)
-            return _hash(here) != row.content_hash if here else not row.answered
+            return _hash(here) != row.content_hash if here else row.failed
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             dropped = list(itertools.compress(rows, pool.map(stale, rows)))
@@ -95,7 +84,6 @@ class PredictionFolder:
             for picture in (*maps, f"overlays/{name}.{best}.png", f"dicom/{name}.{best}.dcm"):
                 (self.folder / picture).unlink(missing_ok=True)
         write_text(self.folder / ROWS, _lines(self.rows.values()))  # a kill may have cut the last
-        return sum(row.answered for row in dropped), len(self.rows.keys() - now.keys())
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows; they are on the disk when this returns."""
@@ -109,10 +97,8 @@ class PredictionFolder:
         """Write ``predictions.csv``, and ``studies.csv`` where there are studies."""
         table = pd.DataFrame(self.rows.values(), columns=Row._fields)
         table = table.astype(dict.fromkeys(Row._fields[2:5], "Int64") | {Row._fields[1]: float})
-        unread = [row.failed and not row.answered for row in self.rows.values()]
-        joined = studies(table.assign(unread=unread), study_threshold)
         write_text(self.folder / "predictions.csv", table[[*Row._fields[:6]]].to_csv(index=False))
-        if len(joined):
+        if study_threshold is not None and len(joined := studies(table, study_threshold)):
             write_text(self.folder / "studies.csv", joined.to_csv(index=False))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
@@ -133,21 +119,22 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return {row.path: row for row in (Row(**json.loads(line)) for line in whole)}
 
 
-def studies(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
+def studies(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Join the views of each study by the mean of their probabilities (Rajpurkar et al. 2018).
 
     Part, patient and study name one, its whole path where another has that name.
     """
-    views = table.groupby(table["file"].str.extract(STUDY, expand=False), sort=False)
-    failed, mean = views["unread"].sum(), views["probability_abnormal"].mean()
+    study = table["file"].str.extract(STUDY, expand=False)
+    views = table["probability_abnormal"].groupby(study, sort=False)
+    mean, failed = views.mean(), views.size() - views.count()
     name = mean.index.to_series()
     short = name.map(lambda folder: "/".join(folder.strip("/").split("/")[-3:]))
     return pd.DataFrame(
         {
             "study": short.where(~short.duplicated(), name),
-            "views": views.size() - failed,
+            "views": views.count(),
             "probability_abnormal": mean,
-            "predicted_abnormal": (mean > (threshold or 0)).where(mean.notna()).astype("Int64"),
+            "predicted_abnormal": (mean > threshold).where(mean.notna()).astype("Int64"),
             "failed_views": failed,
         }
     )

@@ -65,8 +65,8 @@ def load_trained(place: Path) -> Trained:
     """Open a run directory or checkpoint; val is judged now where nobody has judged it yet."""
     run = open_run(place)
     summary, decided_by, notes = _decisions(run, place)
-    decided = {**Fitted(EVEN, EVEN, 1.0)._asdict(), "maps": {}, **summary.get("fitted", {})}
-    maps = decided.pop("maps")
+    decided = {**Fitted(EVEN, EVEN, 1.0)._asdict(), **summary.get("fitted", {})}
+    maps = decided.pop("maps", {})
     tuned = {name: maps.get(name, {}).get("threshold") for name in run.module.judged_maps}
     undecided = tuple(name for name, threshold in tuned.items() if threshold is None)
     notes += [note for note in summary.get("notes", []) if note == REPLACED]
@@ -99,7 +99,7 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     except (ConfigError, DataError, RunError) as error:
         why = str(error).splitlines()[0]
     note = (
-        f"NO THRESHOLD: this checkpoint has not been judged ({why}); 0.5 stands in for all "
-        f"thresholds. Where its data is: python -m experiments.evaluate {place} --split val"
+        f"NO THRESHOLD: this checkpoint has not been judged ({why}); 0.5 stands in for all. Fix: "
     )
+    note += f"python -m experiments.evaluate {place} --split val, where its data is"
     return {}, "nobody: 0.5 stands in", [note]

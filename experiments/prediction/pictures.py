@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +15,11 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import DA, TM, validate_value
+from pydicom.valuerep import validate_value
 
+from callbacks.panels import contours, draw_outline, draw_peak, overlay, resize
 from datamodules.dicom import hush
 from datamodules.index import DataError
-from experiments.drawing import contours, draw_outline, draw_peak, overlay, resize
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -44,7 +43,6 @@ OTHERS = (
 REFUSED = "no Secondary Capture can be made of it: "
 # Control characters, and what stands for bytes that the character set does not have.
 GARBLED = re.compile("[\0-\x1f\x7f\ufffd]")
-DATED: Any = {"DA": DA, "TM": TM}  # days and hours that exist
 ORIENTATION = r"\['[APLRFH]{1,3}', '[APLRFH]{1,3}'\]"
 
 
@@ -108,7 +106,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
     import highdicom  # of an extra
 
     hush()
-    about, content, software = _taken_over(source), io.BytesIO(), version(MAKER)
+    about, content = _taken_over(source), io.BytesIO()
     reference = Dataset()  # PS3.3 C.7.6.1.1.4
     reference.ReferencedSOPClassUID = about.SOPClassUID
     reference.ReferencedSOPInstanceUID = about.SOPInstanceUID
@@ -125,7 +123,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
             instance_number=max(1, int(about.get("InstanceNumber") or 1)),
             manufacturer=MAKER,
             manufacturer_model_name=MAKER,
-            software_versions=software,
+            software_versions=version(MAKER),
             series_description=SERIES,
             patient_orientation=("L", "F"),  # highdicom needs one; the source's follows
             specific_character_set=None,  # taken over below: highdicom refuses some that are valid
@@ -157,23 +155,16 @@ def _taken_over(source: Dataset) -> Dataset:
     about = Dataset()
     for name in (*IDS, *OTHERS):
         try:
-            value, valid = source.get(name) or "", True
-            _validate(name, value)
+            value = source.get(name) or ""
+            texts = [str(text) for text in (value if isinstance(value, MultiValue) else [value])]
+            valid = len(texts) == 1 or name == "SpecificCharacterSet"
+            valid &= not GARBLED.search("".join(texts))
+            for text in filter(None, texts):
+                validate_value(dictionary_VR(name), text, pydicom.config.RAISE)
         except Exception:  # a stranger's values
-            value, valid = "", False
-        if value:
+            valid = False
+        if valid and value:
             setattr(about, name, value)
         elif name in NEEDED or (name in IDS and not valid):
             raise DataError(f"{REFUSED}{name} missing or not valid. Fix: mend its header")
     return about
-
-
-def _validate(name: str, value: Any) -> None:
-    vr, several = dictionary_VR(name), isinstance(value, MultiValue)
-    texts = [str(text) for text in (value if several else [value])]
-    wrong = GARBLED.search("".join(texts)) or (several and name != "SpecificCharacterSet")
-    if wrong or (name == "PatientSex" and value not in ("", "F", "M", "O")):
-        raise ValueError(name)
-    for text in filter(None, texts):
-        validate_value(vr, text, pydicom.config.RAISE)
-        DATED.get(vr, str)(text)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
-from datamodules.decode import DICOM, DICOM_AT, IMAGE_SUFFIXES, JPEG, PNG, is_dicom
-from experiments.prediction.folder import ROWS, PredictionFolder, Row
-from experiments.prediction.network import Trained, load_trained
-from experiments.prediction.stream import Predictor
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from callbacks.panels import encode
+from datamodules.decode import IMAGE_SUFFIXES, JPEG, PNG, decode_noted, is_dicom, read_content
+from datamodules.dicom import read_dicom
+from datamodules.files import usable_cores
+from datamodules.geometry import Geometry, from_square
+from datamodules.index import DataError
+from experiments.evaluation.judge import one_thread
+from experiments.prediction.folder import NOTE, ROWS, PredictionFolder, Row
+from experiments.prediction.network import CLASSES, Trained, load_trained
+from experiments.prediction.pictures import draw, secondary_capture
 from experiments.runs import RunError
+from lightning_modules.attention import has_peak, peak
 
 LISTED = 5
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
+SMALLEST = 32  # pixels a side: the network's map has a cell each 16, and one cell shows nothing
+# Largest longer side of the image in an overlay and in a Secondary Capture, pixels.
+OVERLAY, CAPTURE = 1024, 2048
 
 
 def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, dicom: bool) -> int:
@@ -34,17 +52,26 @@ def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, d
     if unknown := [name for name in names if name not in trained.map_thresholds]:
         there = ", ".join(trained.map_thresholds)
         raise RunError(f"--methods {methods}: expected maps of {there}, got {', '.join(unknown)}")
-    request = {"inputs": [str(place) for place in places], "methods": names, "dicom": dicom}
-    with contextlib.closing(PredictionFolder(out, _about(trained, request))) as folder:
-        changed, gone = folder.settle(inputs)
+    about = {
+        "run": str(trained.run.folder),
+        **trained.run.identity,
+        "inputs": [str(place) for place in places],
+        "methods": names,
+        "dicom": dicom,
+        "best_map": trained.run.module.best_map,
+        **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
+        "map_thresholds": trained.map_thresholds,
+        "undecided_maps": trained.undecided_maps,
+        "decided_by": trained.decided_by,
+        "notes": [*trained.notes, "for research only, not for diagnosis"],
+    }
+    with contextlib.closing(PredictionFolder(out, about)) as folder:
+        folder.settle(inputs)
         waiting = [item for item in inputs if item.path not in folder.rows]
         _describe(trained, len(inputs), len(inputs) - len(waiting), left_out)
-        if changed:
-            print(f"changed    {changed:,} of these images since: predicted again", flush=True)
-        Predictor(trained, folder, names, dicom).run(waiting)
+        _look(trained, folder, waiting)
         folder.finish(trained.fitted.study_threshold if trained.fitted else None)
-        now = f"{len(waiting):,} of them now" if waiting else "all done before: nothing to do"
-        _report(trained, folder, now, gone)
+        _report(trained, folder, len(waiting))
         return int(any(row.failed for row in folder.rows.values()))
 
 
@@ -64,11 +91,9 @@ def find_inputs(places: Sequence[Path]) -> tuple[list[Row], Counter[str]]:
             raise RunError(f"{place}: no PNG, JPEG or DICOM file in this folder")
         label = top.resolve().name if len(places) > 1 else ""
         for file in files:
-            path = PurePosixPath(label, file.relative_to(top))
-            name, number = str(path), 1
-            while name in inputs:  # folders of equal names
-                number += 1
-                name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+            name = str(PurePosixPath(label, file.relative_to(top)))
+            if name in inputs:
+                raise RunError(f"two inputs are called {name}. Fix: an --out of its own for each")
             inputs[name] = Row(name, file=str(file.absolute()))
     return list(inputs.values()), left_out
 
@@ -103,22 +128,105 @@ def _is_image(file: Path) -> bool:
     if not file.is_file() or file.name.upper() == "DICOMDIR":
         return False
     with file.open("rb") as handle:
-        start = handle.read(DICOM_AT + len(DICOM))
+        start = handle.read(132)  # all that is_dicom needs
     return start.startswith((PNG, JPEG)) or is_dicom(start)
 
 
-def _about(trained: Trained, request: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "run": str(trained.run.folder),
-        **trained.run.identity,
-        **request,
-        "best_map": trained.run.module.best_map,
-        **(trained.fitted._asdict() if trained.fitted else {"threshold": None}),
-        "map_thresholds": trained.map_thresholds,
-        "undecided_maps": trained.undecided_maps,
-        "decided_by": trained.decided_by,
-        "notes": [*trained.notes, "for research only, not for diagnosis"],
-    }
+class Seen(NamedTuple):
+    """A decoded image ``(H, W)``, and how it came into the network's square ``(S, S)``; uint8."""
+
+    row: Row
+    image: np.ndarray
+    square: np.ndarray
+    geometry: Geometry
+
+
+def _look(trained: Trained, folder: PredictionFolder, inputs: Sequence[Row]) -> None:
+    """Predict on images, a batch at a time: memory does not grow with their number."""
+    size = trained.run.config.data.batch_size
+    decode, finish = partial(_decode, trained), partial(_finish, trained, folder)
+    cv2.setNumThreads(0)  # the threads here are enough; OpenCV's own would only compete
+    bar = tqdm(total=len(inputs), desc="images", unit=" images", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(usable_cores()) as pool:
+        for start in range(0, len(inputs), size):
+            batch = list(pool.map(decode, inputs[start : start + size]))
+            if seen := [each for each in batch if isinstance(each, Seen)]:
+                squares = np.stack([each.square for each in seen])
+                with one_thread():
+                    probability, maps = trained.explain(squares)
+                of_each = [{name: maps[name][i] for name in maps} for i in range(len(seen))]
+                done = pool.map(finish, seen, probability.tolist(), of_each)
+            folder.add([each if isinstance(each, Row) else next(done) for each in batch])
+            bar.update(len(batch))
+
+
+def _decode(trained: Trained, row: Row) -> Seen | Row:
+    try:
+        data = read_content(Path(row.file))
+        row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
+        image, note = decode_noted(data, Path(row.file))
+    except DataError as error:
+        return row._replace(error=_reason(error, row))
+    height, width = image.shape
+    if min(width, height) < SMALLEST:
+        fault = f"is {width} x {height} pixels: expected {SMALLEST} or more a side"
+        return row._replace(error=f"{fault}. Fix: give the radiograph itself")
+    row = row._replace(error=f"{NOTE}{note}" if note else "")
+    return Seen(row, image, *trained.recipe.apply(image))
+
+
+def _finish(
+    trained: Trained,
+    folder: PredictionFolder,
+    seen: Seen,
+    probability: float,
+    maps: dict[str, np.ndarray],
+) -> Row:
+    """The row of an image; its maps and the pictures of the best one are written.
+
+    No name of a file or a patient is drawn. A map that nowhere reaches its threshold gets no cross:
+    its peak is no evidence.
+    """
+    row, run, fitted, words = seen.row, trained.run, trained.fitted, list[str]()
+    best, methods = run.module.best_map, folder.about["methods"]
+    for method in (*({*methods} - {best}), best):  # the best last: it is shown below
+        heat = from_square(maps[method], seen.geometry)
+        np.clip(heat, 0, 1, out=heat)  # interpolation may round a 1 up
+        if method in methods:
+            grey = cv2.convertScaleAbs(heat, alpha=255)  # rounds
+            folder.write("maps", f"{row.path}.{method}.png", encode(grey))
+    if fitted is not None:
+        called = int(probability > fitted.threshold)
+        row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
+        decided = f"called {CLASSES[called]} (threshold {fitted.threshold:.2f})"
+        words.append(f"abnormal {probability:.2f}: {decided}")
+    threshold, cross, pointing = trained.map_thresholds[best], None, torch.from_numpy(heat)
+    shows = f"nothing reaches {threshold:.2f}"
+    if bool(has_peak(pointing[None, None])):
+        x, y = (int(value) for value in peak(pointing[None, None])[0].tolist())
+        row = row._replace(map_peak_x=x, map_peak_y=y)
+        if heat.max() >= threshold:
+            cross, shows = (x, y), f"outlined from {threshold:.2f}, cross at the peak"
+    words.append(f"{best.upper()} map, {run.config.stage.replace('stage', 'stage ')}: {shows}")
+    picture = partial(draw, seen.image, heat, threshold, cross, words)
+    folder.write("overlays", f"{row.path}.{best}.png", encode(picture(OVERLAY, True)))
+    data = Path(row.file).read_bytes() if folder.about["dicom"] else b""
+    if is_dicom(data):
+        series = str(run.identity["checkpoint_hash"])
+        how = f"{best.upper()} map of a neural network ({trained.title}) over the source image; "
+        how += "research use only, not for diagnosis"
+        try:
+            source, rgb = read_dicom(data, Path(row.file)), picture(CAPTURE, False)[..., ::-1]
+            capture = secondary_capture(source, rgb, series, how)
+            folder.write("dicom", f"{row.path}.{best}.dcm", capture)
+        except DataError as error:  # the prediction stands
+            return row._replace(error=f"{_reason(error, row)} {row.error}".rstrip())
+    return row
+
+
+def _reason(error: DataError, row: Row) -> str:
+    """One line without the file's name, which the row has already."""
+    return " ".join(str(error).removeprefix(f"{row.file}: ").split())
 
 
 def _describe(trained: Trained, images: int, done: int, left_out: Counter[str]) -> None:
@@ -133,22 +241,18 @@ def _describe(trained: Trained, images: int, done: int, left_out: Counter[str]) 
         f"images     {images:,}" + (f", {done:,} of them done before" if done else ""),
         *([f"left out   {left_out.total():,}: {kinds}"] if kinds else []),
     ]
-    print("\n".join([*lines, *trained.notes]), flush=True)
+    print(*lines, *trained.notes, sep="\n", flush=True)
 
 
-def _report(trained: Trained, folder: PredictionFolder, now: str, gone: int) -> None:
-    rows = list(folder.rows.values())
+def _report(trained: Trained, folder: PredictionFolder, new: int) -> None:
+    rows = folder.rows.values()
     failed = [f"{row.path}: {row.error}" for row in rows if row.failed]
-    parts = [f"{len(rows):,} images"]
-    if trained.fitted is not None:
-        calls = Counter(row.predicted_abnormal for row in rows)
-        parts.append(f"{calls[1]:,} called abnormal, {calls[0]:,} normal")
-    print(f"done       {'; '.join([*parts, f'{len(failed):,} failed', now])}")
-    if gone:
-        print(f"gone       {gone:,} of these images are no longer there; their rows are kept")
+    calls = Counter(row.predicted_abnormal for row in rows)
+    called = f"; {calls[1]:,} called abnormal, {calls[0]:,} normal" if trained.fitted else ""
+    now = f"{new:,} of them now" if new else "all done before: nothing to do"
+    print(f"done       {len(rows):,} images{called}; {len(failed):,} failed; {now}")
     print(f"written    {folder.folder}: predictions.csv, maps/, overlays/ and more")
     print("For research only, not for diagnosis: read the overlays beside the limits of the run.")
     if failed:
-        more = [f"and {len(failed) - LISTED:,} more, see the table"] if failed[LISTED:] else []
-        lines = "\n  ".join([*failed[:LISTED], *more])
+        lines = "\n  ".join(failed[:LISTED])
         print(f"failed     {len(failed):,} of {len(rows):,}:\n  {lines}", file=sys.stderr)

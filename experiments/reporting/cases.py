@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from callbacks.panels import contours, draw_outline, draw_peak, encode, overlay, resize
 from datamodules.decode import decode
 from experiments.build import Run
-from experiments.drawing import contours, draw_outline, draw_peak, encode, overlay, resize
 from experiments.evaluation.compare import Group
 from experiments.runs import RunError
 
@@ -85,7 +85,12 @@ def draw(path: str, columns: Sequence[Column], reference: Column) -> list[dict[s
     _, lesion, _ = reference.look(path)
     radiograph = decode(reference.opened.data.root / path)
     grey = _grey(radiograph)
-    lines = [] if lesion is None else _outline(lesion, grey.shape[1::-1])
+    lines: Sequence[np.ndarray] = []
+    if lesion is not None:
+        # Any share of a pixel counts, or a small lesion would vanish. Outside it: it stays seen.
+        part = cv2.resize(lesion, grey.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
+        wider = cv2.dilate(part.astype(np.uint8), np.ones((2 * AROUND + 1,) * 2, np.uint8))
+        lines = contours(wider, cv2.RETR_EXTERNAL)
     pictures = [_picture("Radiograph", grey)]
     pictures += [_map(column, path, grey, lines) for column in columns]
     if lesion is not None:
@@ -138,13 +143,6 @@ def _close_up(image: np.ndarray, lesion: np.ndarray) -> np.ndarray | None:
         for middle, size in zip((top + height // 2, left + width // 2), image.shape, strict=True)
     )
     return _grey(image[y : y + side, x : x + side])
-
-
-def _outline(lesion: np.ndarray, size: tuple[int, ...]) -> Sequence[np.ndarray]:
-    # Outside the lesion, which stays seen. Any share of a pixel counts: a small one would vanish.
-    part = cv2.resize(lesion, size, interpolation=cv2.INTER_AREA) > 0
-    wider = cv2.dilate(part.astype(np.uint8), np.ones((2 * AROUND + 1,) * 2, np.uint8))
-    return contours(wider, cv2.RETR_EXTERNAL)
 
 
 def _picture(name: str, picture: np.ndarray, hit: float = NAN, area: float = NAN) -> dict[str, Any]:

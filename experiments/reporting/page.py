@@ -106,8 +106,8 @@ def explained(
 ) -> dict[str, names.FigureName]:
     """The figures with a meaning that any of the groups has."""
     starts = [(one, prefix) for one in groups for prefix in prefixes]
-    there = {key for key in table if any(defined(one, start + key) for one, start in starts)}
-    return {key: name for key, name in table.items() if name.meaning and key in there}
+    meant = {key: name for key, name in table.items() if name.meaning}
+    return {k: meant[k] for k in meant if any(defined(one, start + k) for one, start in starts)}
 
 
 def defined(one: Group, key: str) -> Estimate | None:
@@ -133,8 +133,7 @@ def versions() -> dict[str, str]:
     own = {"decision-basis": "from source", "Python": python_version()}
     if (house / ".git").exists() and shutil.which("git"):  # not a repository around an environment
         git = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-        own["commit"] = subprocess.run(
-            git, cwd=house, capture_output=True, text=True
-        ).stdout.strip()
+        answer = subprocess.run(git, cwd=house, capture_output=True, text=True)
+        own["commit"] = answer.stdout.strip()
     installed = {package.name: package.version for package in metadata.distributions()}
     return own | {name: installed[name] for name in PACKAGES if name in installed}

@@ -57,7 +57,9 @@ def curves(group: Group) -> list[Plot]:
             lines = [table[["epoch", name]].dropna() for table in tables if name in table]
             if not (lines := [line for line in lines if len(line)]):
                 continue
-            words, style = _label(name), f"C{len(ends)}{LINES[len(ends)]}"
+            method, figure, _ = split_key(name.split("/", 1)[1])
+            heading = method_name(method).heading if method else figure_name(figure).heading
+            words, style = LOSSES.get(name, heading), f"C{len(ends)}{LINES[len(ends)]}"
             for seed, line in enumerate(lines):
                 ax.plot(line["epoch"] + 1, line[name], style, label="" if seed else words)
             first, last = (np.mean([line[name].iloc[n] for line in lines]) for n in (0, -1))
@@ -99,11 +101,9 @@ def sweeps(folder: Path) -> dict[str, pd.DataFrame]:
     """The finished trials of each sweep over lambda beside the stage of a run."""
     trials = {}
     for path in sorted((folder / ".." / ".." / "sweeps").glob("*/results.csv")):
-        table = pd.read_csv(path)
-        if LAMBDA in table and "state" in table:
-            done = table[table["state"] == "done"]
-            if done[LAMBDA].nunique() > 1:
-                trials[path.parent.name] = done
+        done = pd.read_csv(path).query("state == 'done'")
+        if LAMBDA in done and done[LAMBDA].nunique() > 1:
+            trials[path.parent.name] = done
     return trials
 
 
@@ -128,14 +128,6 @@ def sweep_plots(trials: pd.DataFrame) -> list[Plot]:
             alt = f"{title} at lambda {', '.join(ticks)}: {'; '.join(series)}."
             plots.append(Plot(title, alt, _svg(ax)))
     return plots
-
-
-def _label(column: str) -> str:
-    """The line of a column of ``metrics.csv``."""
-    method, figure, _ = split_key(column.split("/", 1)[1])
-    if method:
-        return method_name(method).heading
-    return LOSSES.get(column) or figure_name(figure).heading
 
 
 def _svg(ax: Axes) -> str:
