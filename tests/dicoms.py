@@ -12,10 +12,7 @@ SECRET = "Sekretova"
 
 
 def radiograph(pixels: np.ndarray, **elements) -> Dataset:
-    """A radiograph with the given pixels, uint8, uint16 or int16 ``(H, W)`` or RGB ``(H, W, 3)``.
-
-    ``elements`` are laid over it; None takes one out.
-    """
+    """A radiograph of grey or RGB pixels; ``elements`` are laid over it, None takes one out."""
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -38,10 +38,9 @@ def module(root, tmp_path, lesions_path=None, **options):
 
 
 def test_columns_become_label_block_body_part_and_hardware(archive, caplog):
-    """A row that contradicts itself follows folder and count, with a notice."""
     archive.add(19, 0, leg=1, hip=1, hand=0)
     archive.add(20, 1, shoulder=1, hardware=1)
-    archive.add(3298, 1, hand=0, fractured=0, fracture_count=1)
+    archive.add(3298, 1, hand=0, fractured=0, fracture_count=1)  # the folder and the count decide
     table = read_fracatlas_tree(archive.write())
     columns = ["path", "label", "patient", "study", "body_part", "hardware"]
     no, yes = "images/Non_fractured/", "images/Fractured/"

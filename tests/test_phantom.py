@@ -1,6 +1,7 @@
 """The phantom: a pure function of (seed, number), in MURA's tree, with no cue but the lesion."""
 
 import shutil
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -122,12 +123,8 @@ def test_the_tree_is_muras_complete_and_drawn_once(tree):
 def test_a_half_drawn_tree_is_never_used(tmp_path, monkeypatch):
     root = tmp_path / "deep" / "tree"
     root.mkdir(parents=True)  # an empty folder is filled
-
-    def interrupted(seed, number):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.phantom.source.draw", interrupted)
+        patch.setattr("datamodules.phantom.source.draw", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             draw_tree(root, seed=0, count=8)
     assert not list(root.iterdir())

@@ -138,9 +138,7 @@ def test_a_run_goes_on_with_the_images_a_step_that_it_began_with(folder):
         ("lesions/masks", "the lesion masks changed since this run was trained"),
     ],
 )
-def test_a_run_does_not_go_on_with_images_or_masks_replaced_in_place(
-    folder, tmp_path, place, message
-):
+def test_a_run_does_not_go_on_with_files_replaced_in_place(folder, tmp_path, place, message):
     """Written anew with the same pixels they are the same."""
     before = phantom(folder)
     shutil.copytree(before.root, tmp_path / "phantom")
