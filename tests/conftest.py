@@ -25,10 +25,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for ne
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
 
-from tests.predictions import drawings as drawings  # noqa: E402 (the environment first)
-from tests.predictions import predict as predict  # noqa: E402
-from tests.predictions import untrained_run as untrained_run  # noqa: E402
-from tests.runs import trained as trained  # noqa: E402
+from tests.runs import trained as trained  # noqa: E402 (the environment first); a fixture
 
 
 @pytest.fixture

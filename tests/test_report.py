@@ -1,6 +1,5 @@
 """The page for people: what it claims, which pictures it shows, that it opens alone."""
 
-import base64
 import json
 import re
 import shutil
@@ -8,7 +7,6 @@ from collections import defaultdict
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,39 +58,28 @@ def show(monkeypatch, tmp_path):
     return show
 
 
-def of_masks_alone():
-    run = made("stage3", words=["loss.classification=false"])
-    run.table, run.maps = run.table.drop(columns="probability"), {"fcn": run.maps["fcn"]}
-    run.fitted, run.estimates = None, {}
-    run.__post_init__()
-    return run
-
-
 PERFECT = (
     "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies inside "
     # The bootstrap of equal values has no width, which is no certainty.
     "the lesion: 100 % (all patients alike, so that no interval can be told)."
 )
-RIVAL = "The best map that knows nothing of the image, noise, reaches 0 %: "
 
 
-@pytest.mark.parametrize(
-    ("runs", "claims"),
-    [
-        ([made("stage3"), made()], [PERFECT, "50 % of lesions: the same for the classifier’s own"]),
-        (
-            [made(seed=n, shares={"pcam": n / 5}) for n in (4, 2)],
-            ["In 60 % of 20 test", "mean of 2 trainings", "joined by their mean"],
-        ),
-        ([made(shares={"pcam": 0.0}, trivial=True)], [f"{RIVAL}that PCAM’s is better is not"]),
-        ([made(shares={"pcam": 1.0}, trivial=True)], [f"{RIVAL}the difference is shown (p ="]),
-        ([of_masks_alone()], [PERFECT]),
-    ],
-)
-def test_the_claim_is_of_the_last_map_of_the_last_stage(show, runs, claims):
-    page = show(*runs)
-    assert [claim for claim in claims if claim not in page] == []
-    assert ("AUROC" in page) == (runs[0].fitted is not None)
+def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
+    page = show(made("stage3"), made())
+    assert PERFECT in page
+    assert "50 % of lesions: the same for the classifier’s own" in page
+    page = show(*(made(seed=seed, shares={"pcam": seed / 5}) for seed in (4, 2)))
+    for claim in ("In 60 % of 20 test", "mean of 2 trainings", "joined by their mean", "AUROC"):
+        assert claim in page
+    rival = "map that knows nothing of the image, noise, reaches 0 %: the difference is shown"
+    assert rival in show(made(shares={"pcam": 1.0}, trivial=True))
+    alone = made("stage3", words=["loss.classification=false"])
+    alone.table, alone.maps = alone.table.drop(columns="probability"), {"fcn": alone.maps["fcn"]}
+    alone.fitted, alone.estimates = None, {}
+    alone.__post_init__()
+    page = show(alone)
+    assert (PERFECT in page, "AUROC" in page) == (True, False)
 
 
 def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_escaped(show):
@@ -107,10 +94,8 @@ def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_esca
     case = run.table.iloc[0].to_dict() | {"kind": "Median", "number": 1, "count": 1}
     page = show(run, cases=[{**case, "path": HOSTILE, "pictures": [picture]}])
     claims = ["with an AUROC of", "no test image has a lesion mask, so that nobody can say whether"]
-    claims += ["ordered by the probability", "DenseNet-169, ImageNet (published, on"]
-    claims += ["radiographs of mura", "before you pass it on"]
+    claims += ["ordered by the probability", "DenseNet-169, ImageNet (published, on", "pass it on"]
     assert [claim for claim in claims if claim not in page] == []
-    assert "Images with a lesion" not in page
     assert "998001" not in page
     assert page.count('<script>alert("x")</script>') > 12
 
@@ -135,24 +120,20 @@ def cases(count=9, normal=4, **columns):
     return table
 
 
-@pytest.mark.parametrize(
-    ("table", "rule", "rows"),
-    [
+def test_pictures_are_picked_by_a_rule():
+    for table, rule, rows in (
         (cases(), "val", "B00 B01 M04 M05 W08 W07 F11 F12"),
         (cases(fcn_iou=NAN), "Otsu", "B08 B07 M04 M03 W01 W00 F11 F12"),
-        (cases(1, 0), "val", "M00"),  # the middle one comes first, and none twice
-        (cases(4, 0), "val", "B00 M01 M02 W03"),
+        (cases(1, 0), "val", "M00"),  # none twice
         (cases(lesion_area=NAN), "probability", "B00 B01 M04 M05 W07 W08"),
         (cases(lesion_area=NAN).drop(columns="probability"), "", ""),
-    ],
-)
-def test_pictures_are_picked_by_a_rule(table, rule, rows):
-    by, picked = pick(table, "fcn")
-    kinds = [f"{row['kind'][0]}{row['path']}" for row in picked.to_dict("records")]
-    assert (by, " ".join(kinds)) == (rule, rows)
-    if "F11" in rows:
-        assert picked["number"].tolist() == [1, 2, 5, 6, 8, 9, 1, 2]
-        assert picked["count"].tolist() == [9] * 6 + [3] * 2
+    ):
+        by, picked = pick(table, "fcn")
+        kinds = [f"{row['kind'][0]}{row['path']}" for row in picked.to_dict("records")]
+        assert (by, " ".join(kinds)) == (rule, rows)
+    picked = pick(cases(), "fcn")[1]
+    assert picked["number"].tolist() == [1, 2, 5, 6, 8, 9, 1, 2]
+    assert picked["count"].tolist() == [9] * 6 + [3] * 2
 
 
 def test_plots_take_the_pages_colours_and_say_what_they_show(tmp_path):
@@ -171,8 +152,6 @@ def test_plots_take_the_pages_colours_and_say_what_they_show(tmp_path):
         assert words in plot.alt
         assert "var(--series1)" in plot.svg
         assert not re.search(r"#[0-9a-f]{6}\b|<metadata|<\?xml", plot.svg)
-    run.maps, run.fitted = {"fcn": run.maps["pcam"]}, None  # of masks alone: no class, no PCAM
-    assert [plot.title for plot in curves(one)] == ["Loss terms on train"]
 
 
 def test_the_training_command_names_what_differs_from_the_stages_own():
@@ -185,14 +164,11 @@ def test_the_training_command_names_what_differs_from_the_stages_own():
     )
 
 
-# On real runs ---------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory):
-    """A run of each stage, reported as ``make report`` does."""
+    """Two stages, reported as ``make report`` does."""
     root = tmp_path_factory.mktemp("runs")
-    copies = [trained.copy(stage, root) for stage in ("stage1", "stage2", "stage3")]
+    copies = [trained.copy(stage, root) for stage in ("stage1", "stage3")]
     assert report.main([*map(str, copies)]) == 0  # judges them
     return copies
 
@@ -201,56 +177,47 @@ def runs(trained, tmp_path_factory):
 def test_the_page_holds_what_was_judged(runs):
     text, words = read(runs[0].parents[1] / "report" / "report.html")
     judged = [json.loads((run / "evaluation/test/summary.json").read_text()) for run in runs]
-    hits = round(judged[2]["fcn/hit"] * judged[2]["lesions"])
-    assert f"In {hits} of {judged[2]['lesions']} test images with a drawn lesion" in words
+    hits = round(judged[1]["fcn/hit"] * judged[1]["lesions"])
+    assert f"In {hits} of {judged[1]['lesions']} test images with a drawn lesion" in words
     cell = r'<td><span class="value">([\d.]+)</span>\s*<span class="interval">([^<]*)<'
     wanted = [
         (method.upper(), f"{one[f'{method}/hit']:.2f}", f"{low:.2f} to {high:.2f}")
-        for one, methods in zip(judged, ("cam pcam", "cam pcam", "cam pcam fcn"), strict=True)
+        for one, methods in zip(judged, ("cam pcam", "cam pcam fcn"), strict=True)
         for method in methods.split()
         for low, high in [one["intervals"][f"{method}/hit"]]
     ]
-    assert re.findall(rf'<th scope="row">(\w+)</th>\s*{cell}', text)[:7] == wanted
+    assert re.findall(rf'<th scope="row">(\w+)</th>\s*{cell}', text)[:5] == wanted
     assert "drawings of the phantom and show nobody" in words
-    first, rest = text.split('id="cases"')
-    maps = ["Stage 1, CAM", "Stage 1, PCAM", "Stage 2, PCAM", "Stage 3, PCAM", "Stage 3, FCN"]
-    name = "<figcaption><b>([^<]*)</b>"
-    assert re.findall(name, first) == ["Lesion mask", "Stage 1, PCAM", "Stage 3, FCN"]
-    assert re.findall(name, rest)[:7] == ["Radiograph", *maps, "Lesion mask"]
-    jpeg = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)[-1]
-    picture = cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), cv2.IMREAD_COLOR)
-    assert max(picture.shape) == 480
+    names = re.findall("<figcaption><b>([^<]*)</b>", text)
+    assert names[:3] == ["Lesion mask", "Stage 1, PCAM", "Stage 3, FCN"]
+    maps = ["Stage 1, CAM", "Stage 1, PCAM", "Stage 3, PCAM", "Stage 3, FCN"]
+    assert names[3:9] == ["Radiograph", *maps, "Lesion mask"]
 
 
 @pytest.mark.slow
 def test_without_images_no_data_is_needed(runs, tmp_path, capsys):
     run = shutil.copytree(runs[0], tmp_path / 'a <b>"x"</b> & {{ y }}' / "seed0")
-    words = [str(run), "--no-images", "--out", str(tmp_path), "data.root=/none/"]
-    assert report.main(words) == 0
+    assert report.main([str(run), "--no-images", "--out", str(tmp_path), "data.root=/none/"]) == 0
     text, words = read(tmp_path / "report.html")
     assert not re.search("<img|XR_", text)
     assert f"seed 0: {run}" in words
-    assert "All radiographs were left out" in words
     assert "judging" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_what_cannot_be_reported_is_named(runs, tmp_path, capsys):
-    run = shutil.copytree(runs[0], tmp_path / "run")
-    images, page = run / "evaluation/test/images.csv", tmp_path / "report.html"
-    table = pd.read_csv(images).eval("lesion_area = 2 * lesion_area")  # of other masks
-    page.write_text("my own notes")
-    for arrange, words, message in (
-        (lambda: None, [], "no run directory. Fix: name one, such as"),
-        (lambda: None, [run, "--out", tmp_path], "was not written by this command. Fix: name"),
-        (
-            lambda: table.to_csv(images, index=False),
-            [run, "--out", run],
-            "was judged on other data",
-        ),
-        ((run / "checkpoints/best.ckpt").unlink, [run], "best.ckpt does not exist"),
-    ):
-        arrange()
+    def refused(message, *words):
         assert report.main([*map(str, words)]) == 2
         assert message in capsys.readouterr().err
+
+    run, page = shutil.copytree(runs[0], tmp_path / "run"), tmp_path / "report.html"
+    page.write_text("my own notes")
+    refused("no run directory. Fix: name one, such as")
+    refused("was not written by this command. Fix: name", run, "--out", tmp_path)
     assert page.read_text() == "my own notes"
+    images = run / "evaluation/test/images.csv"
+    table = pd.read_csv(images).eval("lesion_area = 2 * lesion_area")  # of other masks
+    table.to_csv(images, index=False)
+    refused("was judged on other data", run, "--out", run)
+    (run / "checkpoints/best.ckpt").unlink()
+    refused("best.ckpt does not exist", run)

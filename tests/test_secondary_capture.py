@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 import pytest
 
-from datamodules.decode import decode
 from datamodules.dicom import read_dicom
 from datamodules.index import DataError
 from experiments.prediction.pictures import secondary_capture
@@ -26,36 +25,28 @@ def source_with(**elements):
         return radiograph(np.zeros((64, 64), np.uint16), **elements)
 
 
-@pytest.fixture
-def capture(tmp_path):
-    """Makes a capture, which dciodvfy, of Debian's dicom3tools, finds valid; its data."""
-
-    def make(source, network="network"):
-        file = tmp_path / "made.dcm"
-        file.write_bytes(secondary_capture(source, PICTURE, network, "how"))
-        if shutil.which("dciodvfy"):
-            checked = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True)
-            assert b"Error" not in checked.stdout + checked.stderr
-        return pydicom.dcmread(file)
-
-    return make
+def capture(source, folder, network="network"):
+    """A capture, which dciodvfy, of Debian's dicom3tools, finds valid; its data."""
+    file = folder / "made.dcm"
+    file.write_bytes(secondary_capture(source, PICTURE, network, "how"))
+    if shutil.which("dciodvfy"):
+        checked = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True)
+        assert b"Error" not in checked.stdout + checked.stderr
+    return pydicom.dcmread(file)
 
 
 @pytest.mark.parametrize(
     ("charset", "name"),
     [
-        (None, f"{SECRET}^Eva"),
         (None, "Müller"),  # Latin-1; one part, of which highdicom would warn and quote it
         ("ISO_IR 192", "Müller^Jörg"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
     ],
 )
-def test_a_secondary_capture_is_of_the_same_study(capture, capfd, charset, name):
-    source = source_with(PatientName=name)
-    if charset:
-        source.SpecificCharacterSet = charset
+def test_a_secondary_capture_is_of_the_same_study(tmp_path, capfd, charset, name):
+    source = source_with(PatientName=name, **({"SpecificCharacterSet": charset} if charset else {}))
     source = pydicom.dcmread(io.BytesIO(content(source)), stop_before_pixels=True)
-    made, same, other = (capture(source, network) for network in ("a", "a", "b"))
+    made, same, other = (capture(source, tmp_path, network) for network in ("a", "a", "b"))
     kept = ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "StudyID")
     for element in (*kept, "AccessionNumber", "StudyDate", "PatientOrientation"):
         assert made[element].value == source[element].value, element
@@ -67,38 +58,28 @@ def test_a_secondary_capture_is_of_the_same_study(capture, capfd, charset, name)
     assert len({each.SOPInstanceUID for each in (source, made, same, other)}) == 4
     assert made.SeriesInstanceUID == same.SeriesInstanceUID
     assert len({each.SeriesInstanceUID for each in (source, made, other)}) == 3
-    assert not any(part in "".join(capfd.readouterr()) for part in (SECRET, "Müller"))
+    assert "Müller" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(
-    "elements",
+    ("elements", "kept"),
     [
-        {"BodyPartExamined": "CHEST", "Laterality": "L"},  # unpaired: none is allowed
-        {"BodyPartExamined": "HAND", "ImageLaterality": "B", "PatientOrientation": ["L"]},
-        {"LossyImageCompression": "01", "InstanceNumber": "-3", "PatientOrientation": ["X", "LF"]},
-        {"AccessionNumber": ["1", "2"], "StudyDescription": "left\nhand", "PatientSex": "X"},
-        {"StudyDescription": "d" * 80, "BodyPartExamined": "Hand", "InstanceNumber": None},
-        {"PatientBirthDate": "1970-01-01", "StudyDate": "20200231", "StudyTime": "99"},
+        ({"BodyPartExamined": "CHEST", "Laterality": "L"}, {"ImageLaterality": "L"}),
+        ({"ImageLaterality": "B", "PatientOrientation": ["L"]}, {"PatientOrientation": ""}),
+        ({"LossyImageCompression": "01", "InstanceNumber": "-3"}, {"LossyImageCompression": "01"}),
+        ({"AccessionNumber": ["1", "2"], "PatientSex": "X"}, {"PatientSex": ""}),
+        ({"StudyDescription": "d" * 80, "BodyPartExamined": "Hand"}, {"StudyDescription": None}),
+        ({"PatientBirthDate": SECRET[:8], "StudyTime": "99"}, {"PatientBirthDate": ""}),
     ],
 )
-def test_secondary_captures_are_valid(capture, elements):
-    made = capture(source_with(**elements))
-    side = elements.get("ImageLaterality") or elements.get("Laterality")
-    assert ("Laterality" in made, made.ImageLaterality or None) == (False, side)
-    assert made.PatientSex in ("F", "")
-    assert made.StudyDate in ("20200102", "")
-
-
-def test_values_that_are_not_valid_are_left_out_and_not_told(capture, tmp_path, capfd, caplog):
+def test_what_is_not_valid_is_left_out_and_not_told(tmp_path, capfd, caplog, elements, kept):
     caplog.set_level(0)
-    raw, odd = content(source_with()), SECRET[:8].encode()
-    path = tmp_path / "a.dcm"
-    path.write_bytes(raw.replace(b"19700101", odd).replace(b"20200102", odd))
+    data = content(source_with(**elements))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        decode(path)
-        made = capture(read_dicom(path.read_bytes(), path))
-    assert (made.PatientBirthDate, made.StudyDate) == ("", "")
+        made = capture(read_dicom(data, tmp_path), tmp_path)
+    assert {name: made.get(name) for name in kept} == kept
+    assert "Laterality" not in made  # not even empty: a body part may be unpaired
     assert SECRET[:8] not in "".join([*capfd.readouterr(), caplog.text])
 
 
@@ -108,7 +89,6 @@ def test_values_that_are_not_valid_are_left_out_and_not_told(capture, tmp_path, 
         ("StudyInstanceUID", None),
         ("SOPInstanceUID", "1.2.abc"),
         ("PatientID", f"{SECRET}\\b"),
-        ("PatientID", f"{SECRET}\n"),
         ("PatientName", f"{SECRET}\ufffd"),
         ("IssuerOfPatientID", SECRET * 10),
     ],

@@ -98,8 +98,6 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
             return plain(summarise(judged)), f"val, judged now: {judged.target}", []
     except (ConfigError, DataError, RunError) as error:
         why = str(error).splitlines()[0]
-    note = (
-        f"NO THRESHOLD: this checkpoint has not been judged ({why}); 0.5 stands in for all. Fix: "
-    )
+    note = f"NO THRESHOLD: this checkpoint has not been judged ({why}); 0.5 stands in. Fix: "
     note += f"python -m experiments.evaluate {place} --split val, where its data is"
     return {}, "nobody: 0.5 stands in", [note]

@@ -133,9 +133,8 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
         made.PatientOrientation = towards if re.fullmatch(ORIENTATION, str(towards)) else None
         # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
         made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
-        for name in ("IssuerOfPatientID", *OTHERS[-2:]):  # highdicom leaves these out
-            if name in about:
-                made[name] = about[name]
+        for name in {"IssuerOfPatientID", *OTHERS[-2:]} & {*about.dir()}:  # highdicom leaves out
+            made[name] = about[name]
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")
         made.ImageLaterality = side if side in ("L", "R", "U", "B") else None
@@ -159,6 +158,7 @@ def _taken_over(source: Dataset) -> Dataset:
             texts = [str(text) for text in (value if isinstance(value, MultiValue) else [value])]
             valid = len(texts) == 1 or name == "SpecificCharacterSet"
             valid &= not GARBLED.search("".join(texts))
+            valid &= name != "PatientSex" or texts[0] in ("", "F", "M", "O")
             for text in filter(None, texts):
                 validate_value(dictionary_VR(name), text, pydicom.config.RAISE)
         except Exception:  # a stranger's values

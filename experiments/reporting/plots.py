@@ -45,12 +45,11 @@ class Plot(NamedTuple):
 def curves(group: Group) -> list[Plot]:
     """What training logged, a line a seed; dotted the epochs that are judged."""
     tables = [read_metrics(run.folder) for run in group.runs]
-    hits = [f"val/{method}/hit" for method in group.methods]
     plots = []
     for title, label, names in (
         ("Loss terms on train", "loss (logarithmic)", LOSSES),
         ("alpha, and classification on val", "", CLASSIFICATION if group.classifies else ()),
-        ("Hit rate of the maps on val", "hit rate", hits),
+        ("Hit rate of the maps on val", "hit rate", [f"val/{one}/hit" for one in group.methods]),
     ):
         ax, ends = Figure().add_subplot(xlabel="epoch", ylabel=label), list[str]()
         for name in names:
