@@ -41,7 +41,7 @@ class AveragedWeights(WeightAveraging):
         step, first = trainer.global_step, not self._latest_update_step
         if step == self._latest_update_step:
             return
-        # At first a ninth of the steps so far: the first weights are not worth remembering.
+        # At first over a ninth of the steps so far: the initial weights fade fast.
         decay = 0.0 if first else min(1 - 1 / self._horizon, (1 + step) / (10 + step))
         assert self._average_model is not None, "setup() made it"
         # Not by update_parameters, which asks the device at each step how many it has seen.
@@ -62,7 +62,7 @@ class AveragedWeights(WeightAveraging):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the latest weights back."""
-        # What validation set, such as the scale of the maps, is no weight to be averaged.
+        # Buffers that validation changed, such as the scale of the maps, are copied, not averaged.
         changed = {
             name: buffer.clone()
             for name, buffer in pl_module.named_buffers()

@@ -12,7 +12,7 @@ DECIMALS = 3
 
 @dataclass
 class Checkpoint:
-    """How much work a killed run may lose: whichever of the two comes first."""
+    """When to save within an epoch, besides its end: whichever of the two comes first."""
 
     every_minutes: Annotated[float, "(0, inf)"] = 10.0
     every_steps: Annotated[int | None, "[1, inf)"] = None  # null: by the clock alone

@@ -105,6 +105,7 @@ class EpochProgress(Callback):
         """Clear the bar: the message stands alone."""
         if self._bar is not None:
             self._bar.close()
+        self._leave_line(trainer)  # of an epoch at whose end a signal stopped the run
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             print("stopped; the same command goes on from the last save", flush=True)
 

@@ -52,7 +52,7 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
-            print("\nstopped; nothing is lost, the same command goes on", file=sys.stderr)
+            print("\nstopped; nothing is lost: run the same command again", file=sys.stderr)
             return BY_CTRL_C
         except (ValueError, FloatingPointError) as error:
             kind = type(error)  # ConfigError, DataError, RunError, not a ValueError of a library

@@ -29,7 +29,7 @@ class Loss:
     """The terms of the loss."""
 
     class_weights: Annotated[str, "balanced | none"] = "balanced"
-    label_smoothing: Annotated[float, "[0, 1)"] = 0.0  # share of the label given to the other class
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0  # half of it goes to the other class
     # confidence in the attention: e^P / e of this P on val, epoch by epoch, or a fixed number
     alpha: Annotated[float | int | str, "accuracy | balanced_accuracy | [0, 1]"] = "accuracy"
     lambda_lesion: Annotated[float, "[0, inf)"] = 1.0  # weight of the lesion term L3
@@ -47,7 +47,7 @@ class Attention:
     sigma: Annotated[float, "[0, 1]"] = 0.5  # threshold on the map, which runs from 0 to 1
     # whose map: "true" leaks the label through the mask's shape, "fcn" is stage 3's (ours)
     source: Annotated[str, "abnormal | predicted | true | fcn"] = "abnormal"
-    # of L4: the drawn lesions (masks), or (fcn) elsewhere what the FCN draws
+    # of L4: the lesion masks; with fcn also the FCN's map of abnormal images without a mask
     target: Annotated[str, "fcn | masks"] = "fcn"
     # BatchNorm in the masked pass: its own running statistics, or the whole images'
     statistics: Annotated[str, "own | image"] = "own"

@@ -47,7 +47,9 @@ PLACES = {
     # Minutes: each seed is a training of each stage. Two of stage 1 are compared.
     r"(stage[23]\S*)\{0,1,2\}": r"\g<1>0",
     r"\{0,1,2\}": "{0,1}",
-    r"^(make submit .* GPUS=4 ARGS=.*)": r"\1 DRY=1",  # docs/cluster.md submits the same
+    # Of the README what other pages run in the same words: docs/cluster.md, docs/predict.md.
+    r"^make submit (.* GPUS=4 ARGS=)": r"make submit DRY=1 \1",
+    r"^make sweep .*table and plot|^\.venv/bin/python -m experiments\.export": "true",
     r"^tests/cluster/run\.sh": "bash -n tests/cluster/run.sh",  # installs SLURM; CI runs it
 }
 PROJECT = "Makefile README.md pyproject.toml constraints.txt docs tests "
@@ -67,11 +69,11 @@ TOOLS = {
 }
 
 
-def read_blocks(page: str) -> tuple[list[tuple[str, str]], str]:
-    """The fenced blocks of a page (language, text), and all that is outside of them."""
-    fenced = re.compile(r"^([ \t]*)(`{3,}|~{3,})(.*)\n((?:.*\n)*?)\1\2[ \t]*$", re.MULTILINE)
-    blocks = [(one[3].strip(), textwrap.dedent(one[4])) for one in fenced.finditer(page)]
-    return blocks, fenced.sub("", page)
+def read_blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language, text."""
+    fenced = r"^([ \t]*)(`{3,}|~{3,})(.*)\n((?:.*\n)*?)\1\2[ \t]*$"
+    blocks = re.finditer(fenced, page, re.MULTILINE)
+    return [(one[3].strip(), textwrap.dedent(one[4])) for one in blocks]
 
 
 def furnish(folder: Path, address: Path) -> None:
@@ -124,20 +126,14 @@ def give_data(folder: Path, tree: Path) -> None:
 
 def run(folder: Path, script: str) -> str:
     """Run a script in the folder with the system's own programs; return what it prints."""
-    environment = {
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "Agg",
-        "WANDB_MODE": "offline",
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-    }
+    own = {"HOME": str(folder), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    own["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
     for pattern, place in PLACES.items():
         script = re.sub(pattern, place, script, flags=re.MULTILINE)
     done = subprocess.run(
         ["bash", "-ex", "-o", "pipefail", "-c", script],
         cwd=folder,
-        env=environment,
+        env=os.environ | own,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

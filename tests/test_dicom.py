@@ -71,6 +71,12 @@ def test_stored_values_without_a_window_are_shown_as_those_of_a_png(shown, grey,
     np.testing.assert_array_equal(shown(planes), expected)
 
 
+def test_a_file_without_preamble_or_transfer_syntax_is_read(shown, grey):
+    data = content(radiograph(grey))
+    for start in (132, data.index(b"\x08\0\x16\0")):  # SOPClassUID, the first behind the meta data
+        np.testing.assert_array_equal(shown(data[start:]), grey)
+
+
 @pytest.mark.parametrize(
     "syntax", [*FRAMES, uid.JPEGBaseline8Bit, uid.RLELossless, uid.JPEG2000Lossless]
 )

@@ -41,15 +41,10 @@ class Clone:
             (folder / "bin" / tool).symlink_to(shutil.which(tool) or tool)
 
     def make(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        own = ("PYTHON", "DECISION", "NO_ALB")
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        environment = {"HOME": str(self.folder), "PATH": str(self.folder / "bin"), **variables}
+        command = [str(self.folder / "bin" / "make"), *words]
         return subprocess.run(
-            [str(self.folder / "bin" / "make"), *words],
-            cwd=self.folder,
-            env=plain | {"PATH": str(self.folder / "bin"), **variables},
-            capture_output=True,
-            text=True,
-            timeout=60,
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60
         )
 
     def calls(self) -> list[list[str]]:

@@ -235,13 +235,16 @@ from datamodules.batches import start_worker
 
 def work():
     start_worker(0)
-    print(os.getpid(), flush=True)
+    theirs.send(os.getpid())
+    theirs.send(theirs.recv() + 1)
     time.sleep(1000)
 
-worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-worker.start()
-input()
-print(worker.is_alive())
+ours, theirs = multiprocessing.Pipe()
+multiprocessing.get_context("fork").Process(target=work, daemon=True).start()
+theirs.close()
+print(ours.recv(), flush=True)
+ours.send(int(input()))
+print(ours.recv())
 """
 
 
@@ -252,7 +255,7 @@ def test_workers_outlive_a_signal_to_the_job_and_do_not_keep_their_parent_from_e
     worker = int(process.stdout.readline())
     for number in (signal.SIGTERM, signal.SIGUSR1):
         os.kill(worker, number)
-    assert process.communicate("\n", timeout=60)[0] == "True\n"
+    assert process.communicate("6\n", timeout=60)[0] == "7\n"
     assert process.returncode == 0
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)

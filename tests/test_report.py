@@ -72,7 +72,9 @@ def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
     page = show(*(made(seed=seed, shares={"pcam": seed / 5}) for seed in (4, 2)))
     for claim in ("In 60 % of 20 test", "mean of 2 trainings", "joined by their mean", "AUROC"):
         assert claim in page
-    rival = "map that knows nothing of the image, noise, reaches 0 %: the difference is shown"
+    rival = (
+        "map that knows nothing of the image’s class, noise, reaches 0 %: the difference is shown"
+    )
     assert rival in show(made(shares={"pcam": 1.0}, trivial=True))
     alone = made("stage3", words=["loss.classification=false"])
     alone.table, alone.maps = alone.table.drop(columns="probability"), {"fcn": alone.maps["fcn"]}

@@ -42,7 +42,7 @@ def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str
 def check_mark(mark: Mark, size: tuple[int, int]) -> str:
     """Check one mark on an image of ``size`` (height, width); runs are the readers' to check.
 
-    Less than half of an outline may lie outside; it is cut off at the image's edge.
+    At most half of an outline's bounding box may lie outside; it is cut off at the image's edge.
     """
     corners, (height, width) = mark.outline, size
     if mark.runs is not None:

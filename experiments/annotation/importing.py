@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, places: list[str], settings: list[str]) -> 
     """Import the files and folders ``places``, or write an example; return the exit status."""
     config = load_config("stage3", settings)
     if bool(places) == bool(options.example):
-        raise DataError("name annotation files, or --example N: not both")
+        raise DataError("expected annotation files or --example N, one of the two")
     if config.lesions.path:
         raise DataError("lesions.path is what an import makes: leave it out, --out names it")
     if options.format not in (None, *READERS):

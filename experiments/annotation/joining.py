@@ -162,7 +162,7 @@ class Import:
             with self._catch("empty, full or inverted mask", where, image + whose):
                 notes += [note + whose] if (note := check_mask(mask)) else []
         mask = combine([*masks.values()], self.how)
-        if not mask.any():
+        if not mask.any() and len(self.faults) == before:
             what = f"{image}: no pixel is left by the {self.how} of {len(masks)} raters; settle it,"
             self._add("raters at odds", where, f"{what} or use --raters union")
         if len(self.faults) > before or image in self.broken:

@@ -1,4 +1,4 @@
-"""The saliency audit: do maps depend on what was learned, come again, and matter to the score?
+"""The saliency audit: do maps depend on what was learned, agree across seeds, matter to the score?
 
 Nothing passes or fails by a threshold. Each figure has a yardstick from the same images, and
 differs from it where the 95 % interval of the paired difference (bootstrap over patients) excludes
@@ -159,7 +159,7 @@ def describe_audit(results: Results, images: int) -> str:
                 rows[-1] += [cell(one[way]), *(less.get(rival, "") for rival in rivals)]
         lines += table(rows)
     if "repeatability" in results:
-        runs, methods = results["repeatability"].values()
+        runs, methods = (results["repeatability"][key] for key in ("runs", "methods"))
         lines.append(f"  maps of runs that differ in the seed: {', '.join(runs)}")
         beside = ["another image's", "differs"]
         rows = [["map", "rank correlation", *beside, "IoU, top 5 %", *beside]]

@@ -81,7 +81,7 @@ def steps(module: Stage1Classifier) -> dict[str, tuple[str, ...]]:
 def cascade(
     module: Stage1Classifier, images: Tensor, seed: int = 0
 ) -> Iterator[tuple[str, Stage1Classifier]]:
-    """Yield a copy of the network, one step of :func:`steps` more of it random each time.
+    """Yield one copy of the network, randomised further by a step of :func:`steps` each time.
 
     Weights are initialised as for training, from a seed of their own. BatchNorm begins anew as
     well; the running statistics of random layers are those of ``images`` ``(N, 1, S, S)``: with

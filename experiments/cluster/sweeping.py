@@ -282,7 +282,7 @@ def describe(asked: Sweep, table: pd.DataFrame) -> str:
     text = f"figures on val, of each run's best epoch:\n{rows.to_string(index=False)}"
     done, keys = table[table["state"] == "done"], [key for key in asked.swept if key != "seed"]
     if keys and len(done):
-        means = done.groupby(keys, as_index=False)[asked.metric].mean()
+        means = done.groupby(keys, as_index=False, dropna=False)[asked.metric].mean()
         if "seed" in asked.swept:
             text += f"\n\nmeans over seeds:\n{means.round(3).to_string(index=False)}"
         scores = means[asked.metric]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -100,7 +101,7 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | None:
                 for name, (low, high) in summary["intervals"].items()
             },
         )
-    except (KeyError, ValueError, OSError):  # damaged
+    except (KeyError, ValueError, OSError, EOFError, BadZipFile):  # damaged
         return None
 
 

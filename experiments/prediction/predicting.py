@@ -42,7 +42,7 @@ OVERLAY, CAPTURE = 1024, 2048
 def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, dicom: bool) -> int:
     """Predict on all images in files and folders; return the exit status.
 
-    ``methods``: the maps to write, with commas, or all; ``dicom``: Secondary Captures of DICOM.
+    ``methods``: the maps to write, with commas; None: all; ``dicom``: Secondary Captures of DICOM.
     """
     inputs, left_out = find_inputs(places)
     if dicom and find_spec("highdicom") is None:

@@ -93,7 +93,8 @@ def reliability_plot(group: Group) -> Plot:
         dots.set(alpha=0.6, clip_on=False)
     rows = zip(*(seeds[0][name] for name in ("abnormal", "probability", "images")), strict=True)
     listed = ", ".join(f"{a:.2f} at {p:.2f} ({count} images)" for a, p, count in rows)
-    return Plot(group.name, f"Share that is abnormal at each probability: {listed}.", _svg(ax))
+    first = " (first seed)" * (len(seeds) > 1)
+    return Plot(group.name, f"Share abnormal at each probability{first}: {listed}.", _svg(ax))
 
 
 def sweeps(folder: Path) -> dict[str, pd.DataFrame]:

@@ -72,7 +72,7 @@ def resolve(config: Config, data: RadiographDataModule) -> None:
 
 
 def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: StopRequest) -> int:
-    """Train in a run directory that is this process's own."""
+    """Train or resume in ``folder``, which the first rank has locked."""
     resume, checkpoint = runs.resume_point(folder)
     callbacks = build_callbacks(config, folder, data, stop)
     if resume:
