@@ -61,7 +61,7 @@ def show(monkeypatch, tmp_path):
 PERFECT = (
     "In 20 of 20 test images with a drawn lesion, the brightest point of the FCN’s map lies inside "
     # The bootstrap of equal values has no width, which is no certainty.
-    "the lesion: 100 % (all patients alike, so that no interval can be told)."
+    "the lesion: 100 % (all patients alike: no interval)."
 )
 
 
