@@ -64,7 +64,8 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     csv, rows, labels = folder / CSV, read_lesions(folder), table.set_index("path")["label"]
     rows["image"] = rows["image"].str.removeprefix(f"{root.resolve().name}/")
     absent = ~rows["image"].isin(labels.index)
-    is_file = rows["image"].map(lambda path: os.path.isfile(root / path)).astype(bool)
+    inside = ~rows["image"].str.match(r"/|\.\./")  # else a mask would pass for one left out
+    is_file = inside & rows["image"].map(lambda path: os.path.isfile(root / path)).astype(bool)
     unknown = "unknown image {image}. Fix: give its path relative to data.root"
     normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
     checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_file}

@@ -218,6 +218,7 @@ def check_values(config: Config) -> None:
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
+        ("loss.lambda_lesion", masks_alone and not loss.lambda_lesion, "nothing would train"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
         ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),

@@ -93,6 +93,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("lesions.folds=5 lesions.fold=5", "expected < lesions.folds"),
         ("lesions.per_batch=64", "expected < data.batch_size"),
         ("loss.classification=false", "only stage3 trains on masks alone"),
+        ("loss.classification=false loss.lambda_lesion=0", "nothing would train"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
         ("loss.lambda_attention=1", "only stage3 with loss.classification has L4"),
         ("attention.source=fcn", "stage3 has the FCN"),

@@ -25,12 +25,12 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2262,
+    "datamodules": 2263,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1317,
     "callbacks": 668,
-    "experiments": 1684,
+    "experiments": 1685,
     "experiments/annotation": 1102,
     "experiments/audit": 610,
     "experiments/cluster": 492,

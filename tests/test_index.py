@@ -180,6 +180,7 @@ def test_an_image_may_be_spelled_otherwise_or_left_out_of_the_index(attach, capl
     ("row", "message"),
     [
         ("d/image1.png,m.png,", r"unknown image d/image1\.png"),
+        ("/proc/version,m.png,", "unknown image /proc/version"),  # a file, but not below root
         ("a/image2.png,gone.png,", r"the mask gone\.png cannot be read"),
         ("b/image1.png,m.png,", r"b/image1\.png is labelled normal but has a lesion"),
         ("a/image2.png,./n.png,", r"the mask n\.png is listed twice"),

@@ -45,7 +45,7 @@ PATIENTS = (0, 1, 2, 3, 3, 4, 5, 6, 7, 8)
 # Of twenty studies in a row nine are abnormal.
 RUN, ABNORMAL = 20, 9
 
-_STUDY, _LABELS, _PARTS, _VIEW, _NOISE = range(5)
+_STUDY, _LABELS, _PARTS, _VIEW = range(4)
 
 
 @dataclass(frozen=True)
