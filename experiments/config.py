@@ -25,7 +25,8 @@ from datamodules.options import Augmentation, Data, Lesions
 from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
 
 STAGES = ("stage1", "stage2", "stage3")
-PATHS = ("data.root", "data.cache_dir", "lesions.path", "model.init_from", "run.root")
+PATHS = {"data.root", "data.cache_dir", "lesions.path", "run.root"}
+PATHS |= {"model.init_from", "model.weights"}
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
@@ -210,12 +211,15 @@ def check_values(config: Config) -> None:
         if option.allowed and values[key] is not None and not _is_allowed(values[key], option):
             raise ConfigError(f"{key}: expected {option.allowed}, got {show(values[key])}")
     data, lesions, loss = config.data, config.lesions, config.loss
-    epochs, stride = config.trainer["max_epochs"], STRIDES[config.model.encoder]
+    epochs, model = config.trainer["max_epochs"], config.model
+    stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
+        ("model.width", timm and model.width != 1, "only resnet23 scales"),
+        ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
         ("loss.lambda_lesion", masks_alone and not loss.lambda_lesion, "nothing would train"),
@@ -289,6 +293,8 @@ def _is_allowed(value: Any, option: Option) -> bool:
     """Whether a value is one of the words, or in one of the intervals, of ``allowed``."""
     for one in option.allowed.split(" | "):
         if value == one:
+            return True
+        if one.endswith("<name>") and re.fullmatch(one.replace("<name>", ".+"), str(value)):
             return True
         if one[0] in "[(" and not isinstance(value, str):
             low, high = map(float, one[1:-1].split(","))

@@ -61,12 +61,17 @@ def scale_map(maps: Tensor, scale: float | Tensor) -> Tensor:
     return (non_negative(maps) / value).clamp(max=1)
 
 
-def upsample(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize maps ``(B, C, h, w)`` of the encoder to the image's ``(H, W)``, see ``enlarge``."""
+def upsample(maps: Tensor, size: tuple[int, int] | torch.Size, offset: float = 0.0) -> Tensor:
+    """Resize maps ``(B, C, h, w)`` to the image's ``(H, W)``, see ``enlarge``.
+
+    Maps that are as large as the image already, such as the FCN's, stay as they are.
+    """
     maps = precise(maps)
+    if maps.shape[-2:] == torch.Size(size):
+        return maps
     if not maps.shape[0]:  # len() would fix the batch of an exported model
         return maps.new_zeros((0, maps.shape[1], *size))  # interpolate refuses an empty batch
-    return enlarge(maps, size)
+    return enlarge(maps, size, offset)
 
 
 def soft_mask(maps: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:

@@ -21,11 +21,16 @@ class Decoder(nn.Module):
 
     Each step doubles the resolution of what comes from above, adds a 1x1 projection of the
     encoder's features and joins the two by a 3x3 convolution.
-    ``channels`` are those of the encoder's features at strides 4, 8 and 16.
+    ``channels`` are those of the encoder's features at strides 4, 8 and 16, ``offsets`` the pixels
+    that their cells 0 look at.
     """
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], offsets: tuple[float, ...] = (0, 0, 0)) -> None:
         super().__init__()
+        fine, middle, coarse = offsets
+        # How far a coarser level's cell 0 looks beyond the finer one's, in cells of the finer one.
+        self.shifts = (coarse - middle) / 8, (middle - fine) / 4
+        self.offset = fine
         coarse_to_fine = channels[::-1]
         self.top = _block(coarse_to_fine[0], _WIDTHS[0], kernel_size=1)
         self.reduce = nn.ModuleList()
@@ -54,13 +59,14 @@ class Decoder(nn.Module):
         """The lesion map of a pyramid: float32 ``(B, 1, H, W)`` in [0, 1], at the image's size."""
         fine, middle, coarse = pyramid
         x = self.top(coarse)
-        steps = zip(self.reduce, self.lateral, self.join, (middle, fine), strict=True)
-        for reduce, lateral, join, features in steps:
-            x = join(enlarge(reduce(x), features.shape[-2:]) + lateral(features))
+        levels = (middle, fine)
+        steps = zip(self.reduce, self.lateral, self.join, levels, self.shifts, strict=True)
+        for reduce, lateral, join, features, shift in steps:
+            x = join(enlarge(reduce(x), features.shape[-2:], shift) + lateral(features))
         # Logits are enlarged, not probabilities: the edge of a sure lesion stays sharp. In float32,
         # since bf16 knows only 256 steps between 0.5 and 1 and a ranking of pixels needs more.
         height, width = (_OUTPUT_STRIDE * side for side in x.shape[-2:])
-        return torch.sigmoid(enlarge(self.output(x).float(), (height, width)))
+        return torch.sigmoid(enlarge(self.output(x).float(), (height, width), self.offset))
 
 
 def _block(channels_in: int, channels_out: int, kernel_size: int) -> nn.Sequential:

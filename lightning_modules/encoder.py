@@ -22,17 +22,23 @@ class Encoder(nn.Module):
 
     channels: tuple[int, ...]  # C of each level
     strides: tuple[int, ...]  # s of each level, pixels of the image per position
+    # The pixel that cell 0 of each level looks at; cell i looks s * i further.
+    offsets: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def blocks(self) -> list[str]:
         """Names of the parts that hold all weights, from the last one down to the stem."""
         raise NotImplementedError
 
+    def backbone(self) -> nn.Module:
+        """The part that weights are published for; ``optimizer.encoder_scale`` is its."""
+        return self
+
 
 # Filters of the last convolution (paper, section "Experiments").
-_OUT_CHANNELS = 128
+OUT_CHANNELS = 128
 _STEM_WIDTH = 32
 # (blocks, inner width, channels out, stride of the first block): strides 4, 8 and 16 of the image.
-_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, _OUT_CHANNELS, 2))
+_STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, OUT_CHANNELS, 2))
 
 
 class ResNet23(Encoder):
@@ -55,7 +61,7 @@ class ResNet23(Encoder):
         channels = [stem_width]
         for number, (blocks, inner, out, stride) in enumerate(_STAGES, start=1):
             # CAM's FC weights, the decoder and exported models rely on 128 maps: never scaled.
-            out = _OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
+            out = OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
             inner = _scaled(inner, width)
             first = Bottleneck(channels[-1], inner, out, stride)
             self.stages.append(
@@ -113,20 +119,35 @@ class Bottleneck(nn.Module):
         return torch.relu(y + self.shortcut(x))
 
 
-def enlarge(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def enlarge(features: Tensor, size: tuple[int, int] | torch.Size, offset: float = 0.0) -> Tensor:
     """Resize features ``(B, C, h, w)`` bilinearly to where in the image ``(H, W)`` they look.
 
-    All strided layers here have odd kernels and symmetric padding: cell i at stride s looks around
-    pixel s * i. Plain resizing assumes the middle of pixels s * i to s * i + s - 1 and would move
-    every map right and down by (s - 1) / 2, 7.5 pixels at stride 16. So pixel p holds the value at
-    cell p * h / H; beyond the last cell its value.
+    ResNet-23's strided layers have odd kernels and symmetric padding: cell i at stride s looks
+    around pixel s * i. Plain resizing assumes the middle of pixels s * i to s * i + s - 1 and would
+    move every map right and down by (s - 1) / 2, 7.5 pixels at stride 16. So pixel p holds the
+    value at cell (p - offset) * h / H, where other encoders' cells look ``offset`` pixels further;
+    beyond the first and the last cell their values.
     """
     height, width = size
+    if offset:
+        rows, columns = (
+            _shares(cells, pixels, offset, features)
+            for cells, pixels in zip(features.shape[-2:], size, strict=True)
+        )
+        return rows @ features @ columns.mT
     padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
     grown = functional.interpolate(
         padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True
     )
     return grown[..., :height, :width]
+
+
+def _shares(cells: int, pixels: int, offset: float, like: Tensor) -> Tensor:
+    """How much of each cell is in each pixel, ``(pixels, cells)``."""
+    pixel = torch.arange(pixels, device=like.device, dtype=torch.float32)
+    place = ((pixel - offset) * (cells / pixels)).clamp(0, cells - 1)
+    cell = torch.arange(cells, device=like.device)
+    return (1 - (place[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
 
 
 def _scaled(channels: int, width: float) -> int:

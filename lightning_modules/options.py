@@ -10,15 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-# Encoders, and the pixels of the image per position of their last features.
-STRIDES = {"resnet23": 16}
+# Encoders, and what the image's side must be a multiple of. All of timm have features at stride 32.
+STRIDES = {"resnet23": 16, "timm": 32}
 
 
 @dataclass
 class Model:
     """The network."""
 
-    encoder: Annotated[str, " | ".join(STRIDES)] = "resnet23"
+    # the paper's, or a convolutional backbone of timm, such as timm:resnet50
+    encoder: Annotated[str, "resnet23 | timm:<name>"] = "resnet23"
+    # pretrained weights of timm's encoder: imagenet (timm's own), or a file of them; null: none
+    weights: str | None = None
+    weights_origin: str | None = None  # source, licence and SHA-256 of them; the run writes it
     init_from: str | None = None  # run directory or checkpoint to start from; null: from scratch
     width: Annotated[float, "(0, inf)"] = 1.0  # factor on the number of filters
     dropout: Annotated[float, "[0, 1)"] = 0.0  # probability, before the last layer
@@ -62,6 +66,8 @@ class Optimizer:
     learning_rate: Annotated[float, "(0, inf)"] = 1e-3  # highest, after the warm-up
     # a step takes learning_rate * weight_decay of each weight
     weight_decay: Annotated[float, "[0, inf)"] = 0.3
+    # on the learning rate of the encoder (of timm's: without the layers that are ours)
+    encoder_scale: Annotated[float, "(0, inf)"] = 1.0
     warmup_epochs: Annotated[float, "[0, inf)"] = 1.0  # epochs, fractions allowed
     schedule: Annotated[str, "cosine | constant"] = "cosine"  # after the warm-up
     gradient_clip: Annotated[float, "[0, inf)"] = 0.0  # highest gradient norm; 0: off

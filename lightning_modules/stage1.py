@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from lightning_modules.attention import cam, pcam, scale_map, upsample
-from lightning_modules.encoder import ENCODERS
+from lightning_modules.encoder import ENCODERS, Encoder
 from lightning_modules.metrics import Localisation, RunningMeans, agreement
 from lightning_modules.options import Attention, Loss, Model, Optimizer
+from lightning_modules.timm_encoder import TimmEncoder
 
 Batch = dict[str, Tensor]
 Section = TypeVar("Section", Model, Loss, Attention, Optimizer)
@@ -82,7 +83,10 @@ class Stage1Classifier(LightningModule):
 
     def configure_network(self) -> None:
         """Create all that has weights; a later stage's come after those of the one before."""
-        self.encoder = ENCODERS[self.model.encoder](width=self.model.width)
+        kind, _, backbone = self.model.encoder.partition(":")
+        self.encoder: Encoder = (
+            TimmEncoder(backbone) if backbone else ENCODERS[kind](width=self.model.width)
+        )
         self.dropout = nn.Dropout(self.model.dropout)
         self.fc = nn.Linear(self.encoder.channels[-1], 2)
 
@@ -127,6 +131,10 @@ class Stage1Classifier(LightningModule):
         features, weight = outputs.pyramid[-1], self.fc.weight[ABNORMAL : ABNORMAL + 1]
         return {"cam": cam(features, weight), "pcam": pcam(features, weight), **outputs.drawn}
 
+    def upsample(self, maps: Tensor, size: torch.Size) -> Tensor:
+        """Maps of the last features, or as large as the image, at the image's (H, W)."""
+        return upsample(maps, size, self.encoder.offsets[-1])
+
     def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Probability of abnormal (B,) and the maps, each float32 (B, 1, H, W) in [0, 1].
 
@@ -136,7 +144,7 @@ class Stage1Classifier(LightningModule):
         outputs = self.unmasked_pass(image)
         raw = self.raw_maps(outputs)
         scaled = {
-            name: upsample(scale_map(raw[name], scale), image.shape[-2:])
+            name: self.upsample(scale_map(raw[name], scale), image.shape[-2:])
             for name, scale in zip(self.map_methods, self.map_scale, strict=True)
         }
         return outputs.logits.softmax(1)[:, ABNORMAL], scaled
@@ -191,7 +199,7 @@ class Stage1Classifier(LightningModule):
         lesion = batch["lesion_mask"] >= 0.5
         judged = (batch["has_lesion"] & lesion.flatten(1).any(dim=1)).nonzero()[:, 0]
         for name in self.judged_maps:
-            shown = upsample(raw[name][judged].clamp(min=0), lesion.shape[-2:])
+            shown = self.upsample(raw[name][judged].clamp(min=0), lesion.shape[-2:])
             cast(Localisation, self.localisation[name]).update(shown, lesion[judged])
 
     # The ends of epochs ---------------------------------------------------------------------------
@@ -236,13 +244,16 @@ class Stage1Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; a schedule by step: linear warm-up, then cosine to zero (or constant)."""
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        plain = [p for p in self.parameters() if p.ndim <= 1]  # biases and BatchNorm
         rate, decay = self.optimizer.learning_rate, self.optimizer.weight_decay
-        groups = [
-            {"params": decayed, "weight_decay": decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        scale = self.optimizer.encoder_scale
+        slower = set() if scale == 1 else set(self.encoder.backbone().parameters())
+        groups: list[dict[str, Any]] = []
+        for own_rate, inside in ((rate, False), (rate * scale, True)):
+            own = [p for p in self.parameters() if (p in slower) is inside]
+            decayed = [p for p in own if p.ndim > 1]
+            plain = [p for p in own if p.ndim <= 1]  # biases and BatchNorm
+            groups += [{"params": decayed, "weight_decay": decay, "lr": own_rate}] * bool(decayed)
+            groups += [{"params": plain, "weight_decay": 0.0, "lr": own_rate}] * bool(plain)
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_modules.attention import normalise, pcam, soft_mask, upsample
+from lightning_modules.attention import normalise, pcam, soft_mask
 from lightning_modules.losses import guided_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Outputs, Stage1Classifier
 
 # e^P / e at chance, P = 0.5: what is known of the accuracy before the first validation.
 ALPHA_AT_CHANCE = math.exp(-0.5)
+# Of a BatchNorm.
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SecondPass(nn.Module):
@@ -28,9 +30,10 @@ class SecondPass(nn.Module):
     def __init__(self, network: nn.Module, statistics: str) -> None:
         super().__init__()
         # Of three buffers a BatchNorm: running_mean_0, running_var_0, num_batches_tracked_0, ...
+        paths = [name.rpartition(".")[::2] for name, _ in network.named_buffers()]
+        names = [(path, leaf) for path, leaf in paths if leaf in BUFFERS]
         self.names = {
-            f"{name.rpartition('.')[2]}_{place // 3}": name
-            for place, (name, _) in enumerate(network.named_buffers())
+            f"{leaf}_{place // 3}": f"{path}.{leaf}" for place, (path, leaf) in enumerate(names)
         }
         self.own = statistics == "own"
         if self.own:
@@ -81,7 +84,7 @@ class Stage2GuidedAttention(Stage1Classifier):
 
     def mask_image(self, image: Tensor, attention: Tensor) -> Tensor:
         """The image (B, 1, H, W) where the map (B, 1, h, w) is high, elsewhere the fill."""
-        shown = upsample(normalise(attention), image.shape[-2:])
+        shown = self.upsample(normalise(attention), image.shape[-2:])
         kept = soft_mask(shown, self.attention.omega, self.attention.sigma)
         return self.attention.fill + (image - self.attention.fill) * kept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from lightning_modules.attention import normalise, upsample
+from lightning_modules.attention import normalise
 from lightning_modules.decoder import Decoder
 from lightning_modules.losses import lesion_loss, weakly_supervised_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Outputs
@@ -31,7 +31,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         # After the encoder and the FC layer, and with the random state put back: with the same seed
         # both start, and drop out, as stage 2's do.
         with torch.random.fork_rng(devices=[]):
-            self.decoder = Decoder(self.encoder.channels)
+            self.decoder = Decoder(self.encoder.channels, self.encoder.offsets)
 
     @property
     def classifies(self) -> bool:
@@ -87,7 +87,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
             counts = counts | sees
         own = normalise(self.raw_maps(outputs)["pcam"])
-        return self.mask_error(upsample(own, target.shape[-2:]), target, counts)
+        return self.mask_error(self.upsample(own, target.shape[-2:]), target, counts)
 
     def mask_error(self, output: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
         """Mean squared error of maps (B, 1, H, W) over the images that ``counts`` (B,) marks."""

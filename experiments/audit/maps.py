@@ -90,11 +90,13 @@ def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Bat
         image, size = part["image"], part["image"].shape[-2:]
         with torch.inference_mode():
             own = module.raw_maps(module.unmasked_pass(image))
-        raw = {name: own[name] for name in module.judged_maps}
-        raw |= {method.name: raw_map(method, module, image, part) for method in methods}
-        for name, maps in raw.items():
-            maps = non_negative(maps)
-            maps = maps if maps.shape[-2:] == size else upsample(maps, size)
+        large = {
+            name: module.upsample(non_negative(own[name]), size) for name in module.judged_maps
+        }
+        for method in methods:
+            raw = raw_map(method, module, image, part)
+            large[method.name] = upsample(non_negative(raw), size)
+        for name, maps in large.items():
             every.setdefault(name, []).append(maps)
     return {name: torch.cat(parts) for name, parts in every.items()}
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
 from experiments.runs import RunError
-from lightning_modules.attention import normalise, upsample
+from lightning_modules.attention import normalise
 from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Stage1Classifier
 
 Batch = dict[str, Tensor]
@@ -152,7 +152,10 @@ def choose(words: str | None) -> list[MapMethod]:
 def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
     assert module is not None, "a peer explains a network"
     with torch.autocast(image.device.type, enabled=False):
-        return draw(module, image).float().relu()
+        raw = draw(module, image).float().relu()
+    if module.encoder.offsets[-1]:  # cells that look elsewhere than MapMethod promises
+        raw = module.upsample(raw, image.shape[-2:])[..., ::STEP, ::STEP]
+    return raw
 
 
 def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def score_cam(module: Stage1Classifier, image: Tensor) -> Tensor:
     maps = []
     for one in image.split(1):  # its 128 masks are as large as 128 images
         features = module.encoder(one)[-1].float()
-        masks = normalise(upsample(features, image.shape[-2:])).transpose(0, 1)
+        masks = normalise(module.upsample(features, image.shape[-2:])).transpose(0, 1)
         scores = [module(one * part)[:, ABNORMAL] for part in masks.split(AT_ONCE)]
         weight = torch.cat(scores).softmax(0)[:, None, None]
         maps.append((weight * features).sum(1, keepdim=True))

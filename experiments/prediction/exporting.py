@@ -25,7 +25,7 @@ from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
 from experiments.runs import RunError
-from lightning_modules.attention import scale_map, upsample
+from lightning_modules.attention import scale_map
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
@@ -130,7 +130,10 @@ class _Graph(nn.Module):
         outputs = self.network.unmasked_pass(to_model_input(image))
         raw = self.network.raw_maps(outputs)
         size = image.shape[-2:]
-        maps = [upsample(scale_map(raw[name], scale), size) for name, scale in self.scales.items()]
+        maps = [
+            self.network.upsample(scale_map(raw[name], scale), size)
+            for name, scale in self.scales.items()
+        ]
         if not self.network.classifies:
             return tuple(maps)  # taught no class: no probability, CAM or PCAM
         return outputs.logits.softmax(1)[:, ABNORMAL], *maps

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
@@ -38,7 +38,9 @@ from experiments.build import (
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.training.preemption import StopRequest, is_first_rank, leave
+from experiments.training.pretrained import IMAGENET, fetch, find_origin, weights_file
 from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
+from lightning_modules.timm_encoder import TimmEncoder, load_weights
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -53,9 +55,13 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     data.prepare_data()
     data.setup()
     if data_only:
-        print("\n".join([*describe_data(data), f"cache  {data.cache_folder}"]))
+        lines = [*describe_data(data), f"cache  {data.cache_folder}"]
+        if config.model.weights == IMAGENET:
+            lines.append(f"weights  {fetch(config.model.encoder)}")
+        print("\n".join(lines))
         return 0
     folder = run_directory(config)
+    config.model.weights_origin = find_origin(config.model, folder)
     if not is_first_rank():
         return train_in(folder, config, data, stop)  # the first rank locks and writes the folder
     with runs.lock_run(folder):
@@ -99,6 +105,8 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         runs.check_network(module, checkpoint, resume)
     elif config.model.init_from:
         start_from(module, config, data)
+    elif config.model.weights:
+        load_weights(cast(TimmEncoder, module.encoder), weights_file(config.model))
     # Only now, when nothing can be wrong any more.
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
     trainer.loggers = [runs.MetricsCsv(folder, runs.epochs_done(checkpoint), last)]
@@ -233,6 +241,7 @@ def describe_start(
         *[f"BatchNorm  over {normalised} images"] * (ranks > 1),
         *describe_data(data),
         *[f"starts     from {config.model.init_from}"] * bool(config.model.init_from),
+        *[f"weights    {config.model.weights_origin}"] * bool(config.model.weights_origin),
         f"W&B        {wandb_mode(config.logger.wandb)}",
         f"run        {run_directory(config)}",
     ]

@@ -1,0 +1,184 @@
+"""Any convolutional backbone of timm as an encoder: ``model.encoder=timm:<name>``."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.encoder import OUT_CHANNELS, Encoder, enlarge
+
+# Strides of the pyramid; what timm has beyond the last is joined into it.
+STRIDES = (4, 8, 16)
+SUITABLE = "timm:resnet50, timm:densenet121, timm:efficientnet_b0 or timm:convnext_tiny"
+# The images that all stages get: grey values of 0 to 1 with this mean and standard deviation.
+GREY_MEAN, GREY_STD = 0.2, 0.2
+# Where cells look is measured with so many pixels a side, random initialisations, images each.
+_SIDE, _DRAWS, _IMAGES = 320, 4, 1
+
+
+class EncoderError(ValueError):
+    """A backbone that timm does not have, that does not fit, or weights that do not."""
+
+
+class TimmEncoder(Encoder):
+    """A backbone's features at strides 4, 8 and 16; the last are 128 maps >= 0, as CAM wants them.
+
+    Deeper features are projected, enlarged and added to those at stride 16, so that nothing that
+    was pretrained is lost. Grey images are turned into what timm's weights were trained with: its
+    mean and standard deviation; timm itself sums the first convolution over colours.
+    """
+
+    strides = STRIDES
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.net = create(name)
+        reductions, channels = self.net.feature_info.reduction(), self.net.feature_info.channels()
+        self.levels = [reductions.index(stride) for stride in STRIDES]
+        self.offsets = tuple(cells(name)[level] for level in self.levels)
+        # What is joined into the last level: how many of its positions it is off, and its weights.
+        coarse = range(self.levels[-1], len(reductions))
+        self.shifts = [(cells(name)[at] - self.offsets[-1]) / STRIDES[-1] for at in coarse]
+        self.joins = nn.ModuleList(
+            nn.Conv2d(channels[at], OUT_CHANNELS, kernel_size=1, bias=False) for at in coarse
+        )
+        self.normalise = nn.BatchNorm2d(OUT_CHANNELS)
+        self.channels = (*(channels[at] for at in self.levels[:-1]), OUT_CHANNELS)
+        mean, std = (torch.tensor(self.net.pretrained_cfg[key]).mean() for key in ("mean", "std"))
+        self.scale, self.shift = float(GREY_STD / std), float((GREY_MEAN - mean) / std)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """The pyramid of images ``(B, 1, H, W)``, H and W divisible by the deepest stride."""
+        features = self.net(image * self.scale + self.shift)
+        size = features[self.levels[-1]].shape[-2:]
+        joined: Tensor | int = 0
+        for join, shift, deep in zip(
+            self.joins, self.shifts, features[self.levels[-1] :], strict=True
+        ):
+            joined = joined + enlarge(join(deep), size, shift)
+        last = torch.relu(self.normalise(joined))
+        return [*(features[level] for level in self.levels[:-1]), last]
+
+    def backbone(self) -> nn.Module:
+        """The network of timm."""
+        return self.net
+
+    def blocks(self) -> list[str]:
+        """The join, then timm's parts from the last to the first."""
+        names: list[str] = []
+        for name, part in self.net.named_children():
+            inner = part.named_children() if isinstance(part, nn.Sequential | nn.ModuleList) else ()
+            inner_names = [f"net.{name}.{number}" for number, _ in inner]
+            names += inner_names or [f"net.{name}"]
+        learned = [
+            name for name in names if any(True for _ in self.get_submodule(name).parameters())
+        ]
+        return ["normalise", "joins", *reversed(learned)]
+
+
+def published(encoder: str) -> Any:
+    """What timm says of the weights of ``timm:<name>``: its ``PretrainedCfg``."""
+    name = encoder.removeprefix("timm:")
+    try:
+        import timm
+    except ImportError:
+        raise EncoderError(
+            f"timm:{name} needs timm. Fix: pip install -c constraints.txt -e '.[encoders]'"
+        ) from None
+    if not timm.is_model(name):
+        near = ", ".join(f"timm:{model}" for model in timm.list_models(f"*{name}*")[:3])
+        raise EncoderError(
+            f"timm {timm.__version__} has no model {name}{f'; near: {near}' if near else ''}. "
+            f"Fix: one such as {SUITABLE}."
+        )
+    return timm.get_pretrained_cfg(name)
+
+
+def create(name: str, **options: Any) -> Any:
+    """A backbone of timm, grey images in, features out; refused where no pyramid comes."""
+    published(name)
+    import timm
+
+    try:
+        net: Any = timm.create_model(name, features_only=True, in_chans=1, **options)
+        strides = net.feature_info.reduction()
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        if options:
+            raise  # of the weights
+        raise EncoderError(
+            f"timm:{name} gives no pyramid of features ({error}). Fix: one such as {SUITABLE}."
+        ) from error
+    if not set(STRIDES) <= set(strides):
+        raise EncoderError(
+            f"timm:{name}: expected features at strides 4, 8 and 16, got {strides}. Fix: a "
+            f"convolutional encoder such as {SUITABLE}."
+        )
+    return net
+
+
+@lru_cache
+def cells(name: str) -> tuple[float, ...]:
+    """The pixel that cell 0 of each of timm's features looks at, to half a pixel.
+
+    With symmetric padding that is pixel 0; with TensorFlow's "SAME" padding s - 1 at stride s; with
+    patches as stem (s - 1) / 2. Measured: squared gradients of a cell in the middle, over random
+    weights and noise, are as symmetric as the layers are, and their centre is where it looks.
+    """
+    total: dict[int, Tensor] = {}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        for seed in range(_DRAWS):
+            torch.manual_seed(seed)
+            net = create(name).eval()
+            for part in net.modules():  # timm begins residual branches at 0: they would not count
+                if isinstance(part, nn.BatchNorm2d):
+                    nn.init.ones_(part.weight)
+            image = torch.randn(_IMAGES, 1, _SIDE, _SIDE, requires_grad=True)
+            for level, features in enumerate(net(image)):
+                cell = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+                mixed = (cell * torch.randn_like(cell)).sum()
+                (gradient,) = torch.autograd.grad(mixed, image, retain_graph=True)
+                energy = gradient[:, 0] ** 2
+                energy = (energy / energy.sum((1, 2), keepdim=True)).sum(0)
+                total[level] = total.get(level, 0) + energy + energy.T
+    positions = torch.arange(_SIDE)
+    offsets = []
+    for level, stride in enumerate(net.feature_info.reduction()):
+        # What reaches a cell from everywhere alike, through squeeze and excitation, says nothing.
+        energy = (total[level] - total[level].median()).clamp(min=0).sum(0)
+        centre = float((energy * positions).sum() / energy.sum())
+        offsets.append(round(2 * (centre - _SIDE // stride // 2 * stride)) / 2)
+    return tuple(offsets)
+
+
+def load_weights(encoder: TimmEncoder, file: Path) -> None:
+    """Give the backbone pretrained weights of timm's names: all its layers or none."""
+    overlay = {"file": str(file)}
+    # It tells of each key that a pyramid does not need.
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    with torch.random.fork_rng(devices=[]):
+        states = []
+        for seed in (0, 1):  # what is loaded is the same in both, what is not is random
+            torch.manual_seed(seed)
+            try:
+                net = create(encoder.name, pretrained=True, pretrained_cfg_overlay=overlay)
+            except Exception as error:  # of timm, safetensors or pickle, whatever the file holds
+                reason = str(error).splitlines()[0]
+                raise EncoderError(
+                    f"{file}: no weights of timm:{encoder.name} ({reason})"
+                ) from error
+            states.append(net.state_dict())
+    left = [key for key, value in states[0].items() if not torch.equal(value, states[1][key])]
+    # A BatchNorm begins alike whatever the seed.
+    left += [k for k, v in states[0].items() if k.endswith("running_mean") and not v.any()]
+    if left:
+        raise EncoderError(
+            f"{file} does not hold all weights of timm:{encoder.name}: {len(left)} are missing, "
+            f"such as {left[0]}. Fix: weights of that very model."
+        )
+    encoder.net.load_state_dict(states[0])
