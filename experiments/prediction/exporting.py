@@ -25,6 +25,7 @@ from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
 from experiments.runs import RunError
+from experiments.training.pretrained import is_non_commercial
 from lightning_modules.attention import scale_map
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
@@ -61,7 +62,10 @@ def export(run: Path, file: Path, force: bool) -> None:
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RunError(f"an ONNX file needs {', '.join(missing)}. {EXTRA}")
     trained = load_trained(run)
-    for note in trained.notes:
+    notes = list(trained.notes)
+    if is_non_commercial(origin := trained.run.config.model.weights_origin):
+        notes.append(f"NON-COMMERCIAL: the network began as {origin}")
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     content, images = build(trained), check_images(trained.recipe)
     apart = differences(content, trained.run.module, images)
@@ -185,6 +189,8 @@ def describe(trained: Trained) -> dict[str, Any]:
         "stage": run.config.stage,
         "run": run.folder.resolve().name,
         "checkpoint": {"name": run.checkpoint.name, "sha256": run.identity["checkpoint_hash"]},
+        "encoder": run.config.model.encoder,
+        "pretrained_weights": run.config.model.weights_origin or "none",
         "classes": list(CLASSES),
         "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, preprocessed",
         "outputs": {name: OUTPUTS[name] for name in outputs},
@@ -204,7 +210,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "decided_by": trained.decided_by.partition(",")[0],
         "undecided_maps": list(trained.undecided_maps),
         "training_data": training_data,
-        "licence": "MIT; mind the licence of training_data",
+        "licence": "MIT; mind the licences of training_data and pretrained_weights",
         "citation": f"{PAPER}; decision-basis (CITATION.cff)",
         **(fitted._asdict() if fitted else {}),
     }

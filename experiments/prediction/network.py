@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,20 +14,33 @@ import torch
 from datamodules import cache
 from datamodules.batches import to_model_input
 from datamodules.cache import Recipe
+from datamodules.decode import decode
+from datamodules.geometry import Geometry, from_square
 from datamodules.index import DataError
+from datamodules.pixels import window_16bit
 from experiments.build import Run, build_data, open_run
 from experiments.config import ConfigError
 from experiments.evaluation.figures import EVEN, Fitted
+from experiments.evaluation.judge import one_thread
 from experiments.evaluation.run import REPLACED, evaluate
 from experiments.evaluation.store import plain, summarise, write
 from experiments.runs import RunError
 
 CLASSES = ("normal", "abnormal")
+SMALLEST = 32  # pixels a side: the network's map has a cell each 16, and one cell shows nothing
+
+
+class Prediction(NamedTuple):
+    """What a network says of an image; a network of lesion masks alone has maps only."""
+
+    probability: float | None  # of abnormal, 0 to 1
+    decision: str | None  # normal or abnormal, at the threshold that val decided
+    maps: dict[str, np.ndarray]  # float32 (H, W) in [0, 1], upright
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run and what val decided for this very checkpoint."""
+    """A run and what val decided for this very checkpoint; called with an image, it predicts."""
 
     run: Run
     fitted: Fitted | None  # None for a network that does not classify
@@ -45,6 +58,38 @@ class Trained:
     def recipe(self) -> Recipe:
         """What turns an upright uint8 image into the network's square, as for training."""
         return build_data(self.run.config).recipe
+
+    def __call__(self, image: str | Path | np.ndarray) -> Prediction:
+        """Predict on a file, or on an upright array ``(H, W)``, uint8 or uint16, bone white."""
+        if isinstance(image, np.ndarray):
+            if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16) or not image.size:
+                got = f"{image.dtype} {image.shape}"
+                raise DataError(f"image: expected uint8 or uint16 (height, width), got {got}")
+            image = image if image.dtype == np.uint8 else window_16bit(image)[0]
+        else:
+            image = decode(Path(image))
+        square, geometry = self.fit(image)
+        with one_thread():
+            probability, maps = self.explain(square[None])
+        return self.answer(float(probability[0]), {n: m[0] for n, m in maps.items()}, geometry)
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        """The network's square of an upright uint8 image, and how it came into it."""
+        height, width = image.shape
+        if min(width, height) < SMALLEST:
+            fault = f"is {width} x {height} pixels: expected {SMALLEST} or more a side"
+            raise DataError(f"the image {fault}. Fix: give the radiograph itself")
+        return self.recipe.apply(image)
+
+    def answer(
+        self, probability: float, maps: dict[str, np.ndarray], geometry: Geometry
+    ) -> Prediction:
+        """What ``explain`` says of an image, with its maps ``(S, S)`` at the image's size."""
+        # Interpolation may round a 1 up.
+        large = {name: from_square(maps[name], geometry).clip(0, 1) for name in maps}
+        if self.fitted is None:
+            return Prediction(None, None, large)
+        return Prediction(probability, CLASSES[probability > self.fitted.threshold], large)
 
     def explain(self, squares: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Probability of abnormal ``(B,)`` and maps ``(B, S, S)`` of squares, uint8 ``(B, S, S)``.

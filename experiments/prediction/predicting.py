@@ -23,7 +23,7 @@ from callbacks.panels import encode
 from datamodules.decode import IMAGE_SUFFIXES, JPEG, PNG, decode_noted, is_dicom, read_content
 from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
-from datamodules.geometry import Geometry, from_square
+from datamodules.geometry import Geometry
 from datamodules.index import DataError
 from experiments.evaluation.judge import one_thread
 from experiments.prediction.folder import NOTE, ROWS, PredictionFolder, Row
@@ -34,7 +34,6 @@ from lightning_modules.attention import has_peak, peak
 
 LISTED = 5
 SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-SMALLEST = 32  # pixels a side: the network's map has a cell each 16, and one cell shows nothing
 # Largest longer side of the image in an overlay and in a Secondary Capture, pixels.
 OVERLAY, CAPTURE = 1024, 2048
 
@@ -165,14 +164,11 @@ def _decode(trained: Trained, row: Row) -> Seen | Row:
         data = read_content(Path(row.file))
         row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
         image, note = decode_noted(data, Path(row.file))
+        square, geometry = trained.fit(image)
     except DataError as error:
         return row._replace(error=_reason(error, row))
-    height, width = image.shape
-    if min(width, height) < SMALLEST:
-        fault = f"is {width} x {height} pixels: expected {SMALLEST} or more a side"
-        return row._replace(error=f"{fault}. Fix: give the radiograph itself")
     row = row._replace(error=f"{NOTE}{note}" if note else "")
-    return Seen(row, image, *trained.recipe.apply(image))
+    return Seen(row, image, square, geometry)
 
 
 def _finish(
@@ -189,16 +185,16 @@ def _finish(
     """
     row, run, fitted, words = seen.row, trained.run, trained.fitted, list[str]()
     best, methods = run.module.best_map, folder.about["methods"]
-    for method in (*({*methods} - {best}), best):  # the best last: it is shown below
-        heat = from_square(maps[method], seen.geometry)
-        np.clip(heat, 0, 1, out=heat)  # interpolation may round a 1 up
-        if method in methods:
-            grey = cv2.convertScaleAbs(heat, alpha=255)  # rounds
-            folder.write("maps", f"{row.path}.{method}.png", encode(grey))
+    wanted = {name: maps[name] for name in {*methods, best}}
+    said = trained.answer(probability, wanted, seen.geometry)
+    heat = said.maps[best]
+    for method in methods:
+        grey = cv2.convertScaleAbs(said.maps[method], alpha=255)  # rounds
+        folder.write("maps", f"{row.path}.{method}.png", encode(grey))
     if fitted is not None:
-        called = int(probability > fitted.threshold)
+        called = CLASSES.index(str(said.decision))
         row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
-        decided = f"called {CLASSES[called]} (threshold {fitted.threshold:.2f})"
+        decided = f"called {said.decision} (threshold {fitted.threshold:.2f})"
         words.append(f"abnormal {probability:.2f}: {decided}")
     threshold, cross, pointing = trained.map_thresholds[best], None, torch.from_numpy(heat)
     shows = f"nothing reaches {threshold:.2f}"
