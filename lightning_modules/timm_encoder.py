@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ STRIDES = (4, 8, 16)
 SUITABLE = "timm:resnet50, timm:densenet121, timm:efficientnet_b0 or timm:convnext_tiny"
 # The images that all stages get: grey values of 0 to 1 with this mean and standard deviation.
 GREY_MEAN, GREY_STD = 0.2, 0.2
-# Where cells look is measured with so many pixels a side, random initialisations, images each.
-_SIDE, _DRAWS, _IMAGES = 320, 4, 1
+# Where cells look is measured with so many pixels a side and random initialisations.
+_SIDE, _DRAWS = 320, 3
 
 
 class EncoderError(ValueError):
@@ -92,11 +93,9 @@ def published(encoder: str) -> Any:
             f"timm:{name} needs timm. Fix: pip install -c constraints.txt -e '.[encoders]'"
         ) from None
     if not timm.is_model(name):
-        near = ", ".join(f"timm:{model}" for model in timm.list_models(f"*{name}*")[:3])
-        raise EncoderError(
-            f"timm {timm.__version__} has no model {name}{f'; near: {near}' if near else ''}. "
-            f"Fix: one such as {SUITABLE}."
-        )
+        near = get_close_matches(name, timm.list_models())
+        suitable = ", ".join(f"timm:{model}" for model in near) or SUITABLE
+        raise EncoderError(f"timm {timm.__version__} has no model {name}. Fix: such as {suitable}.")
     return timm.get_pretrained_cfg(name)
 
 
@@ -138,13 +137,20 @@ def cells(name: str) -> tuple[float, ...]:
             for part in net.modules():  # timm begins residual branches at 0: they would not count
                 if isinstance(part, nn.BatchNorm2d):
                     nn.init.ones_(part.weight)
-            image = torch.randn(_IMAGES, 1, _SIDE, _SIDE, requires_grad=True)
-            for level, features in enumerate(net(image)):
+            image = torch.randn(1, 1, _SIDE, _SIDE, requires_grad=True)
+            try:
+                pyramid = net(image)
+            except AssertionError as error:
+                raise EncoderError(
+                    f"timm:{name} takes images of one size only ({error}). Fix: a convolutional "
+                    f"encoder such as {SUITABLE}."
+                ) from error
+            for level, features in enumerate(pyramid):
                 cell = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
                 mixed = (cell * torch.randn_like(cell)).sum()
                 (gradient,) = torch.autograd.grad(mixed, image, retain_graph=True)
-                energy = gradient[:, 0] ** 2
-                energy = (energy / energy.sum((1, 2), keepdim=True)).sum(0)
+                energy = gradient[0, 0] ** 2
+                energy = energy / energy.sum()
                 total[level] = total.get(level, 0) + energy + energy.T
     positions = torch.arange(_SIDE)
     offsets = []
