@@ -223,8 +223,7 @@ def test_what_cannot_be_judged_is_named_and_nothing_is_written(maps, tiny, data,
 
 @pytest.mark.slow
 def test_a_runs_own_maps_get_its_own_figures(trained, tiny, data, tmp_path):
-    run = trained.copy("stage1", tmp_path)
-    assert evaluate.main([str(run), "--no-baselines"]) == 0
+    run = trained.copy("stage1", tmp_path, judged=True)
     opened = open_run(run)
     for batch in (
         batch for split in ("val", "test") for batch in data.evaluation_dataloader(split)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules.decode import decode
-from experiments import evaluate, export
+from experiments import export
 from experiments.evaluation.store import read_images
 from experiments.prediction import exporting
 from experiments.prediction.exporting import check_images, model_card
@@ -27,8 +27,7 @@ HOUSE = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def file(trained, tmp_path_factory):
     """The file of a stage 3 that was judged on test, in its run, in the place of an older one."""
-    run = trained.copy("stage3", tmp_path_factory.mktemp("export"))
-    assert evaluate.main([str(run), "--no-baselines"]) == 0
+    run = trained.copy("stage3", tmp_path_factory.mktemp("export"), judged=True)
     file = run / "model.onnx"
     file.write_bytes(b"an older one")
     assert export.main([str(run), "--out", str(file), "--force"]) == 0
