@@ -171,10 +171,7 @@ def test_evaluate_judges_as_trained(trained, capsys):
     ("words", "message"),
     [
         (["stage1", "trainer.precision=foo"], "trainer"),
-        (["stage1", "logger.wandb=online"], "logger.wandb=online needs a key"),
-        (["stage1", "data.name=murra"], "data.name: expected phantom | mura"),
         (["stage1", "run.root=/sys/runs"], "cannot write the run directory /sys/runs"),
-        (["stage2", "model.init_from=/none"], "model.init_from: /none is no run directory"),
         (
             ["stage3", "loss.classification=false", "lesions.count=0", "lesions.per_batch=0"],
             "alone",
@@ -183,10 +180,8 @@ def test_evaluate_judges_as_trained(trained, capsys):
     ],
 )
 def test_what_cannot_be_is_a_line_and_can_be_mended_in_place(
-    trained, tmp_path, capsys, monkeypatch, words, message
+    trained, tmp_path, capsys, words, message
 ):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
     stage, *more = words
     usual = [stage, f"run.root={tmp_path}", *trained.words]
     assert train.main([*usual, *more]) == 2
