@@ -132,6 +132,7 @@ class Trained:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "runs"
         self.words = [*tiny_words(folder), "model.width=0.25", "lesions.per_batch=2"]
+        self.words += ["model.dropout=0.1"]  # draws in each step
 
     stage1 = property(lambda self: self._train("stage1", 0))
     stage2 = property(lambda self: self._train("stage2", 0))
@@ -152,6 +153,11 @@ class Trained:
         """A run (``stage1`` to ``stage3`` or ``second``) as if trained with ``run.root={root}``."""
         run = getattr(self, stage).relative_to(self.root)
         return Path(shutil.copytree((self.judged if judged else self.root) / run, root / run))
+
+    def again(self, run: Path, *words: str) -> int:
+        """Run the training command of a copy again; the status."""
+        stage, root = run.parent.name, run.parents[2]
+        return train.main([stage, f"run.root={root}", *self.words, *words])
 
     def _train(self, stage: str, seed: int) -> Path:
         words = [stage, f"seed={seed}", f"run.root={self.root}", *self.words]
