@@ -153,7 +153,6 @@ ALONE = "--maps judges a folder of maps"
         ("run --out x", "--out is where --compare or --maps writes"),
         ("run --audit-images 9", "--audit-images needs --audit"),
         ("run --audit --audit-images 1", "two or more"),
-        ("run --peers gradcat", "no peer method gradcat"),
         *((f"--maps x {more}", ALONE) for more in ("run", "--compare", "--split left_out")),
         ("--maps x data.name=phantom", "--maps x is no folder"),
     ],
