@@ -159,4 +159,3 @@ def test_every_number_has_an_interval_and_every_option_a_row():
     table = options_table().splitlines()
     assert len(table) == 2 + len(OPTIONS)
     assert "| `attention.omega` | `10.0` | (0, inf) | steepness |" in table
-    assert any(row.startswith("| `loss.alpha`") and "e^P / e of this P" in row for row in table)
