@@ -166,16 +166,14 @@ def test_nothing_is_sent_unless_wanted(tmp_path, monkeypatch, wanted, variables,
         assert ours.wandb_mode("online") == "online"
 
 
-@pytest.mark.parametrize(
-    ("source", "asked", "sent"),
-    [("phantom", "null", True), ("phantom", "false", False), ("mura", "null", False)],
-)
-def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked, sent):
+@pytest.mark.parametrize("source", ["phantom", "mura"])
+@pytest.mark.parametrize("asked", ["null", "true", "false"])
+def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked):
     words = [f"data.name={source}", f"data.root={tmp_path}", f"logger.wandb_images={asked}"]
     config = load_config("stage1", words)
     callbacks = loop.build_callbacks(config, tmp_path, build_data(config), StopRequest())
     (panels,) = [one for one in callbacks if isinstance(one, MapPanels)]
-    assert panels.to_loggers is sent
+    assert panels.to_loggers is (asked == "true" or (asked, source) == ("null", "phantom"))
 
 
 def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tmp_path):
