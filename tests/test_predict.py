@@ -194,6 +194,8 @@ def test_a_network_has_the_thresholds_of_its_own_evaluation(tmp_path):
         stranger = load_trained(judge(run, **{key: other}))
         assert stranger.fitted.threshold == 0.5
         assert "has not been judged" in stranger.notes[0]
+    (run / "evaluation" / "test" / "summary.json").write_text("{")
+    assert load_trained(run).fitted.threshold == 0.5
 
 
 @pytest.mark.slow
