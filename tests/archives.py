@@ -8,10 +8,7 @@ import pandas as pd
 from PIL import Image
 
 HEIGHT, WIDTH = 96, 80
-HEADER = (
-    "image_id,hand,leg,hip,shoulder,mixed,hardware,multiscan,fractured,fracture_count,"
-    "frontal,lateral,oblique"
-)
+COLUMNS = "hand leg hip shoulder mixed hardware multiscan frontal lateral oblique"
 
 
 def picture(number, height=HEIGHT, width=WIDTH):
@@ -34,7 +31,7 @@ class Archive:
 
     def add(self, number, fractured, /, pixels=None, orientation=1, **fields):
         name = f"IMG{number:07d}.jpg"
-        values = dict.fromkeys(HEADER.split(","), 0)
+        values = dict.fromkeys(COLUMNS.split(), 0)
         values |= {"image_id": name, "hand": 1, "fractured": fractured, "fracture_count": fractured}
         self.rows.append(values | fields)
         exif = Image.Exif()
@@ -44,11 +41,11 @@ class Archive:
         Image.fromarray(pixels).save(self.root / "images" / folder / name, quality=95, exif=exif)
         if fractured:
             height, width = pixels.shape if orientation == 1 else pixels.shape[::-1]
-            entry = {"id": number, "file_name": name, "height": height, "width": width}
-            self.coco["images"].append(entry)
+            size = {"height": height, "width": width}
+            self.coco["images"].append({"id": number, "file_name": name, **size})
             about = {"id": number, "image_id": number, "category_id": 0}
-            about["segmentation"] = [[10, 20, 19, 20, 19, 29, 10, 29]]
-            self.coco["annotations"].append(about)
+            outline = [[10, 20, 19, 20, 19, 29, 10, 29]]
+            self.coco["annotations"].append({**about, "segmentation": outline})
 
     def write(self):
         pd.DataFrame(self.rows).to_csv(self.root / "dataset.csv", index=False)
