@@ -1,4 +1,4 @@
-"""FracAtlas's own tree, made up for tests."""
+"""MURA's and FracAtlas's own trees, made up for tests."""
 
 import json
 
@@ -16,6 +16,22 @@ def picture(number, height=HEIGHT, width=WIDTH):
     noise = np.random.default_rng(number).normal(size=(12, 10)).astype(np.float32)
     smooth = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(120 + 60 * smooth, 0, 255).astype(np.uint8)
+
+
+def mura_tree(parent, studies, archive="MURA-v1.1", size=(12, 10)):
+    """Write MURA as unpacked, so many images of each (split, part, patient, study, label)."""
+    root = parent / archive
+    for study, count in studies.items():
+        folder = "{}/XR_{}/patient{:05d}/study{}_{}".format(*study)
+        (root / folder).mkdir(parents=True)
+        names = [f"{folder}/image{number}.png" for number in range(1, count + 1)]
+        for name in names:
+            Image.new("L", size).save(root / name)
+        label = f"{folder}/,{int(folder.endswith('positive'))}"
+        for kind, lines in (("image_paths", names), ("labeled_studies", [label])):
+            with (root / f"{folder[:5]}_{kind}.csv").open("a") as csv:
+                csv.writelines(f"{archive}/{line}\n" for line in lines)
+    return root
 
 
 class Archive:

@@ -10,9 +10,9 @@ import pandas as pd
 from PIL import Image
 
 from experiments import import_lesions
+from tests.archives import mura_tree
 
 HEIGHT, WIDTH = 30, 40
-PATIENTS = {"train": range(1, 31), "valid": range(101, 109)}
 # A box from (10, 5) to (19, 12), both drawn: 10 x 8 pixels.
 BOX, PIXELS = [10, 5, 19, 5, 19, 12, 10, 12], 80
 CORNERS = [[10, 5], [19, 5], [19, 12], [10, 12]]
@@ -29,19 +29,10 @@ ONE, OTHER = image(2), image(4)
 
 def build(parent: Path) -> Path:
     """Write the tree: even patients are abnormal; patient 2 has three images, the others one."""
-    root = parent / "MURA-v1.1"
-    for split, patients in PATIENTS.items():
-        images, studies = [], []
-        for patient in patients:
-            study = image(patient, split=split).rpartition("/")[0]
-            (root / study).mkdir(parents=True)
-            studies.append(f"MURA-v1.1/{study}/,{1 - patient % 2}")
-            for number in range(1, 4 if patient == 2 else 2):
-                save(root / study / f"image{number}.png", seed=patient)
-                images.append(f"MURA-v1.1/{study}/image{number}.png")
-        (root / f"{split}_image_paths.csv").write_text("\n".join(images) + "\n")
-        (root / f"{split}_labeled_studies.csv").write_text("\n".join(studies) + "\n")
-    return root
+    labels, studies = ("positive", "negative"), {}
+    for split, patients in {"train": range(1, 31), "valid": range(101, 109)}.items():
+        studies |= {(split, "HAND", n, 1, labels[n % 2]): 3 if n == 2 else 1 for n in patients}
+    return mura_tree(parent, studies, size=(WIDTH, HEIGHT))
 
 
 def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
