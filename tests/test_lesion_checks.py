@@ -24,8 +24,7 @@ RING = np.column_stack([500 + 300 * np.cos(TURN), 500 + 200 * np.sin(TURN)])
         ([*SQUARE, SQUARE[0]], None),  # closed by its first point once more
         # A hole, cut in by a side that is walked twice.
         ([*SQUARE, (10, 10), (15, 15), (15, 25), (25, 25), (25, 15), (15, 15), (10, 10)], None),
-        # A corner that touches a side.
-        ([(0, 0), (20, 0), (20, 20), (10, 0), (0, 20)], None),
+        ([(0, 0), (20, 0), (20, 20), (10, 0), (0, 20)], None),  # a corner that touches a side
         # A slip of the hand: a loop of less than a pixel.
         ([(10, 10), (30, 10), (30, 30), (10.2, 30), (10.2, 9), (9, 9.5)], None),
         ([(10, 10), (30, 10), (30, 30), (25, 30), (25, 0), (15, 0), (15, 30)], (25, 10)),
