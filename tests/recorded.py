@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +21,14 @@ ENTRY_POINT = "[pytorch_lightning.callbacks_factory]\nrecorded = tests.recorded:
 
 
 class Recorder(Callback):
-    """Writes down a line a step and rank, in a folder a run, job and go."""
+    """Writes down its command and a line a step and rank, in a folder a run, job and go."""
 
     def on_train_start(self, trainer, pl_module):
         job, go = (os.environ.get(f"SLURM_{name}", 0) for name in ("JOB_ID", "RESTART_COUNT"))
         run = Path(os.environ["RECORD"]) / Path(trainer.default_root_dir).name
         self.folder = run / f"{int(job):06d}-{int(go):03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.began = time.time()
+        self.given = {"words": sys.argv[1:], "began": time.time()}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         for module in pl_module.modules() if os.environ.get("FREEZE") else ():
@@ -43,7 +44,7 @@ class Recorder(Callback):
             "sums": batch["image"].double().sum((1, 2, 3)).tolist(),
             "loss": float(loss),
         }
-        line = json.dumps({"began": self.began, "ended": time.time(), "step": step})
+        line = json.dumps({**self.given, "ended": time.time(), "step": step})
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as handle:
             handle.write(line + "\n")
 
@@ -52,6 +53,7 @@ class Go(NamedTuple):
     """What a run's ranks wrote down between a start and its end."""
 
     job: str
+    words: list[list[str]]  # of each rank's command
     steps: list[list[dict]]  # of each rank
     began: float  # by the clock, in seconds
     ended: float  # with the last step
@@ -82,6 +84,7 @@ def read(folder: Path) -> Go:
     ranks = [[json.loads(line) for line in text.splitlines()] for text in texts if text]
     return Go(
         job=str(int(folder.name.split("-")[0])),
+        words=[rank[0]["words"] for rank in ranks],
         steps=[[line["step"] for line in rank] for rank in ranks],
         began=min((rank[0]["began"] for rank in ranks), default=0),
         ended=max((rank[-1]["ended"] for rank in ranks), default=0),

@@ -1,6 +1,7 @@
 """A stand-in for W&B's server: takes a run and its history, and can be switched off.
 
-It also leads a sweep of one run, which every agent is told to train.
+It also leads a sweep of one run, which every agent is told to train, as W&B does with a preempted
+one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class WandbServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def asked(self, what: str) -> list[dict[str, Any]]:
+        """The variables of each GraphQL request that is called ``what``."""
+        bodies = [json.loads(body) for path, body in self.received if path == "/graphql"]
+        return [body.get("variables") or {} for body in bodies if what in body["query"]]
 
     def history(self, run: str) -> list[str]:
         """The lines of a run's history, each where the client said that it belongs."""

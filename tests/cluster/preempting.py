@@ -15,14 +15,15 @@ from tests.runs import same_results
 # What happens at which step; 0: while the job starts. An epoch has 9 steps: 17 is one before an
 # epoch's last, so that the signal comes in its last step or in validation; 32 is some steps after a
 # save.
-PLAN = [("USR1", 4), ("USR1", 0), ("USR1", 12), ("USR1", 17), ("KILL", 32), ("USR1", 38)]
+FULL = [("USR1", 4), ("USR1", 0), ("USR1", 12), ("USR1", 17), ("KILL", 32), ("USR1", 38)]
+SHORT = [("USR1", 4)]
 
 
-def perform(scene: Scene, nodes: int) -> None:
+def perform(scene: Scene, nodes: int, plan: list[tuple[str, int]]) -> None:
     """Train once undisturbed, once disturbed; both must come to the same."""
     scene.prepare_data()
-    play(scene, nodes)
-    check_steps(scene)
+    play(scene, nodes, plan)
+    check_steps(scene, plan)
     check_results(scene)
 
 
@@ -36,12 +37,12 @@ def submit(scene: Scene, name: str, nodes: int) -> str:
     return scene.jobs[-1]
 
 
-def play(scene: Scene, nodes: int) -> None:
+def play(scene: Scene, nodes: int, plan: list[tuple[str, int]]) -> None:
     job = submit(scene, "whole", nodes)
     slurm.wait_for_end(job, "COMPLETED")
     say(f"undisturbed: {scene.latest('whole')} steps")
     jobs = [submit(scene, "cut", nodes)]
-    for kind, step in PLAN:
+    for kind, step in plan:
         job = jobs[-1]
         wait_for_step(scene, job, step)
         before = scene.latest("cut")
@@ -54,7 +55,7 @@ def play(scene: Scene, nodes: int) -> None:
         say(f"{kind} after step {before}: went to step {scene.latest('cut')}")
     slurm.wait_for_end(jobs[-1], "COMPLETED")
     restarts = [int(slurm.show(job)["Restarts"]) for job in jobs]
-    assert sum(restarts) == sum(kind == "USR1" for kind, _ in PLAN), restarts
+    assert sum(restarts) == sum(kind == "USR1" for kind, _ in plan), restarts
     for job, count in zip(jobs, restarts, strict=True):
         (log,) = (scene.folder / "cut" / "slurm").glob(f"*-{job}.log")
         restarted = re.findall(r"restart (\d+):", log.read_text())
@@ -73,11 +74,11 @@ def wait_for_step(scene: Scene, job: str, step: int) -> None:
     wait_in_job(job, f"step {step}", is_there)
 
 
-def check_steps(scene: Scene) -> None:
+def check_steps(scene: Scene, plan: list[tuple[str, int]]) -> None:
     """Every step once, on the images and with the loss of the undisturbed run."""
     goes = scene.goes("cut")
     # A job that was stopped while it started made no step and no notes.
-    kinds = [kind for kind, step in PLAN if step]
+    kinds = [kind for kind, step in plan if step]
     assert len(goes) == len(kinds) + 1, f"{len(goes)} goes made steps"
     killed = [go.began for go, kind in zip(goes, kinds, strict=False) if kind == "KILL"]
     ranks = each_step_once(goes, killed)

@@ -3,7 +3,8 @@
 #
 #   tests/cluster/run.sh                 six interruptions; PYTHON=python for your own interpreter
 #   tests/cluster/run.sh --nodes 2       the two ranks on two virtual nodes
-#   tests/cluster/run.sh --sweep         make sweep as an array of jobs
+#   tests/cluster/run.sh --short         one interruption, for continuous integration
+#   tests/cluster/run.sh --sweep         make sweep as an array of jobs, and W&B's agent in a job
 #
 # It needs root and SLURM's packages of Debian, which it installs (tests/cluster/up.sh). Without them
 # it says so and ends with status 0: nothing was tested, and nothing failed. Status 1: something did.

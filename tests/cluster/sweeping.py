@@ -92,6 +92,8 @@ def check_trials(scene: Scene, cut_off: list[float]) -> None:
         assert len(steps_made) == steps(scene), f"lambda {value}: {len(steps_made)} steps"
         for before, go in itertools.pairwise(goes):
             assert before.ended < go.began, f"lambda {value}: two tasks at a time"
+        for go in goes:
+            assert f"loss.lambda_lesion={value}" in go.words[0], go.words
         ends = sum(go.steps[0][-1]["step"] == steps(scene) for go in goes)
         assert ends == 1, f"lambda {value} was trained to its end {ends} times"
     count = sum(map(len, every.values()))
