@@ -1,4 +1,4 @@
-"""Importing lesions: what is written and printed, each mistake, raters, and being interrupted."""
+"""Importing lesions: what is written and printed, each mistake, and raters."""
 
 from __future__ import annotations
 
@@ -237,16 +237,3 @@ def test_an_import_compares_images_and_splits_with_the_package(importing, tmp_pa
     assert importing.run(source, *mapping, out=tmp_path / "third") == 2
     assert f"{importing.root / rows['image'][0]} was replaced since" in importing.printed()
     assert not (tmp_path / "third").exists()
-
-
-def test_nothing_is_left_half_written(importing, tmp_path, monkeypatch):
-    def fill(draft, *_):
-        assert (draft / "lesions.csv").is_file()
-        raise OSError(28, "No space left on device", "sheet.png")
-
-    monkeypatch.setattr("experiments.annotation.importing.draw_sheet", fill)
-    source = importing.put({"a.json": RIGHT})
-    before = sorted(tmp_path.iterdir())
-    assert importing.run(source) == 2
-    assert "No space left on device" in importing.printed()
-    assert sorted(tmp_path.iterdir()) == before

@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules import index, lesions
 from datamodules.index import DataError, assign_groups, read_csv
 from datamodules.lesions import Lesion, attach_lesions, choose_lesions, write_lesions
+from tests.annotation_samples import HEIGHT, WIDTH, square
 
 
 @pytest.fixture
@@ -107,9 +108,7 @@ def test_the_first_wrong_row_and_missing_files_are_named(read):
         index.check_files("t.csv", listed, ["a.png"])
 
 
-HEIGHT, WIDTH = 20, 30
-SQUARE = np.zeros((HEIGHT, WIDTH), np.uint8)
-SQUARE[4:9, 6:11] = 255
+SQUARE = square()
 WHITE = SQUARE * 0 + 255
 
 
@@ -184,7 +183,7 @@ def test_a_wrong_row_or_mask_is_named(attach, wrong, message):
         attach("a/image1.png,n.png,", row, mask=mask)
 
 
-def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
+def test_writing_leaves_all_or_nothing(tmp_path):
     def broken():
         yield Lesion("a.png", SQUARE)
         yield Lesion("b.png", SQUARE // 255)
@@ -192,10 +191,9 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "lesions"
     with pytest.raises(DataError, match=r"mask of b\.png: holds the grey value 1"):
         write_lesions(folder, broken())
-    with monkeypatch.context() as patch:
-        patch.setattr(lesions.Path, "write_bytes", Mock(side_effect=OSError(28, "No space left")))
-        with pytest.raises(DataError, match="cannot be written .No space left"):
-            write_lesions(folder, [Lesion("a.png", SQUARE)])
+    full = Mock(side_effect=OSError(28, "No space left"))
+    with pytest.raises(DataError, match="cannot be written .No space left"):
+        write_lesions(folder, [Lesion("a.png", SQUARE)], finish=full)
     assert list(tmp_path.iterdir()) == []
     write_lesions(folder, [Lesion("a.png", SQUARE)])
     with pytest.raises(DataError, match="already exists"):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image, PngImagePlugin
 
 from datamodules.annotations.marks import Mark, draw
@@ -169,14 +167,9 @@ def test_all_splits_and_what_is_masked(run, tmp_path, capsys):
         (("--count", "0"), "--count 0: choose one image or more"),
         (("--count", "3", "--outlines"), "add --run RUN_DIR"),
         (("--count", "3", "--run", "nowhere"), "nowhere is no run directory"),
-        (("--count", "3"), "No space left on device"),
     ],
 )
-def test_what_cannot_be_done_leaves_nothing(run, tmp_path, monkeypatch, capsys, words, message):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+def test_what_cannot_be_done_leaves_nothing(run, tmp_path, capsys, words, message):
     assert run("out", *words)[0] == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["MURA-v1.1"]
@@ -229,24 +222,15 @@ def test_what_a_network_sees_does_not_depend_on_its_company(trained):
     assert 0 <= shown.min() <= shown.max() <= 1
 
 
-def test_an_outlined_square_is_drawn_back_to_the_pixel():
+def test_outlined_squares_are_drawn_back_to_the_pixel_the_larger_first_and_holes_filled():
     shown = np.zeros((40, 60), np.float32)
-    shown[10:20, 30:50] = 0.7
-    (polygon,) = outline(shown, 0.7)
-    assert sorted(polygon) == [(30.5, 10.5), (30.5, 19.5), (49.5, 10.5), (49.5, 19.5)]
-    drawn = draw([Mark("", tuple(polygon))], 40, 60)
-    assert (drawn > 0).tolist() == (shown > 0).tolist()
-    assert outline(shown, 0.71) == []
-    assert outline(np.zeros((40, 60)), 0.0) == []
-
-
-def test_outlines_are_near_the_map_and_sound():
-    noise = torch.from_numpy(np.random.default_rng(0).random((1, 1, 8, 10)))
-    shown = torch.nn.functional.interpolate(noise, (90, 120), mode="bilinear")[0, 0].numpy()
-    polygons = outline(shown, 0.6)
-    areas = [cv2.contourArea(np.float32(polygon)) for polygon in polygons]
-    assert areas == sorted(areas, reverse=True)
+    shown[2:7, 5:10], shown[10:20, 30:50] = 0.8, 0.7
+    wanted = shown > 0
+    shown[14, 40] = 0.1
+    polygons = outline(shown, 0.7)
+    assert sorted(polygons[0]) == [(30.5, 10.5), (30.5, 19.5), (49.5, 10.5), (49.5, 19.5)]
     marks = [Mark("", tuple(polygon)) for polygon in polygons]
-    assert [check_mark(mark, shown.shape) for mark in marks] == [""] * len(marks)
-    drawn, wanted = draw(marks, *shown.shape) > 0, shown >= 0.6
-    assert (drawn & wanted).sum() / (drawn | wanted).sum() > 0.8  # holes are filled
+    assert [check_mark(mark, shown.shape) for mark in marks] == ["", ""]
+    assert (draw(marks, 40, 60) > 0).tolist() == wanted.tolist()
+    assert outline(shown, 0.81) == []
+    assert outline(np.zeros((40, 60)), 0.0) == []
