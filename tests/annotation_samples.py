@@ -15,13 +15,12 @@ from PIL import Image
 from tests.dicoms import radiograph
 
 HEIGHT, WIDTH = 20, 30
-TOP, LEFT, SIDE = 4, 6, 5
 CORNERS = [[6, 4], [10, 4], [10, 8], [6, 8]]
 
 
 def square() -> np.ndarray:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[TOP : TOP + SIDE, LEFT : LEFT + SIDE] = 255
+    mask[4:9, 6:11] = 255
     return mask
 
 
@@ -79,7 +78,7 @@ CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
 </annotations>
 """
 
-MASK = base64.b64encode(png(np.ones((SIDE, SIDE), bool))).decode()
+MASK = base64.b64encode(png(np.ones((5, 5), bool))).decode()
 DRAWN = [
     {"points": CORNERS, "shape_type": "polygon", "mask": None},
     {"points": [[6.0, 4.0], [10.0, 8.0]], "shape_type": "mask", "mask": MASK},
@@ -91,8 +90,6 @@ LABELME = {
     "shapes": [{"label": "fracture", **shape} for shape in DRAWN],
     **{"imagePath": "hand\\a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH},
 }
-
-
 SIZE = {"original_width": WIDTH, "original_height": HEIGHT}
 
 
@@ -110,18 +107,13 @@ RESULTS = [
     result("rectangle", "r3", rotation=0, **RECTANGLE),
     result("ellipse", "r4", x=800 / WIDTH, y=30, radiusX=100 / WIDTH, radiusY=5, rotation=0),
 ]
-LABEL_STUDIO = [
-    {
-        "id": 1,
-        "data": {"image": "/data/local-files/?d=hand/a.png"},
-        "annotations": [
-            {"id": 11, "completed_by": 7, "was_cancelled": False, "result": RESULTS},
-            {"id": 12, "completed_by": {"id": 9, "email": "a@somebody.org"}, "result": RESULTS[:1]},
-            {"id": 13, "completed_by": 7, "was_cancelled": True, "result": RESULTS},
-        ],
-        "predictions": [{"result": RESULTS}],
-    }
+ANNOTATIONS = [
+    {"id": 11, "completed_by": 7, "was_cancelled": False, "result": RESULTS},
+    {"id": 12, "completed_by": {"id": 9, "email": "a@somebody.org"}, "result": RESULTS[:1]},
+    {"id": 13, "completed_by": 7, "was_cancelled": True, "result": RESULTS},
 ]
+TASK = {"id": 1, "data": {"image": "/data/local-files/?d=hand/a.png"}}
+LABEL_STUDIO = [{**TASK, "annotations": ANNOTATIONS, "predictions": [{"result": RESULTS}]}]
 TAGS = [{**SIZE, **each["value"]} for each in RESULTS]
 LABEL_STUDIO_MIN = [
     {"id": 1, "annotator": 7, "image": "https://example.org/hand/a.png?sign=1", "tag": TAGS}
@@ -135,13 +127,9 @@ SHAPES = [
     {"name": "ellipse", "cx": 8, "cy": 6, "rx": 1.5, "ry": 1, "theta": 1.5708},
     {"name": "polyline", "all_points_x": [6, 10, 10, 6], "all_points_y": [4, 4, 8, 4]},
 ]
-REGIONS = [
-    {"shape_attributes": shape, "region_attributes": {"label": "fracture"}} for shape in SHAPES
-]
+REGIONS = [{"shape_attributes": one, "region_attributes": {"label": "fracture"}} for one in SHAPES]
 VIA = {"hand/a.png123": {"filename": "hand/a.png", "size": 123, "regions": REGIONS}}
 VIA_PROJECT = {"_via_settings": {}, "_via_attributes": {}, "_via_img_metadata": VIA}
-
-
 ROWS = pd.DataFrame(REGIONS).map(json.dumps).add_prefix("region_")
 ROWS = ROWS.rename(columns={"region_region_attributes": "region_attributes"})
 ROWS = ROWS.assign(filename="hand/a.png", file_size=123, region_count=len(REGIONS))

@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # Of a make, SLURM job, torchrun or W&B agent around the tests: what they start would obey it.
@@ -29,31 +28,7 @@ from tests.runs import trained as trained  # noqa: E402 (the environment first);
 
 
 @pytest.fixture
-def grey():
-    return np.add.outer(np.arange(40) * 6, np.arange(48) * 0).astype(np.uint8)
-
-
-@pytest.fixture
-def deep():
-    """12 bits, a ramp."""
-    return np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-
-
-@pytest.fixture
-def shown(tmp_path):
-    from datamodules.decode import decode  # not before the environment is set
-    from tests.dicoms import content
-
-    def show(dataset):
-        path = tmp_path / "IM0001"  # by content: DICOM files often have no suffix
-        path.write_bytes(dataset if isinstance(dataset, bytes) else content(dataset))
-        return decode(path)
-
-    return show
-
-
-@pytest.fixture
 def importing(tmp_path, capsys):
-    from tests.lesion_files import Importing
+    from tests.lesion_files import Importing  # not before the environment is set
 
     return Importing(tmp_path, capsys)

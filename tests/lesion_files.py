@@ -10,9 +10,9 @@ import pandas as pd
 from PIL import Image
 
 from experiments import import_lesions
+from tests.archives import mura_tree
 
 HEIGHT, WIDTH = 30, 40
-PATIENTS = {"train": range(1, 31), "valid": range(101, 109)}
 # A box from (10, 5) to (19, 12), both drawn: 10 x 8 pixels.
 BOX, PIXELS = [10, 5, 19, 5, 19, 12, 10, 12], 80
 CORNERS = [[10, 5], [19, 5], [19, 12], [10, 12]]
@@ -29,19 +29,10 @@ ONE, OTHER = image(2), image(4)
 
 def build(parent: Path) -> Path:
     """Write the tree: even patients are abnormal; patient 2 has three images, the others one."""
-    root = parent / "MURA-v1.1"
-    for split, patients in PATIENTS.items():
-        images, studies = [], []
-        for patient in patients:
-            study = image(patient, split=split).rpartition("/")[0]
-            (root / study).mkdir(parents=True)
-            studies.append(f"MURA-v1.1/{study}/,{1 - patient % 2}")
-            for number in range(1, 4 if patient == 2 else 2):
-                save(root / study / f"image{number}.png", seed=patient)
-                images.append(f"MURA-v1.1/{study}/image{number}.png")
-        (root / f"{split}_image_paths.csv").write_text("\n".join(images) + "\n")
-        (root / f"{split}_labeled_studies.csv").write_text("\n".join(studies) + "\n")
-    return root
+    labels, studies = ("positive", "negative"), {}
+    for split, patients in {"train": range(1, 31), "valid": range(101, 109)}.items():
+        studies |= {(split, "HAND", n, 1, labels[n % 2]): 3 if n == 2 else 1 for n in patients}
+    return mura_tree(parent, studies, size=(WIDTH, HEIGHT))
 
 
 def save(path: Path, seed: int = 0, orientation: int = 1) -> None:
@@ -123,16 +114,12 @@ def coco(*annotations: dict, categories=({"id": 1, "name": "fracture"},), **abou
 
 def coco_of(*entries: tuple[str, list], size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict:
     """COCO of several images: the name of each and its polygons, an annotation each."""
-    content = coco()
-    content["images"] = [
-        {"id": number, "file_name": name, "height": size[0], "width": size[1]}
-        for number, (name, _) in enumerate(entries)
-    ]
-    for number, (_, polygons) in enumerate(entries):
-        for points in polygons:
-            place = len(content["annotations"]) + 1
-            about = {"id": place, "image_id": number, "category_id": 1}
-            content["annotations"].append({**about, "segmentation": [points]})
+    marks = [(n, points) for n, (_, polygons) in enumerate(entries) for points in polygons]
+    about = ({"id": n, "image_id": of, "segmentation": [p]} for n, (of, p) in enumerate(marks, 1))
+    content = coco(*about)
+    of_size = {"height": size[0], "width": size[1]}
+    names = [name for name, _ in entries]
+    content["images"] = [{"id": n, "file_name": name, **of_size} for n, name in enumerate(names)]
     return content
 
 
@@ -156,18 +143,6 @@ def region(labels=("fracture",), at=(25, 20, 25, 20), to_name="image", **more) -
     return {"type": "rectanglelabels", "to_name": to_name, "value": value, **size, **more}
 
 
-def rated(name: str, **boxes: tuple[int, int, int, int]) -> list[dict]:
-    """A task of Label Studio: of each rater a box x, y, w, h in pixels, as a polygon."""
-    annotations = []
-    for rater, (x, y, width, height) in boxes.items():
-        corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
-        points = [[a * 100 / WIDTH, b * 100 / HEIGHT] for a, b in corners]
-        result = {"type": "polygonlabels", "original_width": WIDTH, "original_height": HEIGHT}
-        result["value"] = {"points": points, "polygonlabels": ["fracture"]}
-        annotations.append({"completed_by": rater, "result": [result]})
-    return [{"id": 1, "data": {"image": name}, "annotations": annotations}]
-
-
 def cvat(*shapes: str, labels: str = "", name: str = ONE) -> str:
     meta = f"<meta><job><labels><label><name>{labels}</name></label></labels></job></meta>"
     inner = f'<image name="{name}" width="{WIDTH}" height="{HEIGHT}">{"".join(shapes)}</image>'
@@ -178,8 +153,7 @@ def drawn(label: str = "lesion", points: str = "10,5;19,5;19,12;10,12") -> str:
     return f'<polygon label="{label}" points="{points}" z_order="0"/>'
 
 
-def voc(inner: str = "", name: str = ONE, more: str = "", ends=(10, 5, 19, 12)) -> str:
-    corners = zip(("xmin", "ymin", "xmax", "ymax"), ends, strict=True)
-    bounds = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+def voc(inner: str = "", name: str = ONE, more: str = "") -> str:
+    bounds = "<xmin>10</xmin><ymin>5</ymin><xmax>19</xmax><ymax>12</ymax>"
     thing = f"<object><name>fracture</name><bndbox>{bounds}</bndbox>{inner}</object>"
     return f"<annotation><filename>{name}</filename>{more}{thing}</annotation>"

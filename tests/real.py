@@ -12,10 +12,7 @@ VARIABLE = "DECISION_BASIS_TEST_DATA"
 
 def real_data(name: str) -> Path:
     """Return the folder ``name`` of real radiographs, or skip the test."""
-    given = os.environ.get(VARIABLE)
-    if not given:
-        pytest.skip(f"no real radiographs; name their folder in {VARIABLE}")
-    folder = Path(given) / name
+    folder = Path(os.environ.get(VARIABLE, ""), name)
     if not folder.is_dir():
-        pytest.skip(f"no real radiographs at {folder}; correct {VARIABLE}")
+        pytest.skip(f"no real radiographs at {folder}; name their folder in {VARIABLE}")
     return folder

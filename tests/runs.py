@@ -1,4 +1,4 @@
-"""Tiny runs: trained once a session for all tests that use one, killed, compared, locked."""
+"""Tiny runs: trained and judged once for all tests that use one, killed, compared, locked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,7 @@ import torch
 
 from callbacks.checkpoints import load_checkpoint
 from datamodules.files import locked
-from experiments import train
+from experiments import evaluate, train
 
 NAMES = {"stage1": "seed0", "stage2": "seed0", "stage3": "lambda1.0-seed0"}
 
@@ -98,6 +98,30 @@ def hold(path: Path) -> Iterator[subprocess.Popen[bytes]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that the first to ask makes for all workers of pytest-xdist."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        done = folder.with_name(f"{folder.name}.done")
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+def shared(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A path that all workers of pytest-xdist have in common."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+
+
+def quiet(main: Callable[[list[str]], int], words: list[str]) -> None:
+    """Run a command, of which nothing is printed unless it fails."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert main(words) == 0, out.getvalue()
+
+
 class Trained:
     """Run directories of three epochs; never change one, see :meth:`copy`.
 
@@ -108,33 +132,40 @@ class Trained:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "runs"
         self.words = [*tiny_words(folder), "model.width=0.25", "lesions.per_batch=2"]
+        self.words += ["model.dropout=0.1"]  # draws in each step
 
     stage1 = property(lambda self: self._train("stage1", 0))
     stage2 = property(lambda self: self._train("stage2", 0))
     stage3 = property(lambda self: self._train("stage3", 0))
     second = property(lambda self: self._train("stage1", 1))  # stage 1 of seed 1
 
-    def copy(self, stage: str, root: Path) -> Path:
+    @property
+    def judged(self) -> Path:
+        """The root of copies of all four that were judged on test and compared in one go."""
+
+        def judge(root: Path) -> None:
+            runs = [self.copy(name, root) for name in (*NAMES, "second")]
+            quiet(evaluate.main, [*map(str, runs), "--compare"])
+
+        return once(self.root.with_name("judged"), judge)
+
+    def copy(self, stage: str, root: Path, judged: bool = False) -> Path:
         """A run (``stage1`` to ``stage3`` or ``second``) as if trained with ``run.root={root}``."""
-        run: Path = getattr(self, stage)
-        return Path(shutil.copytree(run, root / run.relative_to(self.root)))
+        run = getattr(self, stage).relative_to(self.root)
+        return Path(shutil.copytree((self.judged if judged else self.root) / run, root / run))
+
+    def again(self, run: Path, *words: str) -> int:
+        """Run the training command of a copy again; the status."""
+        stage, root = run.parent.name, run.parents[2]
+        return train.main([stage, f"run.root={root}", *self.words, *words])
 
     def _train(self, stage: str, seed: int) -> Path:
-        run = run_folder(self.root, stage, NAMES[stage].replace("seed0", f"seed{seed}"))
-        self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / f"{stage}-{seed}.lock"):  # the workers of pytest-xdist share them
-            done = self.root / f"{stage}-{seed}.done"
-            if not done.exists():
-                out = io.StringIO()
-                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-                    words = [stage, f"seed={seed}", f"run.root={self.root}", *self.words]
-                    assert train.main(words) == 0, out.getvalue()
-                done.touch()
-        return run
+        words = [stage, f"seed={seed}", f"run.root={self.root}", *self.words]
+        once(self.root / f"{stage}-{seed}", lambda _: quiet(train.main, words))
+        return run_folder(self.root, stage, NAMES[stage].replace("seed0", f"seed{seed}"))
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One tiny run of each stage and a second seed, shared by all workers."""
-    base = tmp_path_factory.getbasetemp()
-    return Trained((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained")
+    return Trained(shared(tmp_path_factory, "trained"))

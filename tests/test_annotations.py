@@ -189,9 +189,6 @@ def test_a_spoiled_file_is_no_more_than_a_mistake(tmp_path, kind):
             recognise(tmp_path / FILES[kind][0])
 
 
-# Label Studio -------------------------------------------------------------------------------------
-
-
 def test_raters_of_label_studio_are_numbers(tmp_path):
     (image,) = read(tmp_path, "label-studio").images
     assert [mark.rater for mark in image.marks] == ["rater 1"] * 4 + ["rater 2"]

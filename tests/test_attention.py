@@ -93,18 +93,14 @@ def test_bf16_features_give_float32_maps_and_gradients():
         ([[0, 0, 0], [0, 0, 9], [0, 0, 0]], 2, 1),
         ([[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]], 2, 1),
         ([[-5, -2], [-3, -4]], 1, 0),
-        # a constant map: the middle of the image
-        ([[0] * 5] * 3, 2, 1),
+        ([[0] * 5] * 3, 2, 1),  # a constant map: the middle of the image
         # two plateaus: the middle of the one nearer to the centroid of both, never the gap
         ([[1, 1, 1, 0, 0, 0, 1]], 1, 0),
         ([[1, 0, 0, 0, 0, 1, 1, 1]], 6, 0),
-        # equally near: the left one, the upper one
-        ([[1, 0, 1]], 0, 0),
+        ([[1, 0, 1]], 0, 0),  # equally near: the left one, the upper one
         ([[1], [0], [1]], 0, 0),
-        # a ring: its centroid is not on it
-        ([[1, 1, 1], [1, 0, 1], [1, 1, 1]], 1, 0),
-        # touching corners join
-        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 1, 1),
+        ([[1, 1, 1], [1, 0, 1], [1, 1, 1]], 1, 0),  # a ring: its centroid is not on it
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 1, 1),  # touching corners join
         # a hook and a pixel apart: the middle of the hook
         ([[1, 1, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0], [1, 0, 0]], 2, 1),
     ],

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 
 from experiments import bench
@@ -42,8 +41,3 @@ def test_ratios_are_taken_within_each_round_and_a_failing_peer_is_left_out(train
     (row,) = bench.compare("row", Case(lambda: next(ours), 10), peers, "naps/s")
     assert [row[key] for key in KEYS.split()[:7]] == ["row", "peer", 10, "naps/s", 6, 4, 8]
     assert bench.missing[0].startswith("row beside broken: ")
-
-
-def test_an_unknown_row_is_refused():
-    with pytest.raises(SystemExit, match="2"):
-        main(["--rows=steps"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from callbacks.checkpoints import RunCheckpoints, load_checkpoint
-from experiments import command, evaluate, train
+from experiments import command, evaluate
 from experiments.config import ConfigError
 from experiments.runs import resume_point
 from experiments.training import loop
@@ -21,10 +21,6 @@ from tests.runs import kill_at_step, run_folder
 def run(trained, tmp_path):
     """A copy of a finished stage 1, to damage."""
     return trained.copy("stage1", tmp_path)
-
-
-def again(trained, run, *words):
-    return train.main(["stage1", f"run.root={run.parents[2]}", *trained.words, *words])
 
 
 MISSING = ModuleNotFoundError("No module named 'omegaconf'", name="omegaconf")
@@ -77,13 +73,13 @@ def test_ctrl_c_ends_training_with_a_line_but_no_signal_a_finished_run(
     trained, run, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "print_results", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    assert again(trained, run) == 0
+    assert trained.again(run) == 0
     monkeypatch.setattr(
         RunCheckpoints, "on_validation_end", lambda *_: os.kill(os.getpid(), signal.SIGINT)
     )
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert again(trained, run, "trainer.max_epochs=9") == 130
+        assert trained.again(run, "trainer.max_epochs=9") == 130
     finally:
         signal.signal(signal.SIGINT, usual)
     assert "stopped; the same command goes on from the last save" in "".join(capsys.readouterr())
@@ -141,7 +137,7 @@ def test_a_damaged_run_is_named_left_alone_and_never_executed(
     torch.save({**load_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
     damage(last)
     before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
-    assert again(trained, run, "trainer.max_epochs=4") == 2
+    assert trained.again(run, "trainer.max_epochs=4") == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert str(run) in errors
@@ -158,7 +154,7 @@ def test_a_lost_best_checkpoint_leads_to_the_last_and_damaged_figures_stop_nothi
 ):
     (run / "checkpoints" / "best.ckpt").unlink()
     (run / "metrics.csv").write_bytes(b"")
-    assert again(trained, run) == 0
+    assert trained.again(run) == 0
     output = capsys.readouterr().out
     assert "last.ckpt (best.ckpt is lost)" in output
     assert output.strip().endswith("last.ckpt")
@@ -180,7 +176,7 @@ def test_a_full_disk_keeps_the_save_before(trained, run, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, hard))
     try:
-        assert again(trained, run, "trainer.max_epochs=4") == 2
+        assert trained.again(run, "trainer.max_epochs=4") == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not be saved (File too large); the one before" in capsys.readouterr().err

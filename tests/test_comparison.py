@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.config import load_config
-from experiments.evaluation.compare import compare_runs, group, population, write_comparison
+from experiments.evaluation.compare import compare_runs, group, write_comparison
 from experiments.evaluation.figures import Fitted, MapRows
 from experiments.evaluation.run import Evaluation
 from experiments.runs import RunError
@@ -177,10 +177,8 @@ def test_text_and_table_are_written_beside_each_other(tmp_path):
     assert [path.name for path in paths] == ["x.v2.md", "x.v2.csv"]
     assert paths[0].read_text() == compared.text
     assert len(pd.read_csv(paths[1])) == len(compared.table)
+    assert "On 40 test images of 20 patients (20 with a lesion mask, 10 p" in compared.text
     nothing = made()
     nothing.maps = {}
     with pytest.raises(RunError, match="nothing to compare. Fix: name at least two runs"):
         compare_runs([nothing])
-    assert population(nothing.table, "val") == (
-        "On 40 val images of 20 patients (20 with a lesion mask, 10 patients)"
-    )

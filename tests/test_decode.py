@@ -39,10 +39,6 @@ def encoded(pixels, kind="PNG", mode=None, **options):
     return file.getvalue()
 
 
-def jpeg(mode="L", **options):
-    return encoded(NOISE, "JPEG", mode, **options)
-
-
 def pillow(data):
     """The picture as Pillow has it."""
     with Image.open(io.BytesIO(data)) as image:
@@ -70,9 +66,10 @@ def test_exif_orientation_is_applied(read, orientation, kind):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_bytes_around_a_whole_jpeg_do_not_matter(read, mode):
-    whole, plain = jpeg(mode), read(jpeg(mode))
+    whole = encoded(NOISE, "JPEG", mode)
+    plain = read(whole)
     about = b"\xff\xe1\0\x0fExif\0\0garbage\xff\xfe\0\x0ea comment \xff\xd9"
-    for data in (whole[:2] + about + whole[2:], whole + jpeg()):  # the latter as in MPO
+    for data in (whole[:2] + about + whole[2:], whole + whole):  # the latter as in MPO
         np.testing.assert_array_equal(read(data), plain)
 
 
@@ -85,7 +82,8 @@ def test_a_file_cut_short_is_refused(read, kind, kept, end):
         read(whole[: int(len(whole) * kept)] + bytes(end))
 
 
-PLAIN, WHOLE, STEPS = encoded(GREY), jpeg(), jpeg(progressive=True)
+PLAIN, WHOLE = encoded(GREY), encoded(NOISE, "JPEG", "L")
+STEPS = encoded(NOISE, "JPEG", "L", progressive=True)
 FLIPPED = PLAIN[:-20] + bytes([PLAIN[-20] ^ 1]) + PLAIN[-19:]
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from datamodules.decode import decode
-from datamodules.files import locked
 from experiments.annotation.matching import read_mapping
 from tests import docs_python
 from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
+from tests.runs import once, shared
 
 PAGES = {
     str(path.relative_to(HOUSE)): path.read_text()
@@ -59,18 +59,13 @@ def python():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, python):
     """A fresh clone in which the README's first block ran; made once for all processes."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "popen" in base.name else base) / "docs-template"
-    with locked(Path(f"{folder}.lock")):
-        if not (folder / "made").exists():
-            furnish(folder, python)
-            run(folder, BLOCKS["README.md"][0][1])
-            run(folder, "make stage1 ARGS=seed=1")
-            # The latest again, so that make compares runs of one seed.
-            (folder / "runs/phantom/stage1/seed0/checkpoints/best.ckpt").touch()
-            give_data(folder, folder / "data" / f"phantom-{COUNT}-seed0")
-            (folder / "made").touch()
-    return folder
+
+    def make(folder):
+        furnish(folder, python)
+        run(folder, BLOCKS["README.md"][0][1])
+        give_data(folder, folder / "data" / f"phantom-{COUNT}-seed0")
+
+    return once(shared(tmp_path_factory, "docs-template"), make)
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ def yolo(text, **classes):
     return {f"{FLAT}.txt": text, **{key.replace("_", "."): value for key, value in classes.items()}}
 
 
-def turned(name, value):
-    attribute = f"<attribute><name>{name}</name><value>{value}</value></attribute>"
-    return f"<attributes>{attribute}</attributes>"
-
-
 DIAMOND = {"x1": 14.5, "y1": 5, "x2": 19, "y2": 8.5, "x3": 14.5, "y3": 12, "x4": 10, "y4": 8.5}
 POLYGON = "".join(f"<{key}>{value}</{key}>" for key, value in DIAMOND.items())
 BBOX = [10, 5, 9, 7]
@@ -83,7 +78,7 @@ WHICH = [
     (cvat(drawn("metal"), labels="lesion"), 0, "not in <meta>"),
     ([{"image": ONE, "annotations": [{"label": "a", "coordinates": {}}]}], 0, "'result'"),
 ]
-COLUMNS_OF_YOLO = [
+YOLO = [
     (yolo("0 .5 .5 .25 .2"), 77, "weak"),
     (yolo("0 .5 .5 .25 .2", classes_txt="a\nb\n", data_yaml="names: [a, b]\nnc: 2"), 77, ""),
     (yolo("0 .5 .5 .25 .2", classes_txt="a\n", data_yaml="names: [b]"), 0, "different classes"),
@@ -97,14 +92,11 @@ COLUMNS_OF_YOLO = [
     (yolo("0 .25 .2 .9 .3 .5 .8"), 238, "masks    1\n"),
 ]
 GEOMETRY = [
-    # Shares where pixels are expected.
-    (coco({"segmentation": [[0.2, 0.2, 0.4, 0.2, 0.4, 0.3]]}), 0, "the first hundredth"),
     # Attributes that turn a box.
     (coco({"bbox": BBOX, "attributes": {"rotation": 90}}), PIXELS, "weak"),
     (coco({"bbox": BBOX, "attributes": {"rotation": 0.0, "angle": "lateral"}}), PIXELS, "weak"),
     (voc("<angle>0.5</angle>"), 0, "is turned (angle)"),
     (voc("<robndbox><cx>15</cx></robndbox>"), 0, "robndbox"),
-    (voc(turned("rotation", "180.0")), PIXELS, "weak"),
     # A box against its area and its outline.
     (coco({"bbox": [10, 5, 19, 12], "area": 63}), 0, "its area says 63"),
     (coco({"segmentation": [BOX], "area": 300}), 0, "its area says 300"),
@@ -122,9 +114,7 @@ GEOMETRY = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("source", "pixels", "message"), WHOSE + WHICH + COLUMNS_OF_YOLO + GEOMETRY
-)
+@pytest.mark.parametrize(("source", "pixels", "message"), WHOSE + WHICH + YOLO + GEOMETRY)
 def test_only_what_is_certain_is_marked(importing, source, pixels, message):
     importing.run(source)
     assert importing.pixels() == ({ONE: pixels} if pixels else {})

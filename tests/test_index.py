@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules import index, lesions
 from datamodules.index import DataError, assign_groups, read_csv
 from datamodules.lesions import Lesion, attach_lesions, choose_lesions, write_lesions
+from tests.annotation_samples import HEIGHT, WIDTH, square
 
 
 @pytest.fixture
@@ -29,12 +30,13 @@ def test_groups_keep_patients_apart_and_both_classes_near_their_share(rows):
     drawn = assign_groups(rows, seed=0)
     index.check_patients_apart(drawn, "made up")
     share = pd.crosstab(drawn["label"], drawn["split"], normalize="index")
-    assert share[["train", "val", "test"]].to_numpy() == pytest.approx(
-        np.array([[0.7, 0.1, 0.2]] * 2), abs=0.03
-    )
+    shares = share[["train", "val", "test"]].to_numpy()
+    assert shares == pytest.approx(np.array([[0.7, 0.1, 0.2]] * 2), abs=0.03)
     again = assign_groups(rows.sample(frac=1, random_state=1), seed=0).sort_index()
     assert (drawn["split"] == again["split"]).all(), "whatever the order of the table"
     assert (drawn["split"] != assign_groups(rows, seed=1)["split"]).any()
+    limited = index.limit_split(drawn, 10).groupby(["split", "label"]).size()
+    assert limited.tolist() == [5] * 6
 
 
 @pytest.mark.parametrize(
@@ -44,24 +46,15 @@ def test_groups_keep_patients_apart_and_both_classes_near_their_share(rows):
         ("index == 7", "path", "0/0.png", r"each path once, .* got 0/0\.png"),
         ("split == 'train'", "split", "test", "train split holds no images"),
         ("split == 'val' and label", "split", "test", "val split holds only normal images"),
+        ("path == '0/1.png'", "split", "test", r"p0 in train \(0/0\.png\) and test \(0/1\.png\)"),
     ],
 )
 def test_a_faulty_table_is_refused(rows, where, column, value, message):
     rows = assign_groups(rows, seed=0)
     rows.loc[rows.query(where).index, column] = value
+    check = index.check_patients_apart if "path ==" in where else index.check_index
     with pytest.raises(DataError, match=message):
-        index.check_index(rows, "made up")
-
-
-def test_a_patient_in_two_splits_is_named(rows):
-    moved = rows.assign(split=rows["path"].eq("0/1.png").map({True: "test", False: "train"}))
-    with pytest.raises(DataError, match=r"p0 in train \(0/0\.png\) and test \(0/1\.png\)"):
-        index.check_patients_apart(moved, "made up")
-
-
-def test_limit_keeps_both_classes(rows):
-    counts = index.limit_split(assign_groups(rows, seed=0), 10).groupby(["split", "label"]).size()
-    assert counts.tolist() == [5] * 6
+        check(rows, "made up")
 
 
 @pytest.fixture
@@ -115,11 +108,7 @@ def test_the_first_wrong_row_and_missing_files_are_named(read):
         index.check_files("t.csv", listed, ["a.png"])
 
 
-HEIGHT, WIDTH = 20, 30
-
-
-SQUARE = np.zeros((HEIGHT, WIDTH), np.uint8)
-SQUARE[4:9, 6:11] = 255
+SQUARE = square()
 WHITE = SQUARE * 0 + 255
 
 
@@ -133,15 +122,10 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "lesions"
-
-
-@pytest.fixture
-def attach(root, folder):
+def attach(root, tmp_path):
     """Attach the folder's lesions, or these rows, to three images, the last one normal."""
     paths = ["a/image1.png", "a/image2.png", "b/image1.png"]
-    table = pd.DataFrame({"path": paths, "label": [1, 1, 0]})
+    table, folder = pd.DataFrame({"path": paths, "label": [1, 1, 0]}), tmp_path / "lesions"
 
     def attach(*rows, mask=SQUARE):
         if rows:
@@ -154,13 +138,13 @@ def attach(root, folder):
     return attach
 
 
-def test_what_is_written_is_read_and_attached(attach, folder, root):
+def test_what_is_written_is_read_and_attached(attach, tmp_path, root):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (HEIGHT, WIDTH)).save(root / "a/image1.png", exif=exif)  # turned upright
     masks = {"a/image1.png": SQUARE[::-1], "a/image2.png": SQUARE}
     made = [Lesion(name, mask, f"type {name[-5]}") for name, mask in masks.items()]
-    assert write_lesions(folder, made[::-1]) == 2
+    assert write_lesions(tmp_path / "lesions", made[::-1]) == 2
     attached = attach()
     assert attached["lesion_type"].tolist() == ["type 1", "type 2", ""]
     assert attached["lesion_mask"][2] == ""
@@ -177,7 +161,7 @@ def test_an_image_may_be_spelled_otherwise_or_left_out_of_the_index(attach, capl
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("wrong", "message"),
     [
         ("d/image1.png,m.png,", r"unknown image d/image1\.png"),
         ("/proc/version,m.png,", "unknown image /proc/version"),  # a file, but not below root
@@ -186,39 +170,30 @@ def test_an_image_may_be_spelled_otherwise_or_left_out_of_the_index(attach, capl
         ("a/image2.png,./n.png,", r"the mask n\.png is listed twice"),
         ("MURA-v1.1/a/image1.png,m.png,", r"the image a/image1\.png is listed twice"),
         ("a/image2.png,,", "no mask is given"),
-    ],
-)
-def test_a_wrong_row_is_named(attach, row, message):
-    with pytest.raises(DataError, match=r"lesions\.csv, row 3: " + message):
-        attach("a/image1.png,n.png,", row)
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (SQUARE * 0, "is empty"),
+        (SQUARE * 0, r"the mask m\.png is empty"),
         (SQUARE // 255, "holds the grey value 1. Fix: use 0"),
         (WHITE, "covers the whole image: is it inverted"),
         (np.dstack([WHITE] * 3 + [SQUARE]), "has see-through pixels. Fix: flatten it"),
         (SQUARE.T, "is 20x30 px: expected 30x20 px, as its image is upright"),
     ],
 )
-def test_a_wrong_mask_is_named(attach, mask, message):
-    with pytest.raises(DataError, match=rf"row 2: the mask m\.png {message}"):
-        attach("a/image1.png,m.png,", mask=mask)
+def test_a_wrong_row_or_mask_is_named(attach, wrong, message):
+    row, mask = (wrong, SQUARE) if isinstance(wrong, str) else ("a/image2.png,m.png,", wrong)
+    with pytest.raises(DataError, match=rf"lesions\.csv, row 3: .*{message}"):
+        attach("a/image1.png,n.png,", row, mask=mask)
 
 
-def test_writing_leaves_all_or_nothing(folder, tmp_path, monkeypatch):
+def test_writing_leaves_all_or_nothing(tmp_path):
     def broken():
         yield Lesion("a.png", SQUARE)
         yield Lesion("b.png", SQUARE // 255)
 
+    folder = tmp_path / "lesions"
     with pytest.raises(DataError, match=r"mask of b\.png: holds the grey value 1"):
         write_lesions(folder, broken())
-    with monkeypatch.context() as patch:
-        patch.setattr(lesions.Path, "write_bytes", Mock(side_effect=OSError(28, "No space left")))
-        with pytest.raises(DataError, match="cannot be written .No space left"):
-            write_lesions(folder, [Lesion("a.png", SQUARE)])
+    full = Mock(side_effect=OSError(28, "No space left"))
+    with pytest.raises(DataError, match="cannot be written .No space left"):
+        write_lesions(folder, [Lesion("a.png", SQUARE)], finish=full)
     assert list(tmp_path.iterdir()) == []
     write_lesions(folder, [Lesion("a.png", SQUARE)])
     with pytest.raises(DataError, match="already exists"):

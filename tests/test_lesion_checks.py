@@ -9,7 +9,6 @@ import pytest
 
 from datamodules.annotations.fields import EntryError
 from datamodules.annotations.marks import Mark
-from experiments.annotation import checks
 from experiments.annotation.checks import MAX_CORNERS, check_mark, check_mask, crossing
 
 SIZE = (100, 200)
@@ -24,8 +23,7 @@ RING = np.column_stack([500 + 300 * np.cos(TURN), 500 + 200 * np.sin(TURN)])
         ([*SQUARE, SQUARE[0]], None),  # closed by its first point once more
         # A hole, cut in by a side that is walked twice.
         ([*SQUARE, (10, 10), (15, 15), (15, 25), (25, 25), (25, 15), (15, 15), (10, 10)], None),
-        # A corner that touches a side.
-        ([(0, 0), (20, 0), (20, 20), (10, 0), (0, 20)], None),
+        ([(0, 0), (20, 0), (20, 20), (10, 0), (0, 20)], None),  # a corner that touches a side
         # A slip of the hand: a loop of less than a pixel.
         ([(10, 10), (30, 10), (30, 30), (10.2, 30), (10.2, 9), (9, 9.5)], None),
         ([(10, 10), (30, 10), (30, 30), (25, 30), (25, 0), (15, 0), (15, 30)], (25, 10)),
@@ -35,26 +33,6 @@ RING = np.column_stack([500 + 300 * np.cos(TURN), 500 + 200 * np.sin(TURN)])
 )
 def test_an_outline_that_crosses_itself_is_found(outline, place):
     assert crossing(outline) == (place and pytest.approx(place, abs=1))
-
-
-def test_crossings_agree_with_a_slow_search_on_random_outlines(monkeypatch):
-    monkeypatch.setattr(checks, "LOOP_PIXELS", 0)
-    monkeypatch.setattr(checks, "LOOP_SHARE", 0)
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        corners = random.uniform(0, 1000, (5, 2))
-        assert (crossing(corners) is not None) == slow_crossing(corners)
-
-
-def slow_crossing(corners):
-    """Whether two sides meet between their ends."""
-    sides = list(zip(corners, np.roll(corners, -1, axis=0), strict=True))
-    for i, (a, b) in enumerate(sides):
-        for c, d in sides[i + 1 :]:
-            s, t = np.linalg.solve(np.column_stack([b - a, c - d]), c - a)
-            if 1e-9 < s < 1 - 1e-9 and 1e-9 < t < 1 - 1e-9:
-                return True
-    return False
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.standins import calls_of, stand_in
 
 HOUSE = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-RECORDER = """#!{python} -S
-import json, os, pathlib, shutil, sys
-with open({log!r}, "a") as file:
-    file.write(json.dumps([sys.argv[1:], dict(os.environ)]) + "\\n")
+MAKE_VENV = """
 if sys.argv[1:3] == ["-m", "venv"]:
     (pathlib.Path(sys.argv[3]) / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(sys.argv[0], pathlib.Path(sys.argv[3]) / "bin" / "python")
@@ -31,12 +28,10 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.venv = folder, folder / ".venv"
-        (folder / "bin").mkdir(parents=True)
+        folder.mkdir()
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(HOUSE / name, folder / name)
-        recorder = folder / "bin" / "python3"
-        recorder.write_text(RECORDER.format(python=sys.executable, log=str(folder / "calls")))
-        recorder.chmod(0o755)
+        self.python = stand_in(folder / "bin" / "python3", MAKE_VENV)
         for tool in ("bash", "make", "awk", "sed", "touch", "find", "env"):
             (folder / "bin" / tool).symlink_to(shutil.which(tool) or tool)
 
@@ -48,9 +43,9 @@ class Clone:
         )
 
     def calls(self) -> list[list[str]]:
-        lines = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-        self.environment = lines[-1][1]  # of the last
-        return [words for words, _ in lines]
+        calls = calls_of(self.python)
+        self.environment = calls[-1][1]  # of the last
+        return [words for words, _ in calls]
 
 
 @pytest.fixture
@@ -96,19 +91,15 @@ def test_without_a_suitable_python_nothing_is_set_up(clone):
     assert not clone.venv.exists()
 
 
-def test_own_interpreter_makes_no_venv(clone):
-    assert clone.make("-j4", "stage2", "stage3", PYTHON="python3").returncode == 0
-    words = [["-m", "experiments.train", f"stage{n}", "data.name=phantom"] for n in (2, 3)]
-    assert clone.calls() == words  # in the order given, even with jobs
-    assert not clone.venv.exists()
-
-
 @pytest.mark.parametrize("root", ["/a  b ", "/it's", '/a"b;c & d,(x) *', "/data/$HOME"])
-def test_values_survive_the_shell(clone, root):
+def test_values_survive_the_shell_and_stages_run_in_the_order_given(clone, root):
     words = [f"ROOT={root}", "DATA=mura", "RUN=my $run", "ARGS=seed=1 loss.alpha=0.5"]
-    assert clone.make("stage2", "PYTHON=python3", *words).returncode == 0
+    assert clone.make("-j4", "stage2", "stage3", *words, PYTHON="python3").returncode == 0
     settings = ["data.name=mura", f"data.root={root}", "run.name=my $run", "seed=1"]
-    assert clone.calls() == [["-m", *TRAIN, "stage2", *settings, "loss.alpha=0.5"]]
+    assert clone.calls() == [
+        ["-m", *TRAIN, stage, *settings, "loss.alpha=0.5"] for stage in ("stage2", "stage3")
+    ]
+    assert not clone.venv.exists()  # with an interpreter of one's own
 
 
 TRAIN, SWEEP = ["experiments.train"], ["experiments.sweep", "experiments/sweep_lambda.yaml"]
@@ -128,7 +119,6 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
         ),
         (["sweep", "ARGS=a=2 --count 1", "RUN=x"], [*SWEEP, "run.name=x", "a=2", "--count", "1"]),
         (["bench", "ARGS=--quick"], ["experiments.bench", "--quick"]),
-        (["doctor"], ["experiments.doctor"]),
         (
             ["submit", "DRY=1", "STAGE=stage1 evaluate", "ARGS=seed=1 'run.root=x  y'", *SUBMIT],
             [*SUBMITTED, "seed=1", "run.root=x  y"],
@@ -143,15 +133,12 @@ def test_targets_hand_on_the_source_and_the_words(clone, words, expected):
 
 
 def test_sync_sends_offline_runs_below_the_folders_given(clone):
-    for place, size in [("runs/a b", 100), ("elsewhere", 100), ("runs/empty", 7)]:
-        file = clone.folder / place / "wandb" / "offline-run-20260101_000000-id1" / "run-id1.wandb"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(b"x" * size)
-    clone.make("sync", "PYTHON=python3", WANDB_MODE="offline")
-    clone.make("sync", "PYTHON=python3", "DRY=1", "ARGS=elsewhere")
+    """Of test_wandb, which really sends, the rest: a space, the usual folder and a dry run."""
     file = "wandb/offline-run-20260101_000000-id1/run-id1.wandb"
-    assert clone.calls() == [
-        ["-m", "wandb", "sync", f"runs/a b/{file}"],
-        ["-m", "wandb", "sync", "--dry-run", f"elsewhere/{file}"],
-    ]
-    assert "WANDB_MODE" not in clone.environment
+    for place in (clone.folder / "runs/a b" / file, clone.folder / "elsewhere" / file):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"x" * 100)
+    clone.make("sync", "PYTHON=python3")
+    clone.make("sync", "PYTHON=python3", "DRY=1", "ARGS=elsewhere")
+    sent = [f"runs/a b/{file}"], ["--dry-run", f"elsewhere/{file}"]
+    assert clone.calls() == [["-m", "wandb", "sync", *words] for words in sent]

@@ -12,9 +12,7 @@ from experiments.evaluation.methods import PEERS, QUICK, STEP, choose, raw_map
 from experiments.runs import RunError
 from lightning_modules.attention import normalise, peak, scale_map, upsample
 from tests import stages
-from tests.stages import SIZE as SQUARE
-
-SIZE = 64
+from tests.stages import SIZE
 
 
 class Pixels:
@@ -119,7 +117,7 @@ def test_closed_forms_equal_grad_cams_own_formulas(module, batch, name, theirs):
 def test_a_peer_depends_on_its_image_alone_and_changes_nothing(module, batch, name):
     before = {key: value.clone() for key, value in module.state_dict().items()}
     raw = draw(name, module, batch)
-    assert raw.shape[-1] == (SQUARE if name == "occlusion" else SQUARE // 16)
+    assert raw.shape[-1] == (SIZE if name == "occlusion" else SIZE // 16)
     assert raw.min() >= 0
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in module.parameters())

@@ -12,8 +12,6 @@ from lightning_modules.metrics import Localisation, agreement, hit
 from lightning_modules.overlap import peak_distance
 
 PARTS = ["elbow", "hand", "wrist"]
-
-
 # Two squares that share the pixel in the middle.
 MASK = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
 MASK[..., 1:3, 1:3] = MASK[..., 2:4, 2:4] = True
@@ -28,9 +26,6 @@ def draw(images, size, seed=0, levels=None):
     if levels:
         maps = (maps * (levels - 1)).round() / (levels - 1)
     return maps, mask & (torch.arange(images) % 3 != 1).view(-1, 1, 1, 1)
-
-
-# The peak: whether it hits, and how far it is from the lesion.
 
 
 @pytest.mark.parametrize(
@@ -74,9 +69,6 @@ def test_figures_of_an_epoch_equal_the_reference_also_from_two_ranks(levels):
         assert values == pytest.approx(expected, abs=1e-6)
     nothing = metric_of(maps, mask, []).compute()  # without any mask, and no warning
     assert all(value.isnan() for value in nothing.values())
-
-
-# Agreement with the labels.
 
 
 def table_of(seed=0, images=60):

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from datamodules.index import DataError, check_index, check_patients_apart
 from datamodules.lesions import Lesion, write_lesions
 from datamodules.mura import CSVS, MuraDataModule, read_mura_tree
 from datamodules.options import Data, Lesions
+from tests.archives import mura_tree
 
 STUDIES = {  # split, part, patient, study, label -> images
     ("train", "HAND", 1, 1, "positive"): 2,
@@ -22,28 +22,9 @@ IMAGES, LABELS = "train_image_paths.csv", "train_labeled_studies.csv"
 HAND = "MURA-v1.1/train/XR_HAND/patient00001/study1_positive/"
 
 
-def build(parent, studies=STUDIES, archive="MURA-v1.1"):
-    """Write a MURA tree as unpacked: CSVs without header, studies with a slash at the end."""
-    root = parent / archive
-    for csv in CSVS:
-        root.mkdir(exist_ok=True)
-        (root / csv).touch()
-    for study, count in studies.items():
-        folder = "{}/XR_{}/patient{:05d}/study{}_{}".format(*study)
-        (root / folder).mkdir(parents=True)
-        names = [f"{folder}/image{number}.png" for number in range(1, count + 1)]
-        for name in names:
-            Image.new("L", (12, 10)).save(root / name)
-        label = f"{folder}/,{int(folder.endswith('positive'))}"
-        for kind, lines in (("image_paths", names), ("labeled_studies", [label])):
-            with (root / f"{folder[:5]}_{kind}.csv").open("a") as csv:
-                csv.writelines(f"{archive}/{line}\n" for line in lines)
-    return root
-
-
 @pytest.fixture
 def mura(tmp_path):
-    return build(tmp_path)
+    return mura_tree(tmp_path, STUDIES)
 
 
 def test_every_image_has_its_label_patient_study_part_and_split(mura):
@@ -69,7 +50,7 @@ def test_the_folder_above_a_new_name_and_csvs_of_windows_serve_too(mura):
 
 
 def test_a_wrong_root_is_explained(mura):
-    build(mura.parent, archive="copy")
+    mura_tree(mura.parent, STUDIES, archive="copy")
     for root in (mura / "train", mura.parent):
         with pytest.raises(DataError, match=r"expected train_image_paths.csv, .* unpacked"):
             read_mura_tree(root)
@@ -100,7 +81,7 @@ def test_a_wrong_row_is_named(mura, csv, old, new, message):
 def test_val_is_a_tenth_of_train_and_one_lesion_folder_serves_either_root(tmp_path, above, prefix):
     words = ("positive", "negative")
     patients = [("train" if number < 40 else "valid", number) for number in range(50)]
-    root = build(tmp_path, {(s, "HAND", n, 1, words[n % 2]): 2 for s, n in patients})
+    root = mura_tree(tmp_path, {(s, "HAND", n, 1, words[n % 2]): 2 for s, n in patients})
     image = "train/XR_HAND/patient00000/study1_positive/image1.png"
     mask = np.zeros((10, 12), np.uint8)
     mask[2:4, 3:7] = 255

@@ -13,12 +13,9 @@ from tests.stages import names_without_gradient
 
 
 def test_classifier_has_23_weighted_layers():
-    weighted = [
-        name
-        for name, module in Stage1Classifier().named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in name
-    ]
-    assert len(weighted) == 23
+    kinds = nn.Conv2d | nn.Linear
+    names = [name for name, layer in Stage1Classifier().named_modules() if isinstance(layer, kinds)]
+    assert sum("shortcut" not in name for name in names) == 23
 
 
 @pytest.mark.parametrize(("width", "first"), [(0.1, 8), (1.0, 64), (1.5, 96)])
@@ -60,7 +57,7 @@ def test_a_cell_looks_where_enlarge_puts_it(level):
         assert put.item() == pytest.approx(looks.item(), abs=0.25 * stride)
 
 
-def test_layout_and_bf16_change_little_and_the_map_has_the_size_of_the_image():
+def test_bf16_changes_little_and_the_map_has_the_size_of_the_image():
     torch.manual_seed(0)
     size = (32, 48)
     encoder = ResNet23(width=0.5).eval()
@@ -68,8 +65,6 @@ def test_layout_and_bf16_change_little_and_the_map_has_the_size_of_the_image():
     image = torch.rand(2, 1, *size)
     with torch.no_grad():
         features, map = encoder(image)[-1], decoder(encoder(image))
-        encoder = encoder.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(encoder(image)[-1], features, atol=1e-5, rtol=1e-4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             low, low_map = encoder(image)[-1].float(), decoder(encoder(image))
     assert (low - features).abs().max() < 0.05 * features.abs().max()
@@ -84,21 +79,15 @@ def test_learns_where_a_bright_square_is():
     encoder = ResNet23(width=0.5)
     network = nn.Sequential(encoder, Decoder(encoder.channels))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-
-    def draw(images):
-        mask = torch.zeros(images, 1, 48, 48)
-        for one in mask:
-            y, x = torch.randint(0, 36, (2,)).tolist()
-            one[:, y : y + 12, x : x + 12] = 1
-        return 0.5 * torch.randn(images, 1, 48, 48) + 2 * mask, mask
-
-    for _ in range(40):
-        image, mask = draw(8)
-        loss = lesion_loss(network(image), mask, torch.ones(8).bool())
+    mask = torch.zeros(336, 1, 48, 48)
+    for one, (y, x) in zip(mask, torch.randint(0, 36, (336, 2)), strict=True):
+        one[:, y : y + 12, x : x + 12] = 1
+    image = 0.5 * torch.randn(mask.shape) + 2 * mask
+    for rows in torch.arange(320).split(8):
+        loss = lesion_loss(network(image[rows]), mask[rows], torch.ones(8).bool())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    image, mask = draw(16)
     with torch.no_grad():
-        map = network.eval()(image)
-    assert ((map > 0.5) & (mask > 0)).sum() / ((map > 0.5) | (mask > 0)).sum() > 0.7
+        drawn, wanted = network.eval()(image[320:]) > 0.5, mask[320:] > 0
+    assert (drawn & wanted).sum() / (drawn | wanted).sum() > 0.7

@@ -99,13 +99,6 @@ def test_validation_waits_no_oftener_for_more_images(stage):
     assert seen == ["nonzero"]  # is there a mask?
 
 
-def test_images_of_one_channel_enter_a_channels_last_network_as_they_are():
-    with torch.no_grad():
-        pyramid = module_of("stage1").encoder(small_batch()["image"])
-    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in pyramid)
-    assert not any(one.is_contiguous() for one in pyramid)
-
-
 def test_speed_counts_the_steps_that_the_device_still_had_to_do(monkeypatch):
     clock = iter(range(1, 100))  # a second a look
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))

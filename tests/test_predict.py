@@ -20,6 +20,7 @@ from experiments.evaluation.store import read_images
 from experiments.prediction.folder import read_rows
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
+from tests.lesion_files import put
 from tests.untrained import FITTED, judge, make_run
 
 NO_IMAGE = b"no image"
@@ -34,15 +35,6 @@ def untrained_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawings():
     return [draw(0, number).image for number in range(6)]
-
-
-def save(folder, images):
-    """Write images, or bytes, below a folder."""
-    for name, image in images.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_array = isinstance(image, np.ndarray)
-        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes() if is_array else image)
 
 
 @pytest.fixture
@@ -67,7 +59,7 @@ def files_of(folder, pattern="*"):
 def test_a_folder_gives_rows_maps_and_overlays(predict, drawings, tmp_path):
     scans, out = tmp_path / "meine Bilder", tmp_path / "aus gabe"
     names = ['größe 腕/Röntgen 1 (ü), "a".png', "größe 腕/b.JPEG"]
-    save(scans, {names[0]: drawings[0], names[1]: drawings[1], "n.txt": NO_IMAGE, "._b.png": b""})
+    put(scans, {names[0]: drawings[0], names[1]: drawings[1], "n.txt": NO_IMAGE, "._b.png": b""})
     status, rows, printed = predict(scans, out=out)
     assert (status, list(rows)) == (0, names)
     header = "path,probability_abnormal,predicted_abnormal,map_peak_x,map_peak_y,error\n"
@@ -97,7 +89,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, drawings,
         "one.png": (np.zeros((1, 1), np.uint8), "is 1 x 1 pixels: expected 32 or more a side"),
         "text.png": (NO_IMAGE, "expected a PNG, JPEG or DICOM file"),
     }
-    save(tmp_path / "in", {name: image for name, (image, _) in expected.items()})
+    put(tmp_path / "in", {name: image for name, (image, _) in expected.items()})
     (tmp_path / "in/lost.png").unlink()
     (tmp_path / "in/lost.png").symlink_to(tmp_path / "nowhere.png")
     status, rows, printed = predict(tmp_path / "in", out=tmp_path / "out")
@@ -113,7 +105,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(predict, drawings,
 def test_what_cannot_be_carried_out_is_refused(predict, drawings, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.prediction.predicting.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    save(tmp_path, dict.fromkeys(("a.png", "full/a.png", "x/full/a.png"), drawings[0]))
+    put(tmp_path, dict.fromkeys(("a.png", "full/a.png", "x/full/a.png"), drawings[0]))
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for words, out, message in (
@@ -138,7 +130,7 @@ def test_studies_are_joined_by_the_mean_and_a_note_is_no_failure(predict, drawin
     one, two = "XR_HAND/patient1/study1_positive", "XR_HAND/patient2/study1_negative"
     names = [f"{study}/image{number}.png" for study in (one, two) for number in (1, 2)]
     views = [plain, marked, drawings[2], NO_IMAGE]
-    save(tmp_path / "valid", dict(zip(names, views, strict=True)))
+    put(tmp_path / "valid", dict(zip(names, views, strict=True)))
     status, rows, printed = predict(tmp_path / "valid", out=tmp_path / "out")
     assert (status, "; 1 failed; " in printed) == (1, True)
     errors = [row.error for row in rows.values()]
@@ -158,7 +150,7 @@ def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, drawin
     folder, out = tmp_path / "in", tmp_path / "out"
     odd = {"IM1": {}, "f.dcm": {"NumberOfFrames": 2}, "s.dcm": {"StudyInstanceUID": None}}
     dicoms = {name: content(radiograph(drawings[0], **odd[name])) for name in odd}
-    save(folder, {"a.png": drawings[0], **dicoms, "DICOMDIR": dicoms["IM1"]})
+    put(folder, {"a.png": drawings[0], **dicoms, "DICOMDIR": dicoms["IM1"]})
     status, rows, printed = predict(folder, "--dicom", out=out)
     assert (status, sorted(rows)) == (1, ["IM1", "a.png", "f.dcm", "s.dcm"])
     assert len({rows[name].probability_abnormal for name in ("IM1", "a.png", "s.dcm")}) == 1
@@ -172,7 +164,7 @@ def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, drawin
 
 
 def test_networks_of_masks_alone_and_without_an_evaluation(predict, drawings, tmp_path):
-    save(tmp_path / "in", {"a.png": drawings[0]})
+    put(tmp_path / "in", {"a.png": drawings[0]})
     words = ["loss.classification=false", "checkpoint.every_steps=null"]
     run = judge(make_run(tmp_path, words=words))
     _, rows, printed = predict(tmp_path / "in", out=tmp_path / "masks", run=run)
@@ -194,6 +186,8 @@ def test_a_network_has_the_thresholds_of_its_own_evaluation(tmp_path):
         stranger = load_trained(judge(run, **{key: other}))
         assert stranger.fitted.threshold == 0.5
         assert "has not been judged" in stranger.notes[0]
+    (run / "evaluation" / "test" / "summary.json").write_text("{")
+    assert load_trained(run).fitted.threshold == 0.5
 
 
 @pytest.mark.slow
@@ -220,7 +214,7 @@ def test_predictions_are_those_of_an_evaluation(predict, trained, tmp_path):
 
 def test_the_same_command_resumes_after_a_kill_and_overwrites_nothing(predict, drawings, tmp_path):
     folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
-    save(folder, {f"{number}.png": image for number, image in enumerate(drawings)})
+    put(folder, {f"{number}.png": image for number, image in enumerate(drawings)})
     assert predict(folder, out=whole)[0] == 0
     shutil.copytree(whole, out)
     rows, table = out / "rows.jsonl", out / "predictions.csv"
@@ -246,11 +240,11 @@ def test_what_changed_is_predicted_again_and_no_stale_answer_stays(predict, draw
     folder, out = tmp_path / "in", tmp_path / "out"
     odd = os.fsdecode(b"latin\xe9.png")  # no UTF-8
     files = {"a.png": drawings[0], "b.png": drawings[1], "c.png": NO_IMAGE, "d.png": b""}
-    save(folder, {**files, odd: drawings[4]})
+    put(folder, {**files, odd: drawings[4]})
     predict(folder, out=out)
     assert r"latin\udce9.png,0." in (out / "predictions.csv").read_text()
     status, pictures = (folder / "a.png").stat(), files_of(out, "b.png.*")
-    save(folder, {"a.png": drawings[2], "c.png": drawings[3]})
+    put(folder, {"a.png": drawings[2], "c.png": drawings[3]})
     os.utime(folder / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     os.utime(folder / "b.png", ns=(0, 0))  # the same content, whatever its time says
     (folder / "d.png").unlink()
@@ -261,7 +255,7 @@ def test_what_changed_is_predicted_again_and_no_stale_answer_stays(predict, draw
     assert files_of(out, "b.png.*") == pictures
     for path, (data, _) in files_of(out / "maps").items():
         assert data == (tmp_path / "new" / "maps" / path.name).read_bytes()
-    save(folder, {"a.png": NO_IMAGE})
+    put(folder, {"a.png": NO_IMAGE})
     assert predict(folder, out=out)[0] == 1
     assert not files_of(out, "a.png.*")
     # The row of an image that has gone is kept; one that failed is not.

@@ -66,16 +66,13 @@ PERFECT = (
 
 
 def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
-    page = show(made("stage3"), made())
-    assert PERFECT in page
-    assert "50 % of lesions: the same for the classifier’s own" in page
+    page = show(made("stage3", trivial=True), made())
+    rival = "map that knows nothing of the image’s class, noise, reaches 0 %: the difference is"
+    for claim in (PERFECT, "50 % of lesions: the same for the classifier’s own", rival):
+        assert claim in page
     page = show(*(made(seed=seed, shares={"pcam": seed / 5}) for seed in (4, 2)))
     for claim in ("In 60 % of 20 test", "mean of 2 trainings", "joined by their mean", "AUROC"):
         assert claim in page
-    rival = (
-        "map that knows nothing of the image’s class, noise, reaches 0 %: the difference is shown"
-    )
-    assert rival in show(made(shares={"pcam": 1.0}, trivial=True))
     alone = made("stage3", words=["loss.classification=false"])
     alone.table, alone.maps = alone.table.drop(columns="probability"), {"fcn": alone.maps["fcn"]}
     alone.fitted, alone.estimates = None, {}
@@ -170,8 +167,8 @@ def test_the_training_command_names_what_differs_from_the_stages_own():
 def runs(trained, tmp_path_factory):
     """Two stages, reported as ``make report`` does."""
     root = tmp_path_factory.mktemp("runs")
-    copies = [trained.copy(stage, root) for stage in ("stage1", "stage3")]
-    assert report.main([*map(str, copies)]) == 0  # judges them
+    copies = [trained.copy(stage, root, stage == "stage3") for stage in ("stage1", "stage3")]
+    assert report.main([*map(str, copies)]) == 0  # judges the first
     return copies
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import replace
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image, PngImagePlugin
 
 from datamodules.annotations.marks import Mark, draw
@@ -21,11 +17,8 @@ from experiments import import_lesions, select_lesions
 from experiments.annotation.checks import check_mark
 from experiments.annotation.choosing import Look, choose_images, look_at, maps_of
 from experiments.annotation.package import outline
-from experiments.build import Run, open_run
-from experiments.config import load_config
+from experiments.build import open_run
 from tests.lesion_files import box, build
-
-# Which images -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -93,9 +86,6 @@ def test_a_run_is_asked_for_the_unsure_half_and_then_for_what_is_far():
     assert unsure.tolist() == [True, True, True, True, False]
     table.loc[2, "masked"] = True  # then what lies near it is covered already
     assert choose_images(table, 3, 0, look)[0].tolist() == [4, 0, 3]
-
-
-# The command --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -177,19 +167,12 @@ def test_all_splits_and_what_is_masked(run, tmp_path, capsys):
         (("--count", "0"), "--count 0: choose one image or more"),
         (("--count", "3", "--outlines"), "add --run RUN_DIR"),
         (("--count", "3", "--run", "nowhere"), "nowhere is no run directory"),
-        (("--count", "3"), "No space left on device"),
     ],
 )
-def test_what_cannot_be_carried_out_leaves_nothing(
-    mura, run, tmp_path, monkeypatch, capsys, words, message
-):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+def test_what_cannot_be_done_leaves_nothing(run, tmp_path, capsys, words, message):
     assert run("out", *words)[0] == 2
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [mura.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["MURA-v1.1"]
 
 
 def test_an_unreadable_image_is_an_error_or_another_is_chosen(mura, run, tmp_path, capsys):
@@ -209,9 +192,6 @@ def test_select_is_an_alias(mura, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         import_lesions.main()
     assert "chosen   3 of" in capsys.readouterr().out
-
-
-# A run --------------------------------------------------------------------------------------------
 
 
 def test_a_run_chooses_and_outlines(trained, tmp_path, capsys):
@@ -242,42 +222,15 @@ def test_what_a_network_sees_does_not_depend_on_its_company(trained):
     assert 0 <= shown.min() <= shown.max() <= 1
 
 
-def test_the_decisions_are_those_of_this_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    best.write_bytes(b"weights")
-    last.write_bytes(b"others")
-    opened = Run(tmp_path, best, load_config("stage1", []), {"epoch": 3})
-    summary = opened.results("test") / "summary.json"
-    summary.parent.mkdir(parents=True)
-    fitted = {"maps": {"pcam": {"threshold": 0.25}}}
-    summary.write_text(json.dumps({**opened.identity, "fitted": fitted}))
-    assert opened.decisions()[0]["fitted"] == fitted
-    assert replace(opened, content={"epoch": 4}).decisions() is None
-    assert replace(opened, checkpoint=last).decisions() is None
-    summary.write_text("{")
-    assert opened.decisions() is None
-
-
-def test_an_outlined_square_is_drawn_back_to_the_pixel():
+def test_outlined_squares_are_drawn_back_to_the_pixel_the_larger_first_and_holes_filled():
     shown = np.zeros((40, 60), np.float32)
-    shown[10:20, 30:50] = 0.7
-    (polygon,) = outline(shown, 0.7)
-    assert sorted(polygon) == [(30.5, 10.5), (30.5, 19.5), (49.5, 10.5), (49.5, 19.5)]
-    drawn = draw([Mark("", tuple(polygon))], 40, 60)
-    assert (drawn > 0).tolist() == (shown > 0).tolist()
-    assert outline(shown, 0.71) == []
-    assert outline(np.zeros((40, 60)), 0.0) == []
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_outlines_are_near_the_map_and_sound(seed):
-    noise = torch.from_numpy(np.random.default_rng(seed).random((1, 1, 8, 10)))
-    shown = torch.nn.functional.interpolate(noise, (90, 120), mode="bilinear")[0, 0].numpy()
-    polygons = outline(shown, 0.6)
-    areas = [cv2.contourArea(np.float32(polygon)) for polygon in polygons]
-    assert areas == sorted(areas, reverse=True)
+    shown[2:7, 5:10], shown[10:20, 30:50] = 0.8, 0.7
+    wanted = shown > 0
+    shown[14, 40] = 0.1
+    polygons = outline(shown, 0.7)
+    assert sorted(polygons[0]) == [(30.5, 10.5), (30.5, 19.5), (49.5, 10.5), (49.5, 19.5)]
     marks = [Mark("", tuple(polygon)) for polygon in polygons]
-    assert [check_mark(mark, shown.shape) for mark in marks] == [""] * len(marks)
-    drawn, wanted = draw(marks, *shown.shape) > 0, shown >= 0.6
-    assert (drawn & wanted).sum() / (drawn | wanted).sum() > 0.8  # holes are filled
+    assert [check_mark(mark, shown.shape) for mark in marks] == ["", ""]
+    assert (draw(marks, 40, 60) > 0).tolist() == wanted.tolist()
+    assert outline(shown, 0.81) == []
+    assert outline(np.zeros((40, 60)), 0.0) == []

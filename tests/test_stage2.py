@@ -25,25 +25,14 @@ def module():
     return settled(network("stage2", IMAGE))
 
 
-def test_a_network_is_rebuilt_from_plain_values():
-    words = ["attention.omega=5", "attention.source=fcn", "loss.normal_masks=true"]
-    module = network("stage3", *words, body_parts=["hand"], class_weights=(0.8, 1.2))
-    again = type(module)(**module.hparams)
-    again.load_state_dict(module.state_dict())
-    assert dict(again.hparams) == dict(module.hparams)
-    assert (again.loss, again.attention) == (module.loss, module.attention)
-    assert (again.body_parts, again.class_weights.tolist()) == (["hand"], pytest.approx([0.8, 1.2]))
-
-
 def test_losses_are_those_of_two_passes_written_out(module):
     assert module.alpha == pytest.approx(math.exp(0.5) / math.e)  # as at chance
     module.eval()
     module.alpha = 0.7
     batch = small_batch()
     features = module.encoder(batch["image"])[-1]
-    mask = torch.sigmoid(
-        10 * (upsample(normalise(pcam(features, module.fc.weight[1:])), (SIZE, SIZE)) - 0.5)
-    )
+    own = pcam(features, module.fc.weight[1:])
+    mask = torch.sigmoid(10 * (upsample(normalise(own), (SIZE, SIZE)) - 0.5))
     cross_entropy = torch.nn.functional.cross_entropy
     l1 = cross_entropy(module.fc(features.mean((2, 3))), batch["label"])
     masked = module.fc(module.encoder(batch["image"] * mask)[-1].mean((2, 3)))
@@ -53,6 +42,9 @@ def test_losses_are_those_of_two_passes_written_out(module):
     torch.testing.assert_close(named, {name: expected[name] for name in named})
     torch.testing.assert_close(outputs.logits, module(batch["image"]))
     torch.testing.assert_close(outputs.masked, masked)
+    module.validation_step(batch, 0)  # counts the masked pass
+    right = (masked.argmax(1) == batch["label"]).sum()
+    assert module.val_means.sums["masked_accuracy"].tolist() == [right, 4]
 
 
 def test_masked_out_pixels_become_the_fill():
@@ -64,6 +56,14 @@ def test_masked_out_pixels_become_the_fill():
     assert masked[..., -SIZE // 4 :].allclose(torch.tensor(-1.0))
 
 
+def trained(*words, convert=lambda module: module):
+    """A network after one backward pass."""
+    torch.manual_seed(0)
+    module = convert(network(*words)).train()
+    module.losses(small_batch())[0]["loss"].backward()
+    return module
+
+
 @pytest.mark.parametrize("source", ["abnormal", "predicted", "true"])
 def test_the_leak_test_swaps_the_class_of_the_map(source):
     torch.manual_seed(0)
@@ -71,11 +71,8 @@ def test_the_leak_test_swaps_the_class_of_the_map(source):
     batch = small_batch()
     image, label = batch["image"], batch["label"]
     maps = pcam(module.encoder(image)[-1], module.fc.weight)
-    chosen = {
-        "abnormal": torch.ones(4, dtype=torch.int64),
-        "predicted": module(image).argmax(1),
-        "true": label,
-    }[source]
+    predicted = module(image).argmax(1)
+    chosen = {"abnormal": label * 0 + 1, "predicted": predicted, "true": label}[source]
     shown = [module.masked_logits(image, label), module.swapped_masked_logits(image, label)]
     for classes, logits in zip((chosen, 1 - chosen), shown, strict=True):
         attention = maps[torch.arange(4), classes].unsqueeze(1)
@@ -85,12 +82,7 @@ def test_the_leak_test_swaps_the_class_of_the_map(source):
 
 
 def test_the_masked_pass_may_have_running_statistics_of_its_own():
-    networks = []
-    for words in (["stage1"], ["stage2", IMAGE], ["stage2"]):
-        torch.manual_seed(0)
-        networks.append(network(*words).train())
-        networks[-1].losses(small_batch())[0]["loss"].backward()
-    first, image, own = networks
+    first, image, own = trained("stage1"), trained("stage2", IMAGE), trained("stage2")
     # Neither the start nor the training nor what the unmasked pass remembers depends on it.
     for name, weight in image.named_parameters():
         assert torch.equal(own.get_parameter(name).grad, weight.grad), name
@@ -112,12 +104,8 @@ def test_the_masked_pass_may_have_running_statistics_of_its_own():
 
 def test_synchronised_batchnorm_changes_nothing_in_a_process_of_its_own():
     """What trainer.sync_batchnorm=true makes of the network; several GPUs are not at hand."""
-    networks = []
-    for convert in (lambda module: module, SyncBatchNorm.convert_sync_batchnorm):
-        torch.manual_seed(0)
-        networks.append(convert(network("stage2")).train())
-        networks[-1].losses(small_batch())[0]["loss"].backward()
-    plain, converted = networks
+    plain = trained("stage2")
+    converted = trained("stage2", convert=SyncBatchNorm.convert_sync_batchnorm)
     assert any(isinstance(module, SyncBatchNorm) for module in converted.modules())
     assert list(plain.state_dict()) == list(converted.state_dict())
     for name, tensor in plain.state_dict().items():
@@ -145,11 +133,3 @@ def test_gradient_of_l2_is_that_of_finite_differences():
         expected = (values[0] - values[1]) / (2 * step)
         assert abs(expected) > 1e-7
         assert weight.grad.flatten()[place].item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_validation_counts_the_masked_pass(module):
-    batch = small_batch()
-    module.eval().validation_step(batch, 0)
-    logits = module.masked_logits(batch["image"], batch["label"])
-    right = (logits.argmax(1) == batch["label"]).sum()
-    assert module.val_means.sums["masked_accuracy"].tolist() == [right, 4]

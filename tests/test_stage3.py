@@ -13,20 +13,18 @@ def stage3(*words):
     return network("stage3", *words)
 
 
-@pytest.mark.parametrize(
-    ("masked", "expected"), [([True, True, False], (0.5 + 0.125) / 2), ([False] * 3, 0)]
-)
+@pytest.mark.parametrize(("masked", "expected"), [([1, 1, 0], (0.5 + 0.125) / 2), ([0] * 3, 0)])
 def test_lesion_loss_is_the_mean_over_masked_images_in_float32(masked, expected):
     """Without any mask it keeps the graph."""
     output = torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]], [[[0.9, 0.9]]]], dtype=torch.bfloat16)
     output.requires_grad_()
     mask = torch.tensor([[[[1.0, 1.0]]], [[[0.0, 0.5]]], [[[0.0, 0.0]]]])
-    loss = lesion_loss(output, mask, torch.tensor(masked))  # (1 + 0) / 2 and (0.25 + 0) / 2
+    loss = lesion_loss(output, mask, torch.tensor(masked).bool())  # (1 + 0) / 2 and (0.25 + 0) / 2
     assert (loss.dtype, loss.item()) == (torch.float32, expected)
     loss.backward()
     assert (output.grad.flatten(1).abs().sum(1) > 0).tolist() == masked
     with pytest.raises(ValueError, match=r"lesion masks: expected \(3, 1, 1, 2\)"):
-        lesion_loss(output, mask[:1], torch.tensor(masked))  # it would broadcast
+        lesion_loss(output, mask[:1], torch.tensor(masked).bool())  # it would broadcast
 
 
 def test_lambda_zero_without_masks_equals_stage_2_step_for_step():
@@ -46,12 +44,17 @@ def test_lambda_zero_without_masks_equals_stage_2_step_for_step():
             assert torch.equal(networks[0][name], networks[1][name]), name
 
 
-def test_losses_are_stage_2s_and_the_error_on_the_marked_image():
+def test_losses_are_stage_2s_and_the_error_on_the_marked_image_of_the_fcns_map():
     module = settled(stage3("loss.lambda_lesion=3")).eval()
     module.alpha = 0.7
     batch = small_batch()
     named, outputs = module.losses(batch)
-    error = (module.decoder(outputs.pyramid) - batch["lesion_mask"]).square().mean((1, 2, 3))
+    maps = module.maps(batch["image"])
+    assert {name: shown.shape for name, shown in maps.items()} == dict.fromkeys(
+        ("cam", "pcam", "fcn"), (4, 1, SIZE, SIZE)
+    )
+    torch.testing.assert_close(maps["fcn"], module.decoder(outputs.pyramid))
+    error = (maps["fcn"] - batch["lesion_mask"]).square().mean((1, 2, 3))
     torch.testing.assert_close(named["l3"], error[-1])
     total = 0.3 * named["l1"] + 0.7 * named["l2"] + 3.0 * named["l3"]
     torch.testing.assert_close(named["loss"], total)
@@ -96,15 +99,6 @@ def test_an_fcn_mask_teaches_the_decoder_nothing_and_is_swapped_for_the_normal_c
     other = module.classify_masked(image, module.pcam_of(pyramid, torch.zeros(4, dtype=int)))
     torch.testing.assert_close(module.masked_logits(image, label), own)
     torch.testing.assert_close(module.swapped_masked_logits(image, label), other)
-
-
-def test_maps_hold_the_fcns_output_as_it_is():
-    module = settled(stage3()).eval()
-    image = small_batch()["image"]
-    maps = module.maps(image)
-    assert list(maps) == ["cam", "pcam", "fcn"]
-    assert all(shown.shape == (4, 1, SIZE, SIZE) for shown in maps.values())
-    torch.testing.assert_close(maps["fcn"], module.decoder(module.encoder(image)))
 
 
 @pytest.mark.parametrize(

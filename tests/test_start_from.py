@@ -68,7 +68,6 @@ SAME = "trained on other images: they may be val or test images here"
         ("stage2", {"Data": OTHER}, [], SAME),
         ("stage2", {"Data": OTHER_MASKS}, ["lesions.folds=3"], SAME),
         ("stage2", {"width": 0.5}, [], "another network .*the same model.width"),
-        ("stage2", {"state_dict": {}}, [], "Missing key"),
         ("stage2", {"lost": ["state_dict"]}, [], "it lacks state_dict"),
         ("stage2", {"place": "none"}, [], "none is no run directory"),
     ],

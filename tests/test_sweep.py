@@ -1,9 +1,7 @@
 """Sweeps without a server: what a file may say; trained, shared, killed and resumed; reported."""
 
-import json
 import re
 import signal
-import sys
 import threading
 
 import matplotlib.image
@@ -19,6 +17,7 @@ from experiments.cluster.sweeping import plan, read_sweep
 from experiments.config import load_config, run_directory, save_config
 from experiments.training.loop import resolve
 from tests.runs import hold
+from tests.standins import calls_of, stand_in
 from tests.wandb_server import SHIPPED
 
 WORDS = ["trainer.max_epochs=3", "logger.wandb=off"]
@@ -27,13 +26,11 @@ GRID = {LAMBDA: {"values": [0, 0.3, 1]}}
 OMEGA = {"attention.omega": {"values": [1, 2]}}
 # Called as an interpreter would be: -m experiments.train STAGE key=value ... It puts the run that
 # lies ready in its place, without the seconds that imports of ours would take.
-STANDIN = """#!{python} -IS
-import json, pathlib, shutil, signal, sys, time
+STANDIN = """
+import signal, time
 assert sys.argv[1:4] == ["-m", "experiments.train", "stage3"], sys.argv
 words = dict(word.split("=", 1) for word in sys.argv[4:])
 here, value = pathlib.Path({here!r}), words["loss.lambda_lesion"]
-with (here / "trained").open("a") as file:
-    file.write(json.dumps(float(value)) + "\\n")
 {behaviour}
 run = pathlib.Path("phantom", "stage3", f"lambda{{float(value)}}-seed0")
 shutil.copytree(here / "ready" / run, words["run.root"] / run, dirs_exist_ok=True)
@@ -42,10 +39,7 @@ shutil.copytree(here / "ready" / run, words["run.root"] / run, dirs_exist_ok=Tru
 
 def standin(folder, behaviour=""):
     """An executable in place of the interpreter; ``behaviour``: Python before it trains."""
-    path = folder / "standin"
-    path.write_text(STANDIN.format(python=sys.executable, here=str(folder), behaviour=behaviour))
-    path.chmod(0o755)
-    return path
+    return stand_in(folder / "standin", STANDIN.format(here=str(folder), behaviour=behaviour))
 
 
 def make_ready(folder, value):
@@ -67,8 +61,8 @@ def make_ready(folder, value):
 
 def trained(folder):
     """The lambda of each training that was started, in order."""
-    log = folder / "trained"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    words = " ".join(word for words, _ in calls_of(folder / "standin") for word in words)
+    return [float(value) for value in re.findall(rf"{LAMBDA}=(\S+)", words)]
 
 
 def sweep_file(folder, interpreter="${interpreter}", **changed):
@@ -129,22 +123,18 @@ PARAMETER = f"{LAMBDA}: expected value, values or"
         ({"metric": {"name": "test/accuracy"}}, "metric: expected .* val/"),
         ({"metric": {"name": "val/auroc", "goal": "high"}}, "metric: expected .*goal"),
         ({"parameters": {"loss.lamda": {"value": 1}}}, "loss.lamda"),
-        ({"parameters": {"loss": {"parameters": {}}}}, "loss: expected value, values or"),
         ({"parameters": {LAMBDA: {"values": [1, -1]}}}, f"{LAMBDA}.*-1"),
         ({"parameters": {LAMBDA: {"min": 0, "max": 3}}}, PARAMETER),  # no grid
         (parameter(), PARAMETER),
-        (parameter(values=3), PARAMETER),
         (parameter(min=1, max=1), PARAMETER),
         (parameter(min="1e-3", max=1), PARAMETER),
         (parameter(min=0, max=1, distribution="normal"), PARAMETER),
         (parameter(min=0, max=1, distribution="log_uniform_values"), PARAMETER),
         ({"parameters": OMEGA}, "differ in attention.omega share"),
         ({"command": None}, "command: expected -m, experiments.train"),
-        ({"command": ["python", "-m", "experiments.train"]}, "command: expected -m"),
         (f"{LAMBDA}=2", f"differ in {LAMBDA} share .*take it off the command line"),
         ("run.name=x", f"differ in {LAMBDA} share"),
         (b"a: [", "not valid YAML"),
-        (b"- a", "method: expected grid or random"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused_before_anything_is_trained(
@@ -289,7 +279,7 @@ def test_several_keys_words_an_interval_and_a_single_trial_are_drawn_too(tmp_pat
     asked, table = reported(tmp_path, [0.1, 0.2, 0.3, 0.4], parameters=values)
     assert len(sweeping.draw(asked, table).axes) == 3
     assert "0.400 at loss.alpha=0.5  attention.omega=10" in sweeping.describe(asked, table)
-    for given in ({"value": 3}, {"distribution": "log_uniform_values", "min": 1, "max": 9}):
-        asked, table = reported(tmp_path, [0.5] * 2, **parameter(**given))
-        axes = sweeping.draw(asked, table).axes[0]
-        assert axes.get_xscale() == ("linear" if "value" in given else "log")
+    interval = parameter(distribution="log_uniform_values", min=1, max=9)
+    for given, scale in ((parameter(value=3), "linear"), (interval, "log")):
+        axes = sweeping.draw(*reported(tmp_path, [0.5] * 2, **given)).axes[0]
+        assert axes.get_xscale() == scale

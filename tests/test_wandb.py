@@ -24,6 +24,7 @@ from experiments.runs import best_row
 from experiments.training import loop
 from experiments.training import wandb as ours
 from experiments.training.preemption import StopRequest
+from tests.standins import calls_of, stand_in
 from tests.wandb_server import HOUSE, SHIPPED, WandbServer
 
 # A process of its own: W&B's service outlives a run, and takes the environment only once.
@@ -47,13 +48,6 @@ for first in (0, 3):
     logger.close(failed=False)
     print("closed", flush=True)
     time.sleep(1.1)  # a run's files are named by the second that it began in
-"""
-# In place of python on PATH: writes down its words and the variables that W&B and SLURM set.
-RECORDER = """#!{python}
-import json, os, sys
-given = {{name: os.environ[name] for name in os.environ if name.startswith(("WANDB_", "SLURM"))}}
-with open({log!r}, "a") as file:
-    file.write(json.dumps([sys.argv[1:], given]) + "\\n")
 """
 # In place of SLURM's srun: starts two ranks in turn; SLURM_OPTIONS are its own.
 SRUN = """#!/bin/sh
@@ -172,31 +166,21 @@ def test_nothing_is_sent_unless_wanted(tmp_path, monkeypatch, wanted, variables,
         assert ours.wandb_mode("online") == "online"
 
 
-@pytest.mark.parametrize(
-    ("source", "asked", "sent"),
-    [
-        ("phantom", "null", True),
-        ("phantom", "false", False),
-        ("mura", "null", False),
-        ("mura", "true", True),
-    ],
-)
-def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked, sent):
+@pytest.mark.parametrize("source", ["phantom", "mura"])
+@pytest.mark.parametrize("asked", ["null", "true", "false"])
+def test_radiographs_leave_the_machine_only_when_asked(tmp_path, source, asked):
     words = [f"data.name={source}", f"data.root={tmp_path}", f"logger.wandb_images={asked}"]
     config = load_config("stage1", words)
     callbacks = loop.build_callbacks(config, tmp_path, build_data(config), StopRequest())
     (panels,) = [one for one in callbacks if isinstance(one, MapPanels)]
-    assert panels.to_loggers is sent
+    assert panels.to_loggers is (asked == "true" or (asked, source) == ("null", "phantom"))
 
 
 def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tmp_path):
     """The shipped file; srun here starts two ranks, and python only writes down its words."""
-    folder, log = tmp_path / "bin", tmp_path / "calls"
-    folder.mkdir()
-    python = RECORDER.format(python=sys.executable, log=str(log))
-    for name, code in (("python", python), ("srun", SRUN)):
-        (folder / name).write_text(code)
-        (folder / name).chmod(0o755)
+    folder = tmp_path / "bin"
+    python, srun = stand_in(folder / "python"), stand_in(folder / "srun")
+    srun.write_text(SRUN)
     parameters = {"loss.lambda_lesion": {"value": 0.3}}
     server = WandbServer(SHIPPED.read_text(), {"run_id": "run0", "args": parameters})
     variables = dict.fromkeys(("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"), str(tmp_path))
@@ -206,7 +190,7 @@ def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tm
     output, errors = agent.communicate(timeout=120)
     server.switch_off()
     assert agent.returncode == 0, output + errors
-    (words, first), (again, second) = map(json.loads, log.read_text().splitlines())
+    (words, first), (again, second) = calls_of(python)
     assert words == again == ["-m", "experiments.train", "stage3", "loss.lambda_lesion=0.3"]
     assert run_directory(load_config(words[2], words[3:])).name == "lambda0.3-seed0"
     assert (first["SLURM_PROCID"], second["SLURM_PROCID"]) == ("0", "1")
@@ -217,7 +201,7 @@ def test_in_a_slurm_job_the_agent_starts_each_rank_with_the_same_command_line(tm
 
 
 @pytest.mark.slow
-def test_in_a_sweep_the_agent_chooses_the_id_and_hears_of_a_finished_run(
+def test_in_a_sweep_the_agent_chooses_the_id_and_hears_how_a_run_ends(
     trained, tmp_path, monkeypatch
 ):
     calls, run = [], mock.Mock(summary={})
@@ -232,3 +216,8 @@ def test_in_a_sweep_the_agent_chooses_the_id_and_hears_of_a_finished_run(
     assert calls[0]["resume"] == "allow"
     assert run.summary["val/auroc"] == best_row(folder, "val/auroc")["val/auroc"]
     run.finish.assert_called_once_with(exit_code=0)
+    run.mark_preempting.assert_not_called()
+    usr1 = os.getpid(), signal.SIGUSR1
+    monkeypatch.setattr(MapPanels, "on_validation_end", lambda *_: os.kill(*usr1))
+    assert train.main([*words, "trainer.max_epochs=5"]) == 138
+    run.mark_preempting.assert_called_once_with()  # it is expected back

@@ -135,5 +135,5 @@ def versions() -> dict[str, str]:
         git = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
         answer = subprocess.run(git, cwd=house, capture_output=True, text=True)
         own["commit"] = answer.stdout.strip()
-    installed = {package.name: package.version for package in metadata.distributions()}
-    return own | {name: installed[name] for name in PACKAGES if name in installed}
+    found = {name: [*metadata.distributions(name=name)] for name in PACKAGES}
+    return own | {name: packages[0].version for name, packages in found.items() if packages}
