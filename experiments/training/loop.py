@@ -290,6 +290,7 @@ def quiet_known_warnings() -> None:
     for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
+        ".*srun.* command is available.*",  # slurm_fault has looked at the job, if there is one
         ".*does not have many workers.*",  # chosen from the cores, see build.default_workers
         ".*dataloader is not resumable.*",  # the data module restores its position itself
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6.6 against torch >= 2.14
