@@ -86,6 +86,10 @@ class RadiographDataModule(LightningDataModule):
         """Small files whose content decides the index; hashed into the cache's key."""
         raise NotImplementedError
 
+    def index_key(self) -> object:
+        """What decides the index beside the files of the fingerprint; part of the cache's key."""
+        return self.index_version
+
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
 
@@ -237,7 +241,7 @@ class RadiographDataModule(LightningDataModule):
             "split": self.split,
             "unreadable": self.on_unreadable,
             "lesions": self.lesions_path and self.lesions_path.resolve(),
-            "version": self.index_version,
+            "version": self.index_key(),
         }
         key = index.digest(json.dumps(parts, sort_keys=True, default=str))[:12]
         return self.cache_dir / f"{self.name}-{key}"

@@ -25,7 +25,7 @@ from datamodules.options import Augmentation, Data, Lesions
 from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
 
 STAGES = ("stage1", "stage2", "stage3")
-PATHS = ("data.root", "data.cache_dir", "lesions.path", "model.init_from", "run.root")
+PATHS = ("data.root", "data.table", "data.cache_dir", "lesions.path", "model.init_from", "run.root")
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
@@ -214,7 +214,10 @@ def check_values(config: Config) -> None:
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
+    elsewhere = data.name != "table"
     rules = [
+        ("data.table", elsewhere and data.table, "only data.name=table reads one"),
+        ("data.patients", elsewhere and data.patients != "column", "only for data.name=table"),
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),

@@ -21,6 +21,7 @@ from datamodules.files import whole_file
 from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
+from experiments.build import build_data
 from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
@@ -186,7 +187,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, preprocessed",
         "outputs": {name: OUTPUTS[name] for name in outputs},
         "preprocessing": {
-            "grey": "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of "
+            "grey": "8 bit, upright (EXIF applied), air black (MONOCHROME1 inverted); of "
             f"16 bit, the {low:g} % quantile becomes 0 and the {100 - low:g} % quantile 255",
             "crop": recipe.crop,
             "image_size": size,
@@ -223,7 +224,7 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         about=describe(trained),
         summary=summary,
         figures={key: name for key, name in names.items() if summary.get(key) is not None},
-        people=SOURCES[trained.run.config.data.name].patients_are,
+        people=build_data(trained.run.config).patients_are,
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )

@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 
 from datamodules.files import write_text
-from datamodules.sources import SOURCES
 from experiments.build import build_data, open_run
 from experiments.config import Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
@@ -92,7 +91,7 @@ def gather(
         "images": images,
         "rule": rule,
         "cases": [{**case, "pictures": draw(case["path"], columns, reference)} for case in cases],
-        "source": SOURCES[runs[0].config.data.name],
+        "source": build_data(runs[0].config),
         "now": datetime.now(timezone.utc),
         "versions": versions(),
         # What the templates call.
