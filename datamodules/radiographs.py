@@ -215,8 +215,8 @@ class RadiographDataModule(LightningDataModule):
         for name, what in changes.items():
             if trained_on[name] != getattr(self, name):
                 raise DataError(
-                    f"{what}. Fix: the data.root and lesions.path as it had them, or another "
-                    "run.name."
+                    f"{what}. Fix: the data.root, data.table and lesions.path as it had them, or "
+                    "another run.name."
                 )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from datamodules.decode import decode
 from datamodules.files import locked
 from experiments.annotation.matching import read_mapping
 from tests import docs_python
-from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
+from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, give_table, read_blocks, run
 
 PAGES = {
     str(path.relative_to(HOUSE)): path.read_text()
@@ -32,6 +32,8 @@ def run_python(folder, text):
 
 
 def read_table(folder, text):
+    if ";" in text:
+        return give_table(folder, text)
     (folder / "block.csv").write_text(text)
     read_mapping(folder / "block.csv")
 

@@ -20,7 +20,6 @@ from datamodules.cache import Recipe
 from datamodules.files import whole_file
 from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
-from datamodules.sources import SOURCES
 from experiments.build import build_data
 from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
@@ -170,7 +169,7 @@ def describe(trained: Trained) -> dict[str, Any]:
     size, data, low = recipe.image_size, run.config.data, 100 * WINDOW_TAIL
     outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
     scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
-    training_data: dict[str, Any] = {"name": data.name, "licence": SOURCES[data.name].licence}
+    training_data: dict[str, Any] = {"name": data.name, "licence": build_data(run.config).licence}
     training_data |= {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
     training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
