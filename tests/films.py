@@ -66,7 +66,7 @@ def folders(films):
         to = films / ("normal", "abnormal")[number % 2] / within
         to.parent.mkdir(parents=True, exist_ok=True)
         path.rename(to)
-        if number % 4 == 1:
+        if number % 2 and number < 18:
             mask = films / "masks" / within
             mask.parent.mkdir(exist_ok=True)
             (films / "masks" / path.name).rename(mask)

@@ -31,7 +31,7 @@ LINES = {
     "lightning_modules": 1317,
     "callbacks": 668,
     "experiments": 1710,
-    "experiments/annotation": 1102,
+    "experiments/annotation": 1105,
     "experiments/audit": 610,
     "experiments/cluster": 493,
     "experiments/evaluation": 1868,
