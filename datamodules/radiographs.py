@@ -61,6 +61,7 @@ class RadiographDataModule(LightningDataModule):
         if root is None:
             raise DataError(f"data.name={self.name} needs data.root=/path/to/data (make: ROOT=...)")
         self.root, self.cache_dir = Path(root), Path(data.cache_dir or "runs/cache")
+        self.patients_are = self.patients_in(data)
         self.seed, self.limit, self.split = data.seed, data.limit, data.split
         self.recipe = cache.Recipe(
             data.image_size or self.default_image_size,
@@ -92,6 +93,11 @@ class RadiographDataModule(LightningDataModule):
 
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
+
+    @classmethod
+    def patients_in(cls, data: Data) -> str:
+        """What stands for patients, for people: ``patients``, where they are known."""
+        return cls.patients_are
 
     @classmethod
     def default_root(cls, data: Data) -> str | None:

@@ -64,8 +64,12 @@ class TableDataModule(RadiographDataModule):
     def __init__(self, data: Data, *others: Any, **named: Any) -> None:
         super().__init__(data, *others, **named)
         self.given, self.stand_in = data.table, data.patients
-        self.patients_are = PATIENTS[data.patients]
         self.csv = Path(data.table) if data.table else self.root / CSV
+
+    @classmethod
+    def patients_in(cls, data: Data) -> str:
+        """What ``data.patients`` takes for patients."""
+        return PATIENTS[data.patients]
 
     @cached_property
     def listed(self) -> pd.DataFrame | None:

@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2552,
+    "datamodules": 2562,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1317,
@@ -34,12 +34,12 @@ LINES = {
     "experiments/annotation": 1105,
     "experiments/audit": 610,
     "experiments/cluster": 493,
-    "experiments/evaluation": 1868,
+    "experiments/evaluation": 1869,
     "experiments/prediction": 917,
-    "experiments/reporting": 438,
+    "experiments/reporting": 440,
     "experiments/training": 552,
 }
-PRODUCT, TESTS, FILES = 14_820, 11_980, 110
+PRODUCT, TESTS, FILES = 14_830, 11_980, 110
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

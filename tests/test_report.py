@@ -85,7 +85,7 @@ def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
 
 
 def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_escaped(show):
-    run = made(name=HOSTILE, words=["data.name=mura", "data.root=given"])
+    run = made(name=HOSTILE, words=["data.name=mura"])
     run.table[run.table.filter(regex="lesion_area|_hit|_iou|_distance").columns] = NAN
     run.table = run.table.assign(body_part=HOSTILE, lesion_type=HOSTILE)
     dark = {"lesion_pixels": np.zeros((40, 256)), "pixels": np.zeros((40, 256))}

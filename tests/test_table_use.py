@@ -105,6 +105,7 @@ def test_all_that_works_for_a_source_works_for_a_table(folders, tmp_path, capsys
     assert "folders stand in for them" in capsys.readouterr().out
     run = tmp_path / "runs" / "table" / "stage1" / "seed0"
     assert evaluate.main([str(run), "--no-baselines"]) == 0
+    assert "folders stand in for them" in capsys.readouterr().out
     assert report.main([str(run), "--out", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert "folders stand in for patients" in page

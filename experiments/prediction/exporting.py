@@ -20,7 +20,7 @@ from datamodules.cache import Recipe
 from datamodules.files import whole_file
 from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
-from experiments.build import build_data
+from datamodules.sources import SOURCES
 from experiments.evaluation.describe import render
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
@@ -169,7 +169,7 @@ def describe(trained: Trained) -> dict[str, Any]:
     size, data, low = recipe.image_size, run.config.data, 100 * WINDOW_TAIL
     outputs = [*([PROBABILITY] if fitted else []), *trained.map_thresholds]
     scales = dict(zip(run.module.map_methods, run.module.map_scale.tolist(), strict=True))
-    training_data: dict[str, Any] = {"name": data.name, "licence": build_data(run.config).licence}
+    training_data: dict[str, Any] = {"name": data.name, "licence": SOURCES[data.name].licence}
     training_data |= {name: run.trained_on[name] for name in ("index_hash", "mask_hash")}
     training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
@@ -209,7 +209,7 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
-    summary = trained.run.summary("test") or {}
+    summary, data = trained.run.summary("test") or {}, trained.run.config.data
     names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}
     for method in trained.map_thresholds:
         names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
@@ -223,7 +223,7 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         about=describe(trained),
         summary=summary,
         figures={key: name for key, name in names.items() if summary.get(key) is not None},
-        people=build_data(trained.run.config).patients_are,
+        people=SOURCES[data.name].patients_in(data),
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from datamodules.files import write_text
+from datamodules.sources import SOURCES
 from experiments.build import build_data, open_run
 from experiments.config import Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
@@ -78,6 +79,7 @@ def gather(
     # The same for all runs on the same data, but not every run was judged beside them.
     beside = (one for one in (best, *groups) if {*names.TRIVIAL_METHODS} & {*one.runs[0].maps})
     methods = [f"{name}/" for one in groups for name in one.runs[0].maps]
+    source = SOURCES[runs[0].config.data.name]
     return {
         "groups": groups,
         "opened": opened,
@@ -91,7 +93,8 @@ def gather(
         "images": images,
         "rule": rule,
         "cases": [{**case, "pictures": draw(case["path"], columns, reference)} for case in cases],
-        "source": build_data(runs[0].config),
+        "source": source,
+        "people": source.patients_in(runs[0].config.data),
         "now": datetime.now(timezone.utc),
         "versions": versions(),
         # What the templates call.
