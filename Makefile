@@ -34,7 +34,8 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@sed -n 's/^#://p' Makefile
 #:
-#:  DATA=phantom|mura|fracatlas   the source, the phantom unless given
+#:  DATA=phantom|mura|fracatlas|table
+#:                                the source, the phantom unless given; table: docs/your-data.md
 #:  ROOT=/path/to/data            its folder; the phantom needs none
 #:  RUN=name                      name of the run; seed0 and the like unless given
 #:  STAGE=stageN                  for evaluate, report and submit: this stage only

@@ -52,7 +52,8 @@ class TrainBatches(Sampler[Rows]):
         if self.lesions_per_batch and not len(self.lesion_rows):
             raise DataError(
                 f"lesions.per_batch={self.lesions_per_batch}, but no training image has a lesion "
-                "mask. Fix: lesions.path (and lesions.count above 0), or lesions.per_batch=0."
+                "mask. Fix: lesions.path, or a table's column mask, and lesions.count above 0; or "
+                "lesions.per_batch=0."
             )
         if len(self) == 0:
             raise DataError(

@@ -237,7 +237,7 @@ def _grey_of(stored: np.ndarray, padding: np.ndarray, header: Dataset) -> tuple[
 def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
     """Whether the greys of the stored values show what ``counts`` pixels of each hold.
 
-    A window may blacken air and whiten metal, but not most of the limb, of many greys.
+    A window may blacken air and whiten metal, but not most of the body, of many greys.
     """
     held, most = (np.bincount(each, counts, minlength=256) for each in (grey, plain))
     share = np.cumsum(held) / held.sum()

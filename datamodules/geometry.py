@@ -12,8 +12,8 @@ import numpy as np
 
 # Film outside the exposed field, letterbox bars: the value of no exposure.
 BLACK = 0
-# A row or column of which most is brighter than BAR is a bar, not a limb; EDGE pixels of the small
-# copy may hold thinner ones (the margin gives them back where a limb leaves the film).
+# A row or column of which most is brighter than BAR is a bar, no body; EDGE pixels of the small
+# copy may hold thinner ones (the margin gives them back where a body leaves the film).
 BAR, EDGE = 225, 6
 # Film is a grey level +- FILM_SPREAD that at least FILM_SHARE of the pixels have.
 FILM_SPREAD, FILM_SHARE = 5, 0.2
@@ -88,7 +88,7 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
-    """Find the exposed limb: left, top, width, height of the bright content of a radiograph.
+    """Find the exposed body: left, top, width, height of the bright content of a radiograph.
 
     Film is the commonest grey level of the darker half of a small blurred copy; what rises above is
     exposed. The box holds every region of at least a twentieth of the largest (two views on one

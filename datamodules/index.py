@@ -143,15 +143,17 @@ def read_text(csv: Path) -> str:
         raise DataError(f"{csv}: cannot be read ({error}). Fix: save it as UTF-8") from error
 
 
-def read_csv(csv: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()) -> pd.DataFrame:
     """Read a CSV with header as str; the table's index is the row of the file (the header is 1).
 
-    The header settles whether commas, semicolons or tabs separate; paths get slashes.
+    The header settles whether commas, semicolons or tabs separate: it must have ``columns`` and may
+    have ``known`` ones, in lower case. Paths get slashes.
     """
     text = read_text(csv)
     header = text.lstrip().partition("\n")[0].strip()
-    names = {sign: {name.strip(' "') for name in header.split(sign)} for sign in ",;\t"}
-    separator = max(names, key=lambda sign: (len(names[sign] & {*columns}), header.count(sign)))
+    names = {sign: {name.strip(' "').lower() for name in header.split(sign)} for sign in ",;\t"}
+    wanted = {*columns, *known}
+    separator = max(names, key=lambda sign: (len(names[sign] & wanted), header.count(sign)))
     file = io.StringIO(text)
     try:
         rows = pd.read_csv(
@@ -181,15 +183,21 @@ def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -
     for message, wrong in checks.items():
         if wrong.any():
             row = rows[wrong].iloc[0]
-            raise DataError(f"{csv}, row {row.name}: {message.format(**row)}")
+            place = f", row {row.name}" * (not isinstance(row.name, str))  # else of no CSV
+            raise DataError(f"{csv}{place}: {message.format(**row)}")
 
 
-def check_files(csv: Path, listed: pd.Series, present: Collection[str]) -> None:
+def check_files(
+    csv: Path,
+    listed: pd.Series,
+    present: Collection[str],
+    fix: str = "unpack the archive again, or take their rows out",
+) -> None:
     """Raise a DataError for files that are ``listed`` but not present."""
     missing = listed[~listed.isin(present)]
     if len(missing):
         examples = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
         raise DataError(
             f"{csv}: {len(missing):,} of {len(listed):,} images that it lists are missing, such as "
-            f"{examples}. Fix: unpack the archive again, or take their rows out"
+            f"{examples}. Fix: {fix}"
         )

@@ -61,13 +61,26 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
 
     Images may have the name of ``root`` in front (``MURA-v1.1/train/...``).
     """
-    csv, rows, labels = folder / CSV, read_lesions(folder), table.set_index("path")["label"]
+    rows = read_lesions(folder)
     rows["image"] = rows["image"].str.removeprefix(f"{root.resolve().name}/")
+    return attach_masks(table, rows, folder / CSV, folder, root)
+
+
+def attach_masks(
+    table: pd.DataFrame, rows: pd.DataFrame, csv: Path, folder: Path, root: Path
+) -> pd.DataFrame:
+    """Check the masks of ``rows`` (image, mask below ``folder``, lesion_type) and attach them.
+
+    Messages name ``csv`` and the row.
+    """
+    labels = table.set_index("path")["label"]
     absent = ~rows["image"].isin(labels.index)
     inside = ~rows["image"].str.match(r"/|\.\./")  # else a mask would pass for one left out
     is_file = inside & rows["image"].map(lambda path: os.path.isfile(root / path)).astype(bool)
     unknown = "unknown image {image}. Fix: give its path relative to data.root"
-    normal = "{image} is labelled normal but has a lesion mask. Fix: take the row out, or its label"
+    normal = (
+        "{image} is labelled normal but has a lesion mask. Fix: take out the mask, or relabel it"
+    )
     checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_file}
     check_rows(csv, rows, checks | {normal: rows["image"].map(labels) == 0})
     if absent.any():
@@ -167,6 +180,6 @@ def _fault(mask: np.ndarray) -> str:
     if odd := [value for value in values if value not in (0, 255)]:
         return f"holds the grey value {odd[0]}. Fix: use 0 for background and 255 for lesion"
     return {
-        (0,): "is empty. Fix: mark the lesion, or take its row out",
+        (0,): "is empty. Fix: mark the lesion, or take the mask out",
         (255,): "covers the whole image: is it inverted? Fix: mark the lesion alone",
     }.get(tuple(values), "")

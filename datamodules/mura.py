@@ -13,14 +13,13 @@ The official valid split is the test split here; val is a patient-grouped tenth 
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
 from datamodules import index
+from datamodules.files import are_files
 from datamodules.index import DataError, check_files, check_rows, read_text
 from datamodules.lesions import attach_lesions
 from datamodules.radiographs import RadiographDataModule
@@ -109,9 +108,7 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     images = images.assign(path=images["folder"] + "/" + images["end"])
 
     files = [folder / path for path in images["path"]]
-    with ThreadPoolExecutor(32) as pool:  # network file systems answer slowly but in parallel
-        is_file = list(pool.map(os.path.isfile, files))
-    check_files(csv, images["path"], images["path"][is_file].tolist())
+    check_files(csv, images["path"], images["path"][are_files(files)].tolist())
     return images
 
 

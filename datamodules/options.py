@@ -13,8 +13,12 @@ from typing import Annotated
 class Data:
     """What is learned from."""
 
-    name: str = "phantom"  # phantom | mura | fracatlas
+    name: str = "phantom"  # phantom | mura | fracatlas | table
     root: str | None = None  # folder of the data set as downloaded; null: the phantom draws itself
+    # CSV of your own (table only); null: table.csv in data.root
+    table: str | None = None
+    # what is a patient in it: its column, the first folder of a path, or each image
+    patients: Annotated[str, "column | folder | image"] = "column"
     # draws phantom, splits and lesion subset; runs of several `seed`s stay paired
     seed: Annotated[int, "[0, 4294967295]"] = 0
     cache_dir: str | None = None  # folder of the decoded images; null: beside the runs

@@ -61,6 +61,7 @@ class RadiographDataModule(LightningDataModule):
         if root is None:
             raise DataError(f"data.name={self.name} needs data.root=/path/to/data (make: ROOT=...)")
         self.root, self.cache_dir = Path(root), Path(data.cache_dir or "runs/cache")
+        self.patients_are = self.patients_in(data)
         self.seed, self.limit, self.split = data.seed, data.limit, data.split
         self.recipe = cache.Recipe(
             data.image_size or self.default_image_size,
@@ -86,8 +87,17 @@ class RadiographDataModule(LightningDataModule):
         """Small files whose content decides the index; hashed into the cache's key."""
         raise NotImplementedError
 
+    def index_key(self) -> object:
+        """What decides the index beside the files of the fingerprint; part of the cache's key."""
+        return self.index_version
+
     def prepare_source(self) -> None:
         """Called once before the index is built; a source that draws itself does so here."""
+
+    @classmethod
+    def patients_in(cls, data: Data) -> str:
+        """What stands for patients, for people: ``patients``, where they are known."""
+        return cls.patients_are
 
     @classmethod
     def default_root(cls, data: Data) -> str | None:
@@ -211,8 +221,8 @@ class RadiographDataModule(LightningDataModule):
         for name, what in changes.items():
             if trained_on[name] != getattr(self, name):
                 raise DataError(
-                    f"{what}. Fix: the data.root and lesions.path as it had them, or another "
-                    "run.name."
+                    f"{what}. Fix: the data.root, data.table and lesions.path as it had them, or "
+                    "another run.name."
                 )
 
     def judges_as(self, trained_on: dict[str, Any]) -> bool:
@@ -237,7 +247,7 @@ class RadiographDataModule(LightningDataModule):
             "split": self.split,
             "unreadable": self.on_unreadable,
             "lesions": self.lesions_path and self.lesions_path.resolve(),
-            "version": self.index_version,
+            "version": self.index_key(),
         }
         key = index.digest(json.dumps(parts, sort_keys=True, default=str))[:12]
         return self.cache_dir / f"{self.name}-{key}"

@@ -25,7 +25,7 @@ from datamodules.options import Augmentation, Data, Lesions
 from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
 
 STAGES = ("stage1", "stage2", "stage3")
-PATHS = {"data.root", "data.cache_dir", "lesions.path", "run.root"}
+PATHS = {"data.root", "data.table", "data.cache_dir", "lesions.path", "run.root"}
 PATHS |= {"model.init_from", "model.weights"}
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
@@ -216,7 +216,10 @@ def check_values(config: Config) -> None:
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
+    elsewhere = data.name != "table"
     rules = [
+        ("data.table", elsewhere and data.table, "only data.name=table reads one"),
+        ("data.patients", elsewhere and data.patients != "column", "only for data.name=table"),
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
         ("model.width", timm and model.width != 1, "only resnet23 scales"),
         ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),

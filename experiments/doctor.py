@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from experiments.command import answered, build_parser, parse
 
 if TYPE_CHECKING:  # at run time each check imports what it needs: any of it may be what is broken
+    from datamodules.table import TableDataModule
     from experiments.config import Config
 
 Finding = tuple[str, str, str]  # state, topic, text
@@ -39,8 +40,9 @@ def main(words: list[str] | None = None) -> int:
     print(f"decision-basis on {platform.node()}: what {run_directory(config)} would use\n")
     states = []
     for state, topic, text in examine(config):
-        head, indent = f"  {state:<8} {topic:<18} ", " " * 30
-        print(textwrap.fill(text, 90, initial_indent=head, subsequent_indent=indent), flush=True)
+        lines = textwrap.TextWrapper(90, f"  {state:<8} {topic:<18} ", " " * 30)
+        lines.break_on_hyphens = lines.break_long_words = False  # paths stay whole
+        print(lines.fill(text), flush=True)
         states.append(state)
     problems = states.count(PROBLEM)
     print(f"\n{problems or 'no'} problem{'s' * (problems != 1)}")
@@ -122,6 +124,7 @@ def check_folder(topic: str, folder: Path, gibibytes: float, setting: str) -> Fi
 def check_data(config: Config) -> Iterator[Finding]:
     """The data set: its root, the files that decide its index, its cache."""
     from datamodules.phantom.source import PhantomDataModule
+    from datamodules.table import TableDataModule
     from experiments.build import build_data
 
     data = build_data(config)
@@ -130,10 +133,29 @@ def check_data(config: Config) -> Iterator[Finding]:
         state, _, reason = check_folder("", data.root, data.bytes_on_disk / 2**30, "data.root")
         yield state, "data", text if state == OK else reason
         return
-    if not all(path.is_file() for path in data.fingerprint()):
+    if isinstance(data, TableDataModule):
+        yield from show_rows(data)
+    elif not all(path.is_file() for path in data.fingerprint()):
         data.build_index()  # says which file is missing, and where it would be
     built = "built" if data.cache_folder.is_dir() else "not built yet"
     yield OK, "data", f"{config.data.name} in {data.root}, index files there, cache {built}"
+
+
+def show_rows(data: TableDataModule) -> Iterator[Finding]:
+    """A table's counts and its first rows as they are understood; patients by number, no name."""
+    rows = data.read()
+    patient = rows["patient"].factorize()[0] + 1
+    masks, parts = (rows["mask"] != "").sum(), ", ".join(rows["body_part"].unique()[:5])
+    splits = rows["split"].where(rows["split"] != "", "split drawn")
+    text = f"{data.source}: {len(rows):,} images, {rows['label'].sum():,} abnormal, of "
+    text += f"{patient.max():,} {data.patients_are}, {masks:,} lesion masks; {parts}"
+    yield OK, "table", text
+    for row, about in rows.assign(patient=patient, split=splits).head(3).iterrows():
+        words = [f"{about.path}: {('normal', 'abnormal')[about.label]}", f"patient {about.patient}"]
+        words += [about.body_part, about.split, *[f"mask {about['mask']}"] * bool(about["mask"])]
+        words += [about.lesion_type, {1: "hardware", 0: "no hardware"}.get(about.hardware, "")]
+        topic = f"row {row}" if data.listed is None else "file"
+        yield OK, topic, ", ".join(filter(None, words))
 
 
 def check_wandb(config: Config) -> Iterator[Finding]:

@@ -24,7 +24,10 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks PyPI for ne
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
 
-from tests.runs import trained as trained  # noqa: E402 (the environment first); a fixture
+# Fixtures; the environment first.
+from tests.films import films as films  # noqa: E402
+from tests.films import folders as folders  # noqa: E402
+from tests.runs import trained as trained  # noqa: E402
 
 
 @pytest.fixture

@@ -35,9 +35,10 @@ TINY = {
     # The suite would run itself.
     "-m pytest": "--numprocesses=0 --noconftest tests/test_house.py -k test_directions",
 }
-# What is put in the place of words that no machine has, or that take long.
+# What is put in the place of words that no machine has, or that take long; outside
+# the folder nobody may write.
 PLACES = {
-    r"/path/to/(data|FracAtlas)\b": r"given/\1",  # outside the folder nobody may write
+    r"/path/to/(data|FracAtlas|films|chest|GRAZPEDWRI-DX)\b": r"given/\1",
     r"(?<![\w/])/data\b": "given/data",
     r"/path/to/checkout\b": ".",
     r"RUN_DIR\.\.\.": "runs/phantom/stage1/seed0 runs/phantom/stage3/lambda1.0-seed0",
@@ -109,6 +110,7 @@ def give_data(folder: Path, tree: Path) -> None:
             marked += '<polygon label="lesion" points="20,30;40,30;40,50"/></image>'
     xml = f"<annotations><version>1.1</version>{marked}</annotations>"
     (folder / "annotations.xml").write_text(xml)
+    give_folders(folder, tree)
     # The last drawing read, in 8 and 16 bits, stored turned, and as DICOM.
     deep = pixels.astype(np.uint16) * 12 + 300  # 12 bits
     scan = content(radiograph(deep, BitsStored=12))
@@ -122,6 +124,40 @@ def give_data(folder: Path, tree: Path) -> None:
         Image.fromarray(pixels).save(path)
     Image.fromarray(deep).save(own / "grey16.png")
     Image.fromarray(np.rot90(pixels)).save(own / "turned.jpg", quality=95, exif=turned)
+
+
+def give_folders(folder: Path, tree: Path) -> None:
+    """Films in two folders, and as GRAZPEDWRI-DX has them: links to those of the tree."""
+    films, graz = folder / "given" / "films", folder / "given" / "GRAZPEDWRI-DX" / "images"
+    graz.mkdir(parents=True)
+    lines = ["filestem,patient_id,study_number,timehash,gender,age,fracture_visible,metal"]
+    for number, image in enumerate(sorted(tree.glob("MURA-v1.1/*/*/*/*/*.png"))):
+        patient, positive = image.parents[1].name, "positive" in image.parent.name
+        places = {films / ("abnormal" if positive else "normal") / patient / f"{number}.png": image}
+        places[graz / f"{number:04d}_01.png"] = image
+        if positive:
+            mask = tree / "lesions/masks" / f"{image.relative_to(tree)}.png"
+            places[films / "masks" / patient / f"{number}.png"] = mask
+        for place, target in places.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(target)
+        lines.append(f"{number:04d}_01,{patient},1,7,M,9.5,{'1' * positive},")
+    (folder / "dataset.csv").write_text("\n".join(lines))
+
+
+def give_table(folder: Path, text: str) -> None:
+    """The table ``chest.csv``, and the images and masks that it names."""
+    (folder / "chest.csv").write_text(text)
+    pixels = np.array(Image.open(folder / "hand.png"))
+    mask = np.zeros_like(pixels)
+    mask[20:30, 20:40] = 255
+    for name in re.findall(r"[^;\n]+\.(?:png|dcm)", text):
+        path = folder / "given" / "chest" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".dcm":
+            path.write_bytes(content(radiograph(pixels.astype(np.uint16), BitsStored=12)))
+        else:
+            Image.fromarray(mask if name.startswith("masks/") else pixels).save(path)
 
 
 def run(folder: Path, script: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.decode import decode
 from experiments.annotation.matching import read_mapping
 from tests import docs_python
-from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, read_blocks, run
+from tests.docs_sandbox import COUNT, HOUSE, TINY, furnish, give_data, give_table, read_blocks, run
 from tests.runs import once, shared
 
 PAGES = {
@@ -32,6 +32,8 @@ def run_python(folder, text):
 
 
 def read_table(folder, text):
+    if ";" in text:
+        return give_table(folder, text)
     (folder / "block.csv").write_text(text)
     read_mapping(folder / "block.csv")
 

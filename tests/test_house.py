@@ -25,23 +25,23 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2263,
+    "datamodules": 2562,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
-    "lightning_modules": 1317,
+    "lightning_modules": 1559,
     "callbacks": 668,
-    "experiments": 1685,
-    "experiments/annotation": 1102,
-    "experiments/audit": 610,
-    "experiments/cluster": 492,
-    "experiments/evaluation": 1868,
-    "experiments/prediction": 917,
-    "experiments/reporting": 438,
-    "experiments/training": 550,
+    "experiments": 1774,
+    "experiments/annotation": 1105,
+    "experiments/audit": 612,
+    "experiments/cluster": 493,
+    "experiments/evaluation": 1872,
+    "experiments/prediction": 967,
+    "experiments/reporting": 440,
+    "experiments/training": 677,
 }
-PRODUCT, TESTS, FILES = 14_500, 11_000, 110
+PRODUCT, TESTS, FILES = 15_320, 11_730, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
-WORDS, README, PAGES = 9_000, 900, 9
+WORDS, README, PAGES = 9_000, 900, 10
 
 
 def files_of(room: str) -> list[Path]:

@@ -78,7 +78,10 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
         maps = maps_of(opened.module, data, method, chosen.index.to_numpy())
         chosen["outlines"] = [outline(one, threshold or HALF) for one in maps]
     words = [f"data.name={data.name}", *index_words(config)]
-    write_package(options.out, data.root, chosen, maker, words)
+    # The package goes to others: without this machine's path, as data.root in its README.txt.
+    table = "data.table=/path/to/the/table"
+    told = [table if word.startswith("data.table=") else word for word in words]
+    write_package(options.out, data.root, chosen, maker, told)
     back = ["--mapping", str(options.out / "mapping.csv"), words[0], f"data.root={data.root}"]
     text = fill(
         "selection.txt",

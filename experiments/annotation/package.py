@@ -66,7 +66,7 @@ def fill(name: str, **values: Any) -> str:
 def index_words(config: Config) -> list[str]:
     """The settings, beside name and root, that say which images there are and in which split."""
     given, usual = vars(config.data), vars(type(config.data)())
-    keys = ("seed", "count", "split", "limit", "unreadable")
+    keys = ("table", "patients", "seed", "count", "split", "limit", "unreadable")
     return [f"data.{key}={given[key]}" for key in keys if given[key] != usual[key]]
 
 

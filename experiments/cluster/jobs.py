@@ -21,7 +21,8 @@ from experiments.config import STAGES, ConfigError, load_config, run_directory
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 EVALUATE = "evaluate"
 # What the evaluation takes besides the runs: where their data lies today, and how to load it.
-EVALUATION_KEYS = ("data.root", "data.cache_dir", "data.num_workers", "data.batch_size")
+EVALUATION_KEYS = ["data.root", "data.table", "data.cache_dir", "data.num_workers"]
+EVALUATION_KEYS += ["data.batch_size"]
 
 
 class Job(NamedTuple):

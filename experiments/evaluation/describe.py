@@ -55,6 +55,7 @@ def describe(evaluation: Evaluation) -> str:
         images=images,
         masked=images[images["lesion_area"].notna()],
         source=source,
+        people=source.patients_in(evaluation.config.data),
         classes=table(classes),
         parts=table(parts, 2 if source.published else 4),
         maps=table([["map", *_headings(MAP_COLUMNS)], *maps]),

@@ -195,7 +195,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "input": f"{INPUT}: uint8 (B, 1, {size}, {size}), 0 black to 255 white, preprocessed",
         "outputs": {name: OUTPUTS[name] for name in outputs},
         "preprocessing": {
-            "grey": "8 bit, upright (EXIF applied), bone white on black (MONOCHROME1 inverted); of "
+            "grey": "8 bit, upright (EXIF applied), air black (MONOCHROME1 inverted); of "
             f"16 bit, the {low:g} % quantile becomes 0 and the {100 - low:g} % quantile 255",
             "crop": recipe.crop,
             "image_size": size,
@@ -218,7 +218,7 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
-    summary = trained.run.summary("test") or {}
+    summary, data = trained.run.summary("test") or {}, trained.run.config.data
     names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}
     for method in trained.map_thresholds:
         names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
@@ -232,7 +232,7 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         about=describe(trained),
         summary=summary,
         figures={key: name for key, name in names.items() if summary.get(key) is not None},
-        people=SOURCES[trained.run.config.data.name].patients_are,
+        people=SOURCES[data.name].patients_in(data),
         # Without the path that a note may name: it is of the machine that judged.
         notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
     )

@@ -79,6 +79,7 @@ def gather(
     # The same for all runs on the same data, but not every run was judged beside them.
     beside = (one for one in (best, *groups) if {*names.TRIVIAL_METHODS} & {*one.runs[0].maps})
     methods = [f"{name}/" for one in groups for name in one.runs[0].maps]
+    source = SOURCES[runs[0].config.data.name]
     return {
         "groups": groups,
         "opened": opened,
@@ -92,7 +93,8 @@ def gather(
         "images": images,
         "rule": rule,
         "cases": [{**case, "pictures": draw(case["path"], columns, reference)} for case in cases],
-        "source": SOURCES[runs[0].config.data.name],
+        "source": source,
+        "people": source.patients_in(runs[0].config.data),
         "now": datetime.now(timezone.utc),
         "versions": versions(),
         # What the templates call.

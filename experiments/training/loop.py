@@ -259,6 +259,8 @@ def describe_start(
 def describe_data(data: RadiographDataModule) -> list[str]:
     """A line a split, and what is unusual."""
     lines = summarise(data.table, data.patients_are).splitlines()
+    if data.patients_are != "patients":
+        lines.append(f"patients are not known: {data.patients_are} stand in for them")
     unreadable = data.cache_folder / "unreadable.csv"
     if unreadable.is_file():
         lines.append(f"unreadable and not used: see {unreadable}")
