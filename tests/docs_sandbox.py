@@ -43,6 +43,7 @@ PLACES = {
     r"/path/to/checkout\b": ".",
     r"RUN_DIR\.\.\.": "runs/phantom/stage1/seed0 runs/phantom/stage3/lambda1.0-seed0",
     r"RUN_DIR\b": "runs/phantom/stage3/lambda1.0-seed0",
+    r"encoder=timm:resnet50 model.weights=imagenet": "encoder=timm:test_convnext model.width=1",
     r"^make setup data": "rm -r runs; make setup data",  # a cluster, which is another machine
     r"max_epochs=\d+": "max_epochs=2",  # minutes
     # Minutes: each seed is a training. Those of stage 1 are compared by test_audit.

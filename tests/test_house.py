@@ -32,12 +32,12 @@ LINES = {
     "callbacks": 668,
     "experiments": 1774,
     "experiments/annotation": 1105,
-    "experiments/audit": 612,
+    "experiments/audit": 613,
     "experiments/cluster": 493,
-    "experiments/evaluation": 1872,
+    "experiments/evaluation": 1878,
     "experiments/prediction": 967,
     "experiments/reporting": 440,
-    "experiments/training": 677,
+    "experiments/training": 684,
 }
 PRODUCT, TESTS, FILES = 15_320, 11_730, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

@@ -23,7 +23,7 @@ from experiments.evaluation.statistics import (
     patient_weights,
 )
 from experiments.runs import RunError
-from lightning_modules.attention import has_peak, non_negative, normalise, upsample
+from lightning_modules.attention import has_peak, non_negative, normalise
 from lightning_modules.overlap import iou
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
@@ -95,7 +95,7 @@ def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Bat
         }
         for method in methods:
             raw = raw_map(method, module, image, part)
-            large[method.name] = upsample(non_negative(raw), size)
+            large[method.name] = method.enlarge(non_negative(raw), module, size)
         for name, maps in large.items():
             every.setdefault(name, []).append(maps)
     return {name: torch.cat(parts) for name, parts in every.items()}

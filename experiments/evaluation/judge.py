@@ -19,7 +19,7 @@ from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
 from lightning_modules import overlap
-from lightning_modules.attention import peak, scale_map, upsample
+from lightning_modules.attention import peak, scale_map
 from lightning_modules.metrics import hit
 from lightning_modules.stage1 import Stage1Classifier
 from lightning_modules.stage2 import Stage2GuidedAttention
@@ -69,7 +69,8 @@ def judge(
         scales = {name: fit_scale(torch.cat(values)) for name, values in peaks.items()}
     for rows, drawn in raw:
         scaled = {name: scale_map(maps, scales[name]) for name, maps in drawn.items()}
-        judged.add_squares(rows, {name: upsample(maps, size) for name, maps in scaled.items()})
+        large = {m.name: m.enlarge(scaled[m.name], module, size) for m in methods}
+        judged.add_squares(rows, large)
     judged.scales = dict(scales)
     return judged
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
 from experiments.runs import RunError
-from lightning_modules.attention import normalise
+from lightning_modules.attention import normalise, upsample
 from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Stage1Classifier
 
 Batch = dict[str, Tensor]
@@ -52,6 +52,14 @@ class MapMethod(NamedTuple):
 
     name: str  # of columns and figures, such as "gradcam": letters, digits and "_"
     draw: Callable[[Stage1Classifier | None, Tensor, Batch], Tensor]
+    of_features: bool = False  # cell i looks where that of the network's last features does
+
+    def enlarge(
+        self, maps: Tensor, module: Stage1Classifier | None, size: tuple[int, ...]
+    ) -> Tensor:
+        """Maps ``(B, 1, h, w)`` at the image's ``(H, W)``."""
+        offset = module.encoder.offsets[-1] if module is not None and self.of_features else 0.0
+        return upsample(maps, torch.Size(size), offset)
 
 
 def raw_map(
@@ -146,16 +154,13 @@ def choose(words: str | None) -> list[MapMethod]:
         raise RunError(f"no peer method {', '.join(unknown)}: expected {', '.join(PEERS)}")
     if "occlusion" in names and importlib.util.find_spec("captum") is None:
         raise RunError("occlusion needs captum. Fix: pip install -c constraints.txt -e '.[peers]'")
-    return [MapMethod(name, partial(_explain, PEERS[name])) for name in names]
+    return [MapMethod(name, partial(_explain, PEERS[name]), of_features=True) for name in names]
 
 
 def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: Batch) -> Tensor:
     assert module is not None, "a peer explains a network"
     with torch.autocast(image.device.type, enabled=False):
-        raw = draw(module, image).float().relu()
-    if module.encoder.offsets[-1]:  # cells that look elsewhere than MapMethod promises
-        raw = module.upsample(raw, image.shape[-2:])[..., ::STEP, ::STEP]
-    return raw
+        return draw(module, image).float().relu()
 
 
 def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:

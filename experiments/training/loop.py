@@ -40,6 +40,7 @@ from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.training.preemption import StopRequest, is_first_rank, leave
 from experiments.training.pretrained import IMAGENET, fetch, find_origin, weights_file
 from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
+from lightning_modules.stages import Stage1Classifier
 from lightning_modules.timm_encoder import TimmEncoder, load_weights
 
 # What an epoch's line shows where no class is learned.
@@ -103,10 +104,8 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
-    elif config.model.init_from:
-        start_from(module, config, data)
-    elif config.model.weights:
-        load_weights(cast(TimmEncoder, module.encoder), weights_file(config.model))
+    else:
+        give_weights(module, config, data)
     # Only now, when nothing can be wrong any more.
     last = checkpoint.get("callbacks", {}).get("RunCheckpoints", {}).get("metrics", {})
     trainer.loggers = [runs.MetricsCsv(folder, runs.epochs_done(checkpoint), last)]
@@ -138,6 +137,14 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
     print_results(config, folder)
     return 0
+
+
+def give_weights(module: Stage1Classifier, config: Config, data: RadiographDataModule) -> None:
+    """Let a fresh network start from another run or from published weights, if it is told to."""
+    if config.model.init_from:
+        start_from(module, config, data)
+    elif config.model.weights:
+        load_weights(cast(TimmEncoder, module.encoder), weights_file(config.model))
 
 
 def check_checkpoint(
