@@ -49,6 +49,7 @@ MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap
 
 def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     """Prepare the data, then train or resume the run of ``config``; return the exit status."""
+    quiet_known_warnings()
     if not data_only and (fault := slurm_fault(config.trainer)):
         raise ConfigError(fault)
     data = build_data(config)
@@ -98,7 +99,6 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         print_results(config, folder)
         return 0
 
-    quiet_known_warnings()
     seed_everything(config.seed, verbose=False)
     trainer = build_trainer(config, folder, callbacks)
     module = build_module(config, data).to(memory_format=torch.channels_last)
