@@ -71,7 +71,7 @@ submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM
 	$(PY) -m experiments.submit$(if $(DRY), --dry-run)$(call more,STAGE)$(CLUSTER) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 # Files of 7 bytes were killed before W&B wrote to them; WANDB_MODE=offline would keep sync at home.
 sync: $(READY)  ## send the W&B runs that were kept offline, once they have ended
-	find $(or $(ARGS),runs) -path '*/wandb/offline-run-*' -name '*.wandb' -size +7c \
+	find $(or $(ARGS),$(wildcard runs),.) -path '*/wandb/offline-run-*' -name '*.wandb' -size +7c \
 	  -exec env -u WANDB_MODE $(PY) -m wandb sync$(if $(DRY), --dry-run) {} +
 doctor: $(READY)  ## show what a run here would use, and what is wrong
 	$(PY) -m experiments.doctor $(SOURCE)$(call more,ARGS)

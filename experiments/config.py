@@ -231,7 +231,11 @@ def check_values(config: Config) -> None:
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
-        ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected 1 or more"),
+        (
+            "trainer.max_epochs",
+            type(epochs) is not int or epochs < 1,
+            "expected a number > 0",
+        ),
     ]
     for key, wrong, rule in rules:
         if wrong:

@@ -164,8 +164,8 @@ def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
         elif best := [*root.glob(f"{place}/{where['run.name']}/checkpoints/best.ckpt")]:
             chosen.append(max(best, key=lambda path: path.stat().st_mtime).parents[1])
     if not chosen:
-        remedy = f"such as runs/phantom/stage1/seed0, or train: make stage1 DATA={root.name}"
-        raise RunError(f"no trained run in {root}, no run directory. Fix: name one, {remedy}.")
+        remedy = f"make {(places or ['stage1'])[0]} DATA={root.name}, or name a run directory"
+        raise RunError(f"no trained run in {root}. Fix: {remedy}.")
     return chosen
 
 

@@ -85,7 +85,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("data.root=${oc.env:NOT_SET}", "data.root: expected text or null: KeyError raised"),
         ("stage=stage2", "the command's first word chooses the stage"),
         ("trainer.logger=false", "the run sets this; use logger.wandb"),
-        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: expected 1 or more"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: expected a number > 0"),
         ("trainer.devices=[1", "cannot be read as a value"),
         ("lesions.folds=5 lesions.fold=5", "expected < lesions.folds"),
         ("lesions.per_batch=64", "expected < data.batch_size"),

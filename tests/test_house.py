@@ -30,14 +30,14 @@ LINES = {
     "datamodules/phantom": 1237,
     "lightning_modules": 1559,
     "callbacks": 668,
-    "experiments": 1774,
-    "experiments/annotation": 1105,
+    "experiments": 1778,
+    "experiments/annotation": 1108,
     "experiments/audit": 613,
     "experiments/cluster": 493,
     "experiments/evaluation": 1878,
     "experiments/prediction": 967,
     "experiments/reporting": 440,
-    "experiments/training": 684,
+    "experiments/training": 685,
 }
 PRODUCT, TESTS, FILES = 15_330, 11_730, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

@@ -83,8 +83,8 @@ def test_another_stage_data_or_network_is_refused(tmp_path, stage, run, words, m
         (["stage1", "stage2", "stage3"], [], ["runs/phantom/stage1/new run"]),
         (["stage1"], ["run.name=old", "seed=1"], ["runs/phantom/stage1/old"]),
         (["/x/y", "stage1"], ["run.root=a b"], ["/x/y", "a b/phantom/stage1/new run"]),
-        (["stage1"], ["data.name=mura"], "in runs/mura, .* or train: make stage1 DATA=mura"),
-        (["stage3"], [], "no trained run in runs/phantom, no run directory. Fix: name one"),
+        (["stage1"], ["data.name=mura"], "in runs/mura. Fix: make stage1 DATA=mura, or name"),
+        (["stage3"], [], "no trained run in runs/phantom. Fix: make stage3 DATA=phantom"),
     ],
 )
 def test_a_stage_stands_for_its_latest_trained_run(tmp_path, monkeypatch, places, settings, runs):

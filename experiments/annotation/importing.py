@@ -27,9 +27,9 @@ from datamodules.index import SPLITS, DataError, read_csv
 from datamodules.lesions import CSV, LEFT_OUT, Lesion, choose_lesions, write_lesions
 from experiments.annotation.joining import Import
 from experiments.annotation.matching import ImageFinder, read_mapping
-from experiments.annotation.package import check_new, fill, index_words, percent, printable
+from experiments.annotation.package import check_new, fill, percent, printable
 from experiments.build import build_data
-from experiments.config import Config, load_config
+from experiments.config import Config, flatten, load_config, show, to_plain
 from experiments.runs import file_hash
 
 # With fewer train patients than this many folds, cross-fitting is not proposed.
@@ -177,7 +177,10 @@ def _columns(table: pd.DataFrame, name: str) -> str:
 
 def next_command(config: Config, out: Path, rows: pd.DataFrame) -> str:
     """The command that trains on the masks of index ``rows``, as it is to be typed."""
-    words = [f"lesions.path={out}", *index_words(config)]
+    usual, given = (flatten(to_plain(one)) for one in (load_config("stage3", []), config))
+    own = ("data.name", "data.root", "run.name")
+    changed = [key for key in given if given[key] != usual[key] and key not in own]
+    words = [f"lesions.path={out}", *(f"{key}={show(given[key])}" for key in changed)]
     name = out.name  # another run than that of the masks that the source brings
     if (rows["split"] == "train").all() and rows["patient"].nunique() >= FOLDS:
         words += [f"lesions.folds={FOLDS}", "lesions.fold=0"]

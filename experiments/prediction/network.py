@@ -95,7 +95,7 @@ class Trained:
         """Probability of abnormal ``(B,)`` and maps ``(B, S, S)`` of squares, uint8 ``(B, S, S)``.
 
         A short batch is filled up with black: how the arithmetic is cut depends on the number of
-        images, and the last digits of an answer must not depend on what else is asked.
+        images, and an answer must not depend on what else is asked (by a rounding it still may).
         """
         count, network = len(squares), self.run.module
         missing = max(0, self.run.config.data.batch_size - count)

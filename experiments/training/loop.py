@@ -290,6 +290,7 @@ def print_results(config: Config, folder: Path) -> None:
     print(f"checkpoint  {checkpoint}{' (best.ckpt is lost)' * lost}")
     print(f"panels      {folder / 'panels'}")
     words = [sys.executable, "-m", "experiments.evaluate", str(checkpoint if lost else folder)]
+    words += ["--split", "left_out"] * bool(config.lesions.folds)
     print(f"next        {shlex.join(words)}")
 
 
