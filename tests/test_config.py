@@ -76,7 +76,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("learning_rate=1", "did you mean optimizer.learning_rate?"),
         ("data.batch_size=1.5", "data.batch_size: expected a whole number: Value '1.5'"),
         ("data.batch_size=0", "data.batch_size: expected [1, inf), got 0"),
-        ("model.encoder=resnet32", "expected resnet23, got resnet32"),
+        ("model.encoder=resnet32", "expected resnet23 | timm:<name>, got resnet32"),
         ("augmentation.enabled=perhaps", "expected true or false"),
         ("data.image_size=100", "expected a multiple of 16"),
         ("loss.alpha=best", "expected accuracy | balanced_accuracy | [0, 1], got best"),

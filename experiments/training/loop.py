@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
@@ -33,15 +33,12 @@ from experiments.build import (
     choose_precision,
     describe_device,
     slurm_fault,
-    start_from,
 )
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.training.preemption import StopRequest, is_first_rank, leave
-from experiments.training.pretrained import IMAGENET, fetch, find_origin, weights_file
+from experiments.training.pretrained import IMAGENET, fetch, find_origin, give_weights
 from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
-from lightning_modules.stages import Stage1Classifier
-from lightning_modules.timm_encoder import TimmEncoder, load_weights
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -137,14 +134,6 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     print(f"\ntrained in {(time.monotonic() - started) / 60:.1f} minutes")
     print_results(config, folder)
     return 0
-
-
-def give_weights(module: Stage1Classifier, config: Config, data: RadiographDataModule) -> None:
-    """Let a fresh network start from another run or from published weights, if it is told to."""
-    if config.model.init_from:
-        start_from(module, config, data)
-    elif config.model.weights:
-        load_weights(cast(TimmEncoder, module.encoder), weights_file(config.model))
 
 
 def check_checkpoint(

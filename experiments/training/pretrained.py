@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from experiments.config import ConfigError
+from datamodules.radiographs import RadiographDataModule
+from experiments.build import start_from
+from experiments.config import Config, ConfigError
 from experiments.runs import RunError, file_hash, find_checkpoint, read_checkpoint, read_plain
 from lightning_modules.options import Model
-from lightning_modules.timm_encoder import published
+from lightning_modules.stages import Stage1Classifier
+from lightning_modules.timm_encoder import TimmEncoder, load_weights, published
 
 IMAGENET = "imagenet"
 FILES = ("model.safetensors", "pytorch_model.bin")  # as the hub calls them, the safer one first
+
+
+def give_weights(module: Stage1Classifier, config: Config, data: RadiographDataModule) -> None:
+    """Let a fresh network start from another run or from published weights, if it is told to."""
+    if config.model.init_from:
+        start_from(module, config, data)
+    elif config.model.weights:
+        load_weights(cast(TimmEncoder, module.encoder), weights_file(config.model))
 
 
 def weights_file(model: Model) -> Path:
