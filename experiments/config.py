@@ -211,15 +211,14 @@ def check_values(config: Config) -> None:
         if option.allowed and values[key] is not None and not _is_allowed(values[key], option):
             raise ConfigError(f"{key}: expected {option.allowed}, got {show(values[key])}")
     data, lesions, loss = config.data, config.lesions, config.loss
-    epochs, model = config.trainer["max_epochs"], config.model
+    epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
-    elsewhere = data.name != "table"
     rules = [
-        ("data.table", elsewhere and data.table, "only data.name=table reads one"),
-        ("data.patients", elsewhere and data.patients != "column", "only for data.name=table"),
+        ("data.table", data.table and not table, "only data.name=table reads one"),
+        ("data.patients", data.patients != "column" and not table, "only for data.name=table"),
         ("data.image_size", (data.image_size or 0) % stride, f"expected a multiple of {stride}"),
         ("model.width", timm and model.width != 1, "only resnet23 scales"),
         ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),

@@ -30,7 +30,7 @@ LINES = {
     "datamodules/phantom": 1237,
     "lightning_modules": 1559,
     "callbacks": 668,
-    "experiments": 1778,
+    "experiments": 1777,
     "experiments/annotation": 1108,
     "experiments/audit": 613,
     "experiments/cluster": 493,
