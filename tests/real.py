@@ -12,7 +12,7 @@ VARIABLE = "DECISION_BASIS_TEST_DATA"
 
 def real_data(name: str) -> Path:
     """Return the folder ``name`` of real radiographs, or skip the test."""
-    folder = Path(os.environ.get(VARIABLE, ""), name)
+    folder = Path(os.environ.get(VARIABLE, ""), name).resolve()
     if not folder.is_dir():
         pytest.skip(f"no real radiographs at {folder}; name their folder in {VARIABLE}")
     return folder

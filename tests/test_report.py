@@ -211,7 +211,7 @@ def test_what_cannot_be_reported_is_named(runs, tmp_path, capsys):
 
     run, page = shutil.copytree(runs[0], tmp_path / "run"), tmp_path / "report.html"
     page.write_text("my own notes")
-    refused("no run directory. Fix: name one, such as")
+    refused("no trained run in runs/phantom. Fix: make stage1 DATA=phantom, or name")
     refused("was not written by this command. Fix: name", run, "--out", tmp_path)
     assert page.read_text() == "my own notes"
     images = run / "evaluation/test/images.csv"
