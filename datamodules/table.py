@@ -43,6 +43,7 @@ OURS = {other.lower(): name for name, others in NAMES.items() for other in other
 LABELS = {"0": 0, "normal": 0, "negative": 0, "false": 0}
 LABELS |= {"1": 1, "abnormal": 1, "positive": 1, "true": 1}
 SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val"}
+NOBODY = ("", "nan", "none", "null", "na", "n/a")
 HARDWARE = {"": -1, "-1": -1, "0": 0, "1": 1}
 FOLDERS, MASKS = ("normal", "abnormal"), "masks"
 # What data.patients takes for a patient, as people read it.
@@ -108,6 +109,7 @@ class TableDataModule(RadiographDataModule):
         """The table as it is understood and checked, with ``mask`` below ``data.root`` or ""."""
         rows = self.listed if self.listed is not None else read_named(self.csv, self.root)
         rows = understand(rows, self.source, self.root, self.stand_in)
+        check_kinds(self.source, rows, self.patients_are)
         if self.keeps_splits(rows):
             check_splits(self.csv, rows)
         return rows
@@ -200,6 +202,7 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
     rows = rows.reindex(columns=list(NAMES), fill_value="")
     if patients != "column":
         rows["patient"] = within.str.partition("/")[0] if patients == "folder" else rows["path"]
+    nobody = rows["patient"].str.lower().isin(NOBODY)
     blank, label, split = rows == "", rows["label"].str.lower(), rows["split"].str.lower()
     outside = rows["path"].str.match(r"([A-Za-z]:)?/|\.\.(/|$)")
     masked_twice = rows["mask"].duplicated() & ~blank["mask"]
@@ -214,7 +217,7 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
         "{path} has no label. Fix: 0 (normal) or 1 (abnormal)": blank["label"],
         f"{{path}} has an unknown label. Fix: {labels}": ~label.isin(LABELS),
         "{path} is in no folder to stand for a patient. Fix: data.patients=image": flat,
-        "{path} has no patient. Fix: fill it in": blank["patient"],
+        "{path} has no patient. Fix: fill it in": nobody,
         "{path} has no known split. Fix: train, val or test, in all rows or in none": no_split,
         "{path} has unknown hardware. Fix: 0, 1 or nothing": ~rows["hardware"].isin(HARDWARE),
     }
@@ -239,6 +242,20 @@ def name_studies(source: Path, rows: pd.DataFrame, patients: str) -> pd.Series:
     cut += "column patient (the study's name may stand there), or take the column study out"
     check_rows(source, rows, {cut: shared & (patients == "image")})
     return rows["patient"] + "/" + study if shared.any() else study
+
+
+def check_kinds(source: Path, rows: pd.DataFrame, people: str) -> None:
+    """Raise a DataError for one class, too few patients, or two spellings of a patient."""
+    if held := lacks_class(rows["label"]):
+        raise DataError(f"{source} holds {held} images. Fix: both normal and abnormal ones")
+    plain = rows["patient"].str.casefold().str.removesuffix(".0")
+    other = rows["patient"].groupby(plain).transform("first")
+    twice = "{path} has a patient whose name is also spelt otherwise (case, or .0 at the end), so "
+    twice += "that splits would part them. Fix: one spelling"
+    check_rows(source, rows, {twice: rows["patient"] != other})
+    if rows["patient"].nunique() < len(SPLITS):
+        what = f"{rows['patient'].nunique()} {people}: too few to be kept apart in three splits"
+        raise DataError(f"{source}: {what}. Fix: a column patient, or another data.patients")
 
 
 def check_splits(csv: Path, rows: pd.DataFrame) -> None:

@@ -153,12 +153,16 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
     earlier = list(STAGES)[: list(STAGES).index(config.stage)]
     try:
         _, checkpoint = find_checkpoint(Path(str(config.model.init_from)))
-        content = read_checkpoint(checkpoint, ("stage", "state_dict"))
+        content = read_checkpoint(checkpoint, ("stage", "state_dict", "hyper_parameters"))
         if content["stage"] not in earlier:
             expected = " or ".join(earlier) or "none"
             raise RunError(
                 f"{checkpoint} is of {content['stage']}: {config.stage} can start from {expected}"
             )
+        # Weights of the same shapes may be of an encoder whose cells look elsewhere.
+        encoder = content["hyper_parameters"]["model"].get("encoder", config.model.encoder)
+        if encoder != config.model.encoder:
+            raise RunError(f"{checkpoint} has model.encoder={encoder}. Fix: the same here")
         # The same configuration is not enough: one patient more in a folder deals all splits anew,
         # and one mask more all folds.
         trained_on = content.get(type(data).__qualname__, {})

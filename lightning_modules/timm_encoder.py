@@ -134,16 +134,22 @@ def cells(name: str) -> tuple[float, ...]:
         for seed in range(_DRAWS):
             torch.manual_seed(seed)
             net = create(name).eval()
-            for part in net.modules():  # timm begins residual branches at 0: they would not count
-                if isinstance(part, nn.BatchNorm2d):
-                    nn.init.ones_(part.weight)
+            # timm begins residual branches at 0: they would not count.
+            gains = [part.weight for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+            gains += [
+                p for key, p in net.named_parameters() if key.endswith("gain") and not p.any()
+            ]
+            for gain in gains:
+                nn.init.ones_(gain)
             image = torch.randn(1, 1, _SIDE, _SIDE, requires_grad=True)
             try:
                 pyramid = net(image)
-            except AssertionError as error:
+                if [level.shape[1] for level in pyramid] != net.feature_info.channels():
+                    raise RuntimeError("channels come last")
+            except (AssertionError, RuntimeError) as error:
                 raise EncoderError(
-                    f"timm:{name} takes images of one size only ({error}). Fix: a convolutional "
-                    f"encoder such as {SUITABLE}."
+                    f"timm:{name} gives no pyramid of images of any size ({error}). Fix: a "
+                    f"convolutional encoder such as {SUITABLE}."
                 ) from error
             for level, features in enumerate(pyramid):
                 cell = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
@@ -163,28 +169,31 @@ def cells(name: str) -> tuple[float, ...]:
 
 
 def load_weights(encoder: TimmEncoder, file: Path) -> None:
-    """Give the backbone pretrained weights of timm's names: all its layers or none."""
-    overlay = {"file": str(file)}
+    """Give the backbone published weights: of that very model, all of them, or none."""
+    import timm
+    from timm.models import load_checkpoint
+
+    classifier = published(encoder.name).classifier or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     # It tells of each key that a pyramid does not need.
     logging.getLogger("timm").setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=[]):
-        states = []
-        for seed in (0, 1):  # what is loaded is the same in both, what is not is random
-            torch.manual_seed(seed)
-            try:
-                net = create(encoder.name, pretrained=True, pretrained_cfg_overlay=overlay)
-            except Exception as error:  # of timm, safetensors or pickle, whatever the file holds
-                reason = str(error).splitlines()[0]
-                raise EncoderError(
-                    f"{file}: no weights of timm:{encoder.name} ({reason})"
-                ) from error
-            states.append(net.state_dict())
-    left = [key for key, value in states[0].items() if not torch.equal(value, states[1][key])]
-    # A BatchNorm begins alike whatever the seed.
-    left += [k for k, v in states[0].items() if k.endswith("running_mean") and not v.any()]
-    if left:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            whole = timm.create_model(encoder.name, num_classes=0)
+            keys = load_checkpoint(whole, str(file), strict=False)
+            overlay = {"file": str(file)}
+            net = create(encoder.name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # of timm, safetensors or pickle, whatever the file holds
+        reason = " ".join(str(error).split())[:200]
         raise EncoderError(
-            f"{file} does not hold all weights of timm:{encoder.name}: {len(left)} are missing, "
-            f"such as {left[0]}. Fix: weights of that very model."
+            f"{file}: no weights of timm:{encoder.name} ({reason}). Fix: those of that very model."
+        ) from error
+    missing = list(keys.missing_keys)
+    wrong = missing + [key for key in keys.unexpected_keys if not key.startswith(heads)]
+    wrong += [key for key, value in whole.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise EncoderError(
+            f"{file}: no weights of timm:{encoder.name} ({len(missing)} are missing; {wrong[0]} is "
+            "missing, not of this model or not finite). Fix: those of that very model."
         )
-    encoder.net.load_state_dict(states[0])
+    encoder.net.load_state_dict(net.state_dict())

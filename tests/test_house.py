@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2562,
+    "datamodules": 2579,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
-    "lightning_modules": 1559,
+    "lightning_modules": 1568,
     "callbacks": 668,
-    "experiments": 1777,
+    "experiments": 1781,
     "experiments/annotation": 1108,
     "experiments/audit": 613,
     "experiments/cluster": 493,
     "experiments/evaluation": 1878,
     "experiments/prediction": 967,
     "experiments/reporting": 440,
-    "experiments/training": 685,
+    "experiments/training": 692,
 }
-PRODUCT, TESTS, FILES = 15_340, 11_733, 115
+PRODUCT, TESTS, FILES = 15_380, 11_760, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -33,6 +33,7 @@ def start(folder, stage, *words, place="run", of="stage1", width=0.25, lost=(), 
     given = network(of, *words_of_run).state_dict()
     given[MEAN] += 1  # trained
     content = {"stage": of, "state_dict": given, "Data": MINE, **parts}
+    content.setdefault("hyper_parameters", {"model": {}})
     (run / "checkpoints").mkdir()
     torch.save(
         {name: content[name] for name in content if name not in lost}, run / "checkpoints/best.ckpt"
@@ -65,6 +66,12 @@ SAME = "trained on other images: they may be val or test images here"
         ("stage1", {}, [], "stage1 can start from none"),
         ("stage3", {"of": "stage3"}, [], "is of stage3: .* can start from stage1 or stage2"),
         ("stage2", {"Data": {}}, [], SAME),
+        (
+            "stage2",
+            {"hyper_parameters": {"model": {"encoder": "timm:x"}}},
+            [],
+            "has model.encoder=timm:x. Fix: the same here",
+        ),
         ("stage2", {"Data": OTHER}, [], SAME),
         ("stage2", {"Data": OTHER_MASKS}, ["lesions.folds=3"], SAME),
         ("stage2", {"width": 0.5}, [], "another network .*the same model.width"),

@@ -66,7 +66,8 @@ def test_fracatlas_as_a_table_is_fracatlas(tmp_path):
 def test_grazpedwri_is_read_as_the_docs_say(tmp_path, monkeypatch):
     (tmp_path / "images").symlink_to(real_data("grazpedwri_sample"))
     names = ["0003_0662359226_01_WRI-R1_M011", "3799_0949300875_03_WRI-L1_M010"]
-    rows = [f"{names[0]},0003,1,R,1,", f"{names[1]},3799,3,L,,1"]
+    names.append("5791_0288377040_02_WRI-R1_F009")
+    rows = [f"{names[0]},0003,1,R,1,", f"{names[1]},3799,3,L,,1", f"{names[2]},5791,2,R,1,"]
     header = "filestem,patient_id,study_number,laterality,fracture_visible,metal"
     (tmp_path / "dataset.csv").write_text("\n".join([header, *rows]))
     page = (HOUSE / "docs" / "your-data.md").read_text()
@@ -77,6 +78,7 @@ def test_grazpedwri_is_read_as_the_docs_say(tmp_path, monkeypatch):
     assert read["path"].tolist() == [f"images/{name}.png" for name in names]
     columns = ["label", "patient", "study", "body_part", "hardware"]
     wanted = [[1, "0003", "1", "wrist", 0], [0, "3799", "3", "wrist", 1]]
+    wanted.append([1, "5791", "2", "wrist", 0])
     assert read[columns].to_numpy().tolist() == wanted
 
 

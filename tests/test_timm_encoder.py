@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -108,7 +109,8 @@ def test_maps_of_a_shifted_encoder_meet_in_the_image():
     ("name", "message"),
     [
         ("vit_tiny_patch16_224", "strides 4, 8 and 16, got .* such as timm:resnet50"),
-        ("swin_tiny_patch4_window7_224", "one size only .* such as timm:resnet50"),
+        ("swin_tiny_patch4_window7_224", "images of any size .* such as timm:resnet50"),
+        ("test_mambaout", "channels come last"),
         ("resnet51", "has no model resnet51. Fix: such as timm:resnet5"),
     ],
 )
@@ -143,16 +145,22 @@ def test_weights_are_loaded_whole_or_refused(weights, tmp_path):
     assert own.keys() < state.keys()
     assert all(torch.allclose(weight, state[key], atol=1e-6) for key, weight in own.items())
 
-    safetensors.save_file({k: v for k, v in state.items() if "stages.3" not in k}, tmp_path / "cut")
+    state = safetensors.load_file(weights)
+    files = {
+        "stage.safetensors": {k: v for k, v in state.items() if "stages.3" not in k},
+        "norm.safetensors": {k: v for k, v in state.items() if not k.endswith("norm.weight")},
+        "more.safetensors": state | {"stages.9.weight": torch.ones(1)},
+        "nan.safetensors": state | {"stem.0.bias": state["stem.0.bias"] * torch.nan},
+        "other.pth": timm.create_model("test_resnet").state_dict(),
+    }
+    for name, content in files.items():
+        save = torch.save if name.endswith("pth") else safetensors.save_file
+        save(content, tmp_path / name)
     (tmp_path / "text.pth").write_text("<html>")
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
-    for name in ("cut", "text.pth", "other.pth"):
-        file = tmp_path / name
-        if name == "cut":
-            file = file.rename(tmp_path / "cut.safetensors")
-        before = {key: value.clone() for key, value in encoder.state_dict().items()}
-        with pytest.raises(EncoderError, match=f"{file.name}.* weights of timm:{TINY}"):
-            load_weights(encoder, file)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    for name in (*files, "text.pth"):
+        with pytest.raises(EncoderError, match=f"{name}: no weights of timm:{TINY} .*Fix: those"):
+            load_weights(encoder, tmp_path / name)
         assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
 
 
@@ -180,8 +188,9 @@ def run(weights, tmp_path_factory):
 def test_a_run_names_its_weights_and_works_without_them(run, weights, tmp_path, capsys):
     folder, given = run
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
-    origin = f"tiny.safetensors, licence not stated, SHA-256 {sha}"
-    assert origin in (folder / "config.yaml").read_text()
+    licence = timm.get_pretrained_cfg(TINY).license
+    origin = f"tiny.safetensors, licence of timm's own {licence}, SHA-256 {sha}"
+    assert load_config(str(folder / "config.yaml"), []).model.weights_origin == origin
     content = load_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert content["hyper_parameters"]["model"]["weights_origin"] == origin
     # Goes on where the file has moved; other weights are refused.
@@ -192,8 +201,12 @@ def test_a_run_names_its_weights_and_works_without_them(run, weights, tmp_path, 
     capsys.readouterr()
     assert train.main(["stage3", *gone, f"model.weights={other}"]) == 2
     assert f"model.weights_origin: {origin} -> other.safetensors" in capsys.readouterr().err
-    later = Model(encoder=f"timm:{TINY}", init_from=str(folder))
+    later = Model(encoder=f"timm:{TINY}", init_from=str(folder), weights=str(weights))
     assert find_origin(later, tmp_path) == origin
+    with pytest.raises(ConfigError, match=r"began from tiny.* Fix: leave out model\.weights"):
+        find_origin(replace(later, weights=str(other)), tmp_path)
+    with pytest.raises(ConfigError, match=r"is of a run\. Fix: model\.init_from="):
+        weights_file(replace(later, weights=str(folder / "checkpoints" / "best.ckpt")))
 
     assert train.main(["stage3", *given, "run.name=seed0", "trainer.max_epochs=2"]) == 0  # resumes
     assert export.main([str(folder), "--out", str(tmp_path / "model.onnx")]) == 0

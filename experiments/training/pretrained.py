@@ -35,6 +35,8 @@ def weights_file(model: Model) -> Path:
         file = Path(str(model.weights))
         if not file.is_file():
             raise ConfigError(f"model.weights: expected imagenet or a file, got {file}")
+        if file.suffix == ".ckpt":
+            raise ConfigError(f"model.weights: {file} is of a run. Fix: model.init_from={file}")
         return file
     from huggingface_hub import try_to_load_from_cache  # with timm, of an extra
 
@@ -64,7 +66,8 @@ def fetch(encoder: str) -> Path:
         except LocalEntryNotFoundError as error:  # nobody answers; a kind of the next
             raise RunError(
                 f"{encoder}: {repository} cannot be fetched ({error}). Fix: where there is a "
-                "network, python -m experiments.weights, then model.weights=FILE."
+                f"network, python -m experiments.weights {encoder} --out FILE, then "
+                "model.weights=FILE."
             ) from error
         except EntryNotFoundError:
             continue
@@ -78,24 +81,26 @@ def find_origin(model: Model, folder: Path) -> str | None:
     """
     begun = folder / "config.yaml"
     saved = read_plain(begun)["model"].get("weights_origin") if begun.is_file() else None
-    if model.init_from:
-        if not saved:
-            with contextlib.suppress(ValueError):  # said where the weights are needed
-                content = read_checkpoint(find_checkpoint(Path(model.init_from))[1])
-                saved = content["hyper_parameters"]["model"].get("weights_origin")
-    elif model.weights:
+    given = None
+    if model.weights:
         try:
-            file = weights_file(model)
+            given = _describe(model, weights_file(model))
         except ConfigError:
-            if not saved:
+            if not (saved or model.init_from):
                 raise
-        else:
-            saved = _describe(model, file)
-    else:
-        saved = None
-    if model.weights_origin not in (None, saved):
-        raise ConfigError(f"model.weights_origin: expected {model.weights_origin}, got {saved}")
-    return saved
+    if model.init_from and not saved:
+        with contextlib.suppress(ValueError):  # said where the weights are needed
+            content = read_checkpoint(find_checkpoint(Path(model.init_from))[1])
+            saved = content["hyper_parameters"]["model"].get("weights_origin")
+    if model.init_from and given not in (None, saved):
+        what = f"{model.init_from} began from {saved or 'no weights'}, and nothing else is loaded"
+        raise ConfigError(
+            f"model.weights: {what}. Fix: leave out model.weights or model.init_from."
+        )
+    origin = given or (saved if model.weights or model.init_from else None)
+    if model.weights_origin not in (None, origin):
+        raise ConfigError(f"model.weights_origin: expected {model.weights_origin}, got {origin}")
+    return origin
 
 
 def is_non_commercial(origin: str | None) -> bool:
@@ -104,10 +109,12 @@ def is_non_commercial(origin: str | None) -> bool:
 
 
 def _describe(model: Model, file: Path) -> str:
-    source, licence = file.name, None
+    licence = published(model.encoder).license or "not stated"
     if model.weights == IMAGENET:
-        source, licence = _where(model.encoder)[0], published(model.encoder).license
-    return f"{source}, licence {licence or 'not stated'}, SHA-256 {file_hash(file)}"
+        source = f"{_where(model.encoder)[0]}, licence {licence}"
+    else:
+        source = f"{file.name}, licence of timm's own {licence}"
+    return f"{source}, SHA-256 {file_hash(file)}"
 
 
 def _where(encoder: str) -> tuple[str, str | None, tuple[str, ...]]:
