@@ -194,7 +194,8 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
     Messages name no more of a row than its path.
     """
     if patients == "column" and "patient" not in rows:
-        raise DataError(f"{source}: no column patient. Fix: add it, or say {STAND_INS}")
+        names = ", ".join(NAMES["patient"][1:])
+        raise DataError(f"{source}: no column patient ({names}). Fix: add it, or say {STAND_INS}")
     if patients != "column" and "patient" in rows:
         what = f"{source}: has a column patient, which data.patients={patients} would not read"
         raise DataError(f"{what}. Fix: leave data.patients out, or take the column out")

@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2579,
+    "datamodules": 2580,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1568,
@@ -39,7 +39,7 @@ LINES = {
     "experiments/reporting": 440,
     "experiments/training": 692,
 }
-PRODUCT, TESTS, FILES = 15_380, 11_760, 115
+PRODUCT, TESTS, FILES = 15_380, 11_768, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

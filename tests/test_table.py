@@ -27,7 +27,12 @@ MISTAKES = [
     # The header.
     ("path,label", "way,label", {}, r"no column path\. Fix: a header, and in it path or image_p"),
     ("path,label", "path,class", {}, r"no column label\. Fix: .* label or label_index or abnormal"),
-    ("patient", "name", {}, r"no column patient\. Fix: add it, or say data\.patients=folder"),
+    (
+        "patient",
+        "name",
+        {},
+        r"no column patient \(patient_id, .*\)\. Fix: add it, or say data\.pat",
+    ),
     ("study", "Image", {}, r"the columns path and Image both mean path\. Fix: keep one"),
     ("study", "label", {}, r"the columns label and label\.1 both mean label\. Fix: keep one"),
     ("", "", {"patients": "image"}, r"a column patient, which data\.patients=image would not"),
@@ -201,7 +206,12 @@ def test_folders_stand_for_a_table(folders):
 @pytest.mark.parametrize(
     ("old", "new", "patients", "message"),
     [
-        ("", "", "column", r"films: no column patient\. Fix: add it, or say data\.patients=folder"),
+        (
+            "",
+            "",
+            "column",
+            r"films: no column patient \(patient_id, .*\)\. Fix: add it, or say data\.pat",
+        ),
         ("normal", "healthy", "image", r"films/normal: expected images in it\. Fix"),
         ("abnormal", "ill", "image", r"table\.csv does not exist.* or put .* normal and abnormal"),
         (
