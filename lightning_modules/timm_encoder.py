@@ -96,7 +96,11 @@ def published(encoder: str) -> Any:
         near = get_close_matches(name, timm.list_models())
         suitable = ", ".join(f"timm:{model}" for model in near) or SUITABLE
         raise EncoderError(f"timm {timm.__version__} has no model {name}. Fix: such as {suitable}.")
-    return timm.get_pretrained_cfg(name)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag, after the dot, that the model does not have
+        tags = ", ".join(f"timm:{one}" for one in timm.list_pretrained(f"{name.split('.')[0]}.*"))
+        raise EncoderError(f"timm:{name}: {error} Fix: one of {tags}.") from error
 
 
 def create(name: str, **options: Any) -> Any:
