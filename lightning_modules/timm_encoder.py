@@ -40,6 +40,9 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.name = name
         self.net = create(name)
+        for part in self.net.modules():
+            if isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels:
+                part.__class__ = type("Depthwise", (_Depthwise, type(part)), {})
         reductions, channels = self.net.feature_info.reduction(), self.net.feature_info.channels()
         self.levels = [reductions.index(stride) for stride in STRIDES]
         self.offsets = tuple(cells(name)[level] for level in self.levels)
@@ -81,6 +84,20 @@ class TimmEncoder(Encoder):
             name for name in names if any(True for _ in self.get_submodule(name).parameters())
         ]
         return ["normalise", "joins", *reversed(learned)]
+
+
+class _Depthwise(nn.Conv2d):
+    """A convolution of each channel by itself: on a processor float32 is faster than bfloat16.
+
+    Measured on EfficientNet-lite0: a third of a training step, backwards above all.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of the class that it is mixed into."""
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def published(encoder: str) -> Any:
