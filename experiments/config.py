@@ -214,6 +214,8 @@ def check_values(config: Config) -> None:
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
+    weighted = loss.normal_weight != 1 and not loss.normal_masks
+    pooled = config.attention.pooling == "lesion"
     no_l4 = loss.lambda_attention and (no_masks or masks_alone)
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
@@ -228,6 +230,9 @@ def check_values(config: Config) -> None:
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
         ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
+        ("loss.normal_weight", weighted, "expected loss.normal_masks=true beside it"),
+        ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
+        ("attention.pooling", pooled and (no_masks or masks_alone), "stage3 has the FCN"),
         ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         (

@@ -82,6 +82,16 @@ def soft_mask(maps: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:
     return torch.sigmoid(omega * (precise(maps) - sigma))
 
 
+def lesion_weight(lesion: Tensor, floor: float) -> Tensor:
+    """Each pixel's weight in the classifier's mean, 1 on average, from a lesion map in [0, 1].
+
+    ``floor`` is what a pixel without lesion weighs beside one with it, in (0, 1]: an image in which
+    no lesion is seen has the plain mean. ``(B, 1, H, W)``, both.
+    """
+    weight = floor + (1 - floor) * precise(lesion)
+    return weight / weight.mean((-2, -1), keepdim=True)
+
+
 def has_peak(maps: Tensor) -> Tensor:
     """Whether each map ``(B, 1, H, W)`` has a peak, that is, is not constant: bool ``(B,)``."""
     values = precise(maps.detach()).flatten(1)

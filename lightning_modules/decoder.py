@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from lightning_modules.encoder import enlarge
@@ -56,7 +55,7 @@ class Decoder(nn.Module):
         nn.init.constant_(self.output.bias, _OUTPUT_BIAS)  # type: ignore[arg-type]  # has a bias
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """The lesion map of a pyramid: float32 ``(B, 1, H, W)`` in [0, 1], at the image's size."""
+        """Scores float32 ``(B, 1, H, W)`` of the pixels; their sigmoid is the lesion map."""
         fine, middle, coarse = pyramid
         x = self.top(coarse)
         levels = (middle, fine)
@@ -66,7 +65,7 @@ class Decoder(nn.Module):
         # Logits are enlarged, not probabilities: the edge of a sure lesion stays sharp. In float32,
         # since bf16 knows only 256 steps between 0.5 and 1 and a ranking of pixels needs more.
         height, width = (_OUTPUT_STRIDE * side for side in x.shape[-2:])
-        return torch.sigmoid(enlarge(self.output(x).float(), (height, width), self.offset))
+        return enlarge(self.output(x).float(), (height, width), self.offset)
 
 
 def _block(channels_in: int, channels_out: int, kernel_size: int) -> nn.Sequential:

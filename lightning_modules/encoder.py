@@ -130,11 +130,7 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size, offset: float 
     """
     height, width = size
     if offset:
-        rows, columns = (
-            _shares(cells, pixels, offset, features)
-            for cells, pixels in zip(features.shape[-2:], size, strict=True)
-        )
-        return rows @ features @ columns.mT
+        return _weighted(features, *_shares(features.shape[-2:], size, offset, features))
     padded = functional.pad(features, (0, 1, 0, 1), mode="replicate")
     grown = functional.interpolate(
         padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True
@@ -142,12 +138,33 @@ def enlarge(features: Tensor, size: tuple[int, int] | torch.Size, offset: float 
     return grown[..., :height, :width]
 
 
-def _shares(cells: int, pixels: int, offset: float, like: Tensor) -> Tensor:
-    """How much of each cell is in each pixel, ``(pixels, cells)``."""
-    pixel = torch.arange(pixels, device=like.device, dtype=torch.float32)
-    place = ((pixel - offset) * (cells / pixels)).clamp(0, cells - 1)
-    cell = torch.arange(cells, device=like.device)
-    return (1 - (place[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
+def gather(weight: Tensor, size: tuple[int, int] | torch.Size, offset: float = 0.0) -> Tensor:
+    """What each cell ``(B, 1, h, w)`` gets of its pixels' weights ``(B, 1, H, W)``.
+
+    The transpose of ``enlarge``: the weighted sum of enlarged features is the sum of the features
+    by these weights.
+    """
+    rows, columns = _shares(size, weight.shape[-2:], offset, weight)
+    return _weighted(weight, rows.mT, columns.mT)
+
+
+def _shares(
+    cells: tuple[int, ...], pixels: tuple[int, ...], offset: float, like: Tensor
+) -> list[Tensor]:
+    """How much of each cell is in each pixel, ``(pixels, cells)``, of rows and of columns."""
+    shares = []
+    for count, side in zip(cells, pixels, strict=True):
+        pixel = torch.arange(side, device=like.device, dtype=torch.float32)
+        place = ((pixel - offset) * (count / side)).clamp(0, count - 1)
+        cell = torch.arange(count, device=like.device)
+        shares.append((1 - (place[:, None] - cell).abs()).clamp(min=0).to(like.dtype))
+    return shares
+
+
+def _weighted(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    # Under autocast a matrix product falls back to bf16 whatever its inputs: switched off here.
+    with torch.autocast(values.device.type, enabled=False):
+        return rows @ values @ columns.mT
 
 
 def _scaled(channels: int, width: float) -> int:

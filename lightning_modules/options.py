@@ -37,10 +37,13 @@ class Loss:
     # confidence in the attention: e^P / e of this P on val, epoch by epoch, or a fixed number
     alpha: Annotated[float | int | str, "accuracy | balanced_accuracy | [0, 1]"] = "accuracy"
     lambda_lesion: Annotated[float, "[0, inf)"] = 1.0  # weight of the lesion term L3
+    # of a mask, mean over pixels: squared error (the paper's), cross-entropy, and 1 - Dice more
+    lesion: Annotated[str, "mse | bce | bce_dice"] = "mse"
     classification: bool = True  # false: the lesion masks alone train (stage 3)
     # weight of L4, PCAM against its target (stage 3; ours)
     lambda_attention: Annotated[float, "[0, inf)"] = 0.0
     normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
+    normal_weight: Annotated[float, "(0, inf)"] = 1.0  # of such an image beside one with a lesion
 
 
 @dataclass
@@ -55,6 +58,10 @@ class Attention:
     target: Annotated[str, "fcn | masks"] = "fcn"
     # BatchNorm in the masked pass: its own running statistics, or the whole images'
     statistics: Annotated[str, "own | image"] = "own"
+    # lesion: the classifier's mean over positions is weighted by the FCN's map (stage 3; ours)
+    pooling: Annotated[str, "mean | lesion"] = "mean"
+    # what a position without lesion weighs beside one with it
+    floor: Annotated[float, "(0, 1]"] = 0.01
     # what is masked out becomes; model input: -1 black, 0 dark grey, 4 white
     fill: Annotated[float, "[-1, 4]"] = 0.0
 

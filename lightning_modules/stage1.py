@@ -37,6 +37,9 @@ class Outputs:
     masked: Tensor | None = None  # class scores (B, 2) of the masked pass, from stage 2 on
     # maps (B, 1, H, W) that are no function of the last features: the FCN's, from stage 3 on
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    lesion_scores: Tensor | None = None  # the FCN's (B, 1, H, W), before the sigmoid
+    # weights of the last features (B, 1, h, w) in the classifier's mean, of sum 1; None: all equal
+    share: Tensor | None = None
 
 
 class Stage1Classifier(LightningModule):
@@ -48,7 +51,6 @@ class Stage1Classifier(LightningModule):
     """
 
     stage = "stage1"
-    map_methods: tuple[str, ...] = ("cam", "pcam")
     class_weights: Tensor
     map_scale: Tensor
 
@@ -91,6 +93,11 @@ class Stage1Classifier(LightningModule):
         self.fc = nn.Linear(self.encoder.channels[-1], 2)
 
     @property
+    def map_methods(self) -> tuple[str, ...]:
+        """Names of the maps, in the order in which they are shown."""
+        return ("cam", "pcam")
+
+    @property
     def classifies(self) -> bool:
         """Whether the FC layer learns."""
         return True
@@ -107,12 +114,14 @@ class Stage1Classifier(LightningModule):
 
     # The network ----------------------------------------------------------------------------------
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Class scores (B, 2) float32 of the last features (B, C, h, w)."""
+    def classify(self, features: Tensor, share: Tensor | None = None) -> Tensor:
+        """Class scores (B, 2) float32 of the last features (B, C, h, w) and their share."""
         # A lesion fills one position in a hundred: in bf16 its share of the mean would be rounded
         # away. The plain mean, since AdaptiveAvgPool2d has no deterministic backward on CUDA.
         with torch.autocast(features.device.type, enabled=False):
-            return self.fc(self.dropout(features.float().mean((2, 3))))
+            features = features.float()
+            pooled = features.mean((2, 3)) if share is None else (features * share).sum((2, 3))
+            return self.fc(self.dropout(pooled))
 
     def forward(self, image: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) as ``on_after_batch_transfer`` leaves them."""

@@ -88,14 +88,17 @@ class Stage2GuidedAttention(Stage1Classifier):
         kept = soft_mask(shown, self.attention.omega, self.attention.sigma)
         return self.attention.fill + (image - self.attention.fill) * kept
 
-    def classify_masked(self, image: Tensor, attention: Tensor) -> Tensor:
+    def classify_masked(
+        self, image: Tensor, attention: Tensor, share: Tensor | None = None
+    ) -> Tensor:
         """Class scores (B, 2) of the masked image; the mask carries gradient to the encoder."""
         masked = self.mask_image(image, attention)
-        return self.classify(self.second_pass(self.encoder, masked)[-1])
+        return self.classify(self.second_pass(self.encoder, masked)[-1], share)
 
     def masked_logits(self, image: Tensor, label: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) under the mask of the training."""
-        return self.classify_masked(image, self.mask_map(self.unmasked_pass(image), label))
+        outputs = self.unmasked_pass(image)
+        return self.classify_masked(image, self.mask_map(outputs, label), outputs.share)
 
     def swapped_masked_logits(self, image: Tensor, label: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) under the PCAM of the *other* class.
@@ -103,16 +106,19 @@ class Stage2GuidedAttention(Stage1Classifier):
         The test for a leak: a network that reads the class off the mask's shape follows the mask,
         and its accuracy here falls to 0 or sticks to one class.
         """
-        pyramid = self.encoder(image)
-        other = 1 - self.mask_class(self.classify(pyramid[-1]), label)
-        return self.classify_masked(image, self.pcam_of(pyramid, other))
+        outputs = self.unmasked_pass(image)
+        other = 1 - self.mask_class(outputs.logits, label)
+        return self.classify_masked(image, self.pcam_of(outputs.pyramid, other), outputs.share)
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
-        """L1, L2 and their sum by equation (3), and what they were computed from."""
+        """L1, L2 and their sum by equation (3), and what they were computed from; alpha 0: L1."""
         image, label = batch["image"], batch["label"]
         outputs = self.unmasked_pass(image)
-        outputs.masked = self.classify_masked(image, self.mask_map(outputs, label))
         l1 = self.classification_loss(outputs.logits, label)
+        if self.loss.alpha == 0:  # then L2 counts for nothing, and half of the time is saved
+            return {"loss": l1, "l1": l1}, outputs
+        attention = self.mask_map(outputs, label)
+        outputs.masked = self.classify_masked(image, attention, outputs.share)
         l2 = self.classification_loss(outputs.masked, label)
         loss = guided_loss(l1, l2, self.alpha)
         return {"loss": loss, "l1": l1, "l2": l2, "alpha": l1.new_full((), self.alpha)}, outputs

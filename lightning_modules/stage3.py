@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from lightning_modules.attention import normalise
+from lightning_modules.attention import lesion_weight, normalise, pcam
 from lightning_modules.decoder import Decoder
-from lightning_modules.losses import lesion_loss, weakly_supervised_loss
+from lightning_modules.encoder import gather
+from lightning_modules.losses import LESION_LOSSES, mean_error, weakly_supervised_loss
 from lightning_modules.stage1 import ABNORMAL, Batch, Outputs
 from lightning_modules.stage2 import Stage2GuidedAttention
 
@@ -23,7 +24,6 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
     """
 
     stage = "stage3"
-    map_methods = ("cam", "pcam", "fcn")
 
     def configure_network(self) -> None:
         """As before, and the decoder."""
@@ -34,20 +34,46 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             self.decoder = Decoder(self.encoder.channels, self.encoder.offsets)
 
     @property
+    def map_methods(self) -> tuple[str, ...]:
+        """As before, the evidence where the FCN weighs it, and the FCN's map."""
+        evidence = ("evidence",) if self.attention.pooling == "lesion" else ()
+        return ("cam", "pcam", *evidence, "fcn")
+
+    @property
     def classifies(self) -> bool:
         """Whether the FC layer learns; from the masks alone it does not."""
         return self.loss.classification
 
     @property
     def judged_maps(self) -> tuple[str, ...]:
-        """All three; from the masks alone the FCN's only."""
+        """All; from the masks alone the FCN's only."""
         return self.map_methods if self.classifies else ("fcn",)
 
     def unmasked_pass(self, image: Tensor) -> Outputs:
-        """As before, with the FCN's output."""
+        """As before, with the FCN's output, which weighs the positions where that is wanted.
+
+        Where the FCN weighs them, the evidence is PCAM times the weight, pixel by pixel: its mean
+        is what speaks for abnormal in the class score. Detached: the classifier must look where the
+        FCN looks, and not draw its map.
+        """
         pyramid = self.encoder(image)
-        drawn = {"fcn": self.decoder(pyramid)}
-        return Outputs(pyramid, self.classify(pyramid[-1]), drawn=drawn)
+        scores = self.decoder(pyramid)
+        lesion = scores.sigmoid()
+        if self.attention.pooling == "mean":
+            logits = self.classify(pyramid[-1])
+            return Outputs(pyramid, logits, drawn={"fcn": lesion}, lesion_scores=scores)
+        weight = lesion_weight(lesion.detach(), self.attention.floor)
+        last, offset = pyramid[-1].shape[-2:], self.encoder.offsets[-1]
+        share = gather(weight / weight[0].numel(), last, offset)
+        positive = pcam(pyramid[-1].detach(), self.fc.weight[ABNORMAL : ABNORMAL + 1].detach())
+        drawn = {"evidence": weight * self.upsample(positive, weight.shape[-2:]), "fcn": lesion}
+        return Outputs(pyramid, self.classify(pyramid[-1], share), None, drawn, scores, share)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As before; the decoder is asked only where it weighs the positions."""
+        if self.attention.pooling == "mean":
+            return super().forward(image)
+        return self.unmasked_pass(image).logits
 
     def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
         """As in stage 2, or the FCN's output without gradient: L2 must not redraw the lesion."""
@@ -61,13 +87,16 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             named, outputs = super().losses(batch)
         else:
             outputs = self.unmasked_pass(batch["image"])
-        marked = batch["has_lesion"]
+        marked = batch["has_lesion"].float()
         if self.loss.normal_masks:
-            marked = marked | (batch["label"] == 0)
-        l3 = self.mask_error(outputs.drawn["fcn"], batch["lesion_mask"], marked)
+            marked = marked + self.loss.normal_weight * (batch["label"] == 0)
+        assert outputs.lesion_scores is not None, "of stage 3's unmasked pass"
+        error = LESION_LOSSES[self.loss.lesion]
+        l3 = self.mean_error(error(outputs.lesion_scores, batch["lesion_mask"]), marked)
         weight = self.loss.lambda_lesion
         if self.classifies:
-            loss = weakly_supervised_loss(named["l1"], named["l2"], l3, self.alpha, weight)
+            l1, l2 = named["l1"], named.get("l2", named["l1"])  # without L2 alpha is 0
+            loss = weakly_supervised_loss(l1, l2, l3, self.alpha, weight)
             if self.loss.lambda_attention:
                 named["l4"] = self.attention_loss(batch, outputs)
                 loss = loss + self.loss.lambda_attention * named["l4"]
@@ -87,17 +116,18 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
             counts = counts | sees
         own = normalise(self.raw_maps(outputs)["pcam"])
-        return self.mask_error(self.upsample(own, target.shape[-2:]), target, counts)
+        squared = (self.upsample(own, target.shape[-2:]) - target).square().flatten(1).mean(dim=1)
+        return self.mean_error(squared, counts.float())
 
-    def mask_error(self, output: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-        """Mean squared error of maps (B, 1, H, W) over the images that ``counts`` (B,) marks."""
-        images = counts.sum().float()
+    def mean_error(self, errors: Tensor, weight: Tensor) -> Tensor:
+        """Mean of errors (B,) over the images that have a weight (B,), on all ranks together."""
+        images = (weight > 0).sum().float()
         if self.training and distributed.is_available() and distributed.is_initialized():
             # DDP takes the mean of the ranks' gradients: divided by the ranks' mean number, an
             # image weighs the same whichever rank drew it.
             distributed.all_reduce(images)
             images = images / distributed.get_world_size()
-        return lesion_loss(output, mask, counts, images)
+        return mean_error(errors, weight, images)
 
     def on_validation_epoch_end(self) -> None:
         """As before; the FCN's output is a probability already and keeps its own scale."""

@@ -66,10 +66,10 @@ def test_noise_depends_on_the_image_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.fixture(scope="module", params=["stage1", "stage3"])
+@pytest.fixture(scope="module", params=["stage1", "stage3", "stage3 attention.pooling=lesion"])
 def module(request):
     torch.manual_seed(0)
-    return stages.settled(stages.network(request.param)).eval()
+    return stages.settled(stages.network(*request.param.split())).eval()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,8 @@ class LastFeatures(torch.nn.Module):
         self.module, self.last = module, torch.nn.Identity()
 
     def forward(self, image):
-        return self.module.classify(self.last(self.module.encoder(image)[-1]))
+        share = self.module.unmasked_pass(image).share
+        return self.module.classify(self.last(self.module.encoder(image)[-1]), share)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.attention import normalise, upsample
-from lightning_modules.losses import lesion_loss
+from lightning_modules.losses import LESION_LOSSES, mean_error, squared_error
 from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
 
 
@@ -16,15 +16,43 @@ def stage3(*words):
 @pytest.mark.parametrize(("masked", "expected"), [([1, 1, 0], (0.5 + 0.125) / 2), ([0] * 3, 0)])
 def test_lesion_loss_is_the_mean_over_masked_images_in_float32(masked, expected):
     """Without any mask it keeps the graph."""
-    output = torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]], [[[0.9, 0.9]]]], dtype=torch.bfloat16)
-    output.requires_grad_()
+    scores = torch.tensor([[[[-20.0, 20.0]]], [[[0.0, 0.0]]], [[[2.0, 2.0]]]])
+    scores = scores.bfloat16().requires_grad_()
     mask = torch.tensor([[[[1.0, 1.0]]], [[[0.0, 0.5]]], [[[0.0, 0.0]]]])
-    loss = lesion_loss(output, mask, torch.tensor(masked).bool())  # (1 + 0) / 2 and (0.25 + 0) / 2
-    assert (loss.dtype, loss.item()) == (torch.float32, expected)
+    errors = squared_error(scores, mask)  # (1 + 0) / 2, (0.25 + 0) / 2, ...
+    loss = mean_error(errors, torch.tensor(masked))
+    assert (loss.dtype, loss.item()) == (torch.float32, pytest.approx(expected))
     loss.backward()
-    assert (output.grad.flatten(1).abs().sum(1) > 0).tolist() == masked
+    assert (scores.grad.flatten(1).abs().sum(1) > 0).tolist() == masked
     with pytest.raises(ValueError, match=r"lesion masks: expected \(3, 1, 1, 2\)"):
-        lesion_loss(output, mask[:1], torch.tensor(masked).bool())  # it would broadcast
+        squared_error(scores, mask[:1])  # it would broadcast
+
+
+def test_an_images_weight_multiplies_its_error_and_not_the_number_of_images():
+    assert mean_error(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 3.0])) == 13 / 2
+
+
+@pytest.mark.parametrize("kind", LESION_LOSSES)
+def test_lesion_losses_are_0_for_the_mask_itself_and_finite_for_its_opposite(kind):
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, 0, 1:3, 1:3] = 1
+    sure = 60 * (2 * mask - 1)
+    assert LESION_LOSSES[kind](sure, mask) == pytest.approx([0.0, 0.0], abs=1e-6)
+    opposite = LESION_LOSSES[kind]((-sure).requires_grad_(), mask)
+    # 12 + 4 pixels drawn and wanted, none of both; an empty mask has no overlap.
+    expected = {"mse": (1, 1), "bce": (60, 60), "bce_dice": (60 + 1 - 1 / 17, 60)}
+    assert opposite.tolist() == pytest.approx(expected[kind])
+    opposite.sum().backward()
+
+
+def test_few_pixels_weigh_as_much_as_many_in_dice_alone():
+    """A lesion of four pixels in 4,096, not drawn at all."""
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :2, :2] = 1
+    dark = torch.full_like(mask, -5.0)
+    errors = {kind: float(loss(dark, mask)) for kind, loss in LESION_LOSSES.items()}
+    assert max(errors["mse"], errors["bce"]) < 0.02
+    assert errors["bce_dice"] > 0.9
 
 
 def test_lambda_zero_without_masks_equals_stage_2_step_for_step():
@@ -53,7 +81,7 @@ def test_losses_are_stage_2s_and_the_error_on_the_marked_image_of_the_fcns_map()
     assert {name: shown.shape for name, shown in maps.items()} == dict.fromkeys(
         ("cam", "pcam", "fcn"), (4, 1, SIZE, SIZE)
     )
-    torch.testing.assert_close(maps["fcn"], module.decoder(outputs.pyramid))
+    torch.testing.assert_close(maps["fcn"], module.decoder(outputs.pyramid).sigmoid())
     error = (maps["fcn"] - batch["lesion_mask"]).square().mean((1, 2, 3))
     torch.testing.assert_close(named["l3"], error[-1])
     total = 0.3 * named["l1"] + 0.7 * named["l2"] + 3.0 * named["l3"]
@@ -61,6 +89,47 @@ def test_losses_are_stage_2s_and_the_error_on_the_marked_image_of_the_fcns_map()
     assert set(named) == {"loss", "l1", "l2", "l3", "alpha"}
     module.loss.normal_masks = True  # normal images join with an empty mask; 2 is abnormal
     torch.testing.assert_close(module.losses(batch)[0]["l3"], error[[0, 1, 3]].mean())
+    module.loss.normal_weight = 5
+    weighted = (5 * error[0] + 5 * error[1] + error[3]) / 3
+    torch.testing.assert_close(module.losses(batch)[0]["l3"], weighted)
+
+
+def test_without_l2_there_is_no_second_pass():
+    module = settled(stage3("loss.alpha=0"))
+    named, outputs = module.losses(small_batch())
+    torch.testing.assert_close(named["loss"], named["l1"] + named["l3"])
+    assert (outputs.masked, set(named)) == (None, {"loss", "l1", "l3"})
+
+
+@pytest.mark.parametrize("offset", [0.0, 15.0])
+def test_where_the_fcn_weighs_the_positions_the_evidence_adds_up_to_the_score(offset):
+    """Pixel by pixel, CAM times the weight: in closed form, in one pass."""
+    module = settled(stage3("attention.pooling=lesion", "attention.floor=0.05")).eval()
+    module.encoder.offsets = module.decoder.offset, 0.0, offset
+    torch.nn.init.constant_(module.decoder.output.bias, 1.0)
+    image = small_batch()["image"]
+    with torch.no_grad():
+        outputs = module.unmasked_pass(image)
+        raw = module.raw_maps(outputs)
+        weight = 0.05 + 0.95 * raw["fcn"]
+        weight = weight / weight.mean((2, 3), keepdim=True)
+        whole = weight * module.upsample(raw["cam"], (SIZE, SIZE))
+        scores = whole.mean((1, 2, 3)) + module.fc.bias[1]
+        torch.testing.assert_close(outputs.logits[:, 1], scores)
+        torch.testing.assert_close(module(image), outputs.logits)
+        positive = weight * module.upsample(raw["pcam"], (SIZE, SIZE))
+        torch.testing.assert_close(raw["evidence"], positive)
+    assert list(module.maps(image)) == list(module.map_methods) == list(raw)
+    assert module.best_map == "fcn"
+
+
+def test_the_classifier_follows_the_fcn_and_does_not_draw_its_map():
+    module = settled(stage3("attention.pooling=lesion"))
+    named, _ = module.losses(small_batch())
+    (named["l1"] + named["l2"]).backward()
+    assert all(p.grad is None for p in module.decoder.parameters())
+    assert module.encoder.stem[0].weight.grad.any()
+    assert module.swapped_masked_logits(*(small_batch()[key] for key in ("image", "label"))).any()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +139,7 @@ def test_losses_are_stage_2s_and_the_error_on_the_marked_image_of_the_fcns_map()
         ["stage3"],
         ["stage3", "loss.lambda_lesion=0"],
         ["stage3", "attention.source=fcn"],
+        ["stage3", "attention.pooling=lesion", "loss.lesion=bce_dice", "loss.alpha=0"],
         ["stage3", "loss.classification=false", "loss.lambda_lesion=2"],
     ],
 )
@@ -95,7 +165,7 @@ def test_an_fcn_mask_teaches_the_decoder_nothing_and_is_swapped_for_the_normal_c
     module.eval()
     image, label = (small_batch()[name] for name in ("image", "label"))
     pyramid = module.encoder(image)
-    own = module.classify_masked(image, module.decoder(pyramid))
+    own = module.classify_masked(image, module.decoder(pyramid).sigmoid())
     other = module.classify_masked(image, module.pcam_of(pyramid, torch.zeros(4, dtype=int)))
     torch.testing.assert_close(module.masked_logits(image, label), own)
     torch.testing.assert_close(module.swapped_masked_logits(image, label), other)

@@ -4,6 +4,7 @@ Peers explain the abnormal class's score before the softmax, of the unmasked pas
 last features, in float32. After average pooling and one FC layer the gradient of that score is
 ``w_i / (h w)`` at each of the h x w cells: neither hooks nor a backward pass are needed, Grad-CAM
 and HiResCAM are CAM / (h w), and LayerCAM is PCAM / (h w). Tests hold them to the package grad-cam.
+Where the FCN weighs the cells, these weights, held, take the place of 1 / (h w).
 """
 
 from __future__ import annotations
@@ -165,16 +166,21 @@ def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: 
 
 def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
     """Grad-CAM, HiResCAM, LayerCAM, and Grad-CAM++ with the score where the paper has its exp."""
-    features = module.encoder(image)[-1].float()
+    outputs = module.unmasked_pass(image)
+    features = outputs.pyramid[-1].float()
     cells = features.shape[-2] * features.shape[-1]
-    weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient
+    weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient, or its mean
+    if outputs.share is not None and name != "gradcam":
+        weight = weight * (outputs.share * cells)
     if name == "layercam":
         weight = weight.relu()
     elif name == "gradcampp":
         total = features.sum((2, 3), keepdim=True)
         # Of grad-cam, equation (19) of Chattopadhay et al. 2018 with 1e-6 in its divisor.
         share = weight**2 / (2 * weight**2 + total * weight**3 + 1e-6)
-        weight = torch.where(weight > 0, cells * weight * share, 0.0)
+        # Summed over the cells; one gradient stands for all of them, or there is one a cell.
+        copies = cells / weight[0, 0].numel()
+        weight = torch.where(weight > 0, copies * weight * share, 0.0).sum((2, 3), keepdim=True)
     return (weight * features).sum(1, keepdim=True)
 
 

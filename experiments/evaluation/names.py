@@ -77,6 +77,7 @@ MAP_FIGURES, CLASS_FIGURES = (
 OWN_METHODS = {
     "cam": MethodName("CAM", "CAM", "#009e73", "^"),
     "pcam": MethodName("PCAM", "PCAM", "#d55e00", "s"),
+    "evidence": MethodName("evidence", "the evidence", "#aa4499", "D"),
     "fcn": MethodName("FCN", "the FCN", "#0072b2", "o"),
 }
 TRIVIAL_METHODS = {

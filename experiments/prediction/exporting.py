@@ -40,6 +40,7 @@ OUTPUTS = {
     PROBABILITY: "of abnormal, (B,), 0 to 1",
     "cam": "class activation map, equation (1)",
     "pcam": "positive class activation map, equation (2)",
+    "evidence": "PCAM times the weight of each pixel in the classifier's mean",
     "fcn": "lesion map that the FCN draws",
 }
 # The largest difference from PyTorch that counts as the same answer, of probabilities and maps.
