@@ -25,16 +25,16 @@ from datamodules.options import Augmentation, Data, Lesions
 from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
 
 STAGES = ("stage1", "stage2", "stage3")
+HERE = Path(__file__).parent
 PATHS = {"data.root", "data.table", "data.cache_dir", "lesions.path", "run.root"}
-PATHS |= {"model.init_from", "model.weights"}
+PATHS |= {"lesions.proposals", "model.init_from", "model.weights"}
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
     "fast_dev_run": "use data.limit and trainer.max_epochs",
     "gradient_clip_val": "use optimizer.gradient_clip",
     "use_distributed_sampler": "leave it out",
-    # Alpha and the best checkpoint are decided at each epoch's end.
-    "val_check_interval": "leave it out",
+    "val_check_interval": "leave it out",  # alpha and the best are decided at each epoch's end
     "check_val_every_n_epoch": "leave it out",
 }
 
@@ -133,13 +133,16 @@ def load_config(stage_or_file: str, overrides: list[str]) -> Config:
     if stage not in STAGES:
         expected = f"{' | '.join(STAGES)} or a YAML file with a line such as 'stage: stage1'"
         raise ConfigError(f"{stage_or_file}: expected {expected}, got {stage}")
-    own = read_yaml(Path(__file__).parent / f"{stage}.yaml")
+    given = [*settings.items(), *map(parse_word, overrides)]
+    own = read_yaml(HERE / f"{stage}.yaml")
+    if dict(given).get("model.weights"):
+        own |= read_yaml(HERE / "pretrained.yaml")
     merged = OmegaConf.structured(Config)
     try:
-        for key, value in [*own.items(), *settings.items(), *map(parse_word, overrides)]:
-            # A shell leaves the ~ in data.root=~/x as it is.
-            is_path = key in PATHS and isinstance(value, str)
-            OmegaConf.update(merged, key, str(Path(value).expanduser()) if is_path else value)
+        for key, value in [*own.items(), *given]:
+            if key in PATHS and isinstance(value, str):
+                value = str(Path(value).expanduser())  # a shell leaves the ~ in data.root=~/x
+            OmegaConf.update(merged, key, value)
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # of another type, or ${...} that leads nowhere
         key, reason = str(error.full_key), str(error).splitlines()[0]
@@ -214,9 +217,7 @@ def check_values(config: Config) -> None:
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
-    weighted = loss.normal_weight != 1 and not loss.normal_masks
-    pooled = config.attention.pooling == "lesion"
-    no_l4 = loss.lambda_attention and (no_masks or masks_alone)
+    attention, alone = config.attention, no_masks or masks_alone
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
@@ -225,21 +226,17 @@ def check_values(config: Config) -> None:
         ("model.width", timm and model.width != 1, "only resnet23 scales"),
         ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
+        ("lesions.proposals", lesions.proposals and lesions.folds, "not with lesions.folds"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
         ("loss.lambda_lesion", masks_alone and not loss.lambda_lesion, "nothing would train"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
-        ("attention.source", no_masks and config.attention.source == "fcn", "stage3 has the FCN"),
+        ("attention.source", no_masks and attention.source == "fcn", "stage3 has the FCN"),
+        ("attention.pooling", alone and attention.pooling == "lesion", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
-        ("loss.normal_weight", weighted, "expected loss.normal_masks=true beside it"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
-        ("attention.pooling", pooled and (no_masks or masks_alone), "stage3 has the FCN"),
-        ("loss.lambda_attention", no_l4, "only stage3 with loss.classification has L4"),
+        ("loss.lambda_attention", alone and loss.lambda_attention, "only stage3 with classes"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
-        (
-            "trainer.max_epochs",
-            type(epochs) is not int or epochs < 1,
-            "expected a number > 0",
-        ),
+        ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]
     for key, wrong, rule in rules:
         if wrong:
@@ -284,20 +281,18 @@ def expected_type(key: str) -> str:
     if " | " in option.allowed:
         return option.allowed
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    names[type(None)] = "null"
     kinds = typing.get_args(option.kind) or (option.kind,)
-    return " or ".join(names.get(kind, "a value") for kind in kinds)
+    return " or ".join({**names, type(None): "null"}.get(kind, "a value") for kind in kinds)
 
 
 def options_table() -> str:
     """All options as Markdown: key, default, what is allowed, and the comment in the code."""
     defaults = flatten(to_plain(Config()))
-    lines = ["| key | default | allowed | |", "|---|---|---|---|"]
+    rows = [("key", "default", "allowed", ""), ("---",) * 4]
     for key, option in OPTIONS.items():
         cells = f"`{key}`", f"`{show(defaults[key])}`", option.allowed or expected_type(key)
-        row = [cell.replace("|", "\\|") for cell in (*cells, option.comment)]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append((*(cell.replace("|", "\\|") for cell in cells), option.comment))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _is_allowed(value: Any, option: Option) -> bool:

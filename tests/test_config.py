@@ -92,8 +92,10 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false", "only stage3 trains on masks alone"),
         ("loss.classification=false loss.lambda_lesion=0", "nothing would train"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
-        ("loss.lambda_attention=1", "only stage3 with loss.classification has L4"),
+        ("loss.lambda_attention=1", "only stage3 with classes"),
         ("attention.source=fcn", "stage3 has the FCN"),
+        ("attention.pooling=lesion", "stage3 has the FCN"),
+        ("loss.lesion=bce", "only stage3 learns from masks"),
         ("run.name=../x", "expected a folder's name"),
         # A file: where it is wrong is said, and none of its code is run.
         ("stage: stage1\ndata:\n\tname: x", "not valid YAML"),
@@ -122,6 +124,17 @@ def test_saved_configuration_reads_back_equal(tmp_path):
     save_config(config, path)
     assert load_config(str(path), []) == config
     assert yaml.safe_load(path.read_text()) == to_plain(config)  # any other program reads it too
+
+
+def test_loaded_weights_bring_their_own_settings_unless_they_are_given(tmp_path):
+    words = ["model.encoder=timm:resnet50", "model.weights=imagenet"]
+    scratch, loaded = (load_config("stage3", some).optimizer for some in (words[:1], words))
+    assert (scratch.weight_decay, scratch.encoder_scale) == (0.3, 1.0)
+    assert (loaded.weight_decay, loaded.encoder_scale) == (0.05, 0.3)
+    config = load_config("stage3", [*words, "optimizer.weight_decay=0.3"])
+    assert (config.optimizer.weight_decay, config.optimizer.encoder_scale) == (0.3, 0.3)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml"), []) == config
 
 
 def test_run_directory():

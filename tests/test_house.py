@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2580,
+    "datamodules": 2606,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1694,
     "callbacks": 668,
-    "experiments": 1786,
-    "experiments/annotation": 1108,
+    "experiments": 1813,
+    "experiments/annotation": 1170,
     "experiments/audit": 613,
     "experiments/cluster": 493,
-    "experiments/evaluation": 1885,
+    "experiments/evaluation": 1887,
     "experiments/prediction": 968,
     "experiments/reporting": 440,
     "experiments/training": 692,
 }
-PRODUCT, TESTS, FILES = 15_520, 11_769, 115
+PRODUCT, TESTS, FILES = 15_640, 11_940, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 
