@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
 
+LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -68,6 +70,7 @@ class PixelCache:
         meta = json.loads((folder / "meta.json").read_text())
         self.image_hash: str = meta["image_hash"]  # of what the images show, at original size
         self.mask_hash: str = meta["mask_hash"]
+        self.leaks: int = meta.get("leaks", 0)  # images to judge by that are in train, too
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
         self.geometry = arrays["geometry"]  # (N, 10) int32, see Geometry
@@ -192,8 +195,14 @@ def _fill(
         rows.rename(columns={kind: "drawn"}).query("drawn != ''")[["path", "drawn"]]
         for kind in ("image", "mask")
     )
+    # The same pixels in train: another name, or another patient's.
+    judges = (table["split"].iloc[kept] != "train").to_numpy()
+    leaks = rows.loc[judges & rows["image"].isin(rows["image"][~judges]), "path"].tolist()
+    if leaks:
+        log.warning(LEAKS, len(leaks), f"such as {leaks[0]}")
     meta = {
         "image_size": recipe.image_size,
+        "leaks": len(leaks),
         "images": len(table),
         "masks": int(masked.sum()),
         "image_hash": hash_rows(images),

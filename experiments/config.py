@@ -288,7 +288,7 @@ def expected_type(key: str) -> str:
 def options_table() -> str:
     """All options as Markdown: key, default, what is allowed, and the comment in the code."""
     defaults = flatten(to_plain(Config()))
-    rows = [("key", "default", "allowed", ""), ("---",) * 4]
+    rows: list[tuple[str, ...]] = [("key", "default", "allowed", ""), ("---",) * 4]
     for key, option in OPTIONS.items():
         cells = f"`{key}`", f"`{show(defaults[key])}`", option.allowed or expected_type(key)
         rows.append((*(cell.replace("|", "\\|") for cell in cells), option.comment))

@@ -65,6 +65,18 @@ def test_rows_masks_and_geometry_belong_together(build, table, tmp_path):
             assert (back & mask).sum() > 0.95 * mask.sum()
 
 
+def test_images_to_judge_by_that_are_in_train_too_are_counted(build, table, tmp_path, caplog):
+    table.loc[:, "split"] = ["train", "train", "val", "val", "test", "test"]
+    for one, other in ((0, 2), (1, 5), (3, 4)):  # two that may judge do no harm
+        image = cv2.imread(str(tmp_path / f"{one}.png"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(tmp_path / f"{other}.png"), image)
+    table["lesion_mask"] = ""
+    assert build().leaks == 2
+    assert (
+        "2 images of val or test are also in train, pixel for pixel (such as 2.png)" in caplog.text
+    )
+
+
 def test_is_built_once_and_a_damaged_one_again(build, folder):
     folder.with_name(".a.0123.partial").mkdir(parents=True)  # what a killed build left
     build()

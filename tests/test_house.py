@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2606,
+    "datamodules": 2615,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1694,
@@ -34,12 +34,12 @@ LINES = {
     "experiments/annotation": 1170,
     "experiments/audit": 613,
     "experiments/cluster": 493,
-    "experiments/evaluation": 1887,
+    "experiments/evaluation": 1890,
     "experiments/prediction": 968,
     "experiments/reporting": 440,
     "experiments/training": 692,
 }
-PRODUCT, TESTS, FILES = 15_640, 11_940, 115
+PRODUCT, TESTS, FILES = 15_640, 11_950, 115
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from callbacks.checkpoints import load_checkpoint
+from datamodules.cache import LEAKS
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run, build_module, open_run
@@ -101,6 +102,8 @@ def evaluate(
     if trivial:
         for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
             one.beside(more)
+    if data.pixels.leaks:
+        notes.append(LEAKS % (data.pixels.leaks, "named when the cache was built"))
     notes += _unfinished(folder / "checkpoints" / "last.ckpt", epochs)
     return assemble((folder, opened.results(split)), opened.config, about, val, judged, notes)
 
