@@ -28,7 +28,7 @@ LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--acc
 EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
 CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
 
-.PHONY: help setup test lint data stage1 stage2 stage3 evaluate report sweep bench submit sync doctor
+.PHONY: help setup test lint data stage1 stage2 stage3 evaluate report fractures sweep curve bench submit sync doctor
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,8 +63,14 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
+fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT)
+	$(PY) -m experiments.train experiments/fractures.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 sweep: $(READY)  ## train stage 3 over lambda, without a server
-	$(PY) -m experiments.sweep experiments/sweep_lambda.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
+curve: $(READY)  ## train the recipe over the number of masks
+sweep: FILE = sweep_lambda
+curve: FILE = sweep_masks
+sweep curve:
+	$(PY) -m experiments.sweep experiments/$(FILE).yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 bench: $(READY)  ## time the code beside what people would use instead
 	$(PY) -m experiments.bench $(SOURCE)$(call more,ARGS)
 submit: $(READY)  ## send STAGE, or all three and their evaluation, to SLURM

@@ -12,7 +12,7 @@ import yaml
 
 from experiments import sweep
 from experiments.build import build_data
-from experiments.cluster import sweeping
+from experiments.cluster import drawing, sweeping
 from experiments.cluster.sweeping import plan, read_sweep
 from experiments.config import load_config, run_directory, save_config
 from experiments.training.loop import resolve
@@ -262,7 +262,7 @@ def reported(folder, scores, **changed):
 def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
     scores = (0.02, 0.12, 0.05, 0.15, 0.12, 0.22)
     asked, table = reported(tmp_path, scores, parameters={**GRID, "seed": {"values": [0, 1]}})
-    axes = sweeping.draw(asked, table).axes[0]
+    axes = drawing.draw(asked, table).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.3", "1"]
     line, dots = axes.get_lines()
     assert line.get_xdata().tolist() == [0, 1, 2]
@@ -277,9 +277,15 @@ def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
 def test_several_keys_words_an_interval_and_a_single_trial_are_drawn_too(tmp_path):
     values = {"loss.alpha": {"values": ["accuracy", 0.5]}, "attention.omega": {"values": [8, 10]}}
     asked, table = reported(tmp_path, [0.1, 0.2, 0.3, 0.4], parameters=values)
-    assert len(sweeping.draw(asked, table).axes) == 3
+    first, *others = drawing.draw(asked, table).axes
+    assert len(others) == 2
+    lines = {
+        line.get_label(): (line.get_linestyle(), line.get_ydata().tolist())
+        for line in first.get_lines()[::2]
+    }
+    assert lines == {"FCN 8": ("-", [0.1, 0.3]), "FCN 10": ("--", [0.2, 0.4])}
     assert "0.400 at loss.alpha=0.5  attention.omega=10" in sweeping.describe(asked, table)
     interval = parameter(distribution="log_uniform_values", min=1, max=9)
     for given, scale in ((parameter(value=3), "linear"), (interval, "log")):
-        axes = sweeping.draw(*reported(tmp_path, [0.5] * 2, **given)).axes[0]
+        axes = drawing.draw(*reported(tmp_path, [0.5] * 2, **given)).axes[0]
         assert axes.get_xscale() == scale

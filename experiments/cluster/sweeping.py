@@ -20,11 +20,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
 from datamodules.files import locked, take, whole_file
 from experiments import runs
 from experiments.build import build_data
+from experiments.cluster.drawing import draw
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, load_config, read_plain, run_directory
 from experiments.evaluation.names import PANELS
@@ -290,29 +290,3 @@ def describe(asked: Sweep, table: pd.DataFrame) -> str:
         words = "  ".join(f"{key}={best[key]}" for key in keys)
         text += f"\n\nbest {asked.metric}: {best[asked.metric]:.3f} at {words}"
     return text
-
-
-def draw(asked: Sweep, table: pd.DataFrame) -> Figure:
-    """Localisation and classification over the first swept key: a dot a run, a line of means."""
-    table = table[table["state"] == "done"]
-    key = ([key for key in asked.swept if key != "seed"] or [*asked.parameters])[0]
-    values = asked.parameters[key].get("values")
-    # Listed values stand side by side, so that lambda = 0 has its place.
-    x = table[key].map(values.index) if values else table[key]
-    figure = Figure(figsize=(11, 3.9), layout="constrained")
-    label = {"loss.lambda_lesion": "lambda, weight of the lesion term"}.get(key, key)
-    for axes, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for name, line in ((name, line) for name, line in lines.items() if name in table):
-            axes.plot(table[name].groupby(x).mean(), color=line.colour, linewidth=1.6)
-            (dots,) = axes.plot(x, table[name], line.marker, color=line.colour, label=line.heading)
-            dots.set(alpha=0.8, markeredgewidth=0, clip_on=False)
-        if values:
-            axes.set_xticks(range(len(values)), map(str, values))
-        elif asked.parameters[key].get("distribution") == "log_uniform_values":
-            axes.set_xscale("log")
-        axes.set(xlabel=label, ylabel=title, ylim=(0, 1))
-        axes.grid(axis="y", color="0.9", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:  # a legend above the axes: figures leave no corner free for certain
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return figure

@@ -90,7 +90,7 @@ TRIVIAL_METHODS = {
 # What a sweep's plots draw: label of the axis -> name in metrics.csv -> line.
 PANELS = {
     f"{MAP_FIGURES[figure].heading} on val (0 to 1)": {
-        f"val/{method}/{figure}": OWN_METHODS[method] for method in ("fcn", "pcam", "cam")
+        f"val/{method}/{figure}": OWN_METHODS[method] for method in reversed(OWN_METHODS)
     }
     for figure in ("pixel_ap", "hit")
 } | {
