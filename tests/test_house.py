@@ -33,7 +33,7 @@ LINES = {
     "experiments": 1813,
     "experiments/annotation": 1170,
     "experiments/audit": 613,
-    "experiments/cluster": 520,
+    "experiments/cluster": 517,
     "experiments/evaluation": 1890,
     "experiments/prediction": 968,
     "experiments/reporting": 440,

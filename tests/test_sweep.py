@@ -12,7 +12,8 @@ import yaml
 
 from experiments import sweep
 from experiments.build import build_data
-from experiments.cluster import drawing, sweeping
+from experiments.cluster import sweeping
+from experiments.cluster.drawing import draw
 from experiments.cluster.sweeping import plan, read_sweep
 from experiments.config import load_config, run_directory, save_config
 from experiments.training.loop import resolve
@@ -259,10 +260,14 @@ def reported(folder, scores, **changed):
     return asked, pd.DataFrame(rows)
 
 
+def plot(asked, table):
+    return draw(asked.parameters, asked.swept, table)
+
+
 def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
     scores = (0.02, 0.12, 0.05, 0.15, 0.12, 0.22)
     asked, table = reported(tmp_path, scores, parameters={**GRID, "seed": {"values": [0, 1]}})
-    axes = drawing.draw(asked, table).axes[0]
+    axes = plot(asked, table).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.3", "1"]
     line, dots = axes.get_lines()
     assert line.get_xdata().tolist() == [0, 1, 2]
@@ -277,7 +282,7 @@ def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
 def test_several_keys_words_an_interval_and_a_single_trial_are_drawn_too(tmp_path):
     values = {"loss.alpha": {"values": ["accuracy", 0.5]}, "attention.omega": {"values": [8, 10]}}
     asked, table = reported(tmp_path, [0.1, 0.2, 0.3, 0.4], parameters=values)
-    first, *others = drawing.draw(asked, table).axes
+    first, *others = plot(asked, table).axes
     assert len(others) == 2
     lines = {
         line.get_label(): (line.get_linestyle(), line.get_ydata().tolist())
@@ -287,5 +292,5 @@ def test_several_keys_words_an_interval_and_a_single_trial_are_drawn_too(tmp_pat
     assert "0.400 at loss.alpha=0.5  attention.omega=10" in sweeping.describe(asked, table)
     interval = parameter(distribution="log_uniform_values", min=1, max=9)
     for given, scale in ((parameter(value=3), "linear"), (interval, "log")):
-        axes = drawing.draw(*reported(tmp_path, [0.5] * 2, **given)).axes[0]
+        axes = plot(*reported(tmp_path, [0.5] * 2, **given)).axes[0]
         assert axes.get_xscale() == scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,24 +11,21 @@ from matplotlib.figure import Figure
 from experiments.config import show
 from experiments.evaluation.names import PANELS
 
-if TYPE_CHECKING:
-    from experiments.cluster.sweeping import Sweep
-
 # Of lines, where two keys are swept.
 STYLES = ("-", "--", ":", "-.")
 
 
-def draw(asked: Sweep, table: pd.DataFrame) -> Figure:
+def draw(parameters: dict[str, dict[str, Any]], swept: list[str], table: pd.DataFrame) -> Figure:
     """Localisation and classification over the first swept key: a dot a run, a line of means.
 
     What else is swept, but for the seed, has lines of its own kind.
     """
     table = table[table["state"] == "done"]
-    key = ([key for key in asked.swept if key != "seed"] or [*asked.parameters])[0]
-    values = asked.parameters[key].get("values")
+    key = ([key for key in swept if key != "seed"] or [*parameters])[0]
+    values = parameters[key].get("values")
     # Listed values stand side by side, so that lambda = 0 has its place.
     table["x"] = table[key].map(values.index) if values else table[key]
-    rest = [other for other in asked.swept if other not in (key, "seed")]
+    rest = [other for other in swept if other not in (key, "seed")]
     words = table[rest].map(show).agg(", ".join, axis=1)
     parts = table.groupby(words, sort=False) if rest else [("", table)]
     figure = Figure(figsize=(11, 3.9), layout="constrained")
@@ -43,7 +40,7 @@ def draw(asked: Sweep, table: pd.DataFrame) -> Figure:
             dots.set(alpha=0.8, markeredgewidth=0, clip_on=False)
         if values:
             axes.set_xticks(range(len(values)), map(str, values))
-        elif asked.parameters[key].get("distribution") == "log_uniform_values":
+        elif parameters[key].get("distribution") == "log_uniform_values":
             axes.set_xscale("log")
         axes.set(xlabel=label, ylabel=title, ylim=(0, 1))
         axes.grid(axis="y", color="0.9", linewidth=0.8)

@@ -97,7 +97,7 @@ def sweep(file: str, words: list[str], count: int | None) -> int:
             return stopped
     if "done" in {*table["state"]}:
         with whole_file(folder / "plot.png") as partial:
-            draw(asked, table).savefig(partial, format="png", dpi=150)
+            draw(asked.parameters, asked.swept, table).savefig(partial, format="png", dpi=150)
     print(f"\n{describe(asked, table)}\n\ntable and plot: {folder}")
     failed = [trial for trial in trials if trial.failure]
     for trial in failed:
