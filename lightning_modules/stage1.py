@@ -123,9 +123,13 @@ class Stage1Classifier(LightningModule):
             pooled = features.mean((2, 3)) if share is None else (features * share).sum((2, 3))
             return self.fc(self.dropout(pooled))
 
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Last features (B, C, h, w) of images (B, 1, H, W), and their share in the mean."""
+        return self.encoder(image)[-1], None
+
     def forward(self, image: Tensor) -> Tensor:
         """Class scores (B, 2) of images (B, 1, H, W) as ``on_after_batch_transfer`` leaves them."""
-        return self.classify(self.encoder(image)[-1])
+        return self.classify(*self.features(image))
 
     def unmasked_pass(self, image: Tensor) -> Outputs:
         """The pass that classifies and that all maps come from."""

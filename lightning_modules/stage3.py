@@ -69,11 +69,12 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         drawn = {"evidence": weight * self.upsample(positive, weight.shape[-2:]), "fcn": lesion}
         return Outputs(pyramid, self.classify(pyramid[-1], share), None, drawn, scores, share)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """As before; the decoder is asked only where it weighs the positions."""
         if self.attention.pooling == "mean":
-            return super().forward(image)
-        return self.unmasked_pass(image).logits
+            return super().features(image)
+        outputs = self.unmasked_pass(image)
+        return outputs.pyramid[-1], outputs.share
 
     def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
         """As in stage 2, or the FCN's output without gradient: L2 must not redraw the lesion."""

@@ -208,6 +208,7 @@ def test_the_choice_grows_by_patients_and_body_parts_in_turn():
     pool["body_part"] = np.array(["elbow", "hand", "wrist"])[patients % 3]
     pool["split"] = rng.choice(["train", "val", "test"], 400, p=[0.8, 0.1, 0.1])
     pool["lesion_mask"] = np.where(rng.random(400) < 0.5, "/m.png", "")
+    pool["lesion_type"] = ""
     sizes = [set(choose_lesions(pool, count, 3)) for count in (0, 10, 50, 100, 10_000)]
     assert [len(chosen) for chosen in sizes[:4]] == [0, 10, 50, 100]
     for smaller, larger in pairwise(sizes):

@@ -193,9 +193,9 @@ def look_at(module: Stage1Classifier, data: RadiographDataModule, rows: np.ndarr
     """Features and class scores of index rows, in their order."""
     features, scores = [], []
     for _, image in _batches(module, data, rows, "looking at images"):
-        outputs = module.unmasked_pass(image)
-        features.append(outputs.pyramid[-1].float().mean((2, 3)).cpu())
-        scores.append(outputs.logits.cpu())
+        last, share = module.features(image)
+        features.append(last.float().mean((2, 3)).cpu())
+        scores.append(module.classify(last, share).cpu())
     both = torch.cat(scores)
     if not both.isfinite().all():
         raise RunError("the run's class scores are NaN or infinite: it diverged. Fix: another run")

@@ -166,12 +166,12 @@ def _explain(draw: Draw, module: Stage1Classifier | None, image: Tensor, batch: 
 
 def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
     """Grad-CAM, HiResCAM, LayerCAM, and Grad-CAM++ with the score where the paper has its exp."""
-    outputs = module.unmasked_pass(image)
-    features = outputs.pyramid[-1].float()
+    last, weights = module.features(image)
+    features = last.float()
     cells = features.shape[-2] * features.shape[-1]
     weight = module.fc.weight[ABNORMAL, :, None, None] / cells  # the gradient, or its mean
-    if outputs.share is not None and name != "gradcam":
-        weight = weight * (outputs.share * cells)
+    if weights is not None and name != "gradcam":
+        weight = weight * (weights * cells)
     if name == "layercam":
         weight = weight.relu()
     elif name == "gradcampp":
