@@ -217,7 +217,7 @@ def check_values(config: Config) -> None:
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
-    attention, alone = config.attention, no_masks or masks_alone
+    attention, monitor, alone = config.attention, config.checkpoint.monitor, no_masks or masks_alone
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
@@ -235,12 +235,12 @@ def check_values(config: Config) -> None:
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
         ("loss.lambda_attention", alone and loss.lambda_attention, "only stage3 with classes"),
+        ("checkpoint.monitor", no_masks and monitor == "fcn/pixel_ap", "stage3 has the FCN"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]
-    for key, wrong, rule in rules:
-        if wrong:
-            raise ConfigError(f"{key}={show(values[key])}: {rule}")
+    for key, rule in ((key, rule) for key, wrong, rule in rules if wrong):
+        raise ConfigError(f"{key}={show(values[key])}: {rule}")
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -95,6 +95,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.lambda_attention=1", "only stage3 with classes"),
         ("attention.source=fcn", "stage3 has the FCN"),
         ("attention.pooling=lesion", "stage3 has the FCN"),
+        ("checkpoint.monitor=fcn/pixel_ap", "stage3 has the FCN"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
         ("run.name=../x", "expected a folder's name"),
         # A file: where it is wrong is said, and none of its code is run.

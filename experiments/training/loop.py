@@ -203,7 +203,8 @@ def build_callbacks(
 
 def monitor(config: Config) -> str:
     """The value that makes a checkpoint best; without classification class scores say nothing."""
-    return "val/auroc" if config.loss.classification else "val/fcn/pixel_ap"
+    usual = "auroc" if config.loss.classification else "fcn/pixel_ap"
+    return f"val/{config.checkpoint.monitor or usual}"
 
 
 def describe_start(
