@@ -154,6 +154,14 @@ class Stage1Classifier(LightningModule):
         One pass gives both. Negative values are cut, then one scale a run (over val, kept in the
         checkpoint) maps to 1: a normal image may stay dark, and maps of different images compare.
         """
+        probability, maps = self._explain(image)
+        if self.model.mirror:
+            other, mirrored = self._explain(image.flip(-1))
+            probability = (probability + other) / 2
+            maps = {name: (maps[name] + mirrored[name].flip(-1)) / 2 for name in maps}
+        return probability, maps
+
+    def _explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = self.unmasked_pass(image)
         raw = self.raw_maps(outputs)
         scaled = {

@@ -123,6 +123,17 @@ def test_where_the_fcn_weighs_the_positions_the_evidence_adds_up_to_the_score(of
     assert module.best_map == "fcn"
 
 
+def test_the_mirror_images_answer_counts_half():
+    module = settled(stage3()).eval()
+    image = small_batch()["image"]
+    with torch.no_grad():
+        (one, maps), (other, mirrored) = module.explain(image), module.explain(image.flip(-1))
+        module.model.mirror = True
+        probability, both = module.explain(image)
+    torch.testing.assert_close(probability, (one + other) / 2)
+    torch.testing.assert_close(both["fcn"], (maps["fcn"] + mirrored["fcn"].flip(-1)) / 2)
+
+
 def test_the_classifier_follows_the_fcn_and_does_not_draw_its_map():
     module = settled(stage3("attention.pooling=lesion"))
     named, _ = module.losses(small_batch())

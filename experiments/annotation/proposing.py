@@ -20,8 +20,8 @@ from experiments.runs import RunError
 
 # Of the map's peak: where the blob ends.
 HALF = 0.5
-# Peaks lower than this name no place that is worth learning.
-LOWEST = 0.1
+# Peaks lower than this name no place that is worth learning: rather no lesion than one.
+LOWEST = 0.5
 
 
 def run(folder: Path, out: Path, settings: list[str]) -> int:

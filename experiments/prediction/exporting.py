@@ -26,8 +26,7 @@ from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
 from experiments.runs import RunError
 from experiments.training.pretrained import is_non_commercial
-from lightning_modules.attention import scale_map
-from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
+from lightning_modules.stage1 import Stage1Classifier
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 EXTRA = "Fix: pip install -c constraints.txt -e '.[onnx]'"
@@ -128,20 +127,14 @@ class _Graph(nn.Module):
         # A copy in the plain layout: a file's weights have no other.
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         # Numbers, which a graph can hold; values read from a tensor it cannot.
-        scales = dict(zip(network.map_methods, network.map_scale.tolist(), strict=True))
-        self.scales = {name: scales[name] for name in network.judged_maps}
+        del self.network.map_scale
+        object.__setattr__(self.network, "map_scale", network.map_scale.tolist())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.network.unmasked_pass(to_model_input(image))
-        raw = self.network.raw_maps(outputs)
-        size = image.shape[-2:]
-        maps = [
-            self.network.upsample(scale_map(raw[name], scale), size)
-            for name, scale in self.scales.items()
-        ]
-        if not self.network.classifies:
-            return tuple(maps)  # taught no class: no probability, CAM or PCAM
-        return outputs.logits.softmax(1)[:, ABNORMAL], *maps
+        probability, maps = self.network.explain(to_model_input(image))
+        judged = [maps[name] for name in self.network.judged_maps]
+        # Taught no class: no probability, CAM or PCAM.
+        return (probability, *judged) if self.network.classifies else tuple(judged)
 
 
 def check_images(recipe: Recipe) -> np.ndarray:
