@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 CSV = "lesions.csv"
 # The lesion_type of a mask that a run proposed: it is trained on, and never judges.
-PROPOSED = "proposed"
+PROPOSED = "proposed by a run"
 # The split of images whose masks judge a training that must not see them (cross-fitting).
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
@@ -47,7 +47,7 @@ def read_lesions(folder: Path) -> pd.DataFrame:
     csv = folder / CSV
     if not csv.is_file():
         raise DataError(
-            f"lesions.path={folder}: expected a folder with {CSV} in it. Fix: give the folder, or "
+            f"{folder}: expected a folder with {CSV} in it. Fix: give the folder, or "
             f"write the file with the header {','.join(COLUMNS)} and a row a mask"
         )
     rows = read_csv(csv, COLUMNS[:2]).reindex(columns=COLUMNS, fill_value="")

@@ -234,7 +234,7 @@ def check_values(config: Config) -> None:
         ("attention.pooling", alone and attention.pooling == "lesion", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
-        ("loss.lambda_attention", alone and loss.lambda_attention, "only stage3 with classes"),
+        ("loss.lambda_attention", alone and loss.lambda_attention, "stage3's classifier has it"),
         ("checkpoint.monitor", no_masks and monitor == "fcn/pixel_ap", "stage3 has the FCN"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),

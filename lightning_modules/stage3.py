@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from lightning_modules.attention import lesion_weight, normalise, pcam
+from lightning_modules.attention import lesion_weight, normalise
 from lightning_modules.decoder import Decoder
 from lightning_modules.encoder import gather
 from lightning_modules.losses import LESION_LOSSES, mean_error, weakly_supervised_loss
@@ -52,22 +52,26 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
     def unmasked_pass(self, image: Tensor) -> Outputs:
         """As before, with the FCN's output, which weighs the positions where that is wanted.
 
-        Where the FCN weighs them, the evidence is PCAM times the weight, pixel by pixel: its mean
-        is what speaks for abnormal in the class score. Detached: the classifier must look where the
-        FCN looks, and not draw its map.
+        Detached: the classifier must look where the FCN looks, and not draw its map.
         """
         pyramid = self.encoder(image)
         scores = self.decoder(pyramid)
-        lesion = scores.sigmoid()
-        if self.attention.pooling == "mean":
-            logits = self.classify(pyramid[-1])
-            return Outputs(pyramid, logits, drawn={"fcn": lesion}, lesion_scores=scores)
-        weight = lesion_weight(lesion.detach(), self.attention.floor)
-        last, offset = pyramid[-1].shape[-2:], self.encoder.offsets[-1]
-        share = gather(weight / weight[0].numel(), last, offset)
-        positive = pcam(pyramid[-1].detach(), self.fc.weight[ABNORMAL : ABNORMAL + 1].detach())
-        drawn = {"evidence": weight * self.upsample(positive, weight.shape[-2:]), "fcn": lesion}
-        return Outputs(pyramid, self.classify(pyramid[-1], share), None, drawn, scores, share)
+        lesion, last, share = scores.sigmoid(), pyramid[-1], None
+        if self.attention.pooling == "lesion":
+            weight = lesion_weight(lesion.detach(), self.attention.floor)
+            share = gather(weight / weight[0].numel(), last.shape[-2:], self.encoder.offsets[-1])
+        return Outputs(pyramid, self.classify(last, share), None, {"fcn": lesion}, scores, share)
+
+    def raw_maps(self, outputs: Outputs) -> dict[str, Tensor]:
+        """As before, and the evidence: PCAM times the weight, pixel by pixel.
+
+        Its mean is what speaks for abnormal in the class score.
+        """
+        maps = super().raw_maps(outputs)
+        if self.attention.pooling == "lesion":
+            weight = lesion_weight(maps["fcn"].detach(), self.attention.floor)
+            maps["evidence"] = weight * self.upsample(maps["pcam"], weight.shape[-2:])
+        return {name: maps[name] for name in self.map_methods}
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """As before; the decoder is asked only where it weighs the positions."""

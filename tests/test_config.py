@@ -92,7 +92,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false", "only stage3 trains on masks alone"),
         ("loss.classification=false loss.lambda_lesion=0", "nothing would train"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
-        ("loss.lambda_attention=1", "only stage3 with classes"),
+        ("loss.lambda_attention=1", "stage3's classifier has it"),
         ("attention.source=fcn", "stage3 has the FCN"),
         ("attention.pooling=lesion", "stage3 has the FCN"),
         ("checkpoint.monitor=fcn/pixel_ap", "stage3 has the FCN"),

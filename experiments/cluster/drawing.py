@@ -24,7 +24,7 @@ def draw(parameters: dict[str, dict[str, Any]], swept: list[str], table: pd.Data
     key = ([key for key in swept if key != "seed"] or [*parameters])[0]
     values = parameters[key].get("values")
     # Listed values stand side by side, so that lambda = 0 has its place.
-    table["x"] = table[key].map(values.index) if values else table[key]
+    table = table.assign(x=table[key].map(values.index) if values else table[key])
     rest = [other for other in swept if other not in (key, "seed")]
     words = table[rest].map(show).agg(", ".join, axis=1)
     parts = table.groupby(words, sort=False) if rest else [("", table)]
@@ -32,7 +32,7 @@ def draw(parameters: dict[str, dict[str, Any]], swept: list[str], table: pd.Data
     label = {"loss.lambda_lesion": "lambda, weight of the lesion term"}.get(key, key)
     for axes, (title, lines) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         drawn = [(name, line) for name, line in lines.items() if name in table]
-        styled = zip(STYLES, parts, strict=False)
+        styled = zip(itertools.cycle(STYLES), parts, strict=False)  # as many as there are
         for (name, line), (style, (what, part)) in itertools.product(drawn, styled):
             means, label = part.groupby("x")[name].mean(), f"{line.heading} {what}".strip()
             axes.plot(means, style, color=line.colour, linewidth=1.6, label=label)
