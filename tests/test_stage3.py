@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from experiments.evaluation.judge import _outputs as judged
 from lightning_modules.attention import normalise, upsample
 from lightning_modules.losses import LESION_LOSSES, mean_error, squared_error
 from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
@@ -99,6 +100,7 @@ def test_without_l2_there_is_no_second_pass():
     named, outputs = module.losses(small_batch())
     torch.testing.assert_close(named["loss"], named["l1"] + named["l3"])
     assert (outputs.masked, set(named)) == (None, {"loss", "l1", "l3"})
+    assert judged(module, small_batch())[0].keys() == {"probability"}
 
 
 @pytest.mark.parametrize("offset", [0.0, 15.0])

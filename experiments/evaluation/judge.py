@@ -196,7 +196,7 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
         probability, maps = module.explain(image)
         if module.classifies:
             columns["probability"] = probability
-            if isinstance(module, Stage2GuidedAttention):
+            if isinstance(module, Stage2GuidedAttention) and module.loss.alpha != 0:
                 masked = module.masked_logits(image, label)
                 swapped = module.swapped_masked_logits(image, label)
                 columns["masked_probability"] = masked.softmax(1)[:, 1]
