@@ -1,4 +1,4 @@
-"""Random changes to training images, a pure function of (seed, epoch, image).
+"""Random changes to training images, a pure function of (seed, draw, image).
 
 The transform is seeded anew for every sample, so workers, ranks and restarts cannot change it.
 """
@@ -41,13 +41,13 @@ class Augmenter:
         self.steps = [step for wanted, step in steps if wanted]
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray | None, epoch: int, index: int
+        self, image: np.ndarray, mask: np.ndarray | None, draw: int, index: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Change ``image`` and ``mask`` (both (H, W) uint8), to the bit as ``A.Compose`` would."""
-        draw = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
-        generator = np.random.default_rng(draw)  # the noise's alone
+        seed = int(np.random.SeedSequence((self.seed, draw, index)).generate_state(1)[0])
+        generator = np.random.default_rng(seed)  # the noise's alone
         for step in self.steps:
-            step.set_random_state(generator, random.Random(draw))
+            step.set_random_state(generator, random.Random(seed))
             # albumentations wants a channel axis for noise to be drawn per pixel, not per row
             targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
             changed = step(**targets)

@@ -1,7 +1,8 @@
 """Whole batches from the cache: which images make which batch, and the processes that read them.
 
-Samplers yield ``(epoch, rows of the index table)``, a pure function of (seed, epoch), resumable at
-any batch. Ranks take slices of one order: two with batch N see what one with batch 2 N sees.
+Samplers yield ``(draws, rows of the index table)``, a pure function of (seed, epoch), resumable at
+any batch; a draw decides how an image is augmented. Ranks take slices of one order: two with batch
+N see what one with batch 2 N sees.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 Batch = dict[str, Tensor]
-Rows = tuple[int, np.ndarray]  # the epoch, and rows of the index table
+Rows = tuple[np.ndarray, np.ndarray]  # of the images: draw (the epoch), row of the index table
 # Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
 MEAN, STD = 0.2, 0.2
+# Draws from here on are of images that were added to a batch and do not count in classification.
+APART = 1 << 31
 
 
 @dataclass(eq=False)
@@ -37,7 +40,8 @@ class TrainBatches(Sampler[Rows]):
     """Shuffled batches: each of ``rows`` once an epoch, the last incomplete batch is left out.
 
     With ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless
-    shuffle of their own) besides ``batch_size - k`` from the epoch's order.
+    shuffle of their own) besides ``batch_size - k`` from the epoch's order; ``apart``, with
+    draws of their own.
     """
 
     rows: np.ndarray
@@ -46,6 +50,7 @@ class TrainBatches(Sampler[Rows]):
     ranks: tuple[int, int] = (0, 1)  # this process, and the number of processes
     lesion_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     lesions_per_batch: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         self.epoch = self.start = 0
@@ -82,19 +87,22 @@ class TrainBatches(Sampler[Rows]):
         for step in range(start, len(self)):
             place = step * self.ranks[1] + self.ranks[0]
             chosen = order[place * plain : (place + 1) * plain]
-            if self.lesions_per_batch:
-                lesions = self._lesion_rows(epoch * len(self) * self.ranks[1] + place)
+            draws = np.full(self.batch_size, epoch)
+            if count := self.lesions_per_batch:
+                lesions, turns = self._lesion_rows(epoch * len(self) * self.ranks[1] + place)
                 chosen = np.concatenate([lesions, chosen])
-            yield epoch, chosen
+                draws[:count] = APART + turns if self.apart else epoch
+            yield draws, chosen
 
-    def _lesion_rows(self, place: int) -> np.ndarray:
-        """Rows of the endless lesion shuffle at slots place * k .. (place + 1) * k - 1."""
+    def _lesion_rows(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots place * k .. (place + 1) * k - 1 of the endless lesion shuffle: rows, turns."""
         count, total = self.lesions_per_batch, len(self.lesion_rows)
         first, start = divmod(place * count, total)
         turns = range(first, first + 2 + count // total)
         orders = [np.random.default_rng((self.seed, 1, turn)) for turn in turns]
         shuffle = np.concatenate([order.permutation(self.lesion_rows) for order in orders])
-        return shuffle[start : start + count]
+        slots = slice(start, start + count)
+        return shuffle[slots], np.repeat(turns, total)[slots]
 
 
 class EvaluationBatches(Sampler[Rows]):
@@ -113,14 +121,15 @@ class EvaluationBatches(Sampler[Rows]):
         return -(-self.largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield (0, rows of this rank)."""
+        """Yield (zeros, rows of this rank)."""
         for start in range(0, self.largest_share, self.batch_size):
-            yield 0, self.rows[start : start + self.batch_size]
+            rows = self.rows[start : start + self.batch_size]
+            yield np.zeros_like(rows), rows
 
 
 @dataclass(eq=False)
 class BatchDataset(Dataset[Batch]):
-    """Reads whole batches from the cache; an item is asked for as (epoch, rows)."""
+    """Reads whole batches from the cache; an item is asked for as (draws, rows)."""
 
     pixels: cache.PixelCache
     codes: dict[str, np.ndarray]
@@ -128,7 +137,7 @@ class BatchDataset(Dataset[Batch]):
     augmentation: Augmenter | None
 
     def __getitem__(self, item: Rows) -> Batch:
-        epoch, rows = item
+        draws, rows = item
         size = self.pixels.images.shape[-1]
         images = np.empty((len(rows), 1, size, size), dtype=np.uint8)
         masks = np.zeros((len(rows), 1, size, size), dtype=np.float32)
@@ -136,18 +145,21 @@ class BatchDataset(Dataset[Batch]):
             image = self.pixels.image(row)
             mask = self.pixels.mask(row) if self.shows_lesion[row] else None
             if self.augmentation:
-                image, mask = self.augmentation(image, mask, epoch, int(row))
+                image, mask = self.augmentation(image, mask, int(draws[place]), int(row))
             images[place, 0] = image
             if mask is not None:
                 # Only what is drawn on is touched: the other masks' zeros cost no time.
                 np.divide(mask, 255.0, out=masks[place, 0], dtype=np.float32)
-        return {
+        batch = {
             "image": torch.from_numpy(images),
             "lesion_mask": torch.from_numpy(masks),
             "has_lesion": torch.from_numpy(self.shows_lesion[rows]),
             "index": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
             **{name: torch.from_numpy(values[rows]) for name, values in self.codes.items()},
         }
+        if (apart := draws >= APART).any():
+            batch["classified"] = torch.from_numpy(~apart)
+        return batch
 
 
 def to_model_input(image: Tensor) -> Tensor:

@@ -68,3 +68,5 @@ class Lesions:
     fold: Annotated[int, "[0, inf)"] = 0
     # images with a mask in every train batch; 0: as they come
     per_batch: Annotated[int, "[0, inf)"] = 0
+    # these teach the FCN alone, each time augmented anew; false: the classifier, too
+    apart: bool = False

@@ -150,9 +150,9 @@ class RadiographDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[batches.Batch]:
         """Shuffled, augmented batches of the train split, from where a resumed run stopped."""
-        rows, lesions = self.rows_of("train"), (self.lesion_rows, self.lesions.per_batch)
-        order = (self.order_seed, self._ranks)
-        self.sampler = batches.TrainBatches(rows, self.batch_size, *order, *lesions)
+        rows, lesions = self.rows_of("train"), self.lesions
+        order = (self.order_seed, self._ranks, self.lesion_rows, lesions.per_batch, lesions.apart)
+        self.sampler = batches.TrainBatches(rows, self.batch_size, *order)
         self.sampler.resume_at(*self._resume_at)
         if self.augmentation is None:
             return self._loader(self.sampler)
@@ -281,7 +281,7 @@ class RadiographDataModule(LightningDataModule):
         """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""
         labels = self.table.loc[self.table["split"] == "train", "label"]
         # With lesions.per_batch a batch holds more abnormal images than the train split does.
-        added = self.lesions.per_batch / self.batch_size
+        added = self.lesions.per_batch / self.batch_size * (not self.lesions.apart)
         share = float(labels.mean()) * (1 - added) + added
         return 0.5 / (1.0 - share), 0.5 / share
 

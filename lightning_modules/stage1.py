@@ -176,17 +176,20 @@ class Stage1Classifier(LightningModule):
 
     # The steps ------------------------------------------------------------------------------------
 
-    def classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Class-weighted cross-entropy, mean over images (L1 of the paper)."""
-        smoothing = self.loss.label_smoothing
+        label, smoothing = batch["label"], self.loss.label_smoothing
         losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
         # Dividing by the images and not by their weights keeps the mean over ranks exact.
-        return (losses * self.class_weights[label]).mean()
+        losses = losses * self.class_weights[label]
+        if (counts := batch.get("classified")) is None:
+            return losses.mean()
+        return (losses * counts).sum() / counts.sum()
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """Named losses, of which ``loss`` is optimised, and what they were computed from."""
         outputs = self.unmasked_pass(batch["image"])
-        l1 = self.classification_loss(outputs.logits, batch["label"])
+        l1 = self.classification_loss(outputs.logits, batch)
         return {"loss": l1, "l1": l1}, outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -114,11 +114,11 @@ class Stage2GuidedAttention(Stage1Classifier):
         """L1, L2 and their sum by equation (3), and what they were computed from; alpha 0: L1."""
         image, label = batch["image"], batch["label"]
         outputs = self.unmasked_pass(image)
-        l1 = self.classification_loss(outputs.logits, label)
+        l1 = self.classification_loss(outputs.logits, batch)
         if self.loss.alpha == 0:  # then L2 counts for nothing, and half of the time is saved
             return {"loss": l1, "l1": l1}, outputs
         attention = self.mask_map(outputs, label)
         outputs.masked = self.classify_masked(image, attention, outputs.share)
-        l2 = self.classification_loss(outputs.masked, label)
+        l2 = self.classification_loss(outputs.masked, batch)
         loss = guided_loss(l1, l2, self.alpha)
         return {"loss": loss, "l1": l1, "l2": l2, "alpha": l1.new_full((), self.alpha)}, outputs

@@ -73,6 +73,17 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             maps["evidence"] = weight * self.upsample(maps["pcam"], weight.shape[-2:])
         return {name: maps[name] for name in self.map_methods}
 
+    def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As before; where the decision rests on the lesion, it is shown as far as it is decided.
+
+        The FCN's map is then multiplied by the probability: a normal film that has something like a
+        lesion stays dark.
+        """
+        probability, maps = super().explain(image)
+        if self.attention.pooling == "lesion":
+            maps["fcn"] = maps["fcn"] * probability.view(-1, 1, 1, 1)
+        return probability, maps
+
     def features(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """As before; the decoder is asked only where it weighs the positions."""
         if self.attention.pooling == "mean":

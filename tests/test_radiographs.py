@@ -185,6 +185,17 @@ def test_resumes_with_the_next_batch_and_all_lesions_are_used_alike():
         assert sorted(turns[start : start + 7]) == ROWS[:7].tolist()
 
 
+def test_images_apart_are_augmented_anew_each_time():
+    lesions = {"lesion_rows": ROWS[:7], "lesions_per_batch": 3}
+    alike, apart = (list(TrainBatches(ROWS, 10, apart=value, **lesions)) for value in (False, True))
+    assert {draw for draws, _ in alike for draw in draws} == {0}
+    assert {draw for draws, _ in apart for draw in draws[3:]} == {0}
+    drawn = [pair for draws, rows in apart for pair in zip(draws[:3], rows[:3], strict=True)]
+    assert len(set(drawn)) == len(drawn) == 3 * len(alike)
+    for (_, one), (_, other) in zip(alike, apart, strict=True):
+        assert (one == other).all()
+
+
 @pytest.mark.parametrize("batch_size", [5, 25, 40])
 def test_evaluation_sees_each_row_once_and_gives_every_rank_as_many_batches(batch_size):
     """103 rows on 4 ranks: 26, 26, 26 and 25; with 25 a batch the last rank's second is empty."""

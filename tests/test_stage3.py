@@ -95,6 +95,14 @@ def test_losses_are_stage_2s_and_the_error_on_the_marked_image_of_the_fcns_map()
     torch.testing.assert_close(module.losses(batch)[0]["l3"], weighted)
 
 
+def test_images_apart_teach_the_fcn_alone():
+    module, batch = settled(stage3()).eval(), small_batch()
+    named = module.losses({**batch, "classified": torch.tensor([True, True, True, False])})[0]
+    fewer = module.losses({name: values[:3] for name, values in batch.items()})[0]
+    torch.testing.assert_close([named["l1"], named["l2"]], [fewer["l1"], fewer["l2"]])
+    torch.testing.assert_close(named["l3"], module.losses(batch)[0]["l3"])
+
+
 def test_without_l2_there_is_no_second_pass():
     module = settled(stage3("loss.alpha=0"))
     named, outputs = module.losses(small_batch())
@@ -121,7 +129,9 @@ def test_where_the_fcn_weighs_the_positions_the_evidence_adds_up_to_the_score(of
         torch.testing.assert_close(module(image), outputs.logits)
         positive = weight * module.upsample(raw["pcam"], (SIZE, SIZE))
         torch.testing.assert_close(raw["evidence"], positive)
-    assert list(module.maps(image)) == list(module.map_methods) == list(raw)
+        probability, maps = module.explain(image)
+        torch.testing.assert_close(maps["fcn"], probability.view(-1, 1, 1, 1) * raw["fcn"])
+    assert list(maps) == list(module.map_methods) == list(raw)
     assert module.best_map == "fcn"
 
 

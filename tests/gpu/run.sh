@@ -5,6 +5,9 @@
 #   tests/gpu/run.sh [--out DIR]              all of it; DIR/results.json and a table
 #   tests/gpu/run.sh --device cpu             a tiny dry run through every part, without a card
 #   tests/gpu/run.sh --minutes N              end the last part after N minutes (8, with --device cpu 20)
+#   tests/gpu/run.sh --films ROOT             first of all the recipe of experiments/fractures.yaml on
+#                                             ROOT/table.csv (tests/gpu/films.py): three seeds
+#   tests/gpu/run.sh --weights FILE           of its encoder
 #
 # PYTHON names the interpreter (python3). What it lacks is installed from tests/gpu/wheels into DIR.
 # The parts come in the order of their worth, each within a time limit of its own: one that fails or
@@ -13,15 +16,17 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
-python=${PYTHON:-python3} device=cuda minutes=8 slower=1
+python=${PYTHON:-python3} device=cuda minutes=8 slower=1 films="" weights=null
 out=runs/gpu/$(date +%Y%m%d-%H%M%S)
 while [ $# -gt 0 ]; do
   case "$1 ${2:-}" in
     "--device cpu") device=cpu minutes=20 slower=2 ;;
     "--out "?*) out=$2 ;;
     "--minutes "[0-9]*) minutes=$2 ;;
+    "--films "?*) films=$(realpath "$2") ;;
+    "--weights "?*) weights=$(realpath "$2") ;;
     *)
-      echo "error: wrong argument: expected --device cpu, --out DIR or --minutes N, got $1 ${2:-}. Fix: see $0" >&2
+      echo "error: wrong argument: expected --device cpu, --out, --minutes, --films or --weights, got $1 ${2:-}. Fix: see $0" >&2
       exit 2
       ;;
   esac
@@ -83,6 +88,13 @@ if ! "$python" -c "$missing" "${packages[@]}"; then
   part install 60 "$python" -m pip install --quiet --no-index --no-deps --target "$out/site" tests/gpu/wheels/*.whl
 fi
 part packages 60 "$python" -c "import sys; [__import__(name) for name in sys.argv[1:]]" "${packages[@]}"
+if [ -n "$films" ]; then
+  recipe="${words/model.width=0.25/} data.contrast=none data.crop=none data.cache_dir=$out/cache model.weights=$weights"
+  for seed in 0 1 2; do
+    part "recipe-$seed" 120 make fractures PYTHON="$python" DATA=table ROOT="$films" RUN="recipe-$seed" ARGS="$recipe seed=$seed"
+  done
+  part recipe 120 "$python" -m experiments.evaluate "$out"/runs/table/stage3/recipe-* --no-baselines
+fi
 part tests 200 "$python" -m pytest -m gpu tests/gpu -q -rs -W default -p no:cacheprovider -o junit_family=xunit1 --junitxml "$out/tests.xml"
 bench step,stages "${sizes[0]}" "${batches[0]}" 0 90 # compiling takes most of it
 for number in "${workers[@]}"; do

@@ -46,12 +46,14 @@ def rows_of(part: str, folder: Path) -> list[Row]:
     if part == "tests":
         return [test_row(case) for case in ElementTree.parse(folder / "tests.xml").iter("testcase")]
     if part.startswith("stage"):
-        (metrics,) = folder.glob(f"runs/*/{part}/*/metrics.csv")
+        (metrics,) = folder.glob(f"runs/phantom/{part}/*/metrics.csv")
         speed = pd.read_csv(metrics)["images_per_second"]
         row = {"row": f"{len(speed)} epochs", "value": speed.median(), "unit": "images/s"}
         return [{**row, "low": speed.min(), "high": speed.max()}]
     if part == "evaluate":
         return [row for number in (1, 2, 3) for row in figures(f"stage{number}", folder)]
+    if part == "recipe":
+        return [{"row": line} for line in (folder / "recipe.log").read_text().splitlines()]
     if part.startswith("bench"):
         return json.loads((folder / f"{part}.json").read_text())["rows"]
     return []
@@ -68,7 +70,7 @@ def test_row(case: ElementTree.Element) -> Row:
 
 def figures(stage: str, folder: Path) -> list[Row]:
     """A stage's figures on test, after those of three seeds that its configuration file expects."""
-    (summary,) = folder.glob(f"runs/*/{stage}/*/evaluation/test/summary.json")
+    (summary,) = folder.glob(f"runs/phantom/{stage}/*/evaluation/test/summary.json")
     values = json.loads(summary.read_text())
     text = (HOUSE / "experiments" / f"{stage}.yaml").read_text()
     expected = text.partition("# expected:")[2].partition("\n#\n")[0].replace("#", " ").split()

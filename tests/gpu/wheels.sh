@@ -25,7 +25,7 @@ lacking=(
   opentelemetry-proto opentelemetry-semantic-conventions opentelemetry-exporter-http-transport
   opentelemetry-exporter-otlp-common opentelemetry-exporter-otlp-proto-common
   opentelemetry-exporter-otlp-proto-http
-  omegaconf pycocotools pydicom simplejpeg
+  omegaconf pycocotools pydicom simplejpeg timm safetensors
 )
 
 platforms=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64)
