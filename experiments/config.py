@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks.options import Checkpoint
 from datamodules.files import write_text
 from datamodules.options import Augmentation, Data, Lesions
-from lightning_modules.options import STRIDES, Attention, Loss, Model, Optimizer
+from lightning_modules.options import REMOVED, STRIDES, Attention, Loss, Model, Optimizer
 
 STAGES = ("stage1", "stage2", "stage3")
 HERE = Path(__file__).parent
@@ -230,11 +230,10 @@ def check_values(config: Config) -> None:
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
         ("loss.lambda_lesion", masks_alone and not loss.lambda_lesion, "nothing would train"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
-        ("attention.source", no_masks and attention.source == "fcn", "stage3 has the FCN"),
         ("attention.pooling", alone and attention.pooling == "lesion", "stage3 has the FCN"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
-        ("loss.lambda_attention", alone and loss.lambda_attention, "stage3's classifier has it"),
+        ("lesions.apart", lesions.apart and not lesions.per_batch, "lesions.per_batch adds none"),
         ("checkpoint.monitor", no_masks and monitor == "fcn/pixel_ap", "stage3 has the FCN"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
@@ -262,12 +261,12 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 
 def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, by dotted keys."""
+    """Nested dicts as one, by dotted keys; without what is gone and was not used."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         inner = isinstance(value, dict)
         flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
+    return {key: value for key, value in flat.items() if (key, value) not in REMOVED}
 
 
 def show(value: object) -> str:

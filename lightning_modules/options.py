@@ -12,6 +12,8 @@ from typing import Annotated
 
 # Encoders, and what the image's side must be a multiple of. All of timm have features at stride 32.
 STRIDES = {"resnet23": 16, "timm": 32}
+# Options that are gone, as they stand in runs that did not use them.
+REMOVED = ("loss.lambda_attention", 0.0), ("attention.target", "fcn")
 
 
 @dataclass
@@ -41,8 +43,6 @@ class Loss:
     # of a mask, mean over pixels: squared error (the paper's), cross-entropy, and 1 - Dice more
     lesion: Annotated[str, "mse | bce | bce_dice"] = "mse"
     classification: bool = True  # false: the lesion masks alone train (stage 3)
-    # weight of L4, PCAM against its target (stage 3; ours)
-    lambda_attention: Annotated[float, "[0, inf)"] = 0.0
     normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
     normal_weight: Annotated[float, "(0, inf)"] = 1.0  # of such an image beside one with a lesion
 
@@ -53,10 +53,8 @@ class Attention:
 
     omega: Annotated[float, "(0, inf)"] = 10.0  # steepness
     sigma: Annotated[float, "[0, 1]"] = 0.5  # threshold on the map, which runs from 0 to 1
-    # whose map: "true" leaks the label through the mask's shape, "fcn" is stage 3's (ours)
-    source: Annotated[str, "abnormal | predicted | true | fcn"] = "abnormal"
-    # of L4: the lesion masks; with fcn also the FCN's map of abnormal images without a mask
-    target: Annotated[str, "fcn | masks"] = "fcn"
+    # whose map: "true" leaks the label through the mask's shape
+    source: Annotated[str, "abnormal | predicted | true"] = "abnormal"
     # BatchNorm in the masked pass: its own running statistics, or the whole images'
     statistics: Annotated[str, "own | image"] = "own"
     # lesion: the classifier's mean over positions is weighted by the FCN's map (stage 3; ours)

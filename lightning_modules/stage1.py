@@ -17,7 +17,7 @@ from torchmetrics import CatMetric
 from lightning_modules.attention import cam, pcam, scale_map, upsample
 from lightning_modules.encoder import ENCODERS, Encoder
 from lightning_modules.metrics import Localisation, RunningMeans, agreement
-from lightning_modules.options import Attention, Loss, Model, Optimizer
+from lightning_modules.options import REMOVED, Attention, Loss, Model, Optimizer
 from lightning_modules.timm_encoder import TimmEncoder
 
 Batch = dict[str, Tensor]
@@ -306,7 +306,11 @@ class Stage1Classifier(LightningModule):
 
 def options(kind: type[Section], given: Section | Mapping[str, Any] | None) -> Section:
     """A section of options, also from its plain values; all defaults for None."""
-    return kind(**(given or {})) if given is None or isinstance(given, Mapping) else given
+    if given is not None and not isinstance(given, Mapping):
+        return given
+    section = kind.__name__.lower()
+    known = {k: v for k, v in (given or {}).items() if (f"{section}.{k}", v) not in REMOVED}
+    return kind(**known)
 
 
 def accuracy(logits: Tensor, label: Tensor) -> Tensor:

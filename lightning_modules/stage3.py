@@ -5,22 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from lightning_modules.attention import lesion_weight, normalise
+from lightning_modules.attention import lesion_weight
 from lightning_modules.decoder import Decoder
 from lightning_modules.encoder import gather
 from lightning_modules.losses import LESION_LOSSES, mean_error, weakly_supervised_loss
-from lightning_modules.stage1 import ABNORMAL, Batch, Outputs
+from lightning_modules.stage1 import Batch, Outputs
 from lightning_modules.stage2 import Stage2GuidedAttention
-
-# From here on the FCN's output counts as a lesion that it sees.
-SEEN = 0.5
 
 
 class Stage3WeaklySupervised(Stage2GuidedAttention):
     """Stage 2 plus an FCN, whose encoder is the classifier's, that draws the lesion.
 
-    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4). Ours and off by default: L4, which
-    draws PCAM towards the FCN (the shared encoder alone moves the classifier's map little).
+    L = (1 - alpha) L1 + alpha L2 + lambda L3, equation (4). Ours and off by default: the classifier
+    looks where the FCN looks (the shared encoder alone moves its map little).
     """
 
     stage = "stage3"
@@ -91,11 +88,6 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         outputs = self.unmasked_pass(image)
         return outputs.pyramid[-1], outputs.share
 
-    def mask_map(self, outputs: Outputs, label: Tensor) -> Tensor:
-        """As in stage 2, or the FCN's output without gradient: L2 must not redraw the lesion."""
-        own = self.attention.source == "fcn"
-        return outputs.drawn["fcn"].detach() if own else super().mask_map(outputs, label)
-
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """L1, L2, L3 and their sum by equation (4), and what they were computed from."""
         named: dict[str, Tensor] = {}
@@ -113,27 +105,10 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         if self.classifies:
             l1, l2 = named["l1"], named.get("l2", named["l1"])  # without L2 alpha is 0
             loss = weakly_supervised_loss(l1, l2, l3, self.alpha, weight)
-            if self.loss.lambda_attention:
-                named["l4"] = self.attention_loss(batch, outputs)
-                loss = loss + self.loss.lambda_attention * named["l4"]
         else:
             # The FC layer stays in the graph: DDP waits for a gradient of every parameter.
             loss = weight * l3 + 0.0 * outputs.logits.sum()
         return {**named, "loss": loss, "l3": l3}, outputs
-
-    def attention_loss(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """L4: mean squared error of each image's PCAM, stretched to [0, 1], from its target."""
-        target, counts = batch["lesion_mask"], batch["has_lesion"]
-        if self.attention.target == "fcn":
-            # Detached: PCAM follows the FCN, never the other way round. An FCN that sees nothing
-            # yet teaches nothing.
-            drawn = outputs.drawn["fcn"].detach()
-            sees = (batch["label"] == ABNORMAL) & (drawn.amax((1, 2, 3)) > SEEN)
-            target = torch.where(counts.view(-1, 1, 1, 1), target, drawn)
-            counts = counts | sees
-        own = normalise(self.raw_maps(outputs)["pcam"])
-        squared = (self.upsample(own, target.shape[-2:]) - target).square().flatten(1).mean(dim=1)
-        return self.mean_error(squared, counts.float())
 
     def mean_error(self, errors: Tensor, weight: Tensor) -> Tensor:
         """Mean of errors (B,) over the images that have a weight (B,), on all ranks together."""

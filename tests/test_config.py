@@ -92,8 +92,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false", "only stage3 trains on masks alone"),
         ("loss.classification=false loss.lambda_lesion=0", "nothing would train"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
-        ("loss.lambda_attention=1", "stage3's classifier has it"),
-        ("attention.source=fcn", "stage3 has the FCN"),
+        ("lesions.apart=true", "lesions.per_batch adds none"),
         ("attention.pooling=lesion", "stage3 has the FCN"),
         ("checkpoint.monitor=fcn/pixel_ap", "stage3 has the FCN"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
@@ -125,6 +124,8 @@ def test_saved_configuration_reads_back_equal(tmp_path):
     save_config(config, path)
     assert load_config(str(path), []) == config
     assert yaml.safe_load(path.read_text()) == to_plain(config)  # any other program reads it too
+    path.write_text(f"{path.read_text()}\n# of an earlier version\nloss.lambda_attention: 0.0\n")
+    assert load_config(str(path), []) == config
 
 
 def test_loaded_weights_bring_their_own_settings_unless_they_are_given(tmp_path):

@@ -25,12 +25,12 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2615,
+    "datamodules": 2629,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
-    "lightning_modules": 1712,
+    "lightning_modules": 1703,
     "callbacks": 670,
-    "experiments": 1813,
+    "experiments": 1812,
     "experiments/annotation": 1170,
     "experiments/audit": 613,
     "experiments/cluster": 517,
@@ -39,7 +39,7 @@ LINES = {
     "experiments/reporting": 440,
     "experiments/training": 693,
 }
-PRODUCT, TESTS, FILES = 15_680, 11_975, 116
+PRODUCT, TESTS, FILES = 15_690, 12_000, 116
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -62,8 +62,7 @@ def test_what_counts_as_waiting():
         ["stage1", "loss.label_smoothing=0.1", "model.dropout=0.2"],
         ["stage2", "attention.source=predicted", "attention.statistics=image"],
         ["stage2", "attention.source=true"],
-        ["stage3", "attention.source=fcn", "loss.normal_masks=true", "loss.lambda_attention=1"],
-        ["stage3", "attention.target=masks", "loss.lambda_attention=1"],
+        ["stage3", "attention.pooling=lesion", "loss.normal_masks=true", "lesions.apart=true"],
         ["stage3", "loss.classification=false"],
     ],
 )

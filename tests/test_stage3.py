@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from experiments.evaluation.judge import _outputs as judged
-from lightning_modules.attention import normalise, upsample
 from lightning_modules.losses import LESION_LOSSES, mean_error, squared_error
 from tests.stages import SIZE, names_without_gradient, network, settled, small_batch
 
@@ -161,7 +160,6 @@ def test_the_classifier_follows_the_fcn_and_does_not_draw_its_map():
         ["stage2"],
         ["stage3"],
         ["stage3", "loss.lambda_lesion=0"],
-        ["stage3", "attention.source=fcn"],
         ["stage3", "attention.pooling=lesion", "loss.lesion=bce_dice", "loss.alpha=0"],
         ["stage3", "loss.classification=false", "loss.lambda_lesion=2"],
     ],
@@ -178,43 +176,3 @@ def test_every_parameter_gets_a_gradient(words, lesions):
     assert all(p.grad.isfinite().all() for p in module.parameters())
     assert module.fc.weight.grad.any() == module.classifies
     assert "l3" not in losses or (losses["l3"].item() > 0) == lesions
-
-
-def test_an_fcn_mask_teaches_the_decoder_nothing_and_is_swapped_for_the_normal_classs_map():
-    module = settled(stage3("attention.source=fcn"))
-    module.losses(small_batch())[0]["l2"].backward()
-    assert all(p.grad is None for p in module.decoder.parameters())
-    assert module.encoder.stem[0].weight.grad.any()
-    module.eval()
-    image, label = (small_batch()[name] for name in ("image", "label"))
-    pyramid = module.encoder(image)
-    own = module.classify_masked(image, module.decoder(pyramid).sigmoid())
-    other = module.classify_masked(image, module.pcam_of(pyramid, torch.zeros(4, dtype=int)))
-    torch.testing.assert_close(module.masked_logits(image, label), own)
-    torch.testing.assert_close(module.swapped_masked_logits(image, label), other)
-
-
-@pytest.mark.parametrize(
-    ("target", "bias", "counted"),
-    [
-        ("masks", 3.0, [3]),
-        ("fcn", -9.0, [3]),  # only the mask: the FCN sees nothing
-        ("fcn", 3.0, [2, 3]),  # elsewhere on abnormal images what it draws
-    ],
-)
-def test_pcam_may_be_drawn_towards_the_masks_and_what_the_fcn_sees(target, bias, counted):
-    module = settled(stage3("loss.lambda_attention=2", f"attention.target={target}")).eval()
-    torch.nn.init.constant_(module.decoder.output.bias, bias)
-    batch = small_batch()
-    named, outputs = module.losses(batch)
-    wanted = torch.where(torch.arange(4).view(4, 1, 1, 1) == 3, batch["lesion_mask"], 0)
-    wanted[2] = outputs.drawn["fcn"][2]
-    features, weight = outputs.pyramid[-1], module.fc.weight[1:2].clamp(min=0)
-    own = normalise(torch.einsum("bchw,kc->bkhw", features, weight))
-    error = (upsample(own, (SIZE, SIZE)) - wanted).square().mean((1, 2, 3))
-    torch.testing.assert_close(named["l4"], error[counted].mean())
-    total = (1 - module.alpha) * named["l1"] + module.alpha * named["l2"] + named["l3"]
-    torch.testing.assert_close(named["loss"], total + 2.0 * named["l4"])
-    named["l4"].backward()
-    assert all(p.grad is None for p in module.decoder.parameters())
-    assert module.encoder.stem[0].weight.grad.any()
