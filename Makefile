@@ -25,6 +25,10 @@ SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
+define NEWLINE
+
+
+endef
 EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
 CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
 
@@ -44,7 +48,8 @@ help:  ## this list
 #:  PYTHON=python                 an interpreter of your own instead of .venv
 #:  DRY=1                         for submit and sync: print the commands, run none
 #:  PARTITION= GPUS= NODES= RANKS= CPUS= TIME= ACCOUNT= SBATCH_ARGS= SEEDS="0 1" LAMBDAS="0 1"
-#:                                for submit: the cluster, and a job each (docs/cluster.md)
+#:                                for submit: the cluster, and a job each (docs/cluster.md);
+#:                                SEEDS also for fractures
 
 setup: $(READY)  ## install into .venv (with PYTHON=: into that environment)
 	$(if $(PYTHON),$(PY) -m pip install -c constraints.txt -e '.[dev]')
@@ -63,8 +68,8 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT)
-	$(PY) -m experiments.train experiments/fractures.yaml $(SOURCE)$(RUN_NAME)$(call more,ARGS)
+fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT, SEEDS)
+	$(foreach seed,$(or $(SEEDS),0),$(PY) -m experiments.train experiments/fractures.yaml $(SOURCE)$(RUN_NAME) seed=$(seed)$(call more,ARGS)$(NEWLINE))
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 curve: $(READY)  ## train the recipe over the number of masks
 sweep: FILE = sweep_lambda

@@ -60,7 +60,7 @@ def test_help_is_the_default_and_lists_every_target_and_variable(clone):
     assert {"setup", "stage1", "evaluate", "doctor"} <= {*targets}
     assert [target for target in targets if f"  make {target} " not in done.stdout] == []
     used = set(re.findall(r"\b[A-Z_]{3,}(?=[),])", text))
-    inner = {"READY", "SOURCE", "RUN_NAME", "NODE", "LIMITS", "EACH", "CLUSTER", "FILE"}
+    inner = {"READY", "SOURCE", "RUN_NAME", "NODE", "LIMITS", "EACH", "CLUSTER", "FILE", "NEWLINE"}
     assert {"ROOT", "STAGE", "DRY", "GPUS", "SBATCH_ARGS"} <= used
     assert used - inner <= set(re.findall(r"\b([A-Z_]+)=", done.stdout))
     assert not clone.venv.exists()
@@ -118,7 +118,7 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
             ["experiments.report", "stage1", "stage2", "data.root=/a b", "--no-images"],
         ),
         (["curve", "RUN=x"], [*SWEEP[:1], "experiments/sweep_masks.yaml", "run.name=x"]),
-        (["fractures"], [*TRAIN, "experiments/fractures.yaml"]),
+        (["fractures", "SEEDS=2"], [*TRAIN, "experiments/fractures.yaml", "seed=2"]),
         (["sweep", "ARGS=a=2 --count 1", "RUN=x"], [*SWEEP, "run.name=x", "a=2", "--count", "1"]),
         (["bench", "ARGS=--quick"], ["experiments.bench", "--quick"]),
         (
