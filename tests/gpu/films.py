@@ -27,7 +27,8 @@ def write(folder, words):
             new = {"path": f"{name}.jpg", "mask": f"masks/{name}.png" if masked else ""}
             cv2.imwrite(str(folder / new["path"]), batch["image"][place, 0], [1, 90])  # its quality
             if masked:
-                cv2.imwrite(str(folder / new["mask"]), 255 * batch["lesion_mask"][place, 0])
+                lesion = batch["lesion_mask"][place, 0] >= 0.5
+                cv2.imwrite(str(folder / new["mask"]), 255 * lesion.astype("uint8"))
             rows.append({**old, **new})
     pd.DataFrame(rows).drop(columns="lesion_mask").to_csv(folder / "table.csv", index=False)
 

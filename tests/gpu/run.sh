@@ -91,7 +91,7 @@ part packages 60 "$python" -c "import sys; [__import__(name) for name in sys.arg
 if [ -n "$films" ]; then
   recipe="${words/model.width=0.25/} data.contrast=none data.crop=none data.cache_dir=$out/cache model.weights=$weights"
   for seed in 0 1 2; do
-    part "recipe-$seed" 120 make fractures PYTHON="$python" DATA=table ROOT="$films" RUN="recipe-$seed" ARGS="$recipe seed=$seed"
+    part "recipe-$seed" 120 make fractures PYTHON="$python" DATA=table ROOT="$films" RUN="recipe-$seed" SEEDS="$seed" ARGS="$recipe"
   done
   part recipe 120 "$python" -m experiments.evaluate "$out"/runs/table/stage3/recipe-* --no-baselines
 fi
