@@ -25,6 +25,7 @@ SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
+# Between the lines of a loop, so that each is a command of its own and a failed one ends it.
 define NEWLINE
 
 
