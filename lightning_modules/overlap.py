@@ -93,15 +93,20 @@ def level_counts(maps: Tensor, lesion: Tensor, levels: int = LEVELS) -> tuple[Te
     return _histogram(inside, levels + 1)[:, :levels], _histogram(level, levels)
 
 
-def best_threshold(curves: np.ndarray) -> float:
-    """The one threshold with the largest mean of IoU curves ``(N, levels)``.
+def best_threshold(curves: np.ndarray, errors: float = 0.0) -> float:
+    """The highest threshold whose mean of IoU curves ``(N, levels)`` is as good as the best.
 
-    The threshold 0 is not tried: it claims every pixel of every image, also where a map is dark. Of
-    equal ones the lowest; NaN is left out, and the answer without an image.
+    As good: what it lies below the best, image by image, is on average within ``errors`` standard
+    errors (one: Breiman et al. 1984, Classification and Regression Trees). The threshold 0 is not
+    tried: it claims every pixel of every image, also where a map is dark. NaN is left out, and the
+    answer without an image.
     """
-    mean = torch.from_numpy(curves).double().nanmean(dim=0).nan_to_num(-1.0)
-    place = 1 + int(mean[1:].argmax())
-    return place / (len(mean) - 1) if mean[place] >= 0 else float("nan")
+    tried = curves[~np.isnan(curves).any(axis=1), 1:].astype(np.float64)
+    if not len(tried):
+        return float("nan")
+    worse = tried[:, [tried.mean(axis=0).argmax()]] - tried
+    allowed = errors * worse.std(axis=0) / len(tried) ** 0.5
+    return float(1 + np.flatnonzero(worse.mean(axis=0) <= allowed)[-1]) / tried.shape[1]
 
 
 def box_iou_curve(maps: Tensor, lesion: Tensor) -> Tensor:
