@@ -39,7 +39,7 @@ class RunCheckpoints(Checkpoint):
     Lightning's own ModelCheckpoint refreshes its last file only when a top-k file is saved; here
     the last file rolls by itself. A file is written beside its place and renamed when it is on the
     disk, so that it is always whole. (As a ``Checkpoint``, Lightning calls it after all others.)
-    Best is the maximum of the logged value ``monitor``.
+    Best is the maximum of the logged value ``monitor``; the last where none of that name is logged.
 
     Asked to ``stop``, it saves and raises :class:`StoppedInTraining` at the end of the batch, or of
     the epoch while that is validated: no signal handler ever saves, and no rank stops alone.

@@ -14,7 +14,7 @@ DECIMALS = 3
 class Checkpoint:
     """Which epoch is best; when to save besides an epoch's end: whichever of two comes first."""
 
-    # the figure of val that tells; null: auroc, and of masks alone fcn/pixel_ap
-    monitor: Annotated[str | None, "auroc | fcn/pixel_ap"] = None
+    # figure of val that tells (null: auroc, and of masks alone fcn/pixel_ap); epoch: the last is
+    monitor: Annotated[str | None, "auroc | fcn/pixel_ap | epoch"] = None
     every_minutes: Annotated[float, "(0, inf)"] = 10.0
     every_steps: Annotated[int | None, "[1, inf)"] = None  # null: by the clock alone

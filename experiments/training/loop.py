@@ -204,7 +204,8 @@ def build_callbacks(
 def monitor(config: Config) -> str:
     """The value that makes a checkpoint best; without classification class scores say nothing."""
     usual = "auroc" if config.loss.classification else "fcn/pixel_ap"
-    return f"val/{config.checkpoint.monitor or usual}"
+    name = config.checkpoint.monitor or usual
+    return name if name == "epoch" else f"val/{name}"
 
 
 def describe_start(
