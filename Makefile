@@ -25,10 +25,15 @@ SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
-# Between the lines of a loop, so that each is a command of its own and a failed one ends it.
-define NEWLINE
-
-
+# What a run's first round has learned from some masks it proposes on films that have none.
+FRACTURES = $(PY) -m experiments.train experiments/fractures.yaml $(SOURCE) seed=$(seed)$(call more,ARGS) run.name=$(NAME)
+NAME = $(call quote,$(or $(value RUN),fractures)-seed$(seed))
+FIRST = $(or $(patsubst run.root=%,%,$(filter run.root=%,$(ARGS))),runs)/$(DATA)/stage3/$(NAME)-first
+define RECIPE
+$(FRACTURES)-first
+	test -d $(FIRST)/proposals || $(PY) -m experiments.propose_lesions $(FIRST) --out=$(FIRST)/proposals
+	$(FRACTURES) lesions.proposals=$(FIRST)/proposals
+	
 endef
 EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
 CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
@@ -69,8 +74,8 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT, SEEDS)
-	$(foreach seed,$(or $(SEEDS),0),$(PY) -m experiments.train experiments/fractures.yaml $(SOURCE)$(RUN_NAME) seed=$(seed)$(call more,ARGS)$(NEWLINE))
+fractures: $(READY)  ## train stage 3 by the recipe for real films, two runs a seed (DATA, ROOT, SEEDS)
+	$(foreach seed,$(or $(SEEDS),0),$(RECIPE))
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 curve: $(READY)  ## train the recipe over the number of masks
 sweep: FILE = sweep_lambda

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 CSV = "lesions.csv"
 # The lesion_type of a mask that a run proposed: it is trained on, and never judges.
 PROPOSED = "proposed by a run"
+# In a folder of proposals: which images that run kept for val and test.
+JUDGES = "judges.txt"
 # The split of images whose masks judge a training that must not see them (cross-fitting).
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]

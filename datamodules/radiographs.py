@@ -17,7 +17,7 @@ from datamodules import batches, cache, index
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
-from datamodules.lesions import PROPOSED, attach_proposals, choose_lesions, leave_out_fold
+from datamodules.lesions import JUDGES, PROPOSED, attach_proposals, choose_lesions, leave_out_fold
 from datamodules.options import Augmentation, Data, Lesions
 
 if TYPE_CHECKING:
@@ -133,6 +133,12 @@ class RadiographDataModule(LightningDataModule):
         judges = rows.loc[rows["split"].isin(("val", "test")), ["path", "split"]]
         self.index_hash = index.hash_rows(content)
         self.judges_hash = index.hash_rows(judges.sort_values("path"))
+        kept = self.proposals and self.proposals / JUDGES
+        if kept and (not kept.is_file() or kept.read_text() != self.judges_hash):
+            raise DataError(
+                f"{kept.parent}: the run that drew these may have learned from what is val or test "
+                "here. Fix: experiments.propose_lesions with a run on these splits."
+            )
         is_train = (rows["split"] == "train").to_numpy()
         proposed = np.flatnonzero(is_train & (rows["lesion_type"] == PROPOSED))
         self.lesion_rows = np.union1d(chosen[is_train[chosen]], proposed)
@@ -218,12 +224,13 @@ class RadiographDataModule(LightningDataModule):
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
+        masks = self.proposals or self.lesions_path
         since = "changed since this run was trained (the same names, other pixels)"
         changes = {
             "index_hash": f"{self.root} is not the data that this run was trained on (other images,"
             " labels, splits or masked images: its train images may be judged here)",
             "image_hash": f"{self.root}: the images {since}",
-            "mask_hash": f"{self.lesions_path or self.root}: the lesion masks {since}",
+            "mask_hash": f"{masks or self.root}: the lesion masks {since}",
         }
         for name, what in changes.items():
             if trained_on[name] != getattr(self, name):

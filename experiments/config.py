@@ -217,7 +217,8 @@ def check_values(config: Config) -> None:
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
-    attention, monitor, alone = config.attention, config.checkpoint.monitor, no_masks or masks_alone
+    by_lesion, weighs = config.attention.pooling == "lesion", loss.lambda_lesion > 0
+    untaught: dict[str | None, bool] = {"auroc": masks_alone, "fcn/pixel_ap": no_masks}
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
@@ -228,13 +229,13 @@ def check_values(config: Config) -> None:
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
         ("lesions.proposals", lesions.proposals and lesions.folds, "not with lesions.folds"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
-        ("loss.lambda_lesion", masks_alone and not loss.lambda_lesion, "nothing would train"),
+        ("loss.lambda_lesion", (masks_alone or by_lesion) and not weighs, "the FCN needs it"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
-        ("attention.pooling", alone and attention.pooling == "lesion", "stage3 has the FCN"),
+        ("attention.pooling", by_lesion and (no_masks or masks_alone), "only stage3 with classes"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
-        ("lesions.apart", lesions.apart and not lesions.per_batch, "lesions.per_batch adds none"),
-        ("checkpoint.monitor", no_masks and monitor == "fcn/pixel_ap", "stage3 has the FCN"),
+        ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "adds no masks"),
+        ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "nobody learns it here"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]

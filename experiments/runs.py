@@ -29,7 +29,7 @@ STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
 # from the data) is seen by the hashes of the index, the masks and the weights.
 EXEMPT = re.compile(
     r"(logger|run)\..*|checkpoint\.every_.*|data\.(root|table|patients|cache_dir|num_workers)"
-    r"|lesions\.path|model\.weights"
+    r"|lesions\.(path|proposals)|model\.weights"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
     r"|num_sanity_val_steps|enable_\w+)|body_parts|class_weights"
 )
@@ -201,11 +201,11 @@ def read_metrics(folder: Path) -> pd.DataFrame:
 def best_row(folder: Path, monitor: str) -> dict[str, float]:
     """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
     table = read_metrics(folder)
-    if monitor not in table or table[monitor].isna().all():
-        return {}
-    scores = table[monitor].round(DECIMALS)
-    best = table[scores == scores.max()].iloc[-1]
-    return {str(name): float(value) for name, value in best.items()}
+    if monitor in table and table[monitor].notna().any():  # else the last is best
+        scores = table[monitor].round(DECIMALS)
+        table = table[scores == scores.max()]
+    rows = table.tail(1).astype(float).to_dict("records")
+    return {str(name): value for name, value in rows[0].items()} if rows else {}
 
 
 class MetricsCsv(Logger):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -35,11 +35,14 @@ class Outputs:
     pyramid: list[Tensor]  # features of the unmasked pass, fine to coarse
     logits: Tensor  # class scores (B, 2) of the unmasked pass
     masked: Tensor | None = None  # class scores (B, 2) of the masked pass, from stage 2 on
-    # maps (B, 1, H, W) that are no function of the last features: the FCN's, from stage 3 on
-    drawn: dict[str, Tensor] = field(default_factory=dict)
-    lesion_scores: Tensor | None = None  # the FCN's (B, 1, H, W), before the sigmoid
+    lesion_scores: Tensor | None = None  # the FCN's (B, 1, H, W), before the sigmoid, of stage 3
     # weights of the last features (B, 1, h, w) in the classifier's mean, of sum 1; None: all equal
     share: Tensor | None = None
+
+    @property
+    def probability(self) -> Tensor:
+        """Of abnormal, float32 (B,)."""
+        return self.logits.softmax(1)[:, ABNORMAL]
 
 
 class Stage1Classifier(LightningModule):
@@ -137,12 +140,9 @@ class Stage1Classifier(LightningModule):
         return Outputs(pyramid, self.classify(pyramid[-1]))
 
     def raw_maps(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Equations (1) and (2) for the abnormal class, unbounded (B, 1, h, w), and what is drawn.
-
-        All float32.
-        """
+        """Equations (1) and (2) for the abnormal class, unbounded, float32 (B, 1, h, w)."""
         features, weight = outputs.pyramid[-1], self.fc.weight[ABNORMAL : ABNORMAL + 1]
-        return {"cam": cam(features, weight), "pcam": pcam(features, weight), **outputs.drawn}
+        return {"cam": cam(features, weight), "pcam": pcam(features, weight)}
 
     def upsample(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Maps of the last features, or as large as the image, at the image's (H, W)."""
@@ -168,7 +168,7 @@ class Stage1Classifier(LightningModule):
             name: self.upsample(scale_map(raw[name], scale), image.shape[-2:])
             for name, scale in zip(self.map_methods, self.map_scale, strict=True)
         }
-        return outputs.logits.softmax(1)[:, ABNORMAL], scaled
+        return outputs.probability, scaled
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
         """The maps of ``explain``."""
@@ -211,7 +211,7 @@ class Stage1Classifier(LightningModule):
         self.val_means.add(means, len(batch["label"]))
         raw = self.raw_maps(outputs)
         row = [
-            outputs.logits.softmax(1)[:, ABNORMAL],
+            outputs.probability,
             batch["label"],
             batch.get("study", batch["index"]),  # without studies each image is one
             batch.get("body_part", torch.zeros_like(batch["label"])),

@@ -53,33 +53,26 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         """
         pyramid = self.encoder(image)
         scores = self.decoder(pyramid)
-        lesion, last, share = scores.sigmoid(), pyramid[-1], None
+        last, share = pyramid[-1], None
         if self.attention.pooling == "lesion":
-            weight = lesion_weight(lesion.detach(), self.attention.floor)
+            weight = lesion_weight(scores.detach().sigmoid(), self.attention.floor)
             share = gather(weight / weight[0].numel(), last.shape[-2:], self.encoder.offsets[-1])
-        return Outputs(pyramid, self.classify(last, share), None, {"fcn": lesion}, scores, share)
+        return Outputs(pyramid, self.classify(last, share), None, scores, share)
 
     def raw_maps(self, outputs: Outputs) -> dict[str, Tensor]:
-        """As before, and the evidence: PCAM times the weight, pixel by pixel.
+        """As before, and the FCN's; where that weighs the positions, the evidence.
 
-        Its mean is what speaks for abnormal in the class score.
+        Evidence is PCAM times the weight, pixel by pixel: its mean is what speaks for abnormal in
+        the class score. The FCN's map is then multiplied by the probability, so that a normal film
+        that has something like a lesion stays dark.
         """
-        maps = super().raw_maps(outputs)
+        assert outputs.lesion_scores is not None, "of stage 3's unmasked pass"
+        maps, lesion = super().raw_maps(outputs), outputs.lesion_scores.sigmoid()
         if self.attention.pooling == "lesion":
-            weight = lesion_weight(maps["fcn"].detach(), self.attention.floor)
+            weight = lesion_weight(lesion.detach(), self.attention.floor)
             maps["evidence"] = weight * self.upsample(maps["pcam"], weight.shape[-2:])
-        return {name: maps[name] for name in self.map_methods}
-
-    def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As before; where the decision rests on the lesion, it is shown as far as it is decided.
-
-        The FCN's map is then multiplied by the probability: a normal film that has something like a
-        lesion stays dark.
-        """
-        probability, maps = super().explain(image)
-        if self.attention.pooling == "lesion":
-            maps["fcn"] = maps["fcn"] * probability.view(-1, 1, 1, 1)
-        return probability, maps
+            lesion = lesion * outputs.probability.view(-1, 1, 1, 1)
+        return {**maps, "fcn": lesion}
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """As before; the decoder is asked only where it weighs the positions."""

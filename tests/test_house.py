@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2629,
+    "datamodules": 2638,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
-    "lightning_modules": 1708,
+    "lightning_modules": 1701,
     "callbacks": 670,
-    "experiments": 1812,
-    "experiments/annotation": 1170,
+    "experiments": 1813,
+    "experiments/annotation": 1174,
     "experiments/audit": 613,
-    "experiments/cluster": 517,
+    "experiments/cluster": 518,
     "experiments/evaluation": 1891,
-    "experiments/prediction": 961,
+    "experiments/prediction": 962,
     "experiments/reporting": 440,
-    "experiments/training": 693,
+    "experiments/training": 694,
 }
-PRODUCT, TESTS, FILES = 15_690, 12_000, 116
+PRODUCT, TESTS, FILES = 15_700, 12_000, 116
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

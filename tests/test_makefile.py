@@ -60,7 +60,8 @@ def test_help_is_the_default_and_lists_every_target_and_variable(clone):
     assert {"setup", "stage1", "evaluate", "doctor"} <= {*targets}
     assert [target for target in targets if f"  make {target} " not in done.stdout] == []
     used = set(re.findall(r"\b[A-Z_]{3,}(?=[),])", text))
-    inner = {"READY", "SOURCE", "RUN_NAME", "NODE", "LIMITS", "EACH", "CLUSTER", "FILE", "NEWLINE"}
+    inner = {"READY", "SOURCE", "RUN_NAME", "NODE", "LIMITS", "EACH", "CLUSTER", "FILE"}
+    inner |= {"FRACTURES", "FIRST", "NAME", "RECIPE"}
     assert {"ROOT", "STAGE", "DRY", "GPUS", "SBATCH_ARGS"} <= used
     assert used - inner <= set(re.findall(r"\b([A-Z_]+)=", done.stdout))
     assert not clone.venv.exists()
@@ -118,7 +119,6 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
             ["experiments.report", "stage1", "stage2", "data.root=/a b", "--no-images"],
         ),
         (["curve", "RUN=x"], [*SWEEP[:1], "experiments/sweep_masks.yaml", "run.name=x"]),
-        (["fractures", "SEEDS=2"], [*TRAIN, "experiments/fractures.yaml", "seed=2"]),
         (["sweep", "ARGS=a=2 --count 1", "RUN=x"], [*SWEEP, "run.name=x", "a=2", "--count", "1"]),
         (["bench", "ARGS=--quick"], ["experiments.bench", "--quick"]),
         (
@@ -132,6 +132,18 @@ def test_targets_hand_on_the_source_and_the_words(clone, words, expected):
     (call,) = clone.calls()
     call.remove("data.name=phantom")
     assert call == ["-m", *expected]
+
+
+def test_the_recipes_second_run_learns_from_what_the_first_proposes(clone):
+    words = "SEEDS=0 2", "RUN=a b", "ARGS=run.root=x", "PYTHON=python3"
+    assert clone.make("fractures", *words).returncode == 0
+    common = [*TRAIN, "experiments/fractures.yaml", "data.name=phantom", "seed=2", "run.root=x"]
+    place, name = "x/phantom/stage3/a b-seed2-first", "run.name=a b-seed2"
+    assert [call[1:] for call in clone.calls()[3:]] == [
+        [*common, f"{name}-first"],
+        ["experiments.propose_lesions", place, f"--out={place}/proposals"],
+        [*common, name, f"lesions.proposals={place}/proposals"],
+    ]
 
 
 def test_sync_sends_offline_runs_below_the_folders_given(clone):

@@ -78,8 +78,7 @@ def test_values_of_8_bit_files_keep_their_level_and_wrong_maps_are_refused():
 
 
 def test_best_threshold_is_one_for_all_images():
-    # means: 0.7 up to 0.5, then 0.05 less, with an error of 0.25
-    curves = np.array([[0.5, 0.5, 0.5, 0.8, 0.0], [0.9, 0.9, 0.9, 0.5, 0.0]])
+    curves = np.array([[0.5, 0.5, 0.5, 0.8, 0.0], [0.9, 0.9, 0.9, 0.5, 0.0]])  # 0.05 +- 0.25
     assert (overlap.best_threshold(curves), overlap.best_threshold(curves, 1.0)) == (0.5, 0.75)
     assert math.isnan(overlap.best_threshold(curves[:0]))
     curves = np.array([[0.9, 0.0, 0.0], [math.nan] * 3])  # 0 claims all: it is not tried

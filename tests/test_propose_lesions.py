@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.index import DataError
 from datamodules.lesions import PROPOSED
 from experiments import propose_lesions, train
-from experiments.annotation.proposing import best_blob
 from experiments.build import build_data, open_run
 from experiments.config import load_config
 from tests.runs import once, quiet, run_folder, shared
@@ -52,6 +52,9 @@ def test_abnormal_train_images_without_a_mask_get_one_and_nobody_else(
     assert after.judges_as({"judges_hash": before.judges_hash})
     shown = after.original_mask(int(proposed[0]))
     assert cv2.connectedComponents(shown)[0] == 2  # the background, and one blob
+    (out / "judges.txt").write_text("of other splits")
+    with pytest.raises(DataError, match="may have learned from what is val or test here"):
+        prepared(words, f"lesions.proposals={out}")
     with pytest.raises(SystemExit):
         propose_lesions.main(["--out", str(out)])
 
@@ -66,17 +69,7 @@ def test_a_run_learns_from_proposals_and_is_judged_by_real_masks(teacher, words,
     assert not (judged["lesion_type"] == PROPOSED).any()
 
 
-@pytest.mark.parametrize(
-    ("run", "said"), [("stage1", "cannot propose"), ("stage3", "every abnormal train image has")]
-)
-def test_who_cannot_propose_is_told_why(trained, run, said, tmp_path, capsys):
-    assert propose_lesions.main([str(getattr(trained, run)), "--out", str(tmp_path / "p")]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_the_blob_is_the_one_at_the_peak():
-    shown = np.zeros((6, 8), np.float32)
-    shown[1:3, 1:3], shown[4, 4:8], shown[5, 7] = 0.8, 0.9, 0.4
-    expected = np.zeros((6, 8), np.uint8)
-    expected[4, 4:8] = 255
-    np.testing.assert_array_equal(best_blob(shown), expected)
+def test_who_cannot_propose_is_told_why(trained, tmp_path, capsys):
+    for run, said in (trained.stage1, "cannot propose"), (trained.stage3, "each abnormal train"):
+        assert propose_lesions.main([str(run), "--out", str(tmp_path / "p")]) == 2
+        assert said in capsys.readouterr().err

@@ -99,7 +99,9 @@ def table_in(folder):
 # What a file may say ------------------------------------------------------------------------------
 
 
-def test_the_shipped_file_is_the_papers_question(tmp_path):
+def test_the_shipped_files_are_the_papers_question_and_how_many_masks_it_takes(tmp_path):
+    curve = plan(read_sweep(str(SHIPPED.with_name("sweep_masks.yaml")), []))
+    assert [trial.config.model.weights for trial in curve].count(None) == len(curve) / 2 == 15
     asked = read_sweep(str(SHIPPED), [f"run.root={tmp_path}"])
     trials = plan(asked)
     assert [trial.config.loss.lambda_lesion for trial in trials] == [0, 0.3, 1, 3, 10]
@@ -269,6 +271,7 @@ def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
     asked, table = reported(tmp_path, scores, parameters={**GRID, "seed": {"values": [0, 1]}})
     axes = plot(asked, table).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.3", "1"]
+    assert axes.get_xlabel() == "lambda, weight of the lesion term"
     line, dots = axes.get_lines()
     assert line.get_xdata().tolist() == [0, 1, 2]
     assert line.get_ydata().tolist() == pytest.approx([0.07, 0.1, 0.17])

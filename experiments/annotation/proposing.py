@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from datamodules.files import write_text
 from datamodules.index import DataError
-from datamodules.lesions import Lesion, write_lesions
+from datamodules.lesions import JUDGES, Lesion, write_lesions
 from experiments.annotation.choosing import maps_of
 from experiments.build import Run, open_run
 from experiments.runs import RunError
@@ -36,8 +37,12 @@ def run(folder: Path, out: Path, settings: list[str]) -> int:
     train = (data.table["split"] == "train") & (data.table["label"] == 1)
     rows = np.setdiff1d(np.flatnonzero(train), data.lesion_rows)
     if not len(rows):
-        raise DataError("every abnormal train image has a mask that the run learned from")
-    count = write_lesions(out, _proposals(opened, rows))
+        raise DataError(
+            "each abnormal train image has a mask that it learned from: use it as it is"
+        )
+    count = write_lesions(
+        out, _proposals(opened, rows), lambda draft: write_text(draft / JUDGES, data.judges_hash)
+    )
     print(f"proposed  {count} of {len(rows)} abnormal train images without a mask")
     print(f"written   {out}, for lesions.proposals={out}")
     return 0

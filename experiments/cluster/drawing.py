@@ -34,8 +34,9 @@ def draw(parameters: dict[str, dict[str, Any]], swept: list[str], table: pd.Data
         drawn = [(name, line) for name, line in lines.items() if name in table]
         styled = zip(itertools.cycle(STYLES), parts, strict=False)  # as many as there are
         for (name, line), (style, (what, part)) in itertools.product(drawn, styled):
-            means, label = part.groupby("x")[name].mean(), f"{line.heading} {what}".strip()
-            axes.plot(means, style, color=line.colour, linewidth=1.6, label=label)
+            legend = f"{line.heading} {what}".strip()
+            means = part.groupby("x")[name].mean()
+            axes.plot(means, style, color=line.colour, linewidth=1.6, label=legend)
             (dots,) = axes.plot(part["x"], part[name], line.marker, color=line.colour)
             dots.set(alpha=0.8, markeredgewidth=0, clip_on=False)
         if values:

@@ -40,7 +40,7 @@ OUTPUTS = {
     "cam": "class activation map, equation (1)",
     "pcam": "positive class activation map, equation (2)",
     "evidence": "PCAM times the weight of each pixel in the classifier's mean",
-    "fcn": "lesion map that the FCN draws",
+    "fcn": "lesion map of the FCN, with attention.pooling=lesion times the probability",
 }
 # The largest difference from PyTorch that counts as the same answer, of probabilities and maps.
 TOLERANCE = 1e-4
@@ -175,7 +175,8 @@ def describe(trained: Trained) -> dict[str, Any]:
     training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
         masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
-        training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
+        more = ", and a run's proposals" if run.config.lesions.proposals else ""
+        training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}{more}"
     return {
         "title": f"decision-basis {trained.title}",
         "use": "research use only; not a medical device",

@@ -28,7 +28,7 @@ INK = "#16202a"
 VARIABLES = {INK: "ink", "#d5dbe1": "line", "#0072b2": "series1", "#c24e00": "series2"}
 VARIABLES |= {"#00805c": "series3", "#9b2f8f": "series4"}
 LINES = ("-", "--", "-.", ":")  # told apart without colours, too
-LOSSES = {f"train/l{number}": f"L{number}" for number in range(1, 5)}
+LOSSES = {f"train/l{number}": f"L{number}" for number in range(1, 4)}
 CLASSIFICATION = ("train/alpha", "val/accuracy", "val/masked_accuracy", "val/auroc")
 LAMBDA = "loss.lambda_lesion"
 
