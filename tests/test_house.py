@@ -31,7 +31,7 @@ LINES = {
     "lightning_modules": 1701,
     "callbacks": 670,
     "experiments": 1813,
-    "experiments/annotation": 1174,
+    "experiments/annotation": 1176,
     "experiments/audit": 613,
     "experiments/cluster": 518,
     "experiments/evaluation": 1891,
