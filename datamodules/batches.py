@@ -79,7 +79,7 @@ class TrainBatches(Sampler[Rows]):
         self.epoch, self.start = epoch, batch
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield (epoch, rows of this rank) for the batches that are left of the epoch."""
+        """Yield (draws, rows of this rank) for the batches that are left of the epoch."""
         epoch, start = self.epoch, self.start
         self.start = 0
         order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)

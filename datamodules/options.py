@@ -41,7 +41,7 @@ class Data:
 
 @dataclass
 class Augmentation:
-    """Random changes of train images, a pure function of (seed, epoch, image)."""
+    """Random changes of train images, a pure function of (seed, draw, image)."""
 
     enabled: bool = True
     rotate: Annotated[float, "[0, 180]"] = 10.0  # degrees, either way

@@ -58,13 +58,17 @@ def cross_entropy_dice(scores: Tensor, mask: Tensor) -> Tensor:
 LESION_LOSSES = {"mse": squared_error, "bce": cross_entropy, "bce_dice": cross_entropy_dice}
 
 
-def mean_error(errors: Tensor, weight: Tensor, images: Tensor | None = None) -> Tensor:
+def mean_error(
+    errors: Tensor, weight: Tensor | None = None, images: Tensor | None = None
+) -> Tensor:
     """Mean of ``errors`` ``(B,)`` over the images with a weight ``(B,)`` above 0, each times it.
 
     A float32 scalar, without any such image 0 and still part of the graph. ``images`` is the number
     to divide by if not theirs: on several devices their mean number, so that the mean of the
     devices' losses is the mean over all their images.
     """
+    if weight is None:
+        return errors.mean()
     count = (weight > 0).sum().to(errors.dtype) if images is None else errors.new_ones(()) * images
     total = (errors * weight.to(errors.dtype)).sum()
     return total / torch.where(count > 0, count, torch.ones_like(count))

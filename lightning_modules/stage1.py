@@ -16,6 +16,7 @@ from torchmetrics import CatMetric
 
 from lightning_modules.attention import cam, pcam, scale_map, upsample
 from lightning_modules.encoder import ENCODERS, Encoder
+from lightning_modules.losses import mean_error
 from lightning_modules.metrics import Localisation, RunningMeans, agreement
 from lightning_modules.options import REMOVED, Attention, Loss, Model, Optimizer
 from lightning_modules.timm_encoder import TimmEncoder
@@ -181,10 +182,7 @@ class Stage1Classifier(LightningModule):
         label, smoothing = batch["label"], self.loss.label_smoothing
         losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
         # Dividing by the images and not by their weights keeps the mean over ranks exact.
-        losses = losses * self.class_weights[label]
-        if (counts := batch.get("classified")) is None:
-            return losses.mean()
-        return (losses * counts).sum() / counts.sum()
+        return mean_error(losses * self.class_weights[label], batch.get("classified"))
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """Named losses, of which ``loss`` is optimised, and what they were computed from."""
@@ -196,7 +194,7 @@ class Stage1Classifier(LightningModule):
         """Loss of a batch; its named parts are averaged over the epoch."""
         losses, outputs = self.losses(batch)
         if self.classifies:
-            losses["accuracy"] = accuracy(outputs.logits, batch["label"])
+            losses["accuracy"] = accuracy(outputs.logits, batch)
         self.train_means.add(losses, len(batch["label"]))
         return losses["loss"]
 
@@ -207,7 +205,7 @@ class Stage1Classifier(LightningModule):
         losses, outputs = self.losses(batch)
         means = {"loss": losses["loss"]}
         if outputs.masked is not None:
-            means["masked_accuracy"] = accuracy(outputs.masked, batch["label"])
+            means["masked_accuracy"] = accuracy(outputs.masked, batch)
         self.val_means.add(means, len(batch["label"]))
         raw = self.raw_maps(outputs)
         row = [
@@ -313,6 +311,7 @@ def options(kind: type[Section], given: Section | Mapping[str, Any] | None) -> S
     return kind(**known)
 
 
-def accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Share of right classes, a scalar."""
-    return (logits.argmax(1) == label).float().mean()
+def accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of right classes, a scalar of class scores (B, 2)."""
+    right = (logits.argmax(1) == batch["label"]).float()
+    return mean_error(right, batch.get("classified"))
