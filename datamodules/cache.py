@@ -29,7 +29,7 @@ from datamodules.index import COLUMNS, DataError, digest, hash_rows
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
+FORMAT = 3  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
 
 LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
 
@@ -70,10 +70,10 @@ class PixelCache:
         meta = json.loads((folder / "meta.json").read_text())
         self.image_hash: str = meta["image_hash"]  # of what the images show, at original size
         self.mask_hash: str = meta["mask_hash"]
-        self.leaks: int = meta.get("leaks", 0)  # images to judge by that are in train, too
         self.table = pd.read_csv(folder / "index.csv", dtype=COLUMNS, keep_default_na=False)
         arrays = np.load(folder / "geometry.npz")
         self.geometry = arrays["geometry"]  # (N, 10) int32, see Geometry
+        self._shown = arrays["shown"]  # (N,), the same where the pixels are
         # Row i's image lies in slot[i], its mask in mask_slot[i] (-1: none).
         self.slot, self.mask_slot = arrays["slot"], arrays["mask_slot"]
         side = meta["image_size"]
@@ -83,6 +83,10 @@ class PixelCache:
             else np.zeros((0, side, side), np.uint8)
             for kind in ("images", "masks")
         )
+
+    def leaks(self, train: np.ndarray) -> int:
+        """How many images outside ``train``, bool (N,), show the pixels of one in it."""
+        return int(np.isin(self._shown[~train], self._shown[train]).sum())
 
     def image(self, row: int) -> np.ndarray:
         """The cached square (S, S) uint8 of an index row."""
@@ -189,7 +193,9 @@ def _fill(
     rows = rows.iloc[kept]
     check(table.iloc[kept]).to_csv(folder / "index.csv", index=False)
     geometry = np.array(rows["geometry"].tolist(), dtype=np.int32)
-    np.savez(folder / "geometry.npz", slot=kept, mask_slot=mask_slot[kept], geometry=geometry)
+    places, shown = mask_slot[kept], pd.factorize(rows["image"])[0]
+    file = folder / "geometry.npz"
+    np.savez(file, slot=kept, mask_slot=places, geometry=geometry, shown=shown)
     (folder / "stamps.json").write_text(json.dumps(stamps))
     images, masks = (
         rows.rename(columns={kind: "drawn"}).query("drawn != ''")[["path", "drawn"]]
@@ -202,7 +208,6 @@ def _fill(
         log.warning(LEAKS, len(leaks), f"such as {leaks[0]}")
     meta = {
         "image_size": recipe.image_size,
-        "leaks": len(leaks),
         "images": len(table),
         "masks": int(masked.sum()),
         "image_hash": hash_rows(images),

@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2638,
+    "datamodules": 2643,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1704,
@@ -39,7 +39,7 @@ LINES = {
     "experiments/reporting": 440,
     "experiments/training": 694,
 }
-PRODUCT, TESTS, FILES = 15_705, 12_000, 116
+PRODUCT, TESTS, FILES = 15_710, 12_000, 116
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -102,8 +102,8 @@ def evaluate(
     if trivial:
         for one, more in zip((val, judged), trivial.judge(data, split), strict=True):
             one.beside(more)
-    if data.pixels.leaks:
-        notes.append(LEAKS % (data.pixels.leaks, "named when the cache was built"))
+    if leaks := data.pixels.leaks((data.table["split"] == "train").to_numpy()):
+        notes.append(LEAKS % (leaks, "some named when the cache was built"))
     notes += _unfinished(folder / "checkpoints" / "last.ckpt", epochs)
     return assemble((folder, opened.results(split)), opened.config, about, val, judged, notes)
 
