@@ -25,7 +25,7 @@ SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
-# What a run's first round has learned from some masks it proposes on films that have none.
+# The first run proposes lesions on films without a mask; the second learns from these, too.
 FRACTURES = $(PY) -m experiments.train experiments/fractures.yaml $(SOURCE) seed=$(seed)$(call more,ARGS) run.name=$(NAME)
 NAME = $(call quote,$(or $(value RUN),fractures)-seed$(seed))
 FIRST = $(or $(patsubst run.root=%,%,$(filter run.root=%,$(ARGS))),runs)/$(DATA)/stage3/$(NAME)-first

@@ -29,7 +29,7 @@ from datamodules.index import COLUMNS, DataError, digest, hash_rows
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raised whenever the meaning of a cached pixel changes, so that caches are built anew
+FORMAT = 3  # raised whenever what is cached changes its meaning, so that caches are built anew
 
 LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
 

@@ -224,13 +224,13 @@ class RadiographDataModule(LightningDataModule):
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
-        masks = self.proposals or self.lesions_path
+        masks = self.proposals or self.lesions_path or self.root
         since = "changed since this run was trained (the same names, other pixels)"
         changes = {
             "index_hash": f"{self.root} is not the data that this run was trained on (other images,"
             " labels, splits or masked images: its train images may be judged here)",
             "image_hash": f"{self.root}: the images {since}",
-            "mask_hash": f"{masks or self.root}: the lesion masks {since}",
+            "mask_hash": f"{masks}: the lesion masks {since}",
         }
         for name, what in changes.items():
             if trained_on[name] != getattr(self, name):

@@ -92,9 +92,9 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false", "only stage3 trains on masks alone"),
         ("loss.classification=false loss.lambda_lesion=0", "the FCN needs it"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
-        ("lesions.apart=true", "adds no masks"),
-        ("attention.pooling=lesion", "only stage3 with classes"),
-        ("checkpoint.monitor=fcn/pixel_ap", "nobody learns it here"),
+        ("lesions.apart=true", "no masks added"),
+        ("attention.pooling=lesion", "stage3 with classes"),
+        ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
         ("run.name=../x", "expected a folder's name"),
         # A file: where it is wrong is said, and none of its code is run.

@@ -91,9 +91,9 @@ part packages 60 "$python" -c "import sys; [__import__(name) for name in sys.arg
 if [ -n "$films" ]; then
   recipe="${words/model.width=0.25/} data.contrast=none data.crop=none data.cache_dir=$out/cache model.weights=$weights"
   for seed in 0 1 2; do
-    part "recipe-$seed" 120 make fractures PYTHON="$python" DATA=table ROOT="$films" RUN="recipe-$seed" SEEDS="$seed" ARGS="$recipe"
+    part "recipe-$seed" 240 make fractures PYTHON="$python" DATA=table ROOT="$films" RUN=recipe SEEDS="$seed" ARGS="$recipe"
   done
-  part recipe 120 "$python" -m experiments.evaluate "$out"/runs/table/stage3/recipe-* --no-baselines
+  part recipe 120 "$python" -m experiments.evaluate "$out"/runs/table/stage3/recipe-seed? --no-baselines
 fi
 part tests 200 "$python" -m pytest -m gpu tests/gpu -q -rs -W default -p no:cacheprovider -o junit_family=xunit1 --junitxml "$out/tests.xml"
 bench step,stages "${sizes[0]}" "${batches[0]}" 0 90 # compiling takes most of it
