@@ -25,15 +25,9 @@ SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)
-# The first run proposes lesions on films without a mask; the second learns from these, too.
-FRACTURES = $(PY) -m experiments.train experiments/fractures.yaml $(SOURCE) seed=$(seed)$(call more,ARGS) run.name=$(NAME)
-NAME = $(call quote,$(or $(value RUN),fractures)-seed$(seed))
-FIRST = $(or $(patsubst run.root=%,%,$(filter run.root=%,$(ARGS))),runs)/$(DATA)/stage3/$(NAME)-first
 define RECIPE
-$(FRACTURES)-first
-	test -d $(FIRST)/proposals || $(PY) -m experiments.propose_lesions $(FIRST) --out=$(FIRST)/proposals
-	$(FRACTURES) lesions.proposals=$(FIRST)/proposals
-	
+	$(PY) -m experiments.train experiments/fractures.yaml $(SOURCE) seed=$(seed)$(if $(value RUN), run.name=$(call quote,$(value RUN)-seed$(seed)))$(call more,ARGS)
+
 endef
 EACH = $(call option,--seeds,SEEDS)$(call option,--lambdas,LAMBDAS)
 CLUSTER = $(call option,--partition,PARTITION)$(NODE)$(LIMITS)$(EACH)$(call option,--sbatch-args,SBATCH_ARGS)
@@ -74,7 +68,7 @@ evaluate: $(READY)  ## judge the latest run of each stage on test
 report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
-fractures: $(READY)  ## train stage 3 by the recipe for real films, two runs a seed (DATA, ROOT, SEEDS)
+fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT, SEEDS)
 	$(foreach seed,$(or $(SEEDS),0),$(RECIPE))
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 curve: $(READY)  ## train the recipe over the number of masks
