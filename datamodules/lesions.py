@@ -26,10 +26,6 @@ from datamodules.index import DataError, check_rows, digest, lacks_class, read_c
 log = logging.getLogger(__name__)
 
 CSV = "lesions.csv"
-# The lesion_type of a mask that a run proposed: it is trained on, and never judges.
-PROPOSED = "proposed by a run"
-# In a folder of proposals: which images that run kept for val and test.
-JUDGES = "judges.txt"
 # The split of images whose masks judge a training that must not see them (cross-fitting).
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
@@ -101,19 +97,6 @@ def attach_masks(
     return table.assign(lesion_mask=masks, lesion_type=rows["lesion_type"].tolist())
 
 
-def attach_proposals(
-    table: pd.DataFrame, folder: Path, root: Path, count: int, seed: int
-) -> pd.DataFrame:
-    """Give train images, whose own mask is not among the ``count``, the one a run proposes."""
-    proposed = attach_lesions(table, folder, root)["lesion_mask"]
-    free = (table["split"] == "train") & (proposed != "")
-    free.iloc[choose_lesions(table, count, seed)] = False
-    return table.assign(
-        lesion_mask=table["lesion_mask"].mask(free, proposed),
-        lesion_type=table["lesion_type"].mask(free, PROPOSED),
-    )
-
-
 def write_lesions(
     folder: Path, lesions: Iterable[Lesion], finish: Callable[[Path], None] | None = None
 ) -> int:
@@ -146,10 +129,9 @@ def choose_lesions(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     """Pick at most ``count`` train images whose lesion masks are trained on: ascending row numbers.
 
     One a patient before any patient's second, body parts in turn, then by hashes of ``seed`` and
-    names: the choice for 50 is part of that for 100. Proposals do not count.
+    names: the choice for 50 is part of that for 100.
     """
-    is_drawn = (table["lesion_mask"] != "") & (table["lesion_type"] != PROPOSED)
-    rows = np.flatnonzero((table["split"] == "train") & is_drawn)
+    rows = np.flatnonzero((table["split"] == "train") & (table["lesion_mask"] != ""))
     pool = table.iloc[rows][["path", "patient", "body_part"]].assign(row=rows)
     pool["key"] = [digest(f"{seed}/{path}") for path in pool["path"]]
     pool = pool.sort_values("key")

@@ -60,8 +60,6 @@ class Lesions:
 
     path: str | None = None  # folder with lesions.csv; null: what the source brings
     count: Annotated[int, "[0, inf)"] = 100  # train images whose mask may be used
-    # folder of masks that a run proposes (experiments.propose_lesions) for other train images
-    proposals: str | None = None
     # cross-fitting: masks in so many parts; null: all of train's train
     folds: Annotated[int | None, "[2, inf)"] = None
     # the part left out, 0 to folds - 1: judge it with evaluate --split left_out

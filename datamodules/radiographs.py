@@ -17,7 +17,7 @@ from datamodules import batches, cache, index
 from datamodules.decode import decode
 from datamodules.geometry import from_square
 from datamodules.index import DataError
-from datamodules.lesions import JUDGES, PROPOSED, attach_proposals, choose_lesions, leave_out_fold
+from datamodules.lesions import choose_lesions, leave_out_fold
 from datamodules.options import Augmentation, Data, Lesions
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class RadiographDataModule(LightningDataModule):
         self.num_workers = batches.default_workers() if workers is None else workers
         self.on_unreadable = data.unreadable or self.unreadable
         self.lesions = lesions or Lesions()
-        self.lesions_path, self.proposals = (
-            Path(path) if path else None for path in (self.lesions.path, self.lesions.proposals)
-        )
+        self.lesions_path = Path(self.lesions.path) if self.lesions.path else None
         self.augmentation = augmentation if augmentation and augmentation.enabled else None
         self.order_seed = order_seed
         self._is_open, self._resume_at = False, (0, 0)
@@ -133,15 +131,8 @@ class RadiographDataModule(LightningDataModule):
         judges = rows.loc[rows["split"].isin(("val", "test")), ["path", "split"]]
         self.index_hash = index.hash_rows(content)
         self.judges_hash = index.hash_rows(judges.sort_values("path"))
-        kept = self.proposals and self.proposals / JUDGES
-        if kept and (not kept.is_file() or kept.read_text() != self.judges_hash):
-            raise DataError(
-                f"{kept.parent}: the run that drew these may have learned from what is val or test "
-                "here. Fix: experiments.propose_lesions with a run on these splits."
-            )
         is_train = (rows["split"] == "train").to_numpy()
-        proposed = np.flatnonzero(is_train & (rows["lesion_type"] == PROPOSED))
-        self.lesion_rows = np.union1d(chosen[is_train[chosen]], proposed)
+        self.lesion_rows = chosen[is_train[chosen]]
         self._shows_lesion = masked.to_numpy() & ~is_train
         if len(self.lesion_rows) and not self._shows_lesion.any():
             problem = "all %d lesion masks are in train: no map can be judged. Fix: lesions.folds=5"
@@ -216,15 +207,11 @@ class RadiographDataModule(LightningDataModule):
             table = table.assign(split=drawn["split"])
         else:
             index.check_patients_apart(table, self.name)
-        table = index.check_index(index.limit_split(table, self.limit), self.name)
-        if self.proposals:
-            own = self.proposals, self.root, self.lesions.count, self.seed
-            table = attach_proposals(table, *own)
-        return table
+        return index.check_index(index.limit_split(table, self.limit), self.name)
 
     def check_same_data(self, trained_on: dict[str, Any]) -> None:
         """Raise a DataError unless a run, of state ``trained_on``, was trained on these data."""
-        masks = self.proposals or self.lesions_path or self.root
+        masks = self.lesions_path or self.root
         since = "changed since this run was trained (the same names, other pixels)"
         changes = {
             "index_hash": f"{self.root} is not the data that this run was trained on (other images,"
@@ -246,8 +233,9 @@ class RadiographDataModule(LightningDataModule):
     @property
     def cache_folder(self) -> Path:
         """Where this data set's cache lies: its name holds the key of all that shaped it."""
-        folders = [folder for folder in (self.lesions_path, self.proposals) if folder]
-        files = [*self.fingerprint(), *(folder / "lesions.csv" for folder in folders)]
+        files = self.fingerprint()
+        if self.lesions_path:
+            files = [*files, self.lesions_path / "lesions.csv"]
         parts = {
             "format": cache.FORMAT,
             "source": self.name,
@@ -262,8 +250,6 @@ class RadiographDataModule(LightningDataModule):
             "lesions": self.lesions_path and self.lesions_path.resolve(),
             "version": self.index_key(),
         }
-        if self.proposals:
-            parts["proposals"] = self.proposals.resolve(), self.lesions.count
         key = index.digest(json.dumps(parts, sort_keys=True, default=str))[:12]
         return self.cache_dir / f"{self.name}-{key}"
 

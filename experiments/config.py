@@ -27,7 +27,7 @@ from lightning_modules.options import REMOVED, STRIDES, Attention, Loss, Model, 
 STAGES = ("stage1", "stage2", "stage3")
 HERE = Path(__file__).parent
 PATHS = {"data.root", "data.table", "data.cache_dir", "lesions.path", "run.root"}
-PATHS |= {"lesions.proposals", "model.init_from", "model.weights"}
+PATHS |= {"model.init_from", "model.weights"}
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
@@ -227,12 +227,12 @@ def check_values(config: Config) -> None:
         ("model.width", timm and model.width != 1, "only resnet23 scales"),
         ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
-        ("lesions.proposals", lesions.proposals and lesions.folds, "not with lesions.folds"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
         ("loss.lambda_lesion", (masks_alone or by_lesion) and not weighs, "the FCN needs it"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
         ("attention.pooling", by_lesion and (no_masks or masks_alone), "stage3 with classes"),
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
+        ("loss.normal_weight", loss.normal_weight != 1 and not loss.normal_masks, "no masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
         ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no masks added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),

@@ -29,7 +29,7 @@ STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
 # from the data) is seen by the hashes of the index, the masks and the weights.
 EXEMPT = re.compile(
     r"(logger|run)\..*|checkpoint\.every_.*|data\.(root|table|patients|cache_dir|num_workers)"
-    r"|lesions\.(path|proposals)|model\.weights"
+    r"|lesions\.path|model\.weights"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
     r"|num_sanity_val_steps|enable_\w+)|body_parts|class_weights"
 )

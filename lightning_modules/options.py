@@ -13,7 +13,7 @@ from typing import Annotated
 # Encoders, and what the image's side must be a multiple of. All of timm have features at stride 32.
 STRIDES = {"resnet23": 16, "timm": 32}
 # Options that are gone, as they stand in runs that did not use them.
-REMOVED = ("loss.lambda_attention", 0.0), ("attention.target", "fcn")
+REMOVED = ("loss.lambda_attention", 0.0), ("attention.target", "fcn"), ("lesions.proposals", None)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from datamodules.batches import to_model_input
 from datamodules.decode import decode
 from datamodules.index import SPLITS, DataError
-from datamodules.lesions import LEFT_OUT, PROPOSED
+from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.annotation.package import check_new, fill, index_words, outline, write_package
 from experiments.build import Run, build_data, open_run
@@ -113,8 +113,7 @@ def _pool(table: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
     table = table.assign(split=table["split"].replace(LEFT_OUT, "train"))
     wanted = table["split"].isin(SPLITS if options.split == "all" else [options.split])
     pool = table[(table["label"] == 1) & wanted].assign(probability_abnormal=np.nan)
-    drawn = (pool["lesion_mask"] != "") & (pool["lesion_type"] != PROPOSED)
-    pool["masked"] = drawn & (not options.masked)
+    pool["masked"] = (pool["lesion_mask"] != "") & (not options.masked)
     if pool["masked"].all():
         raise DataError(
             f"all {len(pool):,} abnormal images (--split {options.split}) have a lesion mask "

@@ -159,13 +159,11 @@ def check_same_images(run: Evaluation, first: pd.DataFrame) -> None:
 def _but_seed(run: Evaluation) -> tuple[str, ...]:
     """All that decides a run's result but its seed."""
     config = to_plain(run.config)
-    # Each seed starts from the run of its own seed, and has that run's proposals.
-    places = str(config["model"].pop("init_from")), str(config["lesions"].pop("proposals"))
-    seedless = (re.sub(rf"seed{run.config.seed}\b", "seed", path) for path in places)
+    start = str(config["model"]["init_from"])  # each seed starts from the run of its own seed
+    config["model"]["init_from"] = re.sub(rf"seed{run.config.seed}\b", "seed", start)
     # Paths may differ, what images and masks show may not.
-    names = ("image_hash",) if run.config.lesions.proposals else ("image_hash", "mask_hash")
-    hashes = (str(run.about.get(key)) for key in names)
-    return *hashes, *seedless, *differences({}, {**config, "seed": 0})
+    hashes = (str(run.about.get(key)) for key in ("image_hash", "mask_hash"))
+    return *hashes, *differences({}, {**config, "seed": 0})
 
 
 def pairs_of(sides: Iterable[tuple[Side, Side]], names: Sequence[str]) -> list[Pair]:

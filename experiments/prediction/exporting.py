@@ -175,7 +175,6 @@ def describe(trained: Trained) -> dict[str, Any]:
     training_data |= {"data_seed": data.seed, "split": data.split}
     if run.config.stage == "stage3":
         masks = "supplied by lesions.path" if run.config.lesions.path else "the source's own"
-        masks += ", and a run's proposals" * bool(run.config.lesions.proposals)
         training_data["lesion_masks"] = f"at most {run.config.lesions.count}, {masks}"
     return {
         "title": f"decision-basis {trained.title}",
