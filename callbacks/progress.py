@@ -26,6 +26,7 @@ class EpochProgress(Callback):
             "val/accuracy": "val acc",
             "val/auroc": "auroc",
             "val/pcam/hit": "pcam hit",
+            "val/fcn/hit": "fcn hit",
         }
         self._bar: tqdm | None = None
         self._images = self._finished = 0

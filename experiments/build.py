@@ -135,10 +135,12 @@ def build_data(config: Config) -> RadiographDataModule:
 
 def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier:
     """The stage's LightningModule; ``data`` is set up."""
-    if not config.loss.classification and not len(data.lesion_rows):
+    alone, by_lesion = not config.loss.classification, config.attention.pooling == "lesion"
+    if (alone or by_lesion) and not len(data.lesion_rows):
+        key = "loss.classification=false" if alone else "attention.pooling=lesion"
         raise DataError(
-            "loss.classification=false learns from the lesion masks of train alone, and there are "
-            "none. Fix: give some by lesions.path, and lesions.count above 0."
+            f"{key} needs lesion masks of train to learn from, and there are none. Fix: give some "
+            "by lesions.path, and lesions.count above 0."
         )
     weights = data.class_weights() if config.loss.class_weights == "balanced" else (1.0, 1.0)
     sections = config.model, config.loss, config.attention, config.optimizer

@@ -234,7 +234,7 @@ def check_values(config: Config) -> None:
         ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
         ("loss.normal_weight", loss.normal_weight != 1 and not loss.normal_masks, "no masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
-        ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no masks added"),
+        ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no mask added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),
         ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),

@@ -92,7 +92,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false", "only stage3 trains on masks alone"),
         ("loss.classification=false loss.lambda_lesion=0", "the FCN needs it"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
-        ("lesions.apart=true", "no masks added"),
+        ("lesions.apart=true", "no mask added"),
         ("loss.normal_weight=3", "no masks"),
         ("attention.pooling=lesion", "stage3 with classes"),
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),

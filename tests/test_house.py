@@ -29,15 +29,15 @@ LINES = {
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1704,
-    "callbacks": 670,
-    "experiments": 1781,
+    "callbacks": 671,
+    "experiments": 1783,
     "experiments/annotation": 1108,
     "experiments/audit": 613,
     "experiments/cluster": 518,
     "experiments/evaluation": 1889,
     "experiments/prediction": 961,
     "experiments/reporting": 440,
-    "experiments/training": 694,
+    "experiments/training": 696,
 }
 PRODUCT, TESTS, FILES = 15_600, 11_930, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

@@ -149,7 +149,8 @@ def test_evaluate_judges_as_trained(trained, capsys):
     [
         ("stage1 trainer.precision=foo", "trainer"),
         ("stage1 run.root=/sys/runs", "cannot write the run directory /sys/runs"),
-        ("stage3 loss.classification=false lesions.count=0 lesions.per_batch=0", "alone"),
+        ("stage3 loss.classification=false lesions.count=0", "classification=false needs lesion"),
+        ("stage3 attention.pooling=lesion lesions.count=0", "pooling=lesion needs lesion masks"),
         ("stage1 data.batch_size=500", "data.batch_size"),
     ],
 )

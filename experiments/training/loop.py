@@ -274,7 +274,9 @@ def print_results(config: Config, folder: Path) -> None:
     if config.loss.classification:
         names = ["auroc", "accuracy", "balanced_accuracy", "kappa", "study_kappa"]
     figures = "  ".join(f"{name} {row[f'val/{name}']:.3f}" for name in names if row)
-    print(f"best epoch {int(row['epoch']) + 1} on val:  {figures}" if row else "no figures on val")
+    which = "last" if monitor(config) == "epoch" else "best"
+    text = f"{which} epoch {int(row['epoch']) + 1} on val:  {figures}" if row else ""
+    print(text or "no figures on val")
     best = folder / "checkpoints" / "best.ckpt"
     lost = not best.is_file()
     checkpoint = best.with_name("last.ckpt") if lost else best

@@ -47,8 +47,8 @@ def weights_file(model: Model) -> Path:
             return Path(place)
     raise ConfigError(
         f"model.weights=imagenet: {repository} is not in this machine's cache. Fix, where there is "
-        f"a network: make data with the same ARGS, or python -m experiments.weights "
-        f"{model.encoder} --out FILE, then model.weights=FILE."
+        "a network: python -m experiments.train --data-only and the words of this run, or python "
+        f"-m experiments.weights {model.encoder} --out FILE, then model.weights=FILE."
     )
 
 
