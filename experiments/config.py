@@ -213,7 +213,7 @@ def check_values(config: Config) -> None:
     for key, option in OPTIONS.items():
         if option.allowed and values[key] is not None and not _is_allowed(values[key], option):
             raise ConfigError(f"{key}: expected {option.allowed}, got {show(values[key])}")
-    data, lesions, loss = config.data, config.lesions, config.loss
+    data, lesions, loss, empty = config.data, config.lesions, config.loss, config.loss.normal_masks
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, masks_alone = config.stage != "stage3", not loss.classification
@@ -231,8 +231,8 @@ def check_values(config: Config) -> None:
         ("loss.lambda_lesion", (masks_alone or by_lesion) and not weighs, "the FCN needs it"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
         ("attention.pooling", by_lesion and (no_masks or masks_alone), "stage3 with classes"),
-        ("loss.normal_masks", loss.normal_masks and no_masks, "only stage3 learns from masks"),
-        ("loss.normal_weight", loss.normal_weight != 1 and not loss.normal_masks, "no masks"),
+        ("loss.normal_masks", empty and no_masks, "only stage3 learns from masks"),
+        ("loss.normal_weight", loss.normal_weight != 1 and not empty, "needs loss.normal_masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
         ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no mask added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),

@@ -93,7 +93,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.classification=false loss.lambda_lesion=0", "the FCN needs it"),
         ("loss.normal_masks=true", "only stage3 learns from masks"),
         ("lesions.apart=true", "no mask added"),
-        ("loss.normal_weight=3", "no masks"),
+        ("loss.normal_weight=3", "needs loss.normal_masks"),
         ("attention.pooling=lesion", "stage3 with classes"),
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
