@@ -15,7 +15,7 @@ from experiments import report
 from experiments.evaluation.compare import group
 from experiments.reporting import page as room
 from experiments.reporting.cases import pick
-from experiments.reporting.plots import curves, reliability_plot, sweep_plots
+from experiments.reporting.plots import curves, reliability_plot
 from tests.test_comparison import made
 
 NAN = float("nan")
@@ -141,12 +141,10 @@ def test_plots_take_the_pages_colours_and_say_what_they_show(tmp_path):
     logged = {"epoch": range(3), "train/l1": [0.7, 0.5, 0.3], "train/l3": [0.1, 0.02, 0.01]}
     logged |= {"train/alpha": [0.6, 0.7, 0.8], "val/auroc": 0.5, "val/pcam/hit": [0.1, NAN, 0.4]}
     pd.DataFrame(logged).to_csv(tmp_path / "metrics.csv")
-    sweep = pd.DataFrame({"loss.lambda_lesion": [1.0, 0.0], "val/fcn/hit": [0.9, 0.1]})
     (one,) = group([run])
-    plots = [*curves(one), reliability_plot(one), *sweep_plots(sweep)]
+    plots = [*curves(one), reliability_plot(one)]
     alt = ["L1 from 0.7 to 0.3; L3 from 0.1 to 0.01", "alpha from 0.6 to 0.8; AUROC from 0.5 to"]
     alt += ["PCAM from 0.1 to 0.4", "0.00 at 0.20 (20 images), 1.00 at 0.90 (20 images)"]
-    alt += ["at lambda 0, 1: FCN 0.10, 0.90"]
     for plot, words in zip(plots, alt, strict=True):
         assert words in plot.alt
         assert "var(--series1)" in plot.svg
@@ -168,6 +166,8 @@ def runs(trained, tmp_path_factory):
     """Two stages, reported as ``make report`` does."""
     root = tmp_path_factory.mktemp("runs")
     copies = [trained.copy(stage, root, stage == "stage3") for stage in ("stage1", "stage3")]
+    (root / "phantom/sweeps/own & fine").mkdir(parents=True)
+    (root / "phantom/sweeps/own & fine/plot.png").write_bytes(b"plot")
     assert report.main([*map(str, copies)]) == 0  # judges the first
     return copies
 
@@ -187,6 +187,8 @@ def test_the_page_holds_what_was_judged(runs):
     ]
     assert re.findall(rf'<th scope="row">(\w+)</th>\s*{cell}', text)[:5] == wanted
     assert "drawings of the phantom and show nobody" in words
+    assert "Sweep own & fine, on val" in words
+    assert 'src="data:image/png;base64,cGxvdA=="' in text
     names = re.findall("<figcaption><b>([^<]*)</b>", text)
     assert names[:3] == ["Lesion mask", "Stage 1, PCAM", "Stage 3, FCN"]
     maps = ["Stage 1, CAM", "Stage 1, PCAM", "Stage 3, PCAM", "Stage 3, FCN"]

@@ -5,6 +5,7 @@ They show no text of a user's: the page itself names, escaped, what a plot is of
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -12,14 +13,13 @@ from typing import NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.evaluation.compare import Group
 from experiments.evaluation.figures import reliability
-from experiments.evaluation.names import PANELS, figure_name, method_name, split_key
+from experiments.evaluation.names import figure_name, method_name, split_key
 from experiments.runs import read_metrics
 
 STYLE = Path(__file__).with_name("plots.mplstyle")
@@ -30,7 +30,6 @@ VARIABLES |= {"#00805c": "series3", "#9b2f8f": "series4"}
 LINES = ("-", "--", "-.", ":")  # told apart without colours, too
 LOSSES = {f"train/l{number}": f"L{number}" for number in range(1, 4)}
 CLASSIFICATION = ("train/alpha", "val/accuracy", "val/masked_accuracy", "val/auroc")
-LAMBDA = "loss.lambda_lesion"
 
 
 class Plot(NamedTuple):
@@ -97,37 +96,11 @@ def reliability_plot(group: Group) -> Plot:
     return Plot(group.name, f"Share abnormal at each probability{first}: {listed}.", _svg(ax))
 
 
-def sweeps(folder: Path) -> dict[str, pd.DataFrame]:
-    """The finished trials of each sweep over lambda beside the stage of a run."""
-    trials = {}
-    for path in sorted((folder / ".." / ".." / "sweeps").glob("*/results.csv")):
-        done = pd.read_csv(path).query("state == 'done'")
-        if LAMBDA in done and done[LAMBDA].nunique() > 1:
-            trials[path.parent.name] = done
-    return trials
-
-
-@mpl.rc_context(fname=STYLE)
-def sweep_plots(trials: pd.DataFrame) -> list[Plot]:
-    """Localisation and classification over lambda, of the finished trials of a sweep."""
-    values = sorted(trials[LAMBDA].unique())
-    # Side by side, so that lambda = 0 has its place.
-    place = trials[LAMBDA].map(values.index)
-    ticks, plots = [f"{value:g}" for value in values], []
-    for title, lines in PANELS.items():
-        ax, series = Figure().add_subplot(xlabel="lambda, weight of the lesion term"), list[str]()
-        for name, line in ((name, line) for name, line in lines.items() if name in trials):
-            means, style = trials[name].groupby(place).mean(), LINES[len(series)]
-            colour = ax.plot(means.index, means, style)[0].get_color()
-            dots = ax.plot(place, trials[name], line.marker, color=colour, label=line.heading)
-            dots[0].set_clip_on(False)
-            series.append(f"{line.heading} " + ", ".join(f"{mean:.2f}" for mean in means))
-        ax.set_xticks(range(len(values)), ticks)
-        ax.set(xlim=(-0.3, len(values) - 0.7), ylim=(0, 1.02))
-        if series:
-            alt = f"{title} at lambda {', '.join(ticks)}: {'; '.join(series)}."
-            plots.append(Plot(title, alt, _svg(ax)))
-    return plots
+def sweeps(folder: Path) -> dict[str, str]:
+    """The plot of each sweep beside the stage of a run, by the sweep's name, for an ``img``."""
+    drawn = sorted((folder / ".." / ".." / "sweeps").glob("*/plot.png"))
+    texts = {path.parent.name: base64.b64encode(path.read_bytes()).decode() for path in drawn}
+    return {name: f"data:image/png;base64,{text}" for name, text in texts.items()}
 
 
 def _svg(ax: Axes) -> str:
