@@ -200,6 +200,7 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
         (["stage1", "--gpus=many"], "--gpus: expected a number or kind:number"),
         (["stage1", "--sbatch-args='"], "--sbatch-args"),
         (["stage2", "model.init_from=none"], "model.init_from: .*none does not exist"),
+        (["stage3", "model.encoder=timm:x", "model.weights=none"], "expected imagenet or a file"),
         (["evaluate"], "no trained run to evaluate"),
     ],
 )

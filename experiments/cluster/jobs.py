@@ -132,6 +132,10 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
                 "twice, and RUN (run.name) with SEEDS or LAMBDAS."
             )
         owner[runs[-1]] = stage
+        if config.model.weights and not config.model.init_from:  # not after hours in a queue
+            from experiments.training.pretrained import find_origin  # here: it imports PyTorch
+
+            find_origin(config.model, runs[-1])
         if config.model.init_from:
             start = Path(config.model.init_from).resolve()
             waits = [owner[run] for run in owner if run.resolve() in (start, *start.parents)]
