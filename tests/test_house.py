@@ -37,7 +37,7 @@ LINES = {
     "experiments/evaluation": 1889,
     "experiments/prediction": 961,
     "experiments/reporting": 413,
-    "experiments/training": 696,
+    "experiments/training": 697,
 }
 PRODUCT, TESTS, FILES = 15_600, 11_930, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

@@ -180,9 +180,11 @@ def test_a_directory_that_another_process_trains_in_is_refused(trained, tmp_path
 
 
 def test_masks_alone_train_without_confidence(trained, tmp_path, capsys):
-    words = ["loss.classification=false", *trained.words, "trainer.max_epochs=1"]
+    words = ["loss.classification=false", "lesions.count=2"]
+    words += [*trained.words, "trainer.max_epochs=1"]
     assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
     run = run_folder(tmp_path, "stage3", NAMES["stage3"])
+    assert "learned    2 of train's masks" in capsys.readouterr().out
     table = pd.read_csv(run / "metrics.csv")
     assert table["train/loss"][0] == table["train/l3"][0] > 0
     # Nobody teaches the FC layer: what it says, and the maps from it, are no figures.

@@ -238,6 +238,7 @@ def describe_start(
         f"batch), weight decay {optimizer.weight_decay:g}",
         *[f"BatchNorm  over {normalised} images"] * (ranks > 1),
         *describe_data(data),
+        *[f"learned    {len(data.lesion_rows)} of train's masks"] * (config.stage == "stage3"),
         *[f"starts     from {config.model.init_from}"] * bool(config.model.init_from),
         *[f"weights    {config.model.weights_origin}"] * bool(config.model.weights_origin),
         f"W&B        {wandb_mode(config.logger.wandb)}",
