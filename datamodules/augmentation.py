@@ -43,11 +43,12 @@ class Augmenter:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, draw: int, index: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Change ``image`` and ``mask`` (both (H, W) uint8), to the bit as ``A.Compose`` would."""
+        """Change ``image`` and ``mask``, both (H, W) uint8."""
         seed = int(np.random.SeedSequence((self.seed, draw, index)).generate_state(1)[0])
-        generator = np.random.default_rng(seed)  # the noise's alone
+        # One state for all steps, unlike Compose's seed: it would tie contrast to the flip.
+        states = np.random.default_rng(seed), random.Random(seed)
         for step in self.steps:
-            step.set_random_state(generator, random.Random(seed))
+            step.set_random_state(*states)
             # albumentations wants a channel axis for noise to be drawn per pixel, not per row
             targets = {"image": image[..., None]} | ({} if mask is None else {"mask": mask})
             changed = step(**targets)

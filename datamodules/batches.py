@@ -31,8 +31,9 @@ Batch = dict[str, Tensor]
 Rows = tuple[np.ndarray, np.ndarray]  # of the images: draw (the epoch), row of the index table
 # Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
 MEAN, STD = 0.2, 0.2
-# Draws from here on are of images that were added to a batch and do not count in classification.
-APART = 1 << 31
+# Draws from here on are of images that were added to a batch, none of them twice as the same
+# picture; from the second on they do not count in classification.
+ADDED, APART = 1 << 30, 1 << 31
 
 
 @dataclass(eq=False)
@@ -40,8 +41,8 @@ class TrainBatches(Sampler[Rows]):
     """Shuffled batches: each of ``rows`` once an epoch, the last incomplete batch is left out.
 
     With ``lesions_per_batch`` = k, each batch holds k images from ``lesion_rows`` (an endless
-    shuffle of their own) besides ``batch_size - k`` from the epoch's order; ``apart``, with
-    draws of their own.
+    shuffle of their own) besides ``batch_size - k`` from the epoch's order, with draws of their
+    own; ``apart``, with such as do not count in classification.
     """
 
     rows: np.ndarray
@@ -91,7 +92,7 @@ class TrainBatches(Sampler[Rows]):
             if count := self.lesions_per_batch:
                 lesions, turns = self._lesion_rows(epoch * len(self) * self.ranks[1] + place)
                 chosen = np.concatenate([lesions, chosen])
-                draws[:count] = APART + turns if self.apart else epoch
+                draws[:count] = turns + (APART if self.apart else ADDED)
             yield draws, chosen
 
     def _lesion_rows(self, place: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The cache: built once, atomically; masks go in and maps come back to the pixel; augmentation."""
 
 import os
+import random
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -235,8 +236,20 @@ def test_augmentation_is_what_compose_makes_of_seed_epoch_and_image(strength):
     for row in range(25):
         mask = image.copy() if row % 2 else None
         changed, moved = augment(image, mask, 1, row)
-        compose.set_random_seed(int(np.random.SeedSequence((3, 1, row)).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence((3, 1, row)).generate_state(1)[0])
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        compose.py_random = random.Random()  # its own draw, whether to do anything
         targets = {} if mask is None else {"mask": mask}
         wanted = compose(image=image[..., None], **targets)
         assert (changed == wanted["image"][..., 0]).all()
         assert mask is None or (moved == wanted["mask"]).all()
+
+
+def test_augmentations_are_drawn_independently():
+    """A flipped film may be brighter or darker, moved to either side."""
+    drawn, augment = [], Augmenter(Augmentation(rotate=0, scale=0), 0)
+    for row in range(400):
+        augment(NOISE[:64, :48], None, 0, row)
+        flip, move, grey = (step.params for step in augment.steps)
+        drawn.append([bool(flip), *move["matrix"][:2, 2], grey["alpha"], grey["beta"]])
+    assert np.abs(np.corrcoef(np.array(drawn, float).T) - np.eye(5)).max() < 0.2

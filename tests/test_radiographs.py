@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.batches import EvaluationBatches, TrainBatches
+from datamodules.batches import ADDED, APART, EvaluationBatches, TrainBatches
 from datamodules.index import DataError
 from datamodules.mura import MuraDataModule
 from datamodules.options import Augmentation, Data, Lesions
@@ -185,13 +185,14 @@ def test_resumes_with_the_next_batch_and_all_lesions_are_used_alike():
         assert sorted(turns[start : start + 7]) == ROWS[:7].tolist()
 
 
-def test_images_apart_are_augmented_anew_each_time():
+def test_images_that_are_added_are_augmented_anew_each_time():
     lesions = {"lesion_rows": ROWS[:7], "lesions_per_batch": 3}
     alike, apart = (list(TrainBatches(ROWS, 10, apart=value, **lesions)) for value in (False, True))
-    assert {draw for draws, _ in alike for draw in draws} == {0}
-    assert {draw for draws, _ in apart for draw in draws[3:]} == {0}
-    drawn = [pair for draws, rows in apart for pair in zip(draws[:3], rows[:3], strict=True)]
-    assert len(set(drawn)) == len(drawn) == 3 * len(alike)
+    for batches, first in ((alike, ADDED), (apart, APART)):
+        assert {draw for draws, _ in batches for draw in draws[3:]} == {0}
+        drawn = [pair for draws, rows in batches for pair in zip(draws[:3], rows[:3], strict=True)]
+        assert len(set(drawn)) == len(drawn) == 3 * len(batches)
+        assert all(first <= draw < 2 * first for draw, _ in drawn)
     for (_, one), (_, other) in zip(alike, apart, strict=True):
         assert (one == other).all()
 
