@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2609,
+    "datamodules": 2611,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1704,
@@ -34,9 +34,9 @@ LINES = {
     "experiments/annotation": 1108,
     "experiments/audit": 613,
     "experiments/cluster": 522,
-    "experiments/evaluation": 1889,
+    "experiments/evaluation": 1904,
     "experiments/prediction": 961,
-    "experiments/reporting": 413,
+    "experiments/reporting": 403,
     "experiments/training": 697,
 }
 PRODUCT, TESTS, FILES = 15_600, 11_930, 114

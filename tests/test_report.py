@@ -49,7 +49,7 @@ def show(monkeypatch, tmp_path):
             (run.folder / "config.yaml").write_text(HOSTILE)
             run.about |= {"checkpoint": "best.ckpt", "epoch": 1, "epochs": 1}
         opened = {"content": {"pytorch-lightning_version": "2"}, "trained_on": defaultdict(str)}
-        monkeypatch.setattr(room, "judged", lambda *_: list(runs))
+        monkeypatch.setattr(room, "judged", lambda *_, **__: list(runs))
         monkeypatch.setattr(room, "open_run", lambda *_: SimpleNamespace(**opened))
         content = room.gather([], "test", [], images=False) | {"words": [HOSTILE]} | more
         room.write_page(tmp_path / "page.html", **content)
@@ -206,6 +206,21 @@ def test_without_images_no_data_is_needed(runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_what_was_judged_on_other_data_is_judged_again(runs, tmp_path, capsys):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    summary = run / "evaluation/test/summary.json"
+    whole = summary.read_text()
+    for changed in (lambda on: [on[0], on[1], "other"], lambda on: None):  # masks; not written once
+        about = json.loads(whole)
+        summary.write_text(json.dumps(about | {"judged_on": changed(about["judged_on"]), "a": 1}))
+        assert report.main([str(run), "--out", str(tmp_path)]) == 0
+        assert "no evaluation of this checkpoint on test as the data" in capsys.readouterr().out
+        assert summary.read_text() == whole.replace(str(runs[0]), str(run))
+    assert report.main([str(run), "--out", str(tmp_path)]) == 0
+    assert "judging" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_what_cannot_be_reported_is_named(runs, tmp_path, capsys):
     def refused(message, *words):
         assert report.main([*map(str, words)]) == 2
@@ -216,9 +231,5 @@ def test_what_cannot_be_reported_is_named(runs, tmp_path, capsys):
     refused("no trained run in runs/phantom. Fix: make stage1 DATA=phantom, or name")
     refused("was not written by this command. Fix: name", run, "--out", tmp_path)
     assert page.read_text() == "my own notes"
-    images = run / "evaluation/test/images.csv"
-    table = pd.read_csv(images).eval("lesion_area = 2 * lesion_area")  # of other masks
-    table.to_csv(images, index=False)
-    refused("was judged on other data", run, "--out", run)
     (run / "checkpoints/best.ckpt").unlink()
     refused("best.ckpt does not exist", run)

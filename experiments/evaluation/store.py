@@ -15,7 +15,7 @@ import pandas as pd
 from datamodules.files import write_text
 from experiments.build import Run, open_run
 from experiments.evaluation.figures import Fitted, MapRows, reliability
-from experiments.evaluation.run import Baselines, Evaluation, evaluate
+from experiments.evaluation.run import Baselines, Evaluation, data_hashes, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
@@ -105,14 +105,24 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | None:
         return None
 
 
-def judged(runs: Sequence[Path], split: str, overrides: Sequence[str]) -> list[Evaluation]:
-    """Evaluations of runs on one data set; what is missing or stale is judged now, and written."""
+def judged(
+    runs: Sequence[Path], split: str, overrides: Sequence[str], compare_data: bool
+) -> list[Evaluation]:
+    """Evaluations of runs on one data set; what is missing or stale is judged now, and written.
+
+    Without ``compare_data`` the data need not be here: theirs may have changed since.
+    """
     trivial = Baselines()
     evaluations = []
     for run in runs:
-        evaluation = read_evaluation(open_run(run, overrides), split)
+        opened = open_run(run, overrides)
+        evaluation = read_evaluation(opened, split)
+        if evaluation and compare_data:
+            same = evaluation.about.get("judged_on") == data_hashes(opened.data)
+            evaluation = evaluation if same else None
         if evaluation is None:
-            print(f"judging {run}: holds no evaluation of this checkpoint on {split}", flush=True)
+            why = f"no evaluation of this checkpoint on {split} as the data are today"
+            print(f"judging {run}: {why}", flush=True)
             evaluation = evaluate(run, split, overrides, trivial=trivial)
             write(evaluation)
             print(f"  written  {evaluation.target}", flush=True)

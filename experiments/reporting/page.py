@@ -58,7 +58,7 @@ def gather(
     paths: Sequence[Path], split: str, settings: Sequence[str], images: bool
 ) -> dict[str, Any]:
     """What the page shows of runs on the same images; those that were not judged are judged now."""
-    runs = judged(paths, split, settings)
+    runs = judged(paths, split, settings, compare_data=images)
     groups = group(runs)
     opened = {
         run.target: open_run(run.folder / "checkpoints" / run.about["checkpoint"], settings)
