@@ -69,6 +69,7 @@ report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT, SEEDS)
+	$(PY) -m experiments.train --data-only experiments/fractures.yaml $(SOURCE)$(call more,ARGS)
 	$(foreach seed,$(or $(SEEDS),0),$(RECIPE))
 sweep: $(READY)  ## train stage 3 over lambda, without a server
 curve: $(READY)  ## train the recipe over the number of masks

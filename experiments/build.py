@@ -48,6 +48,7 @@ class Run:
         except (KeyError, TypeError, RuntimeError) as error:
             reason = f"{self.checkpoint} is of another version of this project"
             raise RunError(f"{reason}: {error}") from error
+        runs.check_cells(module, self.content, self.checkpoint)
         # channels_last: a third faster on a CPU
         return module.to(choose_device(), memory_format=torch.channels_last).eval()
 

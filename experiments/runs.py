@@ -142,6 +142,17 @@ def check_network(module: Stage1Classifier, checkpoint: dict[str, Any], path: Pa
     if changed or ours != theirs:
         trained = "; ".join(changed) or "another version of this project"
         raise RunError(f"{path} is of another run ({trained}). {REMEDY}")
+    check_cells(module, checkpoint, path)
+
+
+def check_cells(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a RunError where timm's cells, which are measured, look elsewhere than in training."""
+    now = [*module.encoder.offsets, *module.encoder.shifts]
+    if (before := checkpoint.get("cells", now)) != now:
+        raise RunError(
+            f"{path}: the encoder's cells looked at {before}, here at {now}. Fix: the versions of "
+            "torch and timm that it was trained with."
+        )
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

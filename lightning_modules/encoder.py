@@ -8,6 +8,8 @@ and its widths, multiples of 32, are ours, for capacity per second on a processo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +26,7 @@ class Encoder(nn.Module):
     strides: tuple[int, ...]  # s of each level, pixels of the image per position
     # The pixel that cell 0 of each level looks at; cell i looks s * i further.
     offsets: tuple[float, ...] = (0.0, 0.0, 0.0)
+    shifts: Sequence[float] = ()  # the like of what is joined into the last level
 
     def blocks(self) -> list[str]:
         """Names of the parts that hold all weights, from the last one down to the stem."""

@@ -28,7 +28,8 @@ class Model:
     init_from: str | None = None  # run directory or checkpoint to start from; null: from scratch
     width: Annotated[float, "(0, inf)"] = 1.0  # factor on the number of filters
     dropout: Annotated[float, "[0, 1)"] = 0.0  # probability, before the last layer
-    mirror: bool = False  # probability and maps: mean of the image's and its mirror image's
+    # probability and maps are the mean of two views, the other mirrored; not while training
+    mirror: bool = False
 
 
 @dataclass

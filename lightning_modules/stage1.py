@@ -295,6 +295,7 @@ class Stage1Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running means, so that a resumed epoch logs the whole epoch's."""
         checkpoint["stage"] = self.stage
+        checkpoint["cells"] = [*self.encoder.offsets, *self.encoder.shifts]
         checkpoint["train_means"] = self.train_means.state(self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def test_masks_table_and_sheets_are_written_and_the_data_set_takes_them(importin
     assert about.iloc[2].tolist() == ["test", "fracture", round(80 / 1200, 6), 0]
     printed, out, root = importing.printed(), importing.out, importing.root
     assert "3 listed, 0 of them without a mark; 3 matched, 0 of them left out" in printed
-    assert f'make stage3 DATA=mura ROOT={root} RUN=lesions ARGS="lesions.path={out}"' in printed
+    assert f'make fractures DATA=mura ROOT={root} RUN=lesions ARGS="lesions.path={out}"' in printed
     words = ["data.name=mura", f"data.root={root}", f"lesions.path={out}"]
     table = build_data(load_config("stage3", words)).checked_index()
     assert table["path"][table["lesion_mask"] != ""].tolist() == names
@@ -63,7 +63,7 @@ def test_the_next_command_brings_a_folder_of_any_name_to_training(importing, tmp
     assert importing.run(RIGHT, out=tmp_path / name) == 0
     line = importing.printed().strip().splitlines()[-1].split("next     ")[1]
     makefile = tmp_path / "makefile"
-    makefile.write_text("stage3:\n\t@printf '%s\\n' $(ARGS)\n")
+    makefile.write_text("fractures:\n\t@printf '%s\\n' $(ARGS)\n")
     line = line.replace("make ", f"make -s -f {shlex.quote(str(makefile))} ", 1)
     given = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
     assert given.splitlines()[0] == f"lesions.path={tmp_path / name}"

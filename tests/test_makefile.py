@@ -136,9 +136,13 @@ def test_targets_hand_on_the_source_and_the_words(clone, words, expected):
 def test_the_recipe_trains_once_a_seed(clone):
     words = "SEEDS=0 2", "RUN=a b", "ARGS=run.root=x", "PYTHON=python3"
     assert clone.make("fractures", *words).returncode == 0
-    common = ["-m", *TRAIN, "experiments/fractures.yaml", "data.name=phantom"]
+    common = ["experiments/fractures.yaml", "data.name=phantom"]
     assert clone.calls() == [
-        [*common, f"seed={seed}", f"run.name=a b-seed{seed}", "run.root=x"] for seed in (0, 2)
+        ["-m", *TRAIN, "--data-only", *common, "run.root=x"],  # its weights are fetched, too
+        *[
+            ["-m", *TRAIN, *common, f"seed={seed}", f"run.name=a b-seed{seed}", "run.root=x"]
+            for seed in (0, 2)
+        ],
     ]
 
 

@@ -19,6 +19,7 @@ from experiments import weights as fetch_weights
 from experiments.config import ConfigError, load_config
 from experiments.evaluation.methods import choose, raw_map
 from experiments.prediction.exporting import describe
+from experiments.runs import RunError, check_cells
 from experiments.training.pretrained import find_origin, is_non_commercial, weights_file
 from lightning_modules.attention import pcam, peak, upsample
 from lightning_modules.options import Model
@@ -194,6 +195,10 @@ def test_a_run_names_its_weights_and_works_without_them(run, weights, tmp_path, 
     assert load_config(str(folder / "config.yaml"), []).model.weights_origin == origin
     content = load_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert content["hyper_parameters"]["model"]["weights_origin"] == origin
+    module = network("stage3", *words())
+    check_cells(module, content, folder)
+    with pytest.raises(RunError, match=r"cells looked at \[1.0\], here at"):
+        check_cells(module, {"cells": [1.0]}, folder)
     # Goes on where the file has moved; other weights are refused.
     gone = [word for word in given if not word.startswith("model.weights")]
     assert train.main(["stage3", *gone, "model.weights=/gone.safetensors"]) == 0

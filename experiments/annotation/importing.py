@@ -188,7 +188,8 @@ def next_command(config: Config, out: Path, rows: pd.DataFrame) -> str:
     root = "" if config.data.root is None else f" ROOT={shlex.quote(config.data.root)}"
     quoted = shlex.join(words).replace("$", "$$")  # for make, and the shell that it calls
     arguments = shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
-    return f"make stage3 DATA={config.data.name}{root} RUN={shlex.quote(name)} ARGS={arguments}"
+    target = "stage3" if config.data.name == "phantom" else "fractures"
+    return f"make {target} DATA={config.data.name}{root} RUN={shlex.quote(name)} ARGS={arguments}"
 
 
 def draw_sheet(folder: Path, rows: pd.DataFrame, root: Path) -> Image.Image:
