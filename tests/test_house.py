@@ -34,7 +34,7 @@ LINES = {
     "experiments/annotation": 1109,
     "experiments/audit": 613,
     "experiments/cluster": 522,
-    "experiments/evaluation": 1904,
+    "experiments/evaluation": 1916,
     "experiments/prediction": 961,
     "experiments/reporting": 403,
     "experiments/training": 697,

@@ -1,6 +1,7 @@
 """What is kept of maps and made of it, on maps whose figures are known."""
 
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,10 @@ import torch
 
 from datamodules.geometry import from_square, letterbox, to_square
 from experiments.evaluation.figures import all_figures, fit
-from experiments.evaluation.judge import judge
+from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod
 from experiments.evaluation.run import missing
+from lightning_modules.options import Model
 
 SIZE = 32
 HEIGHT, WIDTH = 80, 48
@@ -64,8 +66,9 @@ class Network(torch.nn.Module):
     judged_maps = ("pcam",)
     classifies = True
 
-    def __init__(self, height=1.0):
+    def __init__(self, height=1.0, mirror=False):
         super().__init__()
+        self.model = Model(mirror=mirror)
         self.drawn = KNOWN * torch.tensor([1.0, 1.0, 1.0, 0.1]).view(4, 1, 1, 1) * height
 
     def explain(self, image):
@@ -108,6 +111,14 @@ def test_maps_are_judged_at_the_original_size():
     assert (figures["pcam/shown_normal"], figures["pcam/shown_abnormal"]) == (0.5, 1)
 
 
+def test_a_constant_map_misses_though_the_crop_is_smaller_than_the_image():
+    data = Data([np.pad(np.full((HEIGHT - 20, WIDTH - 20), 255, np.uint8), 10)] * 4)
+    data.to_original = lambda square, _: np.where(data.original_mask(0), square[0, 0], 0.0)
+    flat = MapMethod("flat", lambda *_: torch.full((4, 1, 8, 8), 0.5))
+    table = judge(None, data, "test", [flat], {"flat": 1.0}).whole_table({"flat": 0.4})
+    assert (table["flat_hit"].tolist(), table["flat_area"].tolist()) == ([0] * 4, [1.0] * 4)
+
+
 def test_the_threshold_is_the_one_of_val():
     """On the split itself 0.3 of the map is needed: val's map is three times as high."""
     val, judged = judge(Network(), Data(), "val", tuning=True), judge(Network(0.3), Data(), "test")
@@ -131,6 +142,18 @@ def test_another_methods_maps_get_one_scale_from_val():
         own, tenfold = (table.filter(regex=f"^{name}_") for name in ("pcam", "tenfold"))
         assert own.to_numpy()[:2].tolist() == tenfold.to_numpy()[:2].tolist()
     assert judged.maps["tenfold"].lesion_pixels[0].nonzero()[0].max() == 25
+
+
+def test_another_methods_map_is_the_mean_of_both_views_where_the_networks_own_is():
+    sides = torch.zeros(4, 1, SIZE, SIZE)
+    sides[..., 0], sides[..., -1] = 1, 0.5  # what it draws, whatever it sees
+    method, shown = MapMethod("sides", lambda *_: sides), []
+    for mirror in (False, True):
+        squares = {}
+        with patch.object(Judged, "add_squares", lambda _, rows, maps, to=squares: to.update(maps)):
+            judge(Network(mirror=mirror), Data(), "val", [method])
+        shown.append(squares["sides"][0, 0, 0, [0, -1]].tolist())
+    assert shown == [[1, 0.5], [0.75, 0.75]]
 
 
 @pytest.mark.parametrize(

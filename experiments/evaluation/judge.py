@@ -51,7 +51,9 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    raw: list[tuple[list[int], dict[str, Tensor]]] = []  # coarse, and few: kept until all are drawn
+    views = 2 if module is not None and module.model.mirror else 1  # as of the network's own maps
+    # (views, B, 1, h, w); coarse, and few: kept until all are drawn.
+    raw: list[tuple[list[int], dict[str, Tensor]]] = []
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -61,15 +63,22 @@ def judge(
         for place, row in enumerate(rows):
             judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
         judged.add_squares(rows, squares)
-        raw.append(
-            (rows, {m.name: raw_map(m, module, batch["image"], batch).cpu() for m in methods})
-        )
+        seen = [batch["image"], batch["image"].flip(-1)][:views]
+        drawn = {
+            m.name: [raw_map(m, module, image, batch).cpu() for image in seen] for m in methods
+        }
+        raw.append((rows, {name: torch.stack(maps) for name, maps in drawn.items()}))
     if scales is None:
-        peaks = {m.name: [maps[m.name].amax((1, 2, 3)) for _, maps in raw] for m in methods}
+        peaks = {
+            m.name: [maps[m.name].amax((2, 3, 4)).flatten() for _, maps in raw] for m in methods
+        }
         scales = {name: fit_scale(torch.cat(values)) for name, values in peaks.items()}
-    for rows, drawn in raw:
-        scaled = {name: scale_map(maps, scales[name]) for name, maps in drawn.items()}
-        large = {m.name: m.enlarge(scaled[m.name], module, size) for m in methods}
+    for rows, coarse in raw:
+        large = {}
+        for method in methods:
+            scaled = scale_map(coarse[method.name], scales[method.name])
+            first, *mirrored = (method.enlarge(maps, module, size) for maps in scaled)
+            large[method.name] = (first + mirrored[0].flip(-1)) / 2 if mirrored else first
         judged.add_squares(rows, large)
     judged.scales = dict(scales)
     return judged
@@ -146,7 +155,10 @@ class Judged:
         with one_thread():
             for (place, row), (name, maps) in itertools.product(enumerate(rows), squares.items()):
                 # Interpolation may round a 1 up.
-                full = self._data.to_original(maps[place, 0].cpu().numpy(), row).clip(0, 1)
+                square = maps[place, 0].cpu().numpy()
+                full = self._data.to_original(square, row).clip(0, 1)
+                if square.min() == square.max():  # has no peak, nor one where its crop ends
+                    full[:] = square[0, 0]
                 self.add_map(row, name, full)
 
     def add_map(self, row: int, name: str, values: np.ndarray) -> None:
