@@ -52,7 +52,8 @@ def main(words: list[str] | None = None) -> int:
 def examine(config: Config) -> Iterator[Finding]:
     """All findings, in the order in which a person would look for them."""
     checks = {"versions": check_versions, "device": check_device, "folders": check_folders}
-    checks |= {"data": check_data, "W&B": check_wandb, "SLURM": check_slurm}
+    checks |= {"data": check_data, "weights": check_weights}
+    checks |= {"W&B": check_wandb, "SLURM": check_slurm}
     for topic, check in checks.items():
         try:
             yield from check(config)
@@ -156,6 +157,15 @@ def show_rows(data: TableDataModule) -> Iterator[Finding]:
         words += [about.lesion_type, {1: "hardware", 0: "no hardware"}.get(about.hardware, "")]
         topic = f"row {row}" if data.listed is None else "file"
         yield OK, topic, ", ".join(filter(None, words))
+
+
+def check_weights(config: Config) -> Iterator[Finding]:
+    """Pretrained ones, which must be here before a training."""
+    from experiments.config import run_directory
+    from experiments.training.pretrained import find_origin
+
+    if config.model.weights:
+        yield OK, "weights", find_origin(config.model, run_directory(config)) or "none"
 
 
 def check_wandb(config: Config) -> Iterator[Finding]:

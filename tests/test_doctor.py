@@ -59,6 +59,7 @@ FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
         ("device", "trainer.accelerator=gpu", NO_GPU, PROBLEM, "accelerator=gpu, but"),
         ("device", "", {"sys.modules[experiments.build]": None}, PROBLEM, "make setup"),
         ("precision", "trainer.precision=bf16-mixed", EMULATED, NOTE, "not native"),
+        ("weights", "model.encoder=timm:x model.weights=gone", {}, PROBLEM, "expected imagenet or"),
         ("run.root", "run.root=FILE/runs", {}, PROBLEM, "set run.root to another f"),
         ("cache", "run.root=HERE", FULL, PROBLEM, "0.00 GiB free; .*data.cache_dir"),
         ("data", "data.root=HERE", {}, PROBLEM, "no phantom and not empty.*data.root"),

@@ -52,8 +52,7 @@ def judge(
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
     views = 2 if module is not None and module.model.mirror else 1  # as of the network's own maps
-    # (views, B, 1, h, w); coarse, and few: kept until all are drawn.
-    raw: list[tuple[list[int], dict[str, Tensor]]] = []
+    raw: list[tuple[list[int], dict[str, Tensor]]] = []  # (views, B, 1, h, w), coarse: all are kept
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
