@@ -144,7 +144,7 @@ def create(name: str, **options: Any) -> Any:
 
 @lru_cache
 def cells(name: str) -> tuple[float, ...]:
-    """The pixel that cell 0 of each of timm's features looks at, to half a pixel.
+    """The pixel that cell 0 of each of timm's features looks at, to a pixel (3 at stride 32).
 
     With symmetric padding that is pixel 0; with TensorFlow's "SAME" padding s - 1 at stride s; with
     patches as stem (s - 1) / 2. Measured: squared gradients of a cell in the middle, over random
