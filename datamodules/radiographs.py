@@ -185,8 +185,13 @@ class RadiographDataModule(LightningDataModule):
             "epoch": loop.epoch_progress.current.processed,
             "batch": done if done < self.trainer.num_training_batches else 0,
             "images_a_step": self.batch_size * self.trainer.world_size,
-            **{name: getattr(self, name) for name in HASHES},
+            **self.hashes,
         }
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What tells other data from these: the index, the images and the masks."""
+        return {name: getattr(self, name) for name in HASHES}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a run on these data stopped."""

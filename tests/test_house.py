@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2611,
+    "datamodules": 2616,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
     "lightning_modules": 1709,
@@ -34,7 +34,7 @@ LINES = {
     "experiments/annotation": 1109,
     "experiments/audit": 613,
     "experiments/cluster": 522,
-    "experiments/evaluation": 1915,
+    "experiments/evaluation": 1910,
     "experiments/prediction": 961,
     "experiments/reporting": 403,
     "experiments/training": 697,

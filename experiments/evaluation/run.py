@@ -96,7 +96,7 @@ def evaluate(
         "split": split,
         "image_hash": opened.trained_on["image_hash"],
         "mask_hash": opened.trained_on["mask_hash"],
-        "judged_on": data_hashes(data),
+        "judged_on": data.hashes,
     }
     val, judged = _val_and_split(module, data, split, methods)
     if trivial:
@@ -147,11 +147,6 @@ def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
         f"{split} is of one patient: no figure has an interval": table["patient"].nunique() < 2,
     }
     return [note for note, holds in notes.items() if holds]
-
-
-def data_hashes(data: RadiographDataModule) -> list[str]:
-    """What an evaluation depends on: the images, their labels and splits, and the lesion masks."""
-    return [data.image_hash, data.index_hash, data.mask_hash]
 
 
 def _changes(opened: Run, split: str) -> list[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 from datamodules.files import write_text
 from experiments.build import Run, open_run
 from experiments.evaluation.figures import Fitted, MapRows, reliability
-from experiments.evaluation.run import Baselines, Evaluation, data_hashes, evaluate
+from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
@@ -118,7 +118,7 @@ def judged(
         opened = open_run(run, overrides)
         evaluation = read_evaluation(opened, split)
         if evaluation and compare_data:
-            same = evaluation.about.get("judged_on") == data_hashes(opened.data)
+            same = evaluation.about.get("judged_on") == opened.data.hashes
             evaluation = evaluation if same else None
         if evaluation is None:
             why = f"no evaluation of this checkpoint on {split} as the data are today"
