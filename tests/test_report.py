@@ -70,6 +70,8 @@ def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
     rival = "map that knows nothing of the image’s class, noise, reaches 0 %: the difference is"
     for claim in (PERFECT, "50 % of lesions: the same for the classifier’s own", rival):
         assert claim in page
+    looks = made("stage3", shares={"pcam": 0.5, "evidence": 0.7, "fcn": 1.0})
+    assert "70 % of lesions: the same for the classifier’s own evidence" in show(looks)
     page = show(*(made(seed=seed, shares={"pcam": seed / 5}) for seed in (4, 2)))
     for claim in ("In 60 % of 20 test", "mean of 2 trainings", "joined by their mean", "AUROC"):
         assert claim in page
