@@ -36,7 +36,7 @@ MEANINGS = {
     "study_kappa": "Cohen’s kappa on studies: agreement beyond chance",
     "masked_accuracy": "accuracy when only what the map shows is seen",
     "ece": "mean gap between probability and outcome; 0 is best",
-    "auroc/no_hardware": "the same among images without metal or casts",
+    "auroc/no_hardware": "the same among images without metal, as the data mark it",
 }
 # Heading and phrase, "": the same. Of a map; a summary has them as ``method/figure``.
 _MAP_WORDS = {

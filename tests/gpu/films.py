@@ -16,10 +16,8 @@ from experiments.config import load_config
 
 def write(folder, words):
     (folder / "masks").mkdir(parents=True)
-    rows, data = (
-        [],
-        build_data(load_config("experiments/fractures.yaml", [*words, "lesions.count=1000000"])),
-    )
+    config = load_config("experiments/fractures.yaml", [*words, "lesions.count=1000000"])
+    rows, data = [], build_data(config)
     data.prepare_data()
     data.setup()
     for batch in chain(*map(data.evaluation_dataloader, ("train", "val", "test"))):
