@@ -230,7 +230,7 @@ def check_values(config: Config) -> None:
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
         ("loss.lambda_lesion", (masks_alone or by_lesion) and not weighs, "the FCN needs it"),
         ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
-        ("attention.pooling", by_lesion and (no_masks or masks_alone), "expected stage3, with classes"),
+        ("attention.pooling", by_lesion and (no_masks or masks_alone), "only stage3 with classes"),
         ("loss.normal_masks", empty and no_masks, "only stage3 learns from masks"),
         ("loss.normal_weight", loss.normal_weight != 1 and not empty, "needs loss.normal_masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),

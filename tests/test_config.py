@@ -94,7 +94,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("loss.normal_masks=true", "only stage3 learns from masks"),
         ("lesions.apart=true", "no mask added"),
         ("loss.normal_weight=3", "needs loss.normal_masks"),
-        ("attention.pooling=lesion", "expected stage3, with classes"),
+        ("attention.pooling=lesion", "only stage3 with classes"),
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
         ("run.name=../x", "expected a folder's name"),
