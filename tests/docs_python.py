@@ -30,7 +30,7 @@ IMPORTED += " matplotlib.pyplot PIL.Image torch.onnx pydicom onnxscript sklearn.
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
+    server.connect(os.environ["DOCS_PYTHON"])
     words = [os.path.abspath(sys.argv[0]), os.getcwd(), dict(os.environ), sys.argv[1:]]
     socket.send_fds(server, [b"-"], [0, 1, 2])
     server.sendall(json.dumps(words).encode())

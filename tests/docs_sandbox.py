@@ -78,13 +78,13 @@ def read_blocks(page: str) -> list[tuple[str, str]]:
     return [(one[3].strip(), textwrap.dedent(one[4])) for one in blocks]
 
 
-def furnish(folder: Path, address: Path) -> None:
+def furnish(folder: Path) -> None:
     """Put the project, ``python`` and the tools into a new folder."""
     folder.mkdir()
     for name in PROJECT.split():
         (folder / name).symlink_to(HOUSE / name)
     (folder / "bin").mkdir()
-    python = CLIENT.format(python=sys.executable, address=str(address))
+    python = CLIENT.format(python=sys.executable)
     tools = {name: f"#!/bin/bash\n{script}\n" for name, script in TOOLS.items()}
     for name, script in (tools | {"python": python, "python3": python}).items():
         (folder / "bin" / name).write_text(script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -51,11 +52,11 @@ def test_every_block_can_be_executed(name):
 
 @pytest.fixture(scope="session")
 def python():
-    """The address of the server that runs ``python``."""
+    """The server that runs ``python``, at DOCS_PYTHON: a clone serves all workers."""
     with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has 107 bytes at most
-        address = Path(folder) / "socket"
-        with docs_python.start(address, TINY):
-            yield address
+        os.environ["DOCS_PYTHON"] = f"{folder}/socket"
+        with docs_python.start(Path(folder) / "socket", TINY):
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def trained(tmp_path_factory, python):
     """A fresh clone in which the README's first block ran; made once for all processes."""
 
     def make(folder):
-        furnish(folder, python)
+        furnish(folder)
         run(folder, BLOCKS["README.md"][0][1])
         give_data(folder, folder / "data" / f"phantom-{COUNT}-seed0")
 
