@@ -155,8 +155,7 @@ def show_rows(data: TableDataModule) -> Iterator[Finding]:
         words = [f"{about.path}: {('normal', 'abnormal')[about.label]}", f"patient {about.patient}"]
         words += [about.body_part, about.split, *[f"mask {about['mask']}"] * bool(about["mask"])]
         words += [about.lesion_type, {1: "hardware", 0: "no hardware"}.get(about.hardware, "")]
-        topic = f"row {row}" if data.listed is None else "file"
-        yield OK, topic, ", ".join(filter(None, words))
+        yield OK, f"row {row}" if data.listed is None else "file", ", ".join(filter(None, words))
 
 
 def check_weights(config: Config) -> Iterator[Finding]:
@@ -172,9 +171,8 @@ def check_wandb(config: Config) -> Iterator[Finding]:
     """Whether anything would be sent, without asking W&B."""
     from experiments.training.wandb import has_api_key, wandb_mode
 
-    mode = wandb_mode(config.logger.wandb)
     key = "a key is configured" if has_api_key() else "no key configured"
-    yield OK, "W&B", f"{mode} ({key})"
+    yield OK, "W&B", f"{wandb_mode(config.logger.wandb)} ({key})"
 
 
 def check_slurm(config: Config) -> Iterator[Finding]:

@@ -17,15 +17,11 @@ def test_every_row_stands_beside_its_peers(trained, tmp_path, monkeypatch):
     assert main(words) == 0
     result = json.loads((tmp_path / "a").read_text())
     assert list(result) == ["device", "torch", "precision", "rows"]
-    assert [(row["row"], row["beside"]) for row in result["rows"]] == [
-        ("step", "plain float32"),
-        ("stage2", "stage 1 step"),
-        ("stage3", "stage 1 step"),
-        ("data", "ImageFolder and torchvision"),
-        ("data", "stage 1 step"),
-        ("maps", "plain forward pass"),
-        ("evaluation", "scikit-learn"),
-    ]
+    beside = ["plain float32", "stage 1 step", "stage 1 step", "ImageFolder and torchvision"]
+    beside += ["stage 1 step", "plain forward pass", "scikit-learn"]
+    rows = ["step", "stage2", "stage3", "data", "data", "maps", "evaluation"]
+    assert [row["row"] for row in result["rows"]] == rows
+    assert [row["beside"] for row in result["rows"]] == beside
     for row in result["rows"]:
         assert set(row) == set(KEYS.split())
         assert 0 < row["low"] <= row["ratio"] <= row["high"]

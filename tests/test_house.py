@@ -30,14 +30,14 @@ LINES = {
     "datamodules/phantom": 1237,
     "lightning_modules": 1709,
     "callbacks": 671,
-    "experiments": 1805,
+    "experiments": 1803,
     "experiments/annotation": 1109,
     "experiments/audit": 613,
-    "experiments/cluster": 522,
+    "experiments/cluster": 520,
     "experiments/evaluation": 1910,
-    "experiments/prediction": 961,
-    "experiments/reporting": 403,
-    "experiments/training": 697,
+    "experiments/prediction": 960,
+    "experiments/reporting": 411,
+    "experiments/training": 693,
 }
 PRODUCT, TESTS, FILES = 15_600, 11_990, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

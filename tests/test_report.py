@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections import defaultdict
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments import report
+from experiments.config import load_config
 from experiments.evaluation.compare import group
 from experiments.reporting import page as room
 from experiments.reporting.cases import pick
@@ -153,14 +155,15 @@ def test_plots_take_the_pages_colours_and_say_what_they_show(tmp_path):
         assert not re.search(r"#[0-9a-f]{6}\b|<metadata|<\?xml", plot.svg)
 
 
-def test_the_training_command_names_what_differs_from_the_stages_own():
-    words = ["data.root=/a b", "data.crop=none", "loss.lambda_lesion=3", "run.name=my run"]
-    config = made("stage3", 2, words=[*words, "loss.alpha=0.5"]).config
-    room.resolve(config, room.build_data(config))
-    assert room.train_command(config) == (
-        "python -m experiments.train stage3 data.name=phantom seed=2 'data.root=/a b' "
-        "loss.alpha=0.5 loss.lambda_lesion=3.0 'run.name=my run'"
-    )
+def test_the_training_command_names_what_differs_from_the_stages_own_or_the_recipe():
+    for words in (
+        "stage3 data.name=phantom seed=2 'data.root=/a b' loss.alpha=0.5 'run.name=my run'",
+        "experiments/fractures.yaml data.name=phantom seed=2 data.root=/a trainer.max_epochs=3",
+        "stage1 data.name=phantom model.encoder=timm:a model.weights=w optimizer.encoder_scale=1.0",
+    ):
+        config = load_config((each := shlex.split(words))[0], each[1:])
+        room.resolve(config, room.build_data(config))
+        assert room.train_command(config) == f"python -m experiments.train {words}"
 
 
 @pytest.fixture(scope="module")

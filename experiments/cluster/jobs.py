@@ -21,8 +21,7 @@ from experiments.config import STAGES, ConfigError, load_config, run_directory
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 EVALUATE = "evaluate"
 # What the evaluation takes besides the runs: where their data lies today, and how to load it.
-EVALUATION_KEYS = ["data.root", "data.table", "data.cache_dir", "data.num_workers"]
-EVALUATION_KEYS += ["data.batch_size"]
+EVALUATION_KEYS = ("root", "table", "cache_dir", "num_workers", "batch_size")  # of data
 
 
 class Job(NamedTuple):
@@ -104,9 +103,8 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
     if not judged:
         raise ConfigError("there is no trained run to evaluate. Fix: name stages, to train them.")
     script = [str(SCRIPTS / "evaluate.sbatch"), "--python", sys.executable, *map(str, judged)]
-    script += [words[key] for key in EVALUATION_KEYS if key in words]
-    logs = jobs[0].logs
-    jobs = jobs if trained else []
+    script += [words[f"data.{key}"] for key in EVALUATION_KEYS if f"data.{key}" in words]
+    jobs, logs = jobs if trained else [], jobs[0].logs
     one_gpu = options.gpus[0], min(options.gpus[1], 1)
     alone = Namespace(**{**vars(options), "gpus": one_gpu, "nodes": 1, "ranks": 1})
     after = [job.stage for job in jobs]

@@ -90,14 +90,14 @@ def sweep(file: str, words: list[str], count: int | None) -> int:
     for _ in range(count or len(trials)):
         stopped = train_next(asked, trials, folder)
         table = write_table(trials, folder)
+        if "done" in {*table["state"]}:
+            with whole_file(folder / "plot.png") as partial:
+                draw(asked.parameters, asked.swept, table).savefig(partial, format="png", dpi=150)
         if stopped is None:
             break
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped
-    if "done" in {*table["state"]}:
-        with whole_file(folder / "plot.png") as partial:
-            draw(asked.parameters, asked.swept, table).savefig(partial, format="png", dpi=150)
     print(f"\n{describe(asked, table)}\n\ntable and plot: {folder}")
     failed = [trial for trial in trials if trial.failure]
     for trial in failed:

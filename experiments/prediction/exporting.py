@@ -115,8 +115,7 @@ def build(trained: Trained) -> bytes:
     texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString()
-    return content
+    return bytes(model.SerializeToString())
 
 
 class _Graph(nn.Module):

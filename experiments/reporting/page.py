@@ -18,7 +18,7 @@ import pandas as pd
 from datamodules.files import write_text
 from datamodules.sources import SOURCES
 from experiments.build import build_data, open_run
-from experiments.config import Config, flatten, load_config, show, to_plain
+from experiments.config import HERE, Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
 from experiments.evaluation.compare import Group, group
 from experiments.evaluation.describe import render
@@ -119,14 +119,21 @@ def defined(one: Group, key: str) -> Estimate | None:
 
 
 def train_command(config: Config) -> str:
-    """The command that trains a run of this configuration."""
-    name, root = f"data.name={config.data.name}", f"data.root={config.data.root or '.'}"
-    usual = load_config(config.stage, [name, root])
-    resolve(usual, build_data(usual))
-    before = flatten(to_plain(usual)) | {"data.root": None}
-    plain = flatten(to_plain(config))
-    words = [f"{key}={show(plain[key])}" for key in plain if plain[key] != before.get(key)]
-    return shlex.join(["python", "-m", "experiments.train", config.stage, name, *words])
+    """The command that trains this very run: of its stage or, where that is shorter, the recipe."""
+    plain, commands = flatten(to_plain(config)), []
+    data = [f"data.name={config.data.name}", f"data.root={config.data.root or '.'}"]
+    # Weights, and whose, decide on other defaults; the seed names the run.
+    keys = ("seed", "model.encoder", "model.weights")
+    for start in [config.stage, "experiments/fractures.yaml"][: 1 + (config.stage == "stage3")]:
+        file = str(HERE / Path(start).with_suffix(".yaml").name)
+        usual = load_config(file, [*data, *(f"{key}={show(plain[key])}" for key in keys)])
+        resolve(usual, build_data(usual))
+        own = flatten(to_plain(load_config(file, data)))
+        before = flatten(to_plain(usual)) | {key: own[key] for key in keys} | {"data.root": None}
+        words = [f"{key}={show(plain[key])}" for key in plain if plain[key] != before.get(key)]
+        words = ["python", "-m", "experiments.train", start, data[0], *words]
+        commands.append(shlex.join(words))
+    return min(commands, key=len)
 
 
 def versions() -> dict[str, str]:

@@ -62,6 +62,7 @@ def curves(group: Group) -> list[Plot]:
                 ax.plot(line["epoch"] + 1, line[name], style, label="" if seed else words)
             first, last = (np.mean([line[name].iloc[n] for line in lines]) for n in (0, -1))
             ends.append(f"{words} from {first:.3g} to {last:.3g}")
+        ax.locator_params("x", integer=True)
         for run in group.runs:
             ax.axvline(run.about["epoch"], color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
         if names is LOSSES:

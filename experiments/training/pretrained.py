@@ -126,8 +126,4 @@ def _where(encoder: str) -> tuple[str, str | None, tuple[str, ...]]:
             "name or tag (timm.list_models(pretrained=True)), or model.weights=FILE."
         )
     repository, _, revision = str(about.hf_hub_id).partition("@")
-    return (
-        repository,
-        revision or None,
-        (about.hf_hub_filename,) if about.hf_hub_filename else FILES,
-    )
+    return repository, revision or None, tuple(filter(None, [about.hf_hub_filename])) or FILES
