@@ -42,7 +42,7 @@ help:  ## this list
 #:                                the source, the phantom unless given; table: docs/your-data.md
 #:  ROOT=/path/to/data            its folder; the phantom needs none
 #:  RUN=name                      name of the run; seed0 and the like unless given
-#:  STAGE=stageN                  for evaluate, report and submit: this stage only
+#:  STAGE=stageN                  for data, evaluate, report and submit: this stage only
 #:  ARGS="key=value ..."          any setting (experiments/config.py), and options of the command,
 #:                                such as --compare, --peers quick, --audit for evaluate
 #:  PYTHON=python                 an interpreter of your own instead of .venv
@@ -58,7 +58,7 @@ test: $(READY)  ## run all tests
 lint: $(READY)  ## check style, docstrings, annotations and types
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 data: $(READY)  ## draw or check the data and decode it into the cache
-	$(PY) -m experiments.train --data-only stage1 $(SOURCE)$(call more,ARGS)
+	$(PY) -m experiments.train --data-only $(or $(STAGE),stage1) $(SOURCE)$(call more,ARGS)
 stage1: $(READY)  ## train the classifier
 stage2: $(READY)  ## train with guided attention
 stage3: $(READY)  ## train with guided attention and lesion masks

@@ -62,7 +62,8 @@ def attach_lesions(table: pd.DataFrame, folder: Path, root: Path) -> pd.DataFram
     Images may have the name of ``root`` in front (``MURA-v1.1/train/...``).
     """
     rows = read_lesions(folder)
-    rows["image"] = rows["image"].str.removeprefix(f"{root.resolve().name}/")
+    bare = rows["image"].str.removeprefix(f"{root.resolve().name}/")
+    rows["image"] = rows["image"].where(rows["image"].isin(table["path"]), bare)
     return attach_masks(table, rows, folder / CSV, folder, root)
 
 

@@ -151,6 +151,7 @@ class RadiographDataModule(LightningDataModule):
         order = (self.order_seed, self._ranks, self.lesion_rows, lesions.per_batch, lesions.apart)
         self.sampler = batches.TrainBatches(rows, self.batch_size, *order)
         self.sampler.resume_at(*self._resume_at)
+        self._resume_at = (0, 0)  # a loader that is asked for later begins an epoch
         if self.augmentation is None:
             return self._loader(self.sampler)
         # Here and not above: who trains nothing need not wait for albumentations.
@@ -164,9 +165,11 @@ class RadiographDataModule(LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader[batches.Batch]:
         """Each image of ``split`` in order, unaugmented."""
-        return self._loader(
-            batches.EvaluationBatches(self.rows_of(split), self.batch_size, self._ranks)
-        )
+        rows, ranks = self.rows_of(split), self._ranks
+        if 0 < len(rows) < ranks[1]:  # a rank that sees none would wait for the others' figures
+            problem = f"{split} has {len(rows)} images, too few for {ranks[1]} processes"
+            raise DataError(f"{problem}. Fix: trainer.devices={len(rows)} or fewer")
+        return self._loader(batches.EvaluationBatches(rows, self.batch_size, ranks))
 
     def on_after_batch_transfer(self, batch: batches.Batch, dataloader_idx: int) -> batches.Batch:
         """Make uint8 images float32, on the device."""

@@ -17,17 +17,21 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
+from callbacks.checkpoints import load_checkpoint
 from datamodules.files import usable_cores
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
 from experiments import runs
-from experiments.config import Config, load_config, to_plain
-from experiments.runs import RunError, differences, find_checkpoint, read_checkpoint
+from experiments.config import Config, flatten, load_config, show, to_plain
+from experiments.runs import RunError, find_checkpoint, read_checkpoint
 from lightning_modules.stage2 import SecondPass, Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
 CPUINFO = Path("/proc/cpuinfo")
+HALF, LOST = "half finished", "last.ckpt is lost or damaged"
+# How keys begin that may change once a run is trained: where its data lies, how it is loaded.
+FREE = ("data.root", "data.table", "data.patients", "data.cache", "data.num", "lesions.path", "run")
 
 
 @dataclass
@@ -77,6 +81,17 @@ class Run:
             "checkpoint_hash": runs.file_hash(self.checkpoint),
         }
 
+    @cached_property
+    def unfinished(self) -> list[str]:
+        """A note where the run has epochs before it, or where nobody can tell."""
+        last, epochs = self.folder / "checkpoints" / "last.ckpt", self.config.trainer["max_epochs"]
+        try:
+            done = runs.epochs_done(load_checkpoint(last))
+        except (OSError, ValueError, KeyError):
+            return [f"{LOST}: whether training had ended is not known"]
+        half = f"{HALF}: {done} of {epochs} epochs are trained; the same command goes on"
+        return [half] if done < epochs else []
+
     def results(self, split: str) -> Path:
         """The folder of an evaluation's results; a checkpoint other than the best has its own."""
         best = self.checkpoint.stem == "best"
@@ -87,7 +102,10 @@ class Run:
         with contextlib.suppress(OSError, ValueError):
             summary = json.loads((self.results(split) / "summary.json").read_text(encoding="utf-8"))
             if self.identity.items() <= summary.items():
-                return summary
+                # Training may have gone on since, and kept this checkpoint.
+                notes = [n for n in summary.get("notes", []) if HALF not in n and LOST not in n]
+                today = {"epochs": self.config.trainer["max_epochs"]}
+                return summary | today | {"notes": notes + self.unfinished}
         return None
 
     def decisions(self) -> tuple[dict[str, Any], Path] | None:
@@ -108,8 +126,9 @@ def open_run(
     folder, checkpoint = find_checkpoint(run)
     saved = str(folder / "config.yaml")
     config = load_config(saved, list(overrides))
-    changes = differences(to_plain(load_config(saved, [])), to_plain(config))
-    if changes := [line for line in changes if not line.startswith(free)]:
+    was, now = (flatten(to_plain(one)) for one in (load_config(saved, []), config))
+    changed = [key for key in now if now[key] != was[key] and not key.startswith(FREE + free)]
+    if changes := [f"{key}: {show(was[key])} -> {show(now[key])}" for key in changed]:
         listed = "\n  ".join(changes)
         raise RunError(
             f"{folder} was trained otherwise:\n  {listed}\nFix: use it as it was trained (only "
@@ -136,13 +155,6 @@ def build_data(config: Config) -> RadiographDataModule:
 
 def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier:
     """The stage's LightningModule; ``data`` is set up."""
-    alone, by_lesion = not config.loss.classification, config.attention.pooling == "lesion"
-    if (alone or by_lesion) and not len(data.lesion_rows):
-        key = "loss.classification=false" if alone else "attention.pooling=lesion"
-        raise DataError(
-            f"{key} needs lesion masks of train to learn from, and there are none. Fix: give some "
-            "by lesions.path, and lesions.count above 0."
-        )
     weights = data.class_weights() if config.loss.class_weights == "balanced" else (1.0, 1.0)
     sections = config.model, config.loss, config.attention, config.optimizer
     return STAGES[config.stage](*sections, body_parts=data.body_parts, class_weights=weights)

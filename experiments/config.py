@@ -216,9 +216,9 @@ def check_values(config: Config) -> None:
     data, lesions, loss, empty = config.data, config.lesions, config.loss, config.loss.normal_masks
     epochs, model, table = config.trainer["max_epochs"], config.model, data.name == "table"
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
-    no_masks, masks_alone = config.stage != "stage3", not loss.classification
-    by_lesion, weighs = config.attention.pooling == "lesion", loss.lambda_lesion > 0
-    untaught: dict[str | None, bool] = {"auroc": masks_alone, "fcn/pixel_ap": no_masks}
+    no_masks, alone = config.stage != "stage3", not loss.classification
+    by_lesion, seen = config.attention.pooling == "lesion", config.augmentation
+    untaught: dict[str | None, bool] = {"auroc": alone, "fcn/pixel_ap": no_masks}
     is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
@@ -228,9 +228,10 @@ def check_values(config: Config) -> None:
         ("model.weights", model.weights and not timm, "expected model.encoder=timm:<name>"),
         ("lesions.per_batch", lesions.per_batch >= data.batch_size, "expected < data.batch_size"),
         ("lesions.fold", lesions.fold >= (lesions.folds or 1), "expected < lesions.folds"),
-        ("loss.lambda_lesion", (masks_alone or by_lesion) and not weighs, "the FCN needs it"),
-        ("loss.classification", masks_alone and no_masks, "only stage3 trains on masks alone"),
-        ("attention.pooling", by_lesion and (no_masks or masks_alone), "only stage3 with classes"),
+        ("loss.lambda_lesion", (alone or by_lesion) and not loss.lambda_lesion, "the FCN needs it"),
+        ("loss.classification", alone and no_masks, "only stage3 trains on masks alone"),
+        ("attention.pooling", by_lesion and (no_masks or alone), "only stage3 with classes"),
+        ("model.mirror", model.mirror and not seen.enabled * seen.flip, "needs augmentation.flip"),
         ("loss.normal_masks", empty and no_masks, "only stage3 learns from masks"),
         ("loss.normal_weight", loss.normal_weight != 1 and not empty, "needs loss.normal_masks"),
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
@@ -298,11 +299,10 @@ def options_table() -> str:
 def _is_allowed(value: Any, option: Option) -> bool:
     """Whether a value is one of the words, or in one of the intervals, of ``allowed``."""
     for one in option.allowed.split(" | "):
-        if value == one:
-            return True
-        if one.endswith("<name>") and re.fullmatch(one.replace("<name>", ".+"), str(value)):
-            return True
-        if one[0] in "[(" and not isinstance(value, str):
+        if one[0] not in "[(":
+            if re.fullmatch(one.replace("<name>", ".+"), str(value)):
+                return True
+        elif not isinstance(value, str):
             low, high = map(float, one[1:-1].split(","))
             if low < value < high or value in ({"[": low}.get(one[0]), {"]": high}.get(one[-1])):
                 return True

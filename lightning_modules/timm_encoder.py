@@ -153,7 +153,7 @@ def cells(name: str) -> tuple[float, ...]:
     total: dict[int, Tensor] = {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         for seed in range(_DRAWS):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the GPU's draws the run's dropout
             net = create(name).eval()
             # timm begins residual branches at 0: they would not count.
             gains = [part.weight for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -165,8 +165,13 @@ def cells(name: str) -> tuple[float, ...]:
             image = torch.randn(1, 1, _SIDE, _SIDE, requires_grad=True)
             try:
                 pyramid = net(image)
-                if [level.shape[1] for level in pyramid] != net.feature_info.channels():
-                    raise RuntimeError("channels come last")
+                about = net.feature_info.channels(), net.feature_info.reduction()
+                for features, channels, stride in zip(pyramid, *about, strict=True):
+                    sides = (_SIDE // stride, _SIDE // stride)
+                    if features.shape[1] != channels:
+                        raise RuntimeError("channels come last")
+                    if stride > 2 and features.shape[2:] != sides:
+                        raise RuntimeError("features are not of the image's side / stride")
             except (AssertionError, RuntimeError) as error:
                 raise EncoderError(
                     f"timm:{name} gives no pyramid of images of any size ({error}). Fix: a "

@@ -75,13 +75,14 @@ def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
 
 
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
-    maps = make_maps(module, [EDGE_MAP], sample.batch)
-    assert list(maps) == [*module.map_methods, "edges"]
-    assert {tuple(drawn.shape) for drawn in maps.values()} == {(IMAGES, 1, SIZE, SIZE)}
     scale = module.map_scale.clone()
     module.map_scale.fill_(1000.0)  # so that nothing is clipped
-    for name, shown in module.maps(sample.batch["image"]).items():
-        torch.testing.assert_close(maps[name], 1000 * shown, atol=1e-4, rtol=1e-4)
+    for module.model.mirror in (True, False):
+        maps = make_maps(module, [EDGE_MAP], sample.batch)
+        assert list(maps) == [*module.map_methods, "edges"]
+        assert {tuple(drawn.shape) for drawn in maps.values()} == {(IMAGES, 1, SIZE, SIZE)}
+        for name, shown in module.maps(sample.batch["image"]).items():
+            torch.testing.assert_close(maps[name], 1000 * shown, atol=1e-4, rtol=1e-4)
     module.map_scale.copy_(scale)
     alone = settled(network("stage3", "loss.classification=false")).eval()  # it knows no class
     assert list(make_maps(alone, [], sample.batch)) == ["fcn"]
@@ -199,7 +200,7 @@ class Spot(torch.nn.Module):
     """Abnormal by how bright the spot is in the middle of an image."""
 
     place = (slice(None), slice(None), slice(28, 36), slice(28, 36))  # 1.6 % of 64 x 64 pixels
-    encoder = SimpleNamespace(strides=(16,))
+    encoder, model = SimpleNamespace(strides=(16,)), SimpleNamespace(mirror=False)
 
     def forward(self, image):
         level = 10 * (image[self.place].mean((1, 2, 3)) - 1)

@@ -147,6 +147,7 @@ def test_only_runs_on_the_same_images_are_compared():
         table.assign(label=1),
         table.assign(patient="p0"),
         table.assign(lesion_area=table.lesion_area * 2),
+        table.assign(lesion_area=[math.nan, *table.lesion_area[1:]]),
         table[:-2],
         table.sample(frac=1, random_state=3, ignore_index=True),
     ):

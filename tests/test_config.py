@@ -95,6 +95,7 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("lesions.apart=true", "no mask added"),
         ("loss.normal_weight=3", "needs loss.normal_masks"),
         ("attention.pooling=lesion", "only stage3 with classes"),
+        ("model.mirror=true augmentation.flip=0", "needs augmentation.flip"),
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
         ("run.name=../x", "expected a folder's name"),

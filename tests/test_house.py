@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2616,
+    "datamodules": 2620,
     "datamodules/annotations": 1347,
     "datamodules/phantom": 1237,
-    "lightning_modules": 1709,
+    "lightning_modules": 1702,
     "callbacks": 671,
-    "experiments": 1803,
+    "experiments": 1819,
     "experiments/annotation": 1109,
-    "experiments/audit": 613,
-    "experiments/cluster": 520,
-    "experiments/evaluation": 1910,
+    "experiments/audit": 619,
+    "experiments/cluster": 523,
+    "experiments/evaluation": 1902,
     "experiments/prediction": 960,
     "experiments/reporting": 411,
-    "experiments/training": 693,
+    "experiments/training": 700,
 }
-PRODUCT, TESTS, FILES = 15_600, 11_990, 114
+PRODUCT, TESTS, FILES = 15_620, 12_040, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

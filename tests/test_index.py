@@ -160,6 +160,15 @@ def test_an_image_may_be_spelled_otherwise_or_left_out_of_the_index(attach, capl
     assert "1 masks are of images left out, such as c/image1.png" in caplog.text
 
 
+def test_a_folder_may_have_the_name_of_the_root(tmp_path):
+    name = "x/x/image1.png"
+    (tmp_path / name).parent.mkdir(parents=True)
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / name)
+    write_lesions(tmp_path / "lesions", [Lesion("x/image1.png", SQUARE, "")])
+    table = pd.DataFrame({"path": ["x/image1.png"], "label": [1]})
+    assert attach_lesions(table, tmp_path / "lesions", tmp_path / "x")["lesion_mask"][0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

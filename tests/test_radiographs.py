@@ -51,6 +51,21 @@ def test_the_batch_is_as_the_design_says(folder):
         assert torch.allclose(batch["image"], pixels / 51.0 - 1)
 
 
+def test_loaders_of_later_epochs_are_whole_and_each_process_sees_an_image_of_val(
+    folder, monkeypatch
+):
+    data = phantom(folder)
+    data._resume_at = (1, 2)  # as a checkpoint says
+    starts = []
+    for _ in range(2):
+        data.train_dataloader()
+        starts.append(data.sampler.start)
+    assert starts == [2, 0]
+    monkeypatch.setattr(PhantomDataModule, "_ranks", (0, 99))
+    with pytest.raises(DataError, match="images, too few for 99 processes"):
+        data.val_dataloader()
+
+
 def test_masks_of_train_are_limited_and_all_of_val_and_test_judge(folder):
     data = phantom(folder, Lesions(count=5))
     shown = {

@@ -204,6 +204,7 @@ def test_a_run_chooses_and_outlines(trained, tmp_path, capsys):
     assert "CAUTION  The outlines are the network's and bias whoever draws" in printed
     rows = pd.read_csv(out / "selected.csv")
     assert set(rows["reason"]) == {"uncertain"}
+    assert not {"patient", "study"} & {*rows}  # they are nobody's business who draws
     assert rows["probability_abnormal"].between(0, 1).all()
     polygons = ElementTree.parse(out / "cvat.xml").findall("image/polygon")
     assert len(polygons) == rows["outlines"].sum() > 0

@@ -99,9 +99,18 @@ def table_in(folder):
 # What a file may say ------------------------------------------------------------------------------
 
 
-def test_the_shipped_files_are_the_papers_question_and_how_many_masks_it_takes(tmp_path):
-    curve = plan(read_sweep(str(SHIPPED.with_name("sweep_masks.yaml")), []))
+def test_the_shipped_files_are_the_papers_question_and_how_many_masks_it_takes(
+    tmp_path, monkeypatch
+):
+    asked = read_sweep(str(SHIPPED.with_name("sweep_masks.yaml")), [f"run.root={tmp_path}"])
+    monkeypatch.setattr(sweeping, "find_origin", lambda model, _: model.weights and "timm's")
+    curve = plan(asked)
     assert [trial.config.model.weights for trial in curve].count(None) == len(curve) / 2 == 15
+    curve[0].config.model.weights_origin = "timm's"  # as its training writes it
+    (curve[0].folder / "checkpoints").mkdir(parents=True)
+    (curve[0].folder / "checkpoints" / "last.ckpt").touch()
+    save_config(curve[0].config, curve[0].folder / "config.yaml")
+    assert len(plan(asked)) == 30
     asked = read_sweep(str(SHIPPED), [f"run.root={tmp_path}"])
     trials = plan(asked)
     assert [trial.config.loss.lambda_lesion for trial in trials] == [0, 0.3, 1, 3, 10]

@@ -112,6 +112,7 @@ def test_maps_of_a_shifted_encoder_meet_in_the_image():
         ("vit_tiny_patch16_224", "strides 4, 8 and 16, got .* such as timm:resnet50"),
         ("swin_tiny_patch4_window7_224", "images of any size .* such as timm:resnet50"),
         ("test_mambaout", "channels come last"),
+        ("inception_v3", "not of the image's side / stride"),
         ("resnet18.nosuch", "Invalid pretrained tag .*Fix: one of timm:resnet18.a1_in1k"),
         ("resnet51", "has no model resnet51. Fix: such as timm:resnet5"),
     ],

@@ -29,7 +29,7 @@ from experiments.runs import file_hash
 
 FILES = ["README.txt", "labels.txt", "cvat_labels.json", "label_studio.json"]
 FILES += ["label_studio_config.xml"]
-COLUMNS = ["image", "body_part", "study", "patient", "split", "reason", "probability_abnormal"]
+COLUMNS = ["image", "body_part", "split", "reason", "probability_abnormal"]
 # Corners of outlines are moved by a pixel at most, a thousandth of the longer side on large films:
 # few points to drag.
 TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
-from experiments.evaluation.methods import Batch, MapMethod, raw_map
+from experiments.evaluation.methods import Batch, MapMethod, raw_map, views
 from experiments.evaluation.statistics import (
     Difference,
     Estimate,
@@ -87,18 +87,23 @@ def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Bat
     every: dict[str, list[Tensor]] = {}
     for start in range(0, len(batch["image"]), AT_ONCE):
         part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}
-        image, size = part["image"], part["image"].shape[-2:]
-        with torch.inference_mode():
-            own = module.raw_maps(module.unmasked_pass(image))
-        large = {
-            name: module.upsample(non_negative(own[name]), size) for name in module.judged_maps
-        }
-        for method in methods:
-            raw = raw_map(method, module, image, part)
-            large[method.name] = method.enlarge(non_negative(raw), module, size)
-        for name, maps in large.items():
-            every.setdefault(name, []).append(maps)
+        seen = [_large(module, methods, part, image) for image in views(module, part["image"])]
+        for name, maps in seen[0].items():
+            mirrored = [other[name].flip(-1) for other in seen[1:]]
+            every.setdefault(name, []).append(torch.stack([maps, *mirrored]).mean(dim=0))
     return {name: torch.cat(parts) for name, parts in every.items()}
+
+
+def _large(
+    module: Stage1Classifier, methods: Sequence[MapMethod], batch: Batch, image: Tensor
+) -> Maps:
+    with torch.inference_mode():
+        own, size = module.raw_maps(module.unmasked_pass(image)), image.shape[-2:]
+    large = {name: module.upsample(non_negative(own[name]), size) for name in module.judged_maps}
+    for method in methods:
+        raw = raw_map(method, module, image, batch)
+        large[method.name] = method.enlarge(non_negative(raw), module, size)
+    return large
 
 
 def alike(one: Tensor, other: Tensor, places: np.ndarray | None = None) -> np.ndarray:

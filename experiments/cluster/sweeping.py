@@ -29,6 +29,7 @@ from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, load_config, read_plain, run_directory
 from experiments.evaluation.names import PANELS
 from experiments.training.loop import monitor, resolve
+from experiments.training.pretrained import find_origin
 
 # name, description, program, project and entity are W&B's alone: where its server keeps the sweep.
 KEYS = ["program", "name", "description", "project", "entity", "method", "metric", "parameters"]
@@ -206,6 +207,7 @@ def plan(asked: Sweep) -> list[Trial]:
                 f"it, such as '- run.name=x${{{differing[0]}}}-seed${{seed}}'."
             )
         resolve(config, build_data(config))
+        config.model.weights_origin = find_origin(config.model, folder)
         runs.check_config(folder, config)
         # By itself a run may be resumed with more epochs; among trials to compare none may.
         is_begun = (folder / "checkpoints" / "last.ckpt").is_file()
@@ -277,14 +279,15 @@ def write_table(trials: list[Trial], folder: Path) -> pd.DataFrame:
 def describe(asked: Sweep, table: pd.DataFrame) -> str:
     """The table as a person reads it, and the best trial by the sweep's metric."""
     shown = {asked.metric, *(name for panel in PANELS.values() for name in panel)}
-    rows = table[[*asked.swept, "state", *(name for name in table if name in shown)]]
-    rows = rows.rename(columns=lambda name: str(name).removeprefix("val/")).round(3)
+    rows = table[[*asked.swept, "state"]].join(table[[*filter(shown.__contains__, table)]].round(3))
+    rows = rows.rename(columns=lambda name: str(name).removeprefix("val/"))
     text = f"figures on val, of each run's best epoch:\n{rows.to_string(index=False)}"
     done, keys = table[table["state"] == "done"], [key for key in asked.swept if key != "seed"]
     if keys and len(done):
         means = done.groupby(keys, as_index=False, dropna=False)[asked.metric].mean()
         if "seed" in asked.swept:
-            text += f"\n\nmeans over seeds:\n{means.round(3).to_string(index=False)}"
+            rounded = means.round({asked.metric: 3}).to_string(index=False)
+            text += f"\n\nmeans over seeds:\n{rounded}"
         scores = means[asked.metric]
         best = means.loc[scores.idxmax() if asked.maximize else scores.idxmin()]
         words = "  ".join(f"{key}={best[key]}" for key in keys)

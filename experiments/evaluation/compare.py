@@ -147,12 +147,13 @@ def group(runs: Sequence[Evaluation]) -> list[Group]:
 def check_same_images(run: Evaluation, first: pd.DataFrame) -> None:
     """Raise a RunError unless a run was judged on the images of this table, in its order."""
     ours, theirs = (one[["path", "patient", "label", "lesion_area"]] for one in (run.table, first))
-    # Masks that only one of them has say nothing against the other.
-    differs = ours.ne(theirs) & ours.notna() & theirs.notna()
+    # A run without any mask says nothing against the other's.
+    judged = ours.notna().any() & theirs.notna().any()
+    differs = ours.ne(theirs) & (ours.notna() | theirs.notna()) & judged
     if len(ours) != len(theirs) or differs.to_numpy().any():
         raise RunError(
             f"{run.folder}: judged on other images, labels or lesion masks than the first run. "
-            "Fix: evaluate the runs on the same data and split"
+            "Fix: evaluate the runs on the same data, split and lesions.path"
         )
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
-from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map
+from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, views
 from lightning_modules import overlap
 from lightning_modules.attention import peak, scale_map
 from lightning_modules.metrics import hit
@@ -51,7 +51,6 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    views = 2 if module is not None and module.model.mirror else 1  # as of the network's own maps
     raw: list[tuple[list[int], dict[str, Tensor]]] = []  # (views, B, 1, h, w), coarse: all are kept
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
@@ -62,7 +61,7 @@ def judge(
         for place, row in enumerate(rows):
             judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
         judged.add_squares(rows, squares)
-        seen = [batch["image"], batch["image"].flip(-1)][:views]
+        seen = views(module, batch["image"])
         drawn = {
             m.name: [raw_map(m, module, image, batch).cpu() for image in seen] for m in methods
         }

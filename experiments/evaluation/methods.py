@@ -63,6 +63,11 @@ class MapMethod(NamedTuple):
         return upsample(maps, torch.Size(size), offset)
 
 
+def views(module: Stage1Classifier | None, image: Tensor) -> list[Tensor]:
+    """The images of whose answers the network gives the mean: where it mirrors, two."""
+    return [image, image.flip(-1)][: 1 + (module is not None and module.model.mirror)]
+
+
 def raw_map(
     method: MapMethod, module: Stage1Classifier | None, image: Tensor, batch: Batch
 ) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from callbacks.checkpoints import load_checkpoint
 from datamodules.cache import LEAKS
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
@@ -19,7 +18,7 @@ from experiments.evaluation.figures import Fitted, MapRows, all_figures, fit
 from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod, baselines
 from experiments.evaluation.statistics import Estimate, estimate, patient_weights
-from experiments.runs import RunError, check_network, epochs_done
+from experiments.runs import RunError, check_network
 from lightning_modules.stage1 import Stage1Classifier
 
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
@@ -79,7 +78,7 @@ def evaluate(
     """
     opened = open_run(run, overrides)
     folder, data, module = opened.folder, opened.data, opened.module
-    notes = _changes(opened, split)
+    notes = [*_changes(opened, split), *opened.unfinished]
     if methods and not module.classifies:
         notes.append("trained on the lesion masks alone: there is no class for --peers to explain")
         methods = ()
@@ -88,11 +87,10 @@ def evaluate(
         raise RunError(
             f"{folder} left no image out. Fix: train with lesions.folds=5 lesions.fold=0"
         )
-    epochs = int(opened.config.trainer["max_epochs"])
     about = {
         "run": str(folder),
         **opened.identity,
-        "epochs": epochs,
+        "epochs": int(opened.config.trainer["max_epochs"]),
         "split": split,
         "image_hash": opened.trained_on["image_hash"],
         "mask_hash": opened.trained_on["mask_hash"],
@@ -104,7 +102,6 @@ def evaluate(
             one.beside(more)
     if leaks := data.pixels.leaks((data.table["split"] == "train").to_numpy()):
         notes.append(LEAKS % (leaks, "some named when the cache was built"))
-    notes += _unfinished(folder / "checkpoints" / "last.ckpt", epochs)
     return assemble((folder, opened.results(split)), opened.config, about, val, judged, notes)
 
 
@@ -159,16 +156,6 @@ def _changes(opened: Run, split: str) -> list[str]:
     labels = trained_on["index_hash"], trained_on["mask_hash"]
     notes = [CHANGED] if labels != (data.index_hash, data.mask_hash) else []
     return notes + ([REPLACED] if trained_on["image_hash"] != data.image_hash else [])
-
-
-def _unfinished(last: Path, epochs: int) -> list[str]:
-    """A note where the run has epochs before it, or where nobody can tell."""
-    try:
-        done = epochs_done(load_checkpoint(last))
-    except (OSError, ValueError, KeyError):
-        return [f"{last} is lost or damaged: whether training had ended is not known"]
-    half = f"half finished: {done} of {epochs} epochs are trained; the same command goes on"
-    return [half] if done < epochs else []
 
 
 def _val_and_split(

@@ -23,7 +23,7 @@ from callbacks.checkpoints import RunCheckpoints, StoppedInTraining
 from callbacks.confidence import Confidence
 from callbacks.panels import MapPanels
 from callbacks.progress import EpochProgress
-from datamodules.index import summarise
+from datamodules.index import DataError, summarise
 from datamodules.radiographs import RadiographDataModule
 from experiments import runs
 from experiments.build import (
@@ -59,6 +59,13 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
             lines.append(f"weights  {fetch(config.model.encoder)}")
         print("\n".join(lines))
         return 0
+    alone, by_lesion = not config.loss.classification, config.attention.pooling == "lesion"
+    if (alone or by_lesion) and not len(data.lesion_rows):
+        key = "loss.classification=false" if alone else "attention.pooling=lesion"
+        raise DataError(
+            f"{key} needs lesion masks of train to learn from, and there are none. Fix: give some "
+            "by lesions.path, and lesions.count above 0."
+        )
     folder = run_directory(config)
     config.model.weights_origin = find_origin(config.model, folder)
     if not is_first_rank():
