@@ -30,7 +30,7 @@ LINES = {
     "datamodules/phantom": 1237,
     "lightning_modules": 1702,
     "callbacks": 671,
-    "experiments": 1819,
+    "experiments": 1815,
     "experiments/annotation": 1109,
     "experiments/audit": 619,
     "experiments/cluster": 523,

@@ -56,6 +56,6 @@ def judge(folder: Path, **changes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.parent.name
     known = {"stage": stage, "data": folder.parents[1].name, "seed": 0, "checkpoint": "best.ckpt"}
-    known["checkpoint_hash"] = file_hash(folder / "checkpoints" / "best.ckpt")
+    known |= {"run": str(folder), "checkpoint_hash": file_hash(folder / "checkpoints/best.ckpt")}
     path.write_text(json.dumps({**known, "epoch": EPOCH, "fitted": FITTED, **changes}))
     return folder
