@@ -7,7 +7,6 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages build on one another; two trainings at once would share the cores
 
-DATA ?= phantom
 PY := $(or $(PYTHON),.venv/bin/python)
 READY := $(if $(PYTHON),,.venv/.ready)
 # Albumentations, without this, asks PyPI for news when it is imported.
@@ -21,7 +20,7 @@ quote = '$(subst ','\'',$(1))'
 # With the blank before it, or nothing at all: $(strip) would also join the blanks within a value.
 option = $(if $(value $(2)), $(1)=$(call quote,$(value $(2))))
 more = $(if $($(1)), $($(1)))
-SOURCE = data.name=$(DATA)$(call option,data.root,ROOT)
+SOURCE = $(call option,data.name,DATA)$(call option,data.root,ROOT)
 RUN_NAME = $(call option,run.name,RUN)
 NODE = $(call option,--gpus,GPUS)$(call option,--nodes,NODES)$(call option,--ranks,RANKS)
 LIMITS = $(call option,--cpus,CPUS)$(call option,--time,TIME)$(call option,--account,ACCOUNT)

@@ -132,14 +132,16 @@ def build(
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")) as alone:
             if _is_current(folder, root):
                 return
             table = build_index()  # where that fails, nothing is lost
             shutil.rmtree(folder, ignore_errors=True)
-            with whole_folder(folder, alone=True) as partial:
+            with whole_folder(folder, alone) as partial:
                 _fill(partial, table, root, recipe, on_unreadable, check)
     except OSError as error:
+        if _is_current(folder, root):  # without locks: another process was first
+            return
         raise DataError(
             f"cannot write the cache to {folder.parent} ({error.strerror or error}). Fix: make "
             "room and write access there, or set data.cache_dir to another folder"
@@ -242,7 +244,12 @@ def _write_squares(
         image_hash, mask_hash = f"{image.shape} {digest(image.tobytes())}", ""
         if mask_path:
             mask = np.where(decode(Path(mask_path)) > 127, 255, 0).astype(np.uint8)
-            mask_hash = digest(mask.tobytes())
+            mask_hash, inside = digest(mask.tobytes()), mask[geometry.kept]
+            if not inside.any():
+                cut = f"data.crop={recipe.crop} cuts its lesion away. Fix: data.crop=none"
+                return path, None, "", "", "", f"{root / path}: {cut}"
+            if np.count_nonzero(inside) < np.count_nonzero(mask):
+                note = "; ".join(filter(None, (note, f"data.crop={recipe.crop} cuts its lesion")))
             write(mask_file, mask_slot, to_square(mask, geometry, recipe.image_size))
         return path, geometry, image_hash, mask_hash, note, ""
 

@@ -23,6 +23,8 @@ BARE_DICOM = re.compile(
 )
 # What image files of a data set are called; inside, the content decides.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+# What Pillow raises on a damaged PNG; IndexError: no pixels follow the header.
+PNG_FAULTS = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
 
 
 def decode(path: Path) -> np.ndarray:
@@ -86,7 +88,7 @@ def check_png(data: bytes, path: Path) -> None:
             image.verify()
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PNG_FAULTS as error:
         raise damaged(path, f"the PNG is cut short or damaged: {error}") from error
 
 

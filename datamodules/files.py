@@ -58,15 +58,20 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for an exclusive lock on the file ``path``; the kernel frees a dead owner's."""
+def locked(path: Path) -> Iterator[bool]:
+    """Wait for an exclusive lock on the file ``path``; the kernel frees a dead owner's.
+
+    False on a network file system without locks: others may be in the block, too.
+    """
     with path.open("w") as handle:
+        alone = True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:  # a network file system without locks: the first one wins
+        except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-        yield
+            alone = False
+        yield alone
 
 
 def take(handle: IO[str]) -> bool:

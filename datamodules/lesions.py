@@ -30,6 +30,8 @@ CSV = "lesions.csv"
 LEFT_OUT = "left_out"
 COLUMNS = ["image", "mask", "lesion_type"]
 TWICE = "the {0} {{{0}}} is listed twice. Fix: join all lesions of an image in one mask"
+# A larger share of an image is hardly a lesion's.
+MOST, NEARLY_ALL = 0.5, 0.95
 
 
 class Lesion(NamedTuple):
@@ -180,7 +182,15 @@ def _fault(mask: np.ndarray) -> str:
     values = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
     if odd := [value for value in values if value not in (0, 255)]:
         return f"holds the grey value {odd[0]}. Fix: use 0 for background and 255 for lesion"
-    return {
-        (0,): "is empty. Fix: mark the lesion, or take the mask out",
-        (255,): "covers the whole image: is it inverted? Fix: mark the lesion alone",
-    }.get(tuple(values), "")
+    if values == [0]:
+        return "is empty. Fix: mark the lesion, or take the mask out"
+    share, inverted = coverage(mask)
+    what = f"covers {share * 100:.1f} % of the image and most of its border: is it inverted? Fix: "
+    return f"{what}mark the lesion alone" if inverted else ""
+
+
+def coverage(mask: np.ndarray) -> tuple[float, bool]:
+    """Share of the image that a mask (H, W) marks, and whether that looks inverted."""
+    share = float((mask > 0).mean())
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return share, share > NEARLY_ALL or (share > MOST and float((border > 0).mean()) > MOST)

@@ -131,13 +131,18 @@ def list_folders(root: Path) -> pd.DataFrame:
         found = sorted(iglob("**", root_dir=root / name, recursive=True))
         files[name] = [path for path in found if (root / name / path).is_file()]
     for name in FOLDERS:
+        if odd := [path for path in files[name] if path != path.encode(errors="ignore").decode()]:
+            what = f"the name of {root / name}/{odd[0]!r} is not UTF-8"
+            raise DataError(f"{what}. Fix: rename it, all of them by convmv")
         if not files[name]:
             raise DataError(f"{root / name}: expected images in it. Fix: put them there")
     masks, rows = set(files[MASKS]), []
     for label, folder in enumerate(FOLDERS):
         for within in files[folder]:
-            mask = str(PurePosixPath(within).with_suffix(".png"))
-            mask = f"{MASKS}/{mask}" if label and mask in masks else ""
+            # A UID's last number is no suffix, though it looks like one.
+            named = (f"{within}.png", str(PurePosixPath(within).with_suffix(".png")))
+            own = next((name for name in named if name in masks), "") if label else ""
+            mask = f"{MASKS}/{own}" if own else ""
             rows.append((f"{folder}/{within}", str(label), mask, within))
     table = pd.DataFrame(rows, columns=["path", "label", "mask", "within"], dtype=str)
     if unclaimed := sorted({f"{MASKS}/{mask}" for mask in masks} - {*table["mask"]}):

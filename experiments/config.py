@@ -31,11 +31,11 @@ PATHS |= {"model.init_from", "model.weights"}
 # Trainer arguments that the run sets itself, with what to use instead.
 TRAINER_TAKEN = {
     "logger": "use logger.wandb",
-    "fast_dev_run": "use data.limit and trainer.max_epochs",
     "gradient_clip_val": "use optimizer.gradient_clip",
-    "use_distributed_sampler": "leave it out",
-    "val_check_interval": "leave it out",  # alpha and the best are decided at each epoch's end
-    "check_val_every_n_epoch": "leave it out",
+    "max_steps": "use trainer.max_epochs",
+    **dict.fromkeys(("fast_dev_run", "limit_val_batches"), "use data.limit, trainer.max_epochs"),
+    **dict.fromkeys(("use_distributed_sampler", "val_check_interval"), "leave it out"),
+    "check_val_every_n_epoch": "leave it out",  # alpha and the best are decided at its end
 }
 
 
@@ -219,7 +219,6 @@ def check_values(config: Config) -> None:
     no_masks, alone = config.stage != "stage3", not loss.classification
     by_lesion, seen = config.attention.pooling == "lesion", config.augmentation
     untaught: dict[str | None, bool] = {"auroc": alone, "fcn/pixel_ap": no_masks}
-    is_folder = re.fullmatch(r"(?!\.)[^/\\]+", config.run.name or "-")
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
         ("data.patients", data.patients != "column" and not table, "only for data.name=table"),
@@ -237,7 +236,8 @@ def check_values(config: Config) -> None:
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
         ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no mask added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),
-        ("run.name", not is_folder, "expected a folder's name; a path is for run.root"),
+        ("run.name", re.match(r"\.|.*[/\\]", config.run.name or ""), "expected a folder's name"),
+        ("trainer.precision", "16-true" in str(values["trainer.precision"]), "expected 16-mixed"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]
     for key, rule in ((key, rule) for key, wrong, rule in rules if wrong):

@@ -136,8 +136,7 @@ def check_data(config: Config) -> Iterator[Finding]:
         return
     if isinstance(data, TableDataModule):
         yield from show_rows(data)
-    elif not all(path.is_file() for path in data.fingerprint()):
-        data.build_index()  # says which file is missing, and where it would be
+    data.checked_index()  # says which file is missing or wrong, masks included
     built = "built" if data.cache_folder.is_dir() else "not built yet"
     yield OK, "data", f"{config.data.name} in {data.root}, index files there, cache {built}"
 

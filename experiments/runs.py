@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,12 @@ def lock_run(folder: Path) -> Iterator[None]:
         raise RunError(f"{reason}. Fix: another run.root.") from error
     with lock:
         try:
-            if not take(lock):
+            # Who looks whether it is trained here (is_training) holds it for a moment.
+            for wait in (0.2, 0.2, 0.2, 0.2, 0):
+                if held := take(lock):
+                    break
+                time.sleep(wait)
+            if not held:
                 remedy = "Fix: wait for it, or choose another run.name."
                 raise RunError(f"another process trains in {folder}. {remedy}")
         except OSError:

@@ -8,11 +8,13 @@ display), ``scale_map`` divides by one number a run (a normal image may stay dar
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_modules.encoder import enlarge
 
@@ -74,6 +76,32 @@ def upsample(maps: Tensor, size: tuple[int, int] | torch.Size, offset: float = 0
     return enlarge(maps, size, offset)
 
 
+class View(NamedTuple):
+    """A way to show an image to the network: at another size, mirrored, or as it is."""
+
+    scale: float = 1.0
+    mirrored: bool = False
+
+    def of(self, image: Tensor) -> Tensor:
+        """The view of images ``(B, 1, H, W)``; sides become multiples of 32, as encoders want."""
+        if self.scale != 1:
+            size = [max(1, round(side * self.scale / 32)) * 32 for side in image.shape[-2:]]
+            image = functional.interpolate(image, size, mode="bilinear")
+        return image.flip(-1) if self.mirrored else image
+
+    def back(self, maps: Tensor, size: torch.Size) -> Tensor:
+        """Maps as large as the view, on the image of ``(H, W)`` that it is of."""
+        if maps.shape[-2:] != size:
+            maps = functional.interpolate(maps, size, mode="bilinear")
+        return maps.flip(-1) if self.mirrored else maps
+
+
+def views(mirror: bool, zoom: float) -> list[View]:
+    """Those of whose answers a network gives the mean: ``model.mirror`` and ``model.zoom``."""
+    scales = [1.0] if zoom == 1 else [1.0, 1 / zoom, zoom]
+    return [View(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + mirror]]
+
+
 def soft_mask(maps: Tensor, omega: float = 10.0, sigma: float = 0.5) -> Tensor:
     """Soft threshold ``T(A) = sigmoid(omega (A - sigma))`` of a normalised map, in (0, 1).
 
@@ -116,7 +144,10 @@ def peak(maps: Tensor) -> Tensor:
     if not len(maps):
         return torch.zeros(0, 2, device=maps.device)
     if not bool(maps.isfinite().all()):
-        raise ValueError("a map has NaN or infinite values: the model has diverged")
+        raise FloatingPointError(
+            "a map is NaN or infinite: the model has diverged. Fix: a lower "
+            "optimizer.learning_rate, or trainer.precision=32-true."
+        )
     values = precise(maps.detach())[:, 0]
     # Of all maps at once: a GPU is waited for a few times a batch, and not for each map.
     top = (values >= _plateau_floor(values.amax((1, 2), keepdim=True))).nonzero().cpu().numpy()

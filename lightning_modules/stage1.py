@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
-from lightning_modules.attention import cam, pcam, scale_map, upsample
+from lightning_modules.attention import cam, pcam, scale_map, upsample, views
 from lightning_modules.encoder import ENCODERS, Encoder
 from lightning_modules.losses import mean_error
 from lightning_modules.metrics import Localisation, RunningMeans, agreement
@@ -155,21 +155,19 @@ class Stage1Classifier(LightningModule):
         One pass gives both. Negative values are cut, then one scale a run (over val, kept in the
         checkpoint) maps to 1: a normal image may stay dark, and maps of different images compare.
         """
-        probability, maps = self._explain(image)
-        if self.model.mirror:
-            other, mirrored = self._explain(image.flip(-1))
-            probability = (probability + other) / 2
-            maps = {name: (maps[name] + mirrored[name].flip(-1)) / 2 for name in maps}
-        return probability, maps
-
-    def _explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        outputs = self.unmasked_pass(image)
-        raw = self.raw_maps(outputs)
-        scaled = {
-            name: self.upsample(scale_map(raw[name], scale), image.shape[-2:])
-            for name, scale in zip(self.map_methods, self.map_scale, strict=True)
-        }
-        return outputs.probability, scaled
+        probabilities, seen, size = [], [], image.shape[-2:]
+        for view in views(self.model.mirror, self.model.zoom):
+            shown = view.of(image)
+            outputs = self.unmasked_pass(shown)
+            probabilities.append(outputs.probability)
+            raw = self.raw_maps(outputs)
+            scaled = [
+                self.upsample(scale_map(raw[name], scale), shown.shape[-2:])
+                for name, scale in zip(self.map_methods, self.map_scale, strict=True)
+            ]
+            seen.append(torch.stack([view.back(maps, size) for maps in scaled]))
+        every = torch.stack(seen).mean(0)
+        return torch.stack(probabilities).mean(0), dict(zip(self.map_methods, every, strict=True))
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
         """The maps of ``explain``."""
@@ -294,7 +292,7 @@ class Stage1Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running means, so that a resumed epoch logs the whole epoch's."""
-        checkpoint["stage"] = self.stage
+        checkpoint["stage"], checkpoint["precision"] = self.stage, str(self.trainer.precision)
         checkpoint["cells"] = [*self.encoder.offsets, *self.encoder.shifts]
         checkpoint["train_means"] = self.train_means.state(self.trainer.strategy)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import Tensor, nn
 
 from lightning_modules.encoder import OUT_CHANNELS, Encoder, enlarge
@@ -98,6 +99,17 @@ class _Depthwise(nn.Conv2d):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
+
+
+class TimmSyncBatchNorm(TorchSyncBatchNorm):
+    """BatchNorm over all ranks; PyTorch's would drop the activation that timm joins to it."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The network, changed for ``trainer.sync_batchnorm``."""
+        from timm.layers import convert_sync_batchnorm
+
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
 
 
 def published(encoder: str) -> Any:

@@ -54,6 +54,20 @@ def test_masks_are_read(tmp_path, suffix, pixels):
     assert recognise(tmp_path) == "masks"
 
 
+def test_numbers_are_classes_where_a_label_map_names_them(tmp_path):
+    put(tmp_path, {"a.png": classes(1, 2)})
+    ((image,), _) = READERS["masks"](tmp_path)
+    assert [mark.labels for mark in image.marks] == [()]
+    assert "its numbers 1, 2 are joined; if they are classes, name them" in image.note
+    put(tmp_path, {"labelmap.txt": "bone:1,1,1::\nfracture:2,2,2::\n"})
+    ((image,), _) = READERS["masks"](tmp_path)
+    assert [(*mark.labels, draw([mark], HEIGHT, WIDTH).sum() // 255) for mark in image.marks] == [
+        ("bone", 15),
+        ("fracture", 10),
+    ]
+    assert image.note == ""
+
+
 SMOOTH = Image.fromarray(square()).resize((60, 40), Image.Resampling.BILINEAR)
 
 

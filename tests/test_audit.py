@@ -16,6 +16,7 @@ from experiments.audit import maps as looks
 from experiments.audit.maps import MEASURES, alike, draw_sample, make_maps
 from experiments.evaluation.methods import EDGE_MAP, smooth
 from experiments.evaluation.statistics import Difference
+from lightning_modules.options import Model
 from tests.stages import SIZE, network, settled
 
 IMAGES, SIDE = 12, 24
@@ -77,7 +78,7 @@ def test_a_sample_is_of_abnormal_images_in_the_order_drawn():
 def test_maps_are_raw_and_of_the_size_of_the_image(module, sample):
     scale = module.map_scale.clone()
     module.map_scale.fill_(1000.0)  # so that nothing is clipped
-    for module.model.mirror in (True, False):
+    for module.model.mirror, module.model.zoom in ((True, 1.5), (False, 1.0)):
         maps = make_maps(module, [EDGE_MAP], sample.batch)
         assert list(maps) == [*module.map_methods, "edges"]
         assert {tuple(drawn.shape) for drawn in maps.values()} == {(IMAGES, 1, SIZE, SIZE)}
@@ -200,7 +201,7 @@ class Spot(torch.nn.Module):
     """Abnormal by how bright the spot is in the middle of an image."""
 
     place = (slice(None), slice(None), slice(28, 36), slice(28, 36))  # 1.6 % of 64 x 64 pixels
-    encoder, model = SimpleNamespace(strides=(16,)), SimpleNamespace(mirror=False)
+    encoder, model = SimpleNamespace(strides=(16,)), Model()
 
     def forward(self, image):
         level = 10 * (image[self.place].mean((1, 2, 3)) - 1)

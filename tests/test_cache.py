@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -104,6 +105,15 @@ def test_unreadable_images_are_named_and_notes_shown(build, folder, tmp_path, ca
     assert (opened.image(2) == RECIPE.apply(decode(tmp_path / "3.png"))[0]).all()
     assert opened.mask(2) is not None
     assert pd.read_csv(folder / "unreadable.csv")["path"].tolist() == ["1.png", "4.png"]
+
+
+@pytest.mark.parametrize(("top", "result"), [(45, "cuts its lesion"), (60, "its lesion away. Fix")])
+def test_a_lesion_that_the_crop_cuts_is_told(table, tmp_path, caplog, monkeypatch, top, result):
+    crop = (0, top, 40, 20)  # lesions: rows 30 to 59
+    monkeypatch.setattr(cache, "content_box", lambda image: crop)
+    with pytest.raises(DataError, match=result) if top == 60 else nullcontext():
+        cache.build(tmp_path / "a", lambda: table, tmp_path, Recipe(64, "content"), "error")
+    assert top == 60 or f"3 images have a note:\n  1.png: data.crop=content {result}" in caplog.text
 
 
 def invert(path):

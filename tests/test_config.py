@@ -98,6 +98,8 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
         ("model.mirror=true augmentation.flip=0", "needs augmentation.flip"),
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
+        ("trainer.precision=bf16-true", "expected 16-mixed"),
+        ("trainer.max_steps=5", "use trainer.max_epochs"),
         ("run.name=../x", "expected a folder's name"),
         # A file: where it is wrong is said, and none of its code is run.
         ("stage: stage1\ndata:\n\tname: x", "not valid YAML"),

@@ -92,6 +92,7 @@ FLIPPED = PLAIN[:-20] + bytes([PLAIN[-20] ^ 1]) + PLAIN[-19:]
     [
         (b"", "the file is empty"),
         (b"Doe, John: fracture", "expected a PNG, JPEG or DICOM file.*convert it to PNG"),
+        (PLAIN[:33] + PLAIN[-12:], "damaged image .*the PNG is cut short"),  # no pixels
         (FLIPPED, "damaged image .*the PNG is cut short or damaged: broken"),
         # What libjpeg only warns of, and fills with grey: cut and ended by a tool, zeros, a gap.
         (WHOLE[:4000] + b"\xff\xd9", "damaged image .the JPEG"),

@@ -21,7 +21,7 @@ OK, NOTE, PROBLEM = doctor.OK, doctor.NOTE, doctor.PROBLEM
 LIGHTNING = "pytorch-lightning"
 
 
-def test_a_line_a_finding_and_the_status(tmp_path, capsys):
+def test_a_line_a_finding_and_the_status(films, tmp_path, capsys):
     assert doctor.main([f"run.root={tmp_path}/runs", "data.num_workers=0"]) == 0
     output = capsys.readouterr().out
     topics = "Python torch pytorch-lightning opencv device precision run.root data W&B"
@@ -34,6 +34,9 @@ def test_a_line_a_finding_and_the_status(tmp_path, capsys):
     assert re.search(r"(?s)PROBLEM  data +.*nowhere", output)
     assert output.endswith("1 problem\n")
     assert doctor.main(["data.nmae=mura"]) == 2
+    words = ["data.name=table", f"data.root={films}", f"lesions.path={tmp_path}/nowhere"]
+    assert doctor.main([*words, f"run.root={tmp_path}"]) == 2
+    assert re.search(r"(?s)PROBLEM  data +.*nowhere", capsys.readouterr().out)
 
 
 def installs(name, version):

@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2620,
-    "datamodules/annotations": 1347,
-    "datamodules/phantom": 1237,
-    "lightning_modules": 1702,
+    "datamodules": 2649,
+    "datamodules/annotations": 1359,
+    "datamodules/phantom": 1239,
+    "lightning_modules": 1745,
     "callbacks": 671,
-    "experiments": 1815,
-    "experiments/annotation": 1109,
+    "experiments": 1820,
+    "experiments/annotation": 1111,
     "experiments/audit": 619,
-    "experiments/cluster": 523,
-    "experiments/evaluation": 1902,
+    "experiments/cluster": 534,
+    "experiments/evaluation": 1909,
     "experiments/prediction": 960,
     "experiments/reporting": 411,
-    "experiments/training": 700,
+    "experiments/training": 713,
 }
-PRODUCT, TESTS, FILES = 15_620, 12_040, 114
+PRODUCT, TESTS, FILES = 15_740, 12_150, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -110,6 +110,7 @@ GEOMETRY = [
     (labelme(shape(kind="rotation", points=[[10, 5], [13, 9], [9, 12], [6, 8]])), 32, "weak"),
     (cvat(drawn("a", "9.9999999,5;19,5;19,12;9.9999999,12")), PIXELS, ""),
     # Untidy, but certain.
+    (cvat('<tag label="seen"/>', drawn()), PIXELS, ""),
     (coco({"segmentation": BOX, "image_id": "1", "category_id": 1.0}), PIXELS, ""),
 ]
 

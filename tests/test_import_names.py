@@ -39,6 +39,13 @@ def test_the_strictest_rule_that_fits_decides(tmp_path, kind, name, places):
     assert ImageFinder(SETS[kind], tmp_path).find(name) == [SETS[kind][n] for n in places]
 
 
+def test_an_image_at_the_top_takes_no_other_folders_name(tmp_path):
+    finder = ImageFinder(["1.png", "b/1.png", "2.png"], tmp_path, {"x": "1.png"})
+    assert finder.find("1.png") == ["1.png", "b/1.png"]
+    assert (finder.find("b/1.png"), finder.find("other/1.png")) == (["b/1.png"], [])
+    assert (finder.find("other/2.png"), finder.find("x")) == (["2.png"], ["1.png"])
+
+
 def test_a_mapping_and_a_data_set_that_disagree_are_not_certain(tmp_path):
     images = ["a/IMG07.jpg", "a/IMG08.jpg"]
     finder = ImageFinder(images, tmp_path, {"IMG08.jpg": "a/IMG07.jpg", "x/y.png": "a/IMG08.jpg"})

@@ -66,9 +66,9 @@ class Network(torch.nn.Module):
     judged_maps = ("pcam",)
     classifies = True
 
-    def __init__(self, height=1.0, mirror=False):
+    def __init__(self, height=1.0, mirror=False, zoom=1.0):
         super().__init__()
-        self.model = Model(mirror=mirror)
+        self.model = Model(mirror=mirror, zoom=zoom)
         self.drawn = KNOWN * torch.tensor([1.0, 1.0, 1.0, 0.1]).view(4, 1, 1, 1) * height
 
     def explain(self, image):
@@ -144,16 +144,20 @@ def test_another_methods_maps_get_one_scale_from_val():
     assert judged.maps["tenfold"].lesion_pixels[0].nonzero()[0].max() == 25
 
 
-def test_another_methods_map_is_the_mean_of_both_views_where_the_networks_own_is():
-    sides = torch.zeros(4, 1, SIZE, SIZE)
-    sides[..., 0], sides[..., -1] = 1, 0.5  # what it draws, whatever it sees
-    method, shown = MapMethod("sides", lambda *_: sides), []
-    for mirror in (False, True):
+def test_another_methods_map_is_the_mean_of_the_views_that_the_networks_own_is_of():
+    def ramp(module, image, batch):  # what it draws, whatever it sees, at that size
+        return torch.linspace(0, 1, image.shape[-1]).expand_as(image)
+
+    def shown(**views):
         squares = {}
         with patch.object(Judged, "add_squares", lambda _, rows, maps, to=squares: to.update(maps)):
-            judge(Network(mirror=mirror), Data(), "val", [method])
-        shown.append(squares["sides"][0, 0, 0, [0, -1]].tolist())
-    assert shown == [[1, 0.5], [0.75, 0.75]]
+            judge(Network(**views), Data(), "val", [MapMethod("ramp", ramp)])
+        return squares["ramp"][0, 0, 0, [0, -1]].tolist()
+
+    assert shown() == [0, 1]
+    assert shown(mirror=True) == [0.5, 0.5]
+    assert shown(zoom=1.5) == pytest.approx([0, 1], abs=0.01)
+    assert shown(mirror=True, zoom=1.5) == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,11 @@ def test_a_fresh_clone_sets_up_once_then_runs_one_printed_command(clone):
     done = clone.make("stage1")
     assert done.returncode == 0, done.stderr
     _, *calls = clone.calls()  # first of all, Python's version is asked
-    command = "-m experiments.train stage1 data.name=phantom"
+    command = "-m experiments.train stage1"
     setup = ["-m venv .venv", "-m pip install -c constraints.txt -e .[dev]"]
     assert [" ".join(call) for call in calls] == [*setup, command]
     assert clone.environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
-    assert done.stdout.splitlines()[-1] == f".venv/bin/python {command}"
+    assert done.stdout.splitlines()[-1].strip() == f".venv/bin/python {command}"
     clone.make("stage1")
     assert clone.calls()[4:] == calls[-1:]  # nothing is set up again
     later = (clone.venv / ".ready").stat().st_mtime + 10
@@ -128,15 +128,13 @@ SUBMITTED += ["--gpus=2", "--seeds=0 1", "--sbatch-args=--comment='a  b'", "run.
 )
 def test_targets_hand_on_the_source_and_the_words(clone, words, expected):
     assert clone.make(*words, "PYTHON=python3").returncode == 0
-    (call,) = clone.calls()
-    call.remove("data.name=phantom")
-    assert call == ["-m", *expected]
+    assert clone.calls() == [["-m", *expected]]
 
 
 def test_the_recipe_trains_once_a_seed(clone):
     words = "SEEDS=0 2", "RUN=a b", "ARGS=run.root=x", "PYTHON=python3"
     assert clone.make("fractures", *words).returncode == 0
-    common = ["experiments/fractures.yaml", "data.name=phantom"]
+    common = ["experiments/fractures.yaml"]
     assert clone.calls() == [
         ["-m", *TRAIN, "--data-only", *common, "run.root=x"],  # its weights are fetched, too
         *[

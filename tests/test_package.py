@@ -49,9 +49,11 @@ def test_what_each_tool_opens():
 
 
 def test_names_are_flat_plain_and_unlike():
-    names = flat_names(["a/b.png", "a/b.jpg", "A/B.png", "xü/c d.png", ".x/e.png", "ü.png"])
+    names = flat_names(
+        ["a/b.png", "a/b.jpg", "A/B.png", "xü/c d.png", ".x/e.png", "ü.png", "1.2.840"]
+    )
     assert names[:3] == ["a__b.png", "a__b-2.png", "A__B-3.png"]
-    assert names[3:] == ["x-__c-d.png", "x__e.png", "image.png"]
+    assert names[3:] == ["x-__c-d.png", "x__e.png", "image.png", "1.2.840.png"]
 
 
 def test_what_is_outlined_is_read_back_point_by_point(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 
 import cv2
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 
@@ -17,7 +18,7 @@ from datamodules.phantom.drawing import draw
 from experiments import evaluate
 from experiments import predict as command
 from experiments.evaluation.store import read_images
-from experiments.prediction.folder import read_rows
+from experiments.prediction.folder import read_rows, studies
 from experiments.prediction.network import load_trained
 from tests.dicoms import SECRET, content, radiograph
 from tests.lesion_files import put
@@ -144,6 +145,9 @@ def test_studies_are_joined_by_the_mean_and_a_note_is_no_failure(predict, drawin
         [one, "2", str(means[0]), str(called[0]), "0"],
         [two, "1", str(means[1]), str(called[1]), "1"],
     ]
+    # A folder above the films' own, called as a study is, is none.
+    named = [f"/home/study1/{patient}/a.png" for patient in "ab"]
+    assert studies(pd.DataFrame({"file": named, "probability_abnormal": 0.5}), 0.5).empty
 
 
 def test_dicom_inputs_get_secondary_captures_and_no_name_is_told(predict, drawings, tmp_path):

@@ -139,6 +139,10 @@ def test_another_rank_lets_the_first_requeue_before_it_leaves(slurm, monkeypatch
     # Not time.sleep itself: subprocess, too, sleeps while it waits for an answer.
     monkeypatch.setattr(preemption, "time", SimpleNamespace(sleep=sleep))
     assert preemption.is_first_rank()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # started by Lightning in a shell of srun's
+    assert not preemption.is_first_rank()
+    monkeypatch.delenv("LOCAL_RANK")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert leave(USR1, "nothing was under way") == 138
     assert waited == [preemption.FIRST_RANK_SECONDS]

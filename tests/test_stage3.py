@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from experiments.evaluation.judge import _outputs as judged
 from lightning_modules.losses import LESION_LOSSES, mean_error, squared_error
@@ -135,15 +136,21 @@ def test_where_the_fcn_weighs_the_positions_the_evidence_adds_up_to_the_score(of
     assert module.best_map == "fcn"
 
 
-def test_the_mirror_images_answer_counts_half():
-    module = settled(stage3()).eval()
+def test_the_answer_is_the_mean_of_the_views_answers():
+    module, mean, maps = settled(stage3()).eval(), 0, 0
     image = small_batch()["image"]
+    size = image.shape[-1]
     with torch.no_grad():
-        (one, maps), (other, mirrored) = module.explain(image), module.explain(image.flip(-1))
-        module.model.mirror = True
-        probability, both = module.explain(image)
-    torch.testing.assert_close(probability, (one + other) / 2)
-    torch.testing.assert_close(both["fcn"], (maps["fcn"] + mirrored["fcn"].flip(-1)) / 2)
+        for side in (size, 2 * size, size // 2):
+            for turn in (lambda x: x, lambda x: x.flip(-1)):
+                seen = image if side == size else interpolate(image, (side, side), mode="bilinear")
+                one, drawn = module.explain(turn(seen))
+                back = interpolate(turn(drawn["fcn"]), (size, size), mode="bilinear")
+                mean, maps = mean + one / 6, maps + back / 6
+        module.model.mirror, module.model.zoom = True, 2.0
+        probability, every = module.explain(image)
+    torch.testing.assert_close(probability, mean)
+    torch.testing.assert_close(every["fcn"], maps)
 
 
 def test_the_classifier_follows_the_fcn_and_does_not_draw_its_map():

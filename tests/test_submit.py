@@ -179,9 +179,19 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
     best = Path("runs/phantom/stage2/seed1/checkpoints/best.ckpt")
     best.parent.mkdir(parents=True)
     best.touch()
-    (call,) = dry(capsys, "evaluate", "--seeds=0 1", "data.root=/new place").values()
+    (call,) = dry(
+        capsys, "evaluate", "--seeds=0 1", "data.root=/new place", "lesions.path=/new"
+    ).values()
     assert "--dependency" not in call.options
-    assert call.words[2:] == ["runs/phantom/stage2/seed1", "data.root=/new place"]
+    fold = ["lesions.folds=2", "lesions.fold=1"]
+    assert "--split left_out" in " ".join(
+        dry(capsys, "stage1", "evaluate", *fold)["evaluate"].words
+    )
+    assert call.words[2:] == [
+        "runs/phantom/stage2/seed1",
+        "data.root=/new place",
+        "lesions.path=/new",
+    ]
     assert call.run().returncode == 0
     command = [sys.executable, "-m", "experiments.evaluate", *call.words[2:]]
     assert calls("srun")[0][2:] == command

@@ -1,5 +1,6 @@
 """Sweeps without a server: what a file may say; trained, shared, killed and resumed; reported."""
 
+import errno
 import re
 import signal
 import threading
@@ -144,7 +145,7 @@ PARAMETER = f"{LAMBDA}: expected value, values or"
         (parameter(min=0, max=1, distribution="log_uniform_values"), PARAMETER),
         ({"parameters": OMEGA}, "differ in attention.omega share"),
         ({"command": None}, "command: expected -m, experiments.train"),
-        (f"{LAMBDA}=2", f"differ in {LAMBDA} share .*take it off the command line"),
+        (f"{LAMBDA}=2", f"{LAMBDA}: given here and on the command line"),
         ("run.name=x", f"differ in {LAMBDA} share"),
         (b"a: [", "not valid YAML"),
     ],
@@ -256,6 +257,18 @@ def test_another_processs_trial_is_left_to_it_and_a_killed_ones_taken_over(place
         threading.Timer(1, training.kill).start()
         assert run(file) == 0
         assert trained(place) == [0.3, 1, 0]
+
+
+def test_tasks_without_locks_would_train_the_same_run(place, monkeypatch, capsys):
+    def take(handle):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(sweeping, "take", take)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    assert run(sweep_file(place, standin(place), parameters=GRID)) == 2
+    assert "no locks on this file system: tasks would train" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1")
+    assert run(sweep_file(place, standin(place), parameters=GRID), "--count=1") == 0
 
 
 # Reported -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -66,7 +67,7 @@ MISTAKES = [
     ("masks/1.png", MASK[1:], {}, r"row 3: the mask masks/1\.png is 80x95 px: expected 80x96"),
     ("masks/1.png", MASK // 2, {}, r"row 3: the mask masks/1\.png holds the grey value 127\. Fix"),
     ("masks/1.png", MASK * 0, {}, r"row 3: the mask masks/1\.png is empty\. Fix: mark the lesion"),
-    ("masks/1.png", MASK * 0 + 255, {}, r"row 3: the mask masks/1\.png covers the whole image"),
+    ("masks/1.png", MASK * 0 + 255, {}, r"row 3: the mask masks/1\.png covers 100"),
     ("masks/1.png", SEE_THROUGH, {}, r"row 3: the mask masks/1\.png has see-through pixels\. Fix"),
 ]
 
@@ -198,6 +199,9 @@ def test_folders_stand_for_a_table(folders):
     masks = table["lesion_mask"]
     assert masks["abnormal/p2/5.png"] == str((folders / "masks/p2/5.png").resolve())
     assert (masks != "").sum() == 9
+    (folders / "abnormal/p2/5.png").rename(folders / "abnormal/p2/1.2.840.5")  # a UID, no suffix
+    (folders / "masks/p2/5.png").rename(folders / "masks/p2/1.2.840.5.png")
+    assert module(folders, patients="folder").build_index()["lesion_mask"].ne("").sum() == 9
     first = module(folders, patients="folder").cache_folder
     write_png(folders / "normal" / "p3" / "new.png", picture(99))
     assert module(folders, patients="folder").cache_folder != first
@@ -221,6 +225,12 @@ def test_folders_stand_for_a_table(folders):
             r"masks/p0/0\.png: no image in abnormal/ has",
         ),
         ("abnormal/p0/1.png", "abnormal/1.png", "folder", r"no image in abnormal/"),
+        (
+            "normal/p0/0.png",
+            os.fsdecode(b"normal/\xfc.png"),
+            "image",
+            r"is not UTF-8\. Fix: rename",
+        ),
         (
             "abnormal/p9/19.png",
             "abnormal/19.png",

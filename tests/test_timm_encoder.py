@@ -23,7 +23,12 @@ from experiments.runs import RunError, check_cells
 from experiments.training.pretrained import find_origin, is_non_commercial, weights_file
 from lightning_modules.attention import pcam, peak, upsample
 from lightning_modules.options import Model
-from lightning_modules.timm_encoder import EncoderError, TimmEncoder, load_weights
+from lightning_modules.timm_encoder import (
+    EncoderError,
+    TimmEncoder,
+    TimmSyncBatchNorm,
+    load_weights,
+)
 from tests.runs import run_folder, tiny_words
 from tests.stages import names_without_gradient, network, small_batch
 
@@ -86,6 +91,17 @@ def test_a_dot_is_found_where_it_is(name):
             down, across = ((shown.sum(axis) @ place / shown.sum()).item() for axis in (1, 0))
             errors.append([down - row, across - column])
     assert torch.tensor(errors).mean(0).abs().max() < 8, errors  # half a cell
+
+
+def test_synchronised_batchnorm_keeps_the_activations_that_timm_joins_to_it():
+    module, images = (
+        network("stage1", *words("tf_efficientnet_lite0")).eval(),
+        torch.rand(1, 1, 64, 64),
+    )
+    with torch.no_grad():
+        before = module(images)
+        torch.testing.assert_close(TimmSyncBatchNorm().apply(module)(images), before)
+    assert any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
 
 
 def test_maps_of_a_shifted_encoder_meet_in_the_image():

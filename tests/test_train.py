@@ -16,6 +16,7 @@ from callbacks.panels import CELL_GAP
 from datamodules.phantom import source as phantom
 from experiments import evaluate, train
 from experiments.runs import LOCK, best_row
+from experiments.training import loop
 from lightning_modules.stages import STAGES
 from tests.runs import NAMES, hold, kill_at_step, run_folder, same_results
 
@@ -88,8 +89,10 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path):
     assert kept[0] == kept[1]
 
 
-def test_a_finished_run_is_kept_protected_and_may_be_extended(trained, tmp_path, capsys):
-    """Keys that do not change the result are free."""
+def test_a_finished_run_is_kept_protected_and_may_be_extended(
+    trained, tmp_path, capsys, monkeypatch
+):
+    """Keys that do not change the result are free; on another machine it keeps its precision."""
     run = trained.copy("stage1", tmp_path)
     before = last_of(run).stat().st_mtime_ns
     assert trained.again(run, "optimizer.learning_rate=0.5") == 2
@@ -99,10 +102,15 @@ def test_a_finished_run_is_kept_protected_and_may_be_extended(trained, tmp_path,
     assert last_of(run).stat().st_mtime_ns == before
     partial = last_of(run).with_name("last.ckpt.partial")
     partial.write_bytes(b"cut short by a crash")
+    own = load_checkpoint(last_of(run))["precision"]
+    monkeypatch.setattr(
+        loop, "choose_precision", lambda _: {"32-true": "bf16-mixed"}.get(own, "32-true")
+    )
     assert trained.again(run, "trainer.max_epochs=4") == 0
     assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
     assert not partial.exists()
-    assert load_checkpoint(last_of(run))["epoch"] == 3
+    extended = load_checkpoint(last_of(run))
+    assert (extended["epoch"], extended["precision"]) == (3, own)
 
 
 def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, capsys):

@@ -214,6 +214,7 @@ def test_in_a_sweep_the_agent_chooses_the_id_and_hears_how_a_run_ends(
     assert train.main(words) == 0
     assert {"id", "project"}.isdisjoint(calls[0])
     assert calls[0]["resume"] == "allow"
+    assert calls[0]["config"]["run"]["root"] == tmp_path.name  # nothing of where it lies
     assert run.summary["val/auroc"] == best_row(folder, "val/auroc")["val/auroc"]
     run.finish.assert_called_once_with(exit_code=0)
     run.mark_preempting.assert_not_called()

@@ -30,6 +30,8 @@ def read_cvat(path: Path, marking: Marking) -> None:
             image = MarkedImage(name, size, [], f"{path}: {name}")
             marking.images.append(image)
             for number, shape in enumerate(element):
+                if shape.tag == "tag":  # of the image: marks nothing
+                    continue
                 labels = fields.names(shape.get("label"))
                 about = Mark(f"{shape.tag} number {number}", labels=labels)
                 read_mark(marking, image, about, _cvat_mark, shape, size, listed)

@@ -35,6 +35,10 @@ SEVERAL = (
     "of several classes; a labelmap.txt with their colours may name them (in Pascal VOC 255 is the "
     "void around objects); or export polygons (COCO), or the lesion's class alone"
 )
+NUMBERS = (
+    "its numbers {} are joined; if they are classes, name them in a labelmap.txt, such as "
+    "fracture:2,2,2::"
+)
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # binary or fractional; not the label maps of .66.7
 
 
@@ -56,14 +60,16 @@ def read_masks(path: Path) -> Marking:
             concerned[:] = [fields.image_name(SUFFIX.sub("", below))]
             pixels = read_mask(file)
             values = np.unique(pixels[pixels > 0]).tolist()
+            note = ""
             if all(value in classes for value in values):
                 parts = [(pixels == value, fields.names(classes[value])) for value in values]
             else:  # one class, or numbers of lesions
                 nameless |= dict.fromkeys(values, file)
                 parts = [(pixels, fields.names(*types.get(f"masks/{below}", "").split("+")))]
+                note = NUMBERS.format(", ".join(map(str, values))) if len(values) > 1 else ""
             marks = [Mark("mask", runs=encode(part), labels=labels) for part, labels in parts]
             size = (pixels.shape[0], pixels.shape[1])
-            marking.images.append(MarkedImage(concerned[0], size, marks, str(file)))
+            marking.images.append(MarkedImage(concerned[0], size, marks, str(file), note=note))
     if len(nameless) > 1 and max(nameless) > MAX_CLASS:
         shown = [f"#{value:06x}" if value > 0xFF else str(value) for value in sorted(nameless)[-2:]]
         raise DataError(f"{path}: holds {' and '.join(shown)}: {SEVERAL}")
@@ -71,14 +77,18 @@ def read_masks(path: Path) -> Marking:
 
 
 def _labelmap(file: Path) -> dict[int, str]:
-    """Classes by colour, 0xRRGGBB, from the lines ``name:red,green,blue:...`` of CVAT's exports."""
+    """Classes by colour, 0xRRGGBB, from the lines ``name:red,green,blue:...`` of CVAT's exports.
+
+    Of a grey one, such as 2,2,2, also by its number.
+    """
     content = read_text(file) if file.is_file() else ""
     lines = re.findall(r"^([^#:\n]+):(\d+),(\d+),(\d+):", content, re.MULTILINE)
-    return {int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in lines}
+    named = {int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in lines}
+    return named | {int(r): name for name, r, g, b in lines if r == g == b}
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Read one mask, upright ``(H, W)``: of a palette its numbers, of colours 0xRRGGBB, else 1."""
+    """Read one mask, upright ``(H, W)``: its numbers, of colours 0xRRGGBB, 1 for other grey."""
     decode(file)  # says what is wrong with the file
     check(is_opaque(file), "is see-through in places; save it without transparency")
     with Image.open(file) as stored:
@@ -91,9 +101,9 @@ def read_mask(file: Path) -> np.ndarray:
         red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
         is_colour = not ((red == green) & (green == blue)).all()
         pixels = red << 16 | green << 8 | blue if is_colour else red
-    is_grey = not (is_colour or is_palette)
     values = np.unique(pixels[pixels > 0]).tolist()
-    most = 1 if is_grey and values and values[-1] > MAX_CLASS else MAX_CLASS
+    is_grey = not (is_colour or is_palette) and bool(values) and values[-1] > MAX_CLASS
+    most = 1 if is_grey else MAX_CLASS
     what = f"holds grey in between, such as {values[:2]}; save it with 0 and 255 alone, unsmoothed"
     check(len(values) <= most, what)
     return (pixels > 0).astype(np.uint8) if is_grey else pixels

@@ -90,12 +90,14 @@ def draw_tree(root: Path, seed: int, count: int) -> None:
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with locked(root.parent / f".{root.name}.lock"):
+        with locked(root.parent / f".{root.name}.lock") as alone:
             if _is_drawn(root, wanted):
                 return
-            with whole_folder(root, alone=True) as draft:
+            with whole_folder(root, alone) as draft:
                 _fill(draft, wanted)
     except OSError as error:
+        if _is_drawn(root, wanted):  # without locks: another process was first
+            return
         raise DataError(
             f"the phantom cannot be drawn into data.root={root} ({error.strerror or error}). Fix: "
             "choose another data.root, or make room and write access there"

@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules.annotations.fields import check
 from datamodules.annotations.marks import Mark, MarkedImage, Point
 from datamodules.geometry import wrong_size
+from datamodules.lesions import MOST, coverage
 
 # Pixels that an outline may stand out of the image without a word: rounding, and thick pens.
 SLACK = 2.0
@@ -18,8 +19,6 @@ SLACK = 2.0
 LOOP_PIXELS, LOOP_SHARE = 4.0, 0.01
 # Each side is held against each other one: this many take a second.
 MAX_CORNERS = 5_000
-# A larger share of an image is hardly a lesion's.
-MOST, NEARLY_ALL = 0.5, 0.95
 
 
 def check_size(marked: MarkedImage, upright: tuple[int, int], path: Path) -> str:
@@ -70,9 +69,7 @@ def check_mark(mark: Mark, size: tuple[int, int]) -> str:
 def check_mask(mask: np.ndarray) -> str:
     """Check a whole mask (H, W), 0 or 255: is it empty, full, or does it look inverted?"""
     check(mask.any(), "its mask is empty; mark the lesion, or take the entry out")
-    share = float((mask > 0).mean())
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    is_inverted = share > NEARLY_ALL or (share > MOST and (border > 0).mean() > MOST)
+    share, is_inverted = coverage(mask)
     what = f"{share * 100:.1f} % of the image and most of its border are marked: is the mask "
     check(not is_inverted, f"{what}inverted? mark the lesion alone, or take the entry out")
     return f"{share * 100:.0f} % of the image is marked" if share > MOST else ""

@@ -27,12 +27,13 @@ _STORAGE = re.compile(
 Key = tuple[int, str]  # how strictly a name is compared, from 0 on, and how it is written then
 
 
-def _bare(path: str) -> str:
+def bare(path: str) -> str:
+    """A path without the suffix of an image; a number behind a dot, as of a UID, stays."""
     return _SUFFIX.sub("", path)
 
 
 def _flat(path: str) -> str:
-    return re.sub(r"[/_\-\s]+", "_", _bare(path)).casefold().strip("_")
+    return re.sub(r"[/_\-\s]+", "_", bare(path)).casefold().strip("_")
 
 
 class ImageFinder:
@@ -50,11 +51,14 @@ class ImageFinder:
         self.root = root
         self._whole, self._ends, self._mapped = (defaultdict[Key, list[str]](list) for _ in "123")
         self._names = defaultdict[str, list[str]](list)
-        for path in images:
-            self._names[_bare(path.rpartition("/")[2])].append(path)
+        paths = list(images)
+        for path in paths:
+            self._names[bare(path.rpartition("/")[2])].append(path)
+        for path in paths:
             for level, written in _keys(path):
-                # Flattened, a path of one part would fit any name: "1.png" any "scan_1.png".
-                if "/" in path or level < 2:
+                # A path of one part fits any folder's image of its name and, flattened, any name:
+                # "1.png" any "scan_1.png".
+                if "/" in path or (level < 2 and len(self._names[bare(path)]) == 1):
                     self._whole[level, written].append(path)
                 for key in _ends(level, written):
                     self._ends[key].append(path)
@@ -62,7 +66,7 @@ class ImageFinder:
             self._names.clear()  # they tell no images apart
         self._mapping: dict[str, str] = {}
         for name, image in (mapping or {}).items():
-            own = self._find_own(image)
+            own = [image] if image in paths else self._find_own(image)
             if len(own) != 1:
                 raise DataError(
                     f"the mapping's image {image} means {len(own)} images of {root}: expected one. "
@@ -97,7 +101,7 @@ class ImageFinder:
                 whole = (self._whole.get(end) for end in _ends(level, given))
                 if paths := next(filter(None, whole), None) or self._ends.get((level, given)):
                     return paths
-            if paths := self._names.get(_bare(variant.rpartition("/")[2])):
+            if paths := self._names.get(bare(variant.rpartition("/")[2])):
                 return paths
         return []
 
@@ -117,7 +121,7 @@ def read_mapping(csv: Path) -> dict[str, str]:
 
 
 def _keys(path: str) -> list[Key]:
-    return [(0, path), (1, _bare(path)), (2, _flat(path))]
+    return [(0, path), (1, bare(path)), (2, _flat(path))]
 
 
 def _ends(level: int, written: str) -> Iterator[Key]:

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,6 +24,7 @@ from datamodules.decode import decode
 from datamodules.files import whole_folder
 from datamodules.index import DataError
 from experiments.annotation.checks import crossing
+from experiments.annotation.matching import bare
 from experiments.config import Config
 from experiments.runs import file_hash
 
@@ -117,7 +118,7 @@ def flat_names(images: Iterable[str]) -> list[str]:
     """A PNG's name for each path, all unlike on any disk: ``a/b 1.jpg`` becomes ``a__b-1.png``."""
     names: dict[str, str] = {}  # by what a disk that knows no case takes for the same
     for image in images:
-        flat = str(PurePosixPath(image).with_suffix("")).replace("/", "__")
+        flat = bare(image).replace("/", "__")
         # What else a name may hold, tools write in ways of their own.
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", flat).lstrip(".-") or "image"
         name, number = stem, 1

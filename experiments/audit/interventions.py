@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from experiments.audit.maps import AT_ONCE, Maps, Sample, alike, beside_floor, make_maps, paired
-from experiments.evaluation.methods import FINE, MapMethod, smooth, views
+from experiments.evaluation.methods import FINE, MapMethod, smooth, views_of
 from experiments.evaluation.statistics import estimate, mean
 from lightning_modules.attention import has_peak, upsample
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
@@ -138,7 +138,7 @@ def audit_perturbation(
         every[LESION] = smooth(sample.batch["lesion_mask"], FINE / 2)
 
     def score(images: Tensor) -> Tensor:
-        answers = [module(view).softmax(1)[:, ABNORMAL] for view in views(module, images)]
+        answers = [module(view.of(images)).softmax(1)[:, ABNORMAL] for view in views_of(module)]
         return torch.stack(answers).mean(dim=0)
 
     results: dict[str, dict[str, Any]] = {}

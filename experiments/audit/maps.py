@@ -13,7 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
-from experiments.evaluation.methods import Batch, MapMethod, raw_map, views
+from experiments.evaluation.methods import Batch, MapMethod, raw_map, views_of
 from experiments.evaluation.statistics import (
     Difference,
     Estimate,
@@ -23,7 +23,7 @@ from experiments.evaluation.statistics import (
     patient_weights,
 )
 from experiments.runs import RunError
-from lightning_modules.attention import has_peak, non_negative, normalise
+from lightning_modules.attention import View, has_peak, non_negative, normalise
 from lightning_modules.overlap import iou
 from lightning_modules.stage1 import ABNORMAL, Stage1Classifier
 
@@ -87,23 +87,23 @@ def make_maps(module: Stage1Classifier, methods: Sequence[MapMethod], batch: Bat
     every: dict[str, list[Tensor]] = {}
     for start in range(0, len(batch["image"]), AT_ONCE):
         part = {name: values[start : start + AT_ONCE] for name, values in batch.items()}
-        seen = [_large(module, methods, part, image) for image in views(module, part["image"])]
-        for name, maps in seen[0].items():
-            mirrored = [other[name].flip(-1) for other in seen[1:]]
-            every.setdefault(name, []).append(torch.stack([maps, *mirrored]).mean(dim=0))
+        seen = [_large(module, methods, part, view) for view in views_of(module)]
+        for name in seen[0]:
+            every.setdefault(name, []).append(torch.stack([maps[name] for maps in seen]).mean(0))
     return {name: torch.cat(parts) for name, parts in every.items()}
 
 
 def _large(
-    module: Stage1Classifier, methods: Sequence[MapMethod], batch: Batch, image: Tensor
+    module: Stage1Classifier, methods: Sequence[MapMethod], batch: Batch, view: View
 ) -> Maps:
+    image = view.of(batch["image"])
     with torch.inference_mode():
         own, size = module.raw_maps(module.unmasked_pass(image)), image.shape[-2:]
     large = {name: module.upsample(non_negative(own[name]), size) for name in module.judged_maps}
     for method in methods:
         raw = raw_map(method, module, image, batch)
         large[method.name] = method.enlarge(non_negative(raw), module, size)
-    return large
+    return {name: view.back(maps, batch["image"].shape[-2:]) for name, maps in large.items()}
 
 
 def alike(one: Tensor, other: Tensor, places: np.ndarray | None = None) -> np.ndarray:

@@ -21,7 +21,8 @@ from experiments.config import STAGES, ConfigError, load_config, run_directory
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 EVALUATE = "evaluate"
 # What the evaluation takes besides the runs: where their data lies today, and how to load it.
-EVALUATION_KEYS = ("root", "table", "cache_dir", "num_workers", "batch_size")  # of data
+EVALUATION_KEYS = ["data.root", "data.table", "data.patients", "lesions.path"]
+EVALUATION_KEYS += ["data.cache_dir", "data.num_workers", "data.batch_size"]
 
 
 class Job(NamedTuple):
@@ -87,7 +88,8 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
             f"{key}: also given by GPUS, RANKS, NODES, SEEDS or LAMBDAS. Fix: not both."
         )
     trained = [stage for stage in stages if stage != EVALUATE]
-    kinds = {stage: load_config(stage, settings).stage for stage in trained or STAGES}
+    configs = {stage: load_config(stage, settings) for stage in trained or STAGES}
+    kinds = {stage: config.stage for stage, config in configs.items()}
     if options.lambdas and "stage3" not in kinds.values():
         raise ConfigError("LAMBDAS is for stage3, which has a lesion term. Fix: leave it out.")
     jobs: list[Job] = []
@@ -103,7 +105,8 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
     if not judged:
         raise ConfigError("there is no trained run to evaluate. Fix: name stages, to train them.")
     script = [str(SCRIPTS / "evaluate.sbatch"), "--python", sys.executable, *map(str, judged)]
-    script += [words[f"data.{key}"] for key in EVALUATION_KEYS if f"data.{key}" in words]
+    script += ["--split", "left_out"] * any(config.lesions.folds for config in configs.values())
+    script += [words[key] for key in EVALUATION_KEYS if key in words]
     jobs, logs = jobs if trained else [], jobs[0].logs
     one_gpu = options.gpus[0], min(options.gpus[1], 1)
     alone = Namespace(**{**vars(options), "gpus": one_gpu, "nodes": 1, "ranks": 1})

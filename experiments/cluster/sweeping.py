@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -127,6 +128,9 @@ def read_sweep(file: str, words: list[str]) -> Sweep:
             {key: value_at(source.random(), given) for key, given in parameters.items()}
             for source in map(random.Random, range(content["run_cap"]))
         ]
+    if both := parameters.keys() & {word.partition("=")[0] for word in words}:
+        what = f"{path}: {', '.join(sorted(both))}: given here and on the command line"
+        raise ConfigError(f"{what} (make: DATA, ROOT). Fix: not both")
     metric, command = content["metric"], [*map(str, content["command"]), *words]
     maximize, points = metric.get("goal") == "maximize", points[: content.get("run_cap")]
     swept = [key for key, given in parameters.items() if len(given.get("values", ())) != 1]
@@ -201,10 +205,10 @@ def plan(asked: Sweep) -> list[Trial]:
         trial = Trial(len(trials), values, command, config, folder, asked.metric)
         other = trials.setdefault(folder, trial).values
         if differing := [key for key in values if values[key] != other[key]]:
+            line = f"- run.name=x${{{differing[0]}}}-seed${{seed}}"
             raise ConfigError(
                 f"{asked.path}: points that differ in {', '.join(differing)} share {folder}. Fix: "
-                f"take it off the command line, or end command with a line that names the runs by "
-                f"it, such as '- run.name=x${{{differing[0]}}}-seed${{seed}}'."
+                f"end command with a line that names the runs by it, such as '{line}'."
             )
         resolve(config, build_data(config))
         config.model.weights_origin = find_origin(config.model, folder)
@@ -224,8 +228,12 @@ def train_next(asked: Sweep, trials: list[Trial], folder: Path) -> int | None:
     for trial in trials:  # from the first: that of a killed process is anybody's
         with (folder / f".{trial.folder.name}.claim").open("w") as claim:
             free = not trial.failure
-            with contextlib.suppress(OSError):  # no locks on this file system: nobody shares
+            try:
                 free = free and take(claim)
+            except OSError:
+                if int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
+                    what = f"{folder}: no locks on this file system: tasks would train the same run"
+                    raise runs.RunError(f"{what}. Fix: one task, or another run.root.") from None
             if not free or trial.state() == "done":
                 continue
             words = "  ".join(f"{key}={trial.values[key]}" for key in asked.swept or trial.values)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
-from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, views
+from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, views_of
 from lightning_modules import overlap
 from lightning_modules.attention import peak, scale_map
 from lightning_modules.metrics import hit
@@ -51,7 +51,9 @@ def judge(
     if len(set(names)) < len(names):
         raise ValueError(f"two map methods have one name: {', '.join(sorted(names))}")
     judged = Judged(data, names, tuning)
-    raw: list[tuple[list[int], dict[str, Tensor]]] = []  # (views, B, 1, h, w), coarse: all are kept
+    seen = views_of(module)
+    # Of each view (B, 1, h, w), coarse: all are kept.
+    raw: list[tuple[list[int], dict[str, list[Tensor]]]] = []
     loader = data.evaluation_dataloader(split)
     for batch in tqdm(loader, desc=f"{split} images", unit=" batches", leave=False, disable=None):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -61,22 +63,27 @@ def judge(
         for place, row in enumerate(rows):
             judged.add_image(row, {name: float(values[place]) for name, values in columns.items()})
         judged.add_squares(rows, squares)
-        seen = views(module, batch["image"])
+        shown = [view.of(batch["image"]) for view in seen]
         drawn = {
-            m.name: [raw_map(m, module, image, batch).cpu() for image in seen] for m in methods
+            m.name: [raw_map(m, module, image, batch).cpu() for image in shown] for m in methods
         }
-        raw.append((rows, {name: torch.stack(maps) for name, maps in drawn.items()}))
+        raw.append((rows, drawn))
+        sides = [image.shape[-2:] for image in shown]
     if scales is None:
         peaks = {
-            m.name: [maps[m.name].amax((2, 3, 4)).flatten() for _, maps in raw] for m in methods
+            m.name: [maps.amax((1, 2, 3)) for _, every in raw for maps in every[m.name]]
+            for m in methods
         }
         scales = {name: fit_scale(torch.cat(values)) for name, values in peaks.items()}
     for rows, coarse in raw:
         large = {}
         for method in methods:
-            scaled = scale_map(coarse[method.name], scales[method.name])
-            first, *mirrored = (method.enlarge(maps, module, size) for maps in scaled)
-            large[method.name] = (first + mirrored[0].flip(-1)) / 2 if mirrored else first
+            scaled = [scale_map(maps, scales[method.name]) for maps in coarse[method.name]]
+            every = [
+                view.back(method.enlarge(maps, module, side), size)
+                for view, maps, side in zip(seen, scaled, sides, strict=True)
+            ]
+            large[method.name] = torch.stack(every).mean(0)
         judged.add_squares(rows, large)
     judged.scales = dict(scales)
     return judged

@@ -22,7 +22,7 @@ from torch.nn import functional
 from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
 from experiments.runs import RunError
-from lightning_modules.attention import normalise, upsample
+from lightning_modules.attention import View, normalise, upsample, views
 from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Stage1Classifier
 
 Batch = dict[str, Tensor]
@@ -63,9 +63,9 @@ class MapMethod(NamedTuple):
         return upsample(maps, torch.Size(size), offset)
 
 
-def views(module: Stage1Classifier | None, image: Tensor) -> list[Tensor]:
-    """The images of whose answers the network gives the mean: where it mirrors, two."""
-    return [image, image.flip(-1)][: 1 + (module is not None and module.model.mirror)]
+def views_of(module: Stage1Classifier | None) -> list[View]:
+    """The views of whose answers the network gives the mean."""
+    return [View()] if module is None else views(module.model.mirror, module.model.zoom)
 
 
 def raw_map(

@@ -58,7 +58,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "intervals": {name: [result.low, result.high] for name, result in figures.items()},
         # The share of resamples in which a figure was not defined, where there were any.
         "undefined": {name: one.undefined for name, one in figures.items() if one.undefined},
-        "null": 'not defined on these images, see docs/evaluation.md, "What is null"',
+        "null": "not defined on these images, see docs/evaluation.md",
         "fitted": fitted,
     }
 

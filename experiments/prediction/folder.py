@@ -25,7 +25,7 @@ from experiments.runs import LOCK, RunError
 
 ABOUT, ROWS = "about.json", "rows.jsonl"
 NOTE = "note: "
-STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/"  # a folder, as in MURA
+STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/[^/]+$"  # the image's folder, as in MURA
 # What is written depends on these values of about.json: other values need another folder.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
 

@@ -54,7 +54,7 @@ def predict(run: Path, places: Sequence[Path], out: Path, methods: str | None, d
     about = {
         "run": str(trained.run.folder),
         **trained.run.identity,
-        "inputs": [str(place) for place in places],
+        "inputs": [str(place.absolute()) for place in places],
         "methods": names,
         "dicom": dicom,
         "best_map": trained.run.module.best_map,

@@ -39,6 +39,7 @@ from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.training.preemption import StopRequest, is_first_rank, leave
 from experiments.training.pretrained import IMAGENET, fetch, find_origin, give_weights
 from experiments.training.wandb import SWEEP, start_wandb, wandb_mode
+from lightning_modules.timm_encoder import TimmSyncBatchNorm
 
 # What an epoch's line shows where no class is learned.
 MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap": "fcn ap"}
@@ -104,7 +105,7 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         return 0
 
     seed_everything(config.seed, verbose=False)
-    trainer = build_trainer(config, folder, callbacks)
+    trainer = build_trainer(config, folder, callbacks, checkpoint.get("precision"))
     module = build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
@@ -164,12 +165,19 @@ def check_checkpoint(
     data.check_same_data(checkpoint[source])
 
 
-def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer of ``trainer.*``, without loggers."""
+def build_trainer(
+    config: Config, folder: Path, callbacks: list[Callback], precision: str | None = None
+) -> Trainer:
+    """Lightning's Trainer of ``trainer.*``, without loggers; ``precision`` is a resumed run's."""
     given = dict(config.trainer)
-    given["precision"] = given["precision"] or choose_precision(given["accelerator"])
+    given["precision"] = given["precision"] or precision or choose_precision(given["accelerator"])
     if given["accelerator"] == "auto":
         given["accelerator"] = choose_device().type
+    if given.get("sync_batchnorm") and given["accelerator"] == "cpu":
+        raise ConfigError(
+            "trainer.sync_batchnorm=true: PyTorch has it on GPUs alone. Fix: not here"
+        )
+    is_timm = config.model.encoder.startswith("timm:")
     settings = {
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # the data module's samplers know ranks and resume
@@ -181,6 +189,7 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
         "default_root_dir": folder,
         "callbacks": callbacks,
         "logger": False,
+        "plugins": [TimmSyncBatchNorm()] * (is_timm and bool(given.get("sync_batchnorm"))),
         **given,
     }
     try:

@@ -82,7 +82,7 @@ def leave(number: int, saved: str) -> int:
 
 def is_first_rank() -> bool:
     """Whether this process speaks for all, as far as the environment tells."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # srun's shell hands the last one on
     return next((os.environ[name] for name in names if os.environ.get(name)), "0") == "0"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers import WandbLogger
 
 from datamodules.files import write_text
-from experiments.config import Config, ConfigError, to_plain
+from experiments.config import PATHS, Config, ConfigError, to_plain
 
 # Seconds that the server may take to answer, and the end of a run to send what is left; then it
 # stays on the disk (wandb sync).
@@ -79,8 +79,8 @@ def wandb_mode(wanted: str) -> str:
 def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLogger | None:
     """The logger of the run directory's own W&B run; None where W&B is off.
 
-    W&B gets the configuration and figures, nothing of the machine. In a sweep its agent chooses id
-    and project; forcing ours would be refused.
+    W&B gets the configuration and figures, of paths the last name, nothing of the machine. In a
+    sweep its agent chooses id and project; forcing ours would be refused.
     """
     mode = mode or wandb_mode(config.logger.wandb)
     if mode == "off":
@@ -100,7 +100,11 @@ def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLog
         init_timeout=ANSWER_SECONDS,
         finish_timeout=UPLOAD_SECONDS,
     )
-    options: dict[str, Any] = {"config": to_plain(config), "settings": settings, "mode": mode}
+    plain = to_plain(config)
+    for section, key in (path.split(".") for path in PATHS):
+        if plain[section][key]:
+            plain[section][key] = Path(plain[section][key]).name
+    options: dict[str, Any] = {"config": plain, "settings": settings, "mode": mode}
     options |= {"name": "-".join(folder.parts[-3:]), "dir": str(folder), "resume": "allow"}
     if not os.environ.get(SWEEP):
         identity = folder / "wandb_id"  # however often a job is requeued, it stays one run
