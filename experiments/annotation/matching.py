@@ -51,7 +51,7 @@ class ImageFinder:
         self.root = root
         self._whole, self._ends, self._mapped = (defaultdict[Key, list[str]](list) for _ in "123")
         self._names = defaultdict[str, list[str]](list)
-        paths = list(images)
+        paths = dict.fromkeys(images)  # in order, and soon asked for
         for path in paths:
             self._names[bare(path.rpartition("/")[2])].append(path)
         for path in paths:
