@@ -174,7 +174,7 @@ def _fault_of_file(path: Path, image: Path) -> str:
         size = upright_size(image)
     except DataError:  # whether an unreadable image is an error is for the cache to decide
         size = mask.shape
-    return _fault(mask) or ("" if mask.shape == size else wrong_size(mask.shape, size))
+    return _fault(mask) if mask.shape == size else wrong_size(mask.shape, size)
 
 
 def _fault(mask: np.ndarray) -> str:

@@ -130,22 +130,26 @@ def list_folders(root: Path) -> pd.DataFrame:
     for name in (*FOLDERS, MASKS):  # links, too, no hidden files
         found = sorted(iglob("**", root_dir=root / name, recursive=True))
         files[name] = [path for path in found if (root / name / path).is_file()]
+        full = [f"{root / name}/{path}" for path in files[name]]
+        if odd := [path for path in full if path != path.encode(errors="ignore").decode()]:
+            raise DataError(
+                f"the name of {odd[0]!r} is not UTF-8. Fix: rename it (convmv does all)"
+            )
     for name in FOLDERS:
-        if odd := [path for path in files[name] if path != path.encode(errors="ignore").decode()]:
-            what = f"the name of {root / name}/{odd[0]!r} is not UTF-8"
-            raise DataError(f"{what}. Fix: rename it, all of them by convmv")
         if not files[name]:
             raise DataError(f"{root / name}: expected images in it. Fix: put them there")
-    masks, rows = set(files[MASKS]), []
+    masks, rows = {path.lower(): path for path in files[MASKS]}, []
     for label, folder in enumerate(FOLDERS):
         for within in files[folder]:
-            # A UID's last number is no suffix, though it looks like one.
-            named = (f"{within}.png", str(PurePosixPath(within).with_suffix(".png")))
-            own = next((name for name in named if name in masks), "") if label else ""
-            mask = f"{MASKS}/{own}" if own else ""
+            path = PurePosixPath(within)
+            named = [f"{within}.png"]
+            if not path.suffix[1:].isdigit():  # a UID's last number is no suffix
+                named.append(str(path.with_suffix(".png")))
+            own = [masks[name.lower()] for name in named if label and name.lower() in masks]
+            mask = f"{MASKS}/{own[0]}" if own else ""
             rows.append((f"{folder}/{within}", str(label), mask, within))
     table = pd.DataFrame(rows, columns=["path", "label", "mask", "within"], dtype=str)
-    if unclaimed := sorted({f"{MASKS}/{mask}" for mask in masks} - {*table["mask"]}):
+    if unclaimed := sorted({f"{MASKS}/{mask}" for mask in files[MASKS]} - {*table["mask"]}):
         raise DataError(
             f"{root / unclaimed[0]}: no image in {FOLDERS[1]}/ has this name. Fix: call a mask as "
             "its image, with .png at the end, or take it out"

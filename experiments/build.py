@@ -23,8 +23,9 @@ from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
 from experiments import runs
-from experiments.config import Config, flatten, load_config, show, to_plain
+from experiments.config import Config, ConfigError, flatten, load_config, show, to_plain
 from experiments.runs import RunError, find_checkpoint, read_checkpoint
+from lightning_modules.attention import views
 from lightning_modules.stage2 import SecondPass, Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
@@ -151,6 +152,23 @@ def build_data(config: Config) -> RadiographDataModule:
     cache_dir = config.data.cache_dir or str(Path(config.run.root) / "cache")
     data = dataclasses.replace(config.data, cache_dir=cache_dir)
     return source(data, config.lesions, config.augmentation, order_seed=config.seed)
+
+
+def resolve(config: Config, data: RadiographDataModule) -> None:
+    """Put the source's own choices into the configuration: a run must not change with them."""
+    config.data.image_size = data.recipe.image_size
+    config.data.crop = data.recipe.crop
+    config.data.contrast = data.recipe.contrast
+    config.data.unreadable = data.on_unreadable
+    if len({*seen_at(config)}) < len(seen_at(config)):
+        at = f"at {data.recipe.image_size} px two of its views are one"
+        raise ConfigError(f"model.zoom={config.model.zoom:g}: {at}. Fix: a larger zoom or image")
+
+
+def seen_at(config: Config) -> list[int]:
+    """The sides of the views in which the network will see an image, pixels."""
+    assert config.data.image_size, "resolved"
+    return [view.side(config.data.image_size) for view in views(False, config.model.zoom)]
 
 
 def build_module(config: Config, data: RadiographDataModule) -> Stage1Classifier:

@@ -83,11 +83,15 @@ class View(NamedTuple):
     mirrored: bool = False
 
     def of(self, image: Tensor) -> Tensor:
-        """The view of images ``(B, 1, H, W)``; sides become multiples of 32, as encoders want."""
+        """The view of images ``(B, 1, H, W)``."""
+        size = [self.side(side) for side in image.shape[-2:]]
         if self.scale != 1:
-            size = [max(1, round(side * self.scale / 32)) * 32 for side in image.shape[-2:]]
             image = functional.interpolate(image, size, mode="bilinear")
         return image.flip(-1) if self.mirrored else image
+
+    def side(self, side: int) -> int:
+        """The view's side in pixels: a multiple of 32, as encoders want."""
+        return side if self.scale == 1 else max(1, int(side * self.scale / 32 + 0.5)) * 32
 
     def back(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Maps as large as the view, on the image of ``(H, W)`` that it is of."""

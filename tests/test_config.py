@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from experiments.build import build_data, resolve, seen_at
 from experiments.config import (
     OPTIONS,
     ConfigError,
@@ -67,6 +68,17 @@ def test_values_mean_what_is_written(write, monkeypatch, by_file):
     plain = flatten(to_plain(config))
     assert {key: plain[key] for key, *_ in VALUES} == {key: value for key, _, value in VALUES}
     assert config.trainer["max_epochs"] == 24  # the stage's own stays
+
+
+def test_views_that_are_one_are_refused():
+    config = load_config("stage1", ["model.zoom=1.1"])
+    with pytest.raises(ConfigError, match=r"zoom=1\.1: at 64 px two of its views are one"):
+        resolve(config, build_data(load_config("stage1", ["data.image_size=64"])))
+    assert seen_at(load_config("stage1", ["model.zoom=1.25", "data.image_size=448"])) == [
+        448,
+        352,
+        576,
+    ]
 
 
 @pytest.mark.parametrize(

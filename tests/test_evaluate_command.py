@@ -136,7 +136,7 @@ def test_a_note_says_that_a_run_is_judged_on_what_was_replaced(
     root = yaml.safe_load((run / "config.yaml").read_text())["data"]["root"]
     copy = shutil.copytree(root, tmp_path / "copy")
     path = next((copy / where).rglob("*.png"))
-    cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[::-1])
     assert quick(run, f"data.root={copy}") == 0
     assert f"NOTE {note}" in capsys.readouterr().out
     assert evaluate.main([str(run), f"data.root={copy}", "--split", "left_out"]) == 2

@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2649,
+    "datamodules": 2653,
     "datamodules/annotations": 1359,
     "datamodules/phantom": 1239,
-    "lightning_modules": 1745,
+    "lightning_modules": 1749,
     "callbacks": 671,
-    "experiments": 1820,
+    "experiments": 1838,
     "experiments/annotation": 1111,
     "experiments/audit": 619,
     "experiments/cluster": 534,
     "experiments/evaluation": 1909,
-    "experiments/prediction": 960,
-    "experiments/reporting": 411,
-    "experiments/training": 713,
+    "experiments/prediction": 961,
+    "experiments/reporting": 410,
+    "experiments/training": 707,
 }
-PRODUCT, TESTS, FILES = 15_740, 12_150, 114
+PRODUCT, TESTS, FILES = 15_760, 12_160, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

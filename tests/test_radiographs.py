@@ -149,7 +149,7 @@ def test_a_run_does_not_go_on_with_files_replaced_in_place(folder, tmp_path):
         cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 0])
         same = phantom(tmp_path)
         same.load_state_dict(state_of(before))
-        cv2.imwrite(str(path), 255 - pixels)
+        cv2.imwrite(str(path), pixels[::-1])
         written = same.cache_folder.stat().st_mtime_ns
         same.prepare_data()  # as Lightning does once more: not beneath a training
         assert same.cache_folder.stat().st_mtime_ns == written

@@ -12,12 +12,11 @@ import torch
 import yaml
 
 from experiments import sweep
-from experiments.build import build_data
+from experiments.build import build_data, resolve
 from experiments.cluster import sweeping
 from experiments.cluster.drawing import draw
 from experiments.cluster.sweeping import plan, read_sweep
 from experiments.config import load_config, run_directory, save_config
-from experiments.training.loop import resolve
 from tests.runs import hold
 from tests.standins import calls_of, stand_in
 from tests.wandb_server import SHIPPED

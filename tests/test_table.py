@@ -200,7 +200,7 @@ def test_folders_stand_for_a_table(folders):
     assert masks["abnormal/p2/5.png"] == str((folders / "masks/p2/5.png").resolve())
     assert (masks != "").sum() == 9
     (folders / "abnormal/p2/5.png").rename(folders / "abnormal/p2/1.2.840.5")  # a UID, no suffix
-    (folders / "masks/p2/5.png").rename(folders / "masks/p2/1.2.840.5.png")
+    (folders / "masks/p2/5.png").rename(folders / "masks/p2/1.2.840.5.PNG")
     assert module(folders, patients="folder").build_index()["lesion_mask"].ne("").sum() == 9
     first = module(folders, patients="folder").cache_folder
     write_png(folders / "normal" / "p3" / "new.png", picture(99))

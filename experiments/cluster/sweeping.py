@@ -24,12 +24,12 @@ import yaml
 
 from datamodules.files import locked, take, whole_file
 from experiments import runs
-from experiments.build import build_data
+from experiments.build import build_data, resolve
 from experiments.cluster.drawing import draw
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, load_config, read_plain, run_directory
 from experiments.evaluation.names import PANELS
-from experiments.training.loop import monitor, resolve
+from experiments.training.loop import monitor
 from experiments.training.pretrained import find_origin
 
 # name, description, program, project and entity are W&B's alone: where its server keeps the sweep.

@@ -133,9 +133,10 @@ def _decisions(run: Run, place: Path) -> tuple[dict[str, Any], str, list[str]]:
     if decisions := run.decisions():
         summary, file = decisions
         return summary, f"val, as {file} says", []
-    why = "there is no cache of its val images here"
+    why = "its data is not here"
     try:
         data = build_data(run.config)
+        why = f"no cache of its val images in {data.cache_folder.absolute()}"
         if data.root.is_dir() and cache.is_whole(data.cache_folder):
             judged = evaluate(place, "val")
             with contextlib.suppress(OSError):  # a read-only run: val is judged again next time

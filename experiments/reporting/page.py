@@ -17,7 +17,7 @@ import pandas as pd
 
 from datamodules.files import write_text
 from datamodules.sources import SOURCES
-from experiments.build import build_data, open_run
+from experiments.build import build_data, open_run, resolve
 from experiments.config import HERE, Config, flatten, load_config, show, to_plain
 from experiments.evaluation import compare, figures, names
 from experiments.evaluation.compare import Group, group
@@ -27,7 +27,6 @@ from experiments.evaluation.store import judged
 from experiments.reporting import plots
 from experiments.reporting.cases import Column, draw, pick
 from experiments.runs import RunError, find_checkpoint
-from experiments.training.loop import resolve
 
 # In the head of every page: a file without it is somebody else's and is not overwritten.
 MARK = '<meta name="generator" content="decision-basis experiments.report"'

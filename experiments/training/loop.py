@@ -32,6 +32,8 @@ from experiments.build import (
     choose_device,
     choose_precision,
     describe_device,
+    resolve,
+    seen_at,
     slurm_fault,
 )
 from experiments.command import BY_CTRL_C
@@ -74,14 +76,6 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     with runs.lock_run(folder):
         runs.check_config(folder, config)
         return train_in(folder, config, data, stop)
-
-
-def resolve(config: Config, data: RadiographDataModule) -> None:
-    """Put the source's own choices into the configuration: a run must not change with them."""
-    config.data.image_size = data.recipe.image_size
-    config.data.crop = data.recipe.crop
-    config.data.contrast = data.recipe.contrast
-    config.data.unreadable = data.on_unreadable
 
 
 def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: StopRequest) -> int:
@@ -246,7 +240,7 @@ def describe_start(
         f"device     {describe_device(device)}, precision {trainer.precision}"
         + ", convolutions in TF32" * rounded,
         f"network    {type(module).__name__}, {weights:.2f} million weights, "
-        f"{data.recipe.image_size} px",
+        f"{', '.join(map(str, seen_at(config)))} px",
         f"batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         + f"x {batches} batches a step " * (batches > 1)
         + f"= {together * batches} images a step",
