@@ -230,6 +230,16 @@ def test_a_perfect_map_beats_random_order_and_edges_and_its_reverse_loses():
     assert against("deletion", "rest") == against("insertion", "spot") == ["higher"] * 2
 
 
+def test_the_score_is_the_mean_of_the_views_as_the_networks_answer_is():
+    number, image, beside = torch.arange(2), torch.zeros(2, 1, 64, 64), Spot()
+    beside.place, beside.model = (*Spot.place[:3], slice(8, 16)), Model(mirror=True)
+    image[beside.place] = 2.0  # the mirrored view has nothing there
+    batch = {"image": image, "index": number, "has_lesion": number < 0}
+    sample = looks.Sample(batch, np.array(["a", "b"]), np.array([1, 0]))
+    curves = changes.audit_perturbation(beside, sample, {"spot": image})["spot"]["curves"]
+    assert curves["deletion"][0] == pytest.approx(0.5, abs=0.01)
+
+
 def test_the_same_run_twice_repeats_itself_and_three_random_ones_do_not(sample):
     maps = {"cam": noise(9, IMAGES, SIZE)}
     same = audit.audit_repeatability([maps, maps], sample)["cam"]

@@ -39,7 +39,7 @@ LINES = {
     "experiments/reporting": 410,
     "experiments/training": 707,
 }
-PRODUCT, TESTS, FILES = 15_760, 12_160, 114
+PRODUCT, TESTS, FILES = 15_760, 12_170, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 
