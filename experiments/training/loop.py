@@ -240,7 +240,7 @@ def describe_start(
         f"device     {describe_device(device)}, precision {trainer.precision}"
         + ", convolutions in TF32" * rounded,
         f"network    {type(module).__name__}, {weights:.2f} million weights, "
-        f"{', '.join(map(str, seen_at(config)))} px",
+        f"{', '.join(map(str, sorted(seen_at(config))))} px",
         f"batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         + f"x {batches} batches a step " * (batches > 1)
         + f"= {together * batches} images a step",
