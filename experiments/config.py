@@ -236,8 +236,8 @@ def check_values(config: Config) -> None:
         ("loss.lesion", loss.lesion != "mse" and no_masks, "only stage3 learns from masks"),
         ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no mask added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),
-        ("run.name", re.match(r"\.|.*[/\\]", config.run.name or ""), "expected a folder's name"),
-        ("trainer.precision", "16-true" in str(values["trainer.precision"]), "expected 16-mixed"),
+        ("run.name", re.search(r"^\.|[/\\]", config.run.name or ""), "expected a folder's name"),
+        ("trainer.precision", "16-true" in str(values["trainer.precision"]), "expected bf16-mixed"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]
     for key, rule in ((key, rule) for key, wrong, rule in rules if wrong):

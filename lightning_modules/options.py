@@ -28,9 +28,9 @@ class Model:
     init_from: str | None = None  # run directory or checkpoint to start from; null: from scratch
     width: Annotated[float, "(0, inf)"] = 1.0  # factor on the number of filters
     dropout: Annotated[float, "[0, 1)"] = 0.0  # probability, before the last layer
-    # probability and maps are the mean of several views, not while training: mirrored, too, and
+    # probability and maps are the mean of views, not while training: one of them mirrored
     mirror: bool = False
-    # smaller and larger by this factor, too (1: not)
+    # the same of three sizes: also smaller and larger by this factor; 1: of one
     zoom: Annotated[float, "[1, 2]"] = 1.0
 
 

@@ -152,7 +152,7 @@ class Stage1Classifier(LightningModule):
     def explain(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Probability of abnormal (B,) and the maps, each float32 (B, 1, H, W) in [0, 1].
 
-        One pass gives both. Negative values are cut, then one scale a run (over val, kept in the
+        A pass a view gives both. Negative values are cut, then one scale a run (of val, kept in the
         checkpoint) maps to 1: a normal image may stay dark, and maps of different images compare.
         """
         probabilities, seen, size = [], [], image.shape[-2:]

@@ -6,7 +6,7 @@ import logging
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning.plugins import TorchSyncBatchNorm
@@ -108,8 +108,7 @@ class TimmSyncBatchNorm(TorchSyncBatchNorm):
         """The network, changed for ``trainer.sync_batchnorm``."""
         from timm.layers import convert_sync_batchnorm
 
-        converted: nn.Module = convert_sync_batchnorm(model)
-        return converted
+        return cast(nn.Module, convert_sync_batchnorm(model))
 
 
 def published(encoder: str) -> Any:

@@ -66,6 +66,11 @@ def test_numbers_are_classes_where_a_label_map_names_them(tmp_path):
         ("fracture", 10),
     ]
     assert image.note == ""
+    # In VOC's palette a blue is as large a number as a grey is bright.
+    colours = "metal:0,0,128::\ngrey:128,128,128::\nred:128,0,0::\n"
+    put(tmp_path, {"a.png": classes((0, 0, 128), (128, 0, 0)), "labelmap.txt": colours})
+    ((image,), _) = READERS["masks"](tmp_path)
+    assert [mark.labels for mark in image.marks] == [("metal",), ("red",)]
 
 
 SMOOTH = Image.fromarray(square()).resize((60, 40), Image.Resampling.BILINEAR)

@@ -26,9 +26,9 @@ GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
     "datamodules": 2653,
-    "datamodules/annotations": 1359,
+    "datamodules/annotations": 1362,
     "datamodules/phantom": 1239,
-    "lightning_modules": 1749,
+    "lightning_modules": 1748,
     "callbacks": 671,
     "experiments": 1838,
     "experiments/annotation": 1111,
@@ -37,7 +37,7 @@ LINES = {
     "experiments/evaluation": 1909,
     "experiments/prediction": 961,
     "experiments/reporting": 410,
-    "experiments/training": 707,
+    "experiments/training": 705,
 }
 PRODUCT, TESTS, FILES = 15_760, 12_170, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

@@ -183,10 +183,8 @@ def test_evaluation_alone_takes_the_trained_runs(capsys):
         capsys, "evaluate", "--seeds=0 1", "data.root=/new place", "lesions.path=/new"
     ).values()
     assert "--dependency" not in call.options
-    fold = ["lesions.folds=2", "lesions.fold=1"]
-    assert "--split left_out" in " ".join(
-        dry(capsys, "stage1", "evaluate", *fold)["evaluate"].words
-    )
+    folds = dry(capsys, "stage1", "evaluate", "lesions.folds=2", "lesions.fold=1")
+    assert "--split left_out" in " ".join(folds["evaluate"].words)
     assert call.words[2:] == [
         "runs/phantom/stage2/seed1",
         "data.root=/new place",

@@ -29,6 +29,8 @@ from datamodules.lesions import CSV, read_lesions
 SUFFIX = re.compile(r"([._-]mask)?\.png$", re.IGNORECASE)
 # Numbers of classes begin at 1 and are few; smooth edges reach far beyond.
 MAX_CLASS = 64
+# Added to a colour 0xRRGGBB: the blue 0,0,2 is not the class of number 2.
+COLOUR = 1 << 24
 # Of Pascal VOC's folders, the one whose colours are classes.
 CLASSES = "SegmentationClass"
 SEVERAL = (
@@ -60,35 +62,35 @@ def read_masks(path: Path) -> Marking:
             concerned[:] = [fields.image_name(SUFFIX.sub("", below))]
             pixels = read_mask(file)
             values = np.unique(pixels[pixels > 0]).tolist()
-            note = ""
             if all(value in classes for value in values):
                 parts = [(pixels == value, fields.names(classes[value])) for value in values]
             else:  # one class, or numbers of lesions
                 nameless |= dict.fromkeys(values, file)
                 parts = [(pixels, fields.names(*types.get(f"masks/{below}", "").split("+")))]
-                note = NUMBERS.format(", ".join(map(str, values))) if len(values) > 1 else ""
+            note = NUMBERS.format(", ".join(map(str, values))) if len(values) > len(parts) else ""
             marks = [Mark("mask", runs=encode(part), labels=labels) for part, labels in parts]
             size = (pixels.shape[0], pixels.shape[1])
             marking.images.append(MarkedImage(concerned[0], size, marks, str(file), note=note))
     if len(nameless) > 1 and max(nameless) > MAX_CLASS:
-        shown = [f"#{value:06x}" if value > 0xFF else str(value) for value in sorted(nameless)[-2:]]
+        last = sorted(nameless)[-2:]
+        shown = [f"#{value % COLOUR:06x}" if value > COLOUR else str(value) for value in last]
         raise DataError(f"{path}: holds {' and '.join(shown)}: {SEVERAL}")
     return marking
 
 
 def _labelmap(file: Path) -> dict[int, str]:
-    """Classes by colour, 0xRRGGBB, from the lines ``name:red,green,blue:...`` of CVAT's exports.
+    """Classes by colour, from the lines ``name:red,green,blue:...`` of CVAT's exports.
 
     Of a grey one, such as 2,2,2, also by its number.
     """
     content = read_text(file) if file.is_file() else ""
     lines = re.findall(r"^([^#:\n]+):(\d+),(\d+),(\d+):", content, re.MULTILINE)
-    named = {int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in lines}
+    named = {COLOUR | int(r) << 16 | int(g) << 8 | int(b): name for name, r, g, b in lines}
     return named | {int(r): name for name, r, g, b in lines if r == g == b}
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Read one mask, upright ``(H, W)``: its numbers, of colours 0xRRGGBB, 1 for other grey."""
+    """Read one mask, upright ``(H, W)``: its numbers, its colours, 1 for other grey."""
     decode(file)  # says what is wrong with the file
     check(is_opaque(file), "is see-through in places; save it without transparency")
     with Image.open(file) as stored:
@@ -100,7 +102,8 @@ def read_mask(file: Path) -> np.ndarray:
     if is_colour:
         red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
         is_colour = not ((red == green) & (green == blue)).all()
-        pixels = red << 16 | green << 8 | blue if is_colour else red
+        colour = red << 16 | green << 8 | blue
+        pixels = np.where(colour > 0, colour | COLOUR, 0) if is_colour else red
     values = np.unique(pixels[pixels > 0]).tolist()
     is_grey = not (is_colour or is_palette) and bool(values) and values[-1] > MAX_CLASS
     most = 1 if is_grey else MAX_CLASS

@@ -168,9 +168,7 @@ def build_trainer(
     if given["accelerator"] == "auto":
         given["accelerator"] = choose_device().type
     if given.get("sync_batchnorm") and given["accelerator"] == "cpu":
-        raise ConfigError(
-            "trainer.sync_batchnorm=true: PyTorch has it on GPUs alone. Fix: not here"
-        )
+        raise ConfigError("trainer.sync_batchnorm: only on GPUs. Fix: leave it out on this machine")
     is_timm = config.model.encoder.startswith("timm:")
     settings = {
         "enable_model_summary": False,
