@@ -64,7 +64,7 @@ stage3: $(READY)  ## train with guided attention and lesion masks
 stage1 stage2 stage3:
 	$(PY) -m experiments.train $@ $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 evaluate: $(READY)  ## judge the latest run of each stage on test
-report: $(READY)  ## a page on them for people: runs/DATA/report/report.html
+report: $(READY)  ## a web page on them: runs/DATA/report/report.html
 evaluate report:
 	$(PY) -m experiments.$@ $(or $(STAGE),stage1 stage2 stage3) $(SOURCE)$(RUN_NAME)$(call more,ARGS)
 fractures: $(READY)  ## train stage 3 by the recipe for real films (DATA, ROOT, SEEDS)

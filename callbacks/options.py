@@ -14,7 +14,7 @@ DECIMALS = 3
 class Checkpoint:
     """Which epoch is best; when to save besides an epoch's end: whichever of two comes first."""
 
-    # figure of val that tells (null: auroc, and of masks alone fcn/pixel_ap); epoch: the last is
+    # val figure that picks it (null: auroc; masks alone: fcn/pixel_ap); epoch: the last epoch
     monitor: Annotated[str | None, "auroc | fcn/pixel_ap | epoch"] = None
     every_minutes: Annotated[float, "(0, inf)"] = 10.0
     every_steps: Annotated[int | None, "[1, inf)"] = None  # null: by the clock alone

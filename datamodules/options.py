@@ -22,7 +22,7 @@ class Data:
     # draws phantom, splits and lesion subset; runs of several `seed`s stay paired
     seed: Annotated[int, "[0, 4294967295]"] = 0
     cache_dir: str | None = None  # folder of the decoded images; null: beside the runs
-    # side in pixels, a multiple of 16; null: the source's own
+    # side in pixels, multiple of 16 (timm: 32); null: source's own
     image_size: Annotated[int | None, "[16, inf)"] = None
     # content: the exposed area; null: the source's own
     crop: Annotated[str | None, "none | content"] = None
@@ -60,7 +60,7 @@ class Lesions:
 
     path: str | None = None  # folder with lesions.csv; null: what the source brings
     count: Annotated[int, "[0, inf)"] = 100  # train images whose mask may be used
-    # cross-fitting: masks in so many parts; null: all of train's train
+    # cross-validation: number of parts of train's masks; null: no folds
     folds: Annotated[int | None, "[2, inf)"] = None
     # the part left out, 0 to folds - 1: judge it with evaluate --split left_out
     fold: Annotated[int, "[0, inf)"] = 0

@@ -28,9 +28,9 @@ class Model:
     init_from: str | None = None  # run directory or checkpoint to start from; null: from scratch
     width: Annotated[float, "(0, inf)"] = 1.0  # factor on the number of filters
     dropout: Annotated[float, "[0, 1)"] = 0.0  # probability, before the last layer
-    # probability and maps are the mean of views, not while training: one of them mirrored
+    # outside training, probability and maps are the mean over the image and its mirror image
     mirror: bool = False
-    # the same of three sizes: also smaller and larger by this factor; 1: of one
+    # likewise the mean over three sizes: as is, smaller, larger by this factor; 1: off
     zoom: Annotated[float, "[1, 2]"] = 1.0
 
 
@@ -43,7 +43,7 @@ class Loss:
     # confidence in the attention: e^P / e of this P on val, epoch by epoch, or a fixed number
     alpha: Annotated[float | int | str, "accuracy | balanced_accuracy | [0, 1]"] = "accuracy"
     lambda_lesion: Annotated[float, "[0, inf)"] = 1.0  # weight of the lesion term L3
-    # of a mask, mean over pixels: squared error (the paper's), cross-entropy, and 1 - Dice more
+    # lesion term, mean over pixels: squared error (paper), cross-entropy, or that plus 1 - Dice
     lesion: Annotated[str, "mse | bce | bce_dice"] = "mse"
     classification: bool = True  # false: the lesion masks alone train (stage 3)
     normal_masks: bool = False  # normal images join L3 with an empty mask (stage 3; ours)
@@ -75,7 +75,7 @@ class Optimizer:
     learning_rate: Annotated[float, "(0, inf)"] = 1e-3  # highest, after the warm-up
     # a step takes learning_rate * weight_decay of each weight
     weight_decay: Annotated[float, "[0, inf)"] = 0.3
-    # on the learning rate of the encoder (of timm's: without the layers that are ours)
+    # factor on the encoder's learning rate (timm: on the backbone, not on our added layers)
     encoder_scale: Annotated[float, "(0, inf)"] = 1.0
     warmup_epochs: Annotated[float, "[0, inf)"] = 1.0  # epochs, fractions allowed
     schedule: Annotated[str, "cosine | constant"] = "cosine"  # after the warm-up

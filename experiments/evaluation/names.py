@@ -24,7 +24,7 @@ class MethodName(NamedTuple):
 
 
 MEANINGS = {
-    "hit": "share of images with a lesion whose map is brightest in one",
+    "hit": "share of lesion images whose map’s brightest point lies in a lesion",
     "pixel_ap": "how well the map ranks lesion pixels above all others, 0 to 1",
     "iou": "overlap of what is claimed at val’s threshold with the lesion, 0 to 1",
     "energy": "share of the map’s sum that lies in the lesion",
