@@ -31,8 +31,8 @@ Batch = dict[str, Tensor]
 Rows = tuple[np.ndarray, np.ndarray]  # of the images: draw (the epoch), row of the index table
 # Fixed constants and not the data set's own statistics: a grey value means the same everywhere.
 MEAN, STD = 0.2, 0.2
-# Draws from here on are of images that were added to a batch, none of them twice as the same
-# picture; from the second on they do not count in classification.
+# Draws of images added for their mask begin at ADDED: none is augmented as in its own turn of the
+# epoch. From APART on the classification loss leaves them out, too.
 ADDED, APART = 1 << 30, 1 << 31
 
 
@@ -58,8 +58,7 @@ class TrainBatches(Sampler[Rows]):
         if self.lesions_per_batch and not len(self.lesion_rows):
             raise DataError(
                 f"lesions.per_batch={self.lesions_per_batch}, but no training image has a lesion "
-                "mask. Fix: lesions.path, or a table's column mask, and lesions.count above 0; or "
-                "lesions.per_batch=0."
+                "mask. Fix: lesions.path, or a table's column mask, and lesions.count above 0."
             )
         if len(self) == 0:
             raise DataError(

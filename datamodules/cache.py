@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3  # raised whenever what is cached changes its meaning, so that caches are built anew
 
 LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
+TWO_LABELS = "%d images are both normal and abnormal, under two names (%s): correct the wrong label"
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ def _fill(
         examples = "\n  ".join([f"{len(lost)} images cannot be read:", *lost["error"][:5]])
         if on_unreadable == "error":
             raise DataError(f"{examples}\nFix: replace them, or set data.unreadable=skip")
+        if lost["error"].str.contains("Permission denied|pip install").any():  # no file's own fault
+            raise DataError(examples)
         log.warning("left out (all in unreadable.csv in the cache): %s", examples)
         lost.rename(columns={"error": "reason"}).to_csv(folder / "unreadable.csv", index=False)
     kept = np.flatnonzero(rows["error"] == "")
@@ -203,11 +206,14 @@ def _fill(
         rows.rename(columns={kind: "drawn"}).query("drawn != ''")[["path", "drawn"]]
         for kind in ("image", "mask")
     )
-    # The same pixels in train: another name, or another patient's.
+    # The same pixels: under another name, or another patient's.
+    same, path = rows["image"], rows["path"]
     judges = (table["split"].iloc[kept] != "train").to_numpy()
-    leaks = rows.loc[judges & rows["image"].isin(rows["image"][~judges]), "path"].tolist()
-    if leaks:
-        log.warning(LEAKS, len(leaks), f"such as {leaks[0]}")
+    labels = table["label"].iloc[kept].groupby(same.to_numpy()).transform("nunique").to_numpy()
+    wrong = (LEAKS, judges & same.isin(same[~judges])), (TWO_LABELS, labels > 1)
+    for warning, found in ((warning, path[where].tolist()) for warning, where in wrong):
+        if found:
+            log.warning(warning, len(found), f"such as {found[0]}")
     meta = {
         "image_size": recipe.image_size,
         "images": len(table),

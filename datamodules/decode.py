@@ -21,8 +21,6 @@ DICOM, DICOM_AT = b"DICM", 128
 BARE_DICOM = re.compile(
     rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
 )
-# What image files of a data set are called; inside, the content decides.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # What Pillow raises on a damaged PNG; IndexError: no pixels follow the header.
 PNG_FAULTS = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
 
@@ -73,7 +71,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def is_opaque(path: Path) -> bool:
-    """Whether no pixel of a file that ``decode`` reads is see-through: ``decode`` ignores alpha."""
+    """Whether no pixel of an image file is transparent; ``decode`` ignores alpha."""
     with Image.open(path) as image:
         if not image.has_transparency_data:
             return True

@@ -27,17 +27,10 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
 
+from datamodules import pixels
 from datamodules.geometry import BLACK
 from datamodules.index import DataError
-from datamodules.pixels import (
-    JPEG,
-    MARKERS,
-    WINDOW_TAIL,
-    check_size,
-    damaged,
-    ramp_16bit,
-    strict_jpeg,
-)
+from datamodules.pixels import JPEG, check_size, damaged, ramp_16bit, strict_jpeg
 
 # Packages that warn with values of the file, or log them, to stderr.
 QUOTING = r"(pydicom|highdicom|pylibjpeg|openjpeg|datamodules\.dicom)(\.|$)"
@@ -48,9 +41,9 @@ NEEDED = (*NUMBERS, "SamplesPerPixel", "PhotometricInterpretation")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 SQUARE = 0.01  # sides of a pixel that differ by less are those of a rounded square
 INVERTED = {"MONOCHROME1", "INVERSE"}
-# A picture shows nothing in fewer neighbouring grey levels, in the darkest or brightest quarter of
-# them, or with a smaller share between black and white (of that between the quantiles).
-# Nor does one with a larger share white of what is brighter than a quarter between the quantiles.
+# Beside the plain ramp between the quantiles a window shows nothing if it leaves fewer grey levels,
+# or only the darkest or brightest quarter; if its pixels between black and white are a smaller
+# share of the ramp's; or if it whitens a larger share of what the ramp shows above a quarter.
 FEWEST_LEVELS, FEWEST_BETWEEN, BURNT = 32, 0.005, 0.75
 UNUSED = "its window, lookup table or padding does not show its pixels, and was not used"
 # By whether implicit and little endian, where a data set does not name its transfer syntax.
@@ -143,7 +136,7 @@ def _pixels(header: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
         padding = (stored >= min(ends)) & (stored <= max(ends))
     lowest = _lowest(header)
     outside = (stored < lowest) | (stored >= lowest + 2**header.BitsStored)
-    if outside[~padding].sum() > MARKERS * stored.size:  # lossy codecs overshoot in a few
+    if outside[~padding].sum() > pixels.MARKERS * stored.size:  # lossy codecs overshoot in a few
         raise DataError(f"{path}: {CONTRADICTED}")
     return stored, padding
 
@@ -241,12 +234,12 @@ def _shows(grey: np.ndarray, plain: np.ndarray, counts: np.ndarray) -> bool:
     """
     held, most = (np.bincount(each, counts, minlength=256) for each in (grey, plain))
     share = np.cumsum(held) / held.sum()
-    low, high = np.searchsorted(share, (WINDOW_TAIL, 1 - WINDOW_TAIL))
+    low, high = np.searchsorted(share, (pixels.WINDOW_TAIL, 1 - pixels.WINDOW_TAIL))
     fewer = 2 * np.count_nonzero(held) <= np.count_nonzero(most)
     narrow = min(np.count_nonzero(held), high - low) < FEWEST_LEVELS or high < 64 or low > 191
     between = held[1:-1].sum() >= FEWEST_BETWEEN * most[1:-1].sum()
     burnt = np.bincount(plain, counts * (grey == 255), minlength=256)[64:255]
-    burns = burnt.sum() > max(BURNT * most[64:255].sum(), MARKERS * most.sum())
+    burns = burnt.sum() > max(BURNT * most[64:255].sum(), pixels.MARKERS * most.sum())
     spread = np.sort(burnt)[:-FEWEST_LEVELS].sum() > burnt.sum() / 4
     return bool(between and not (fewer and narrow) and not (burns and spread))
 

@@ -112,7 +112,7 @@ def read_fracatlas_tree(root: Path) -> pd.DataFrame:
         "{image_id} is listed twice. Fix: list it once": rows["image_id"].duplicated(),
     }
     check_rows(csv, rows, checks)
-    check_files(csv, rows["image_id"], folders)
+    check_files(csv, rows["image_id"], rows["image_id"].isin(folders))
     rows = rows.assign(folder=rows["image_id"].map(folders))
     return pd.DataFrame(
         {

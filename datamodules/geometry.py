@@ -12,8 +12,8 @@ import numpy as np
 
 # Film outside the exposed field, letterbox bars: the value of no exposure.
 BLACK = 0
-# A row or column of which most is brighter than BAR is a bar, no body; EDGE pixels of the small
-# copy may hold thinner ones (the margin gives them back where a body leaves the film).
+# A row or column mostly brighter than BAR is a bar, not body. EDGE pixels around the small copy may
+# hold thinner bars and are left out; the margin restores them where the body leaves the film.
 BAR, EDGE = 225, 6
 # Film is a grey level +- FILM_SPREAD that at least FILM_SHARE of the pixels have.
 FILM_SPREAD, FILM_SHARE = 5, 0.2
@@ -87,7 +87,7 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
     return full
 
 
-def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int, int]:
+def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """Find the exposed body: left, top, width, height of the bright content of a radiograph.
 
     Film is the commonest grey level of the darker half of a small blurred copy; what rises above is
@@ -111,7 +111,7 @@ def content_box(image: np.ndarray, margin: float = 0.05) -> tuple[int, int, int,
         return 0, 0, width, height
     regions = cv2.connectedComponentsWithStats(exposed.astype(np.uint8))[2][1:]
     regions = regions[regions[:, cv2.CC_STAT_AREA] > 0.05 * regions[:, cv2.CC_STAT_AREA].max()]
-    starts, pad = regions[:, :2], margin * max(height, width)
+    starts, pad = regions[:, :2], 0.05 * max(height, width)
     low = np.maximum(0, starts.min(axis=0) / scale - pad).astype(int)
     ends = (starts + regions[:, 2:4]).max(axis=0) / scale + pad
     sides = np.minimum((width, height), np.ceil(ends).astype(int)) - low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -88,10 +89,10 @@ def assign_groups(
     return table.assign(split=table["patient"].map(chosen))
 
 
-def assign_val(table: pd.DataFrame, seed: int, fraction: float = 0.1) -> pd.DataFrame:
-    """Move a patient-grouped ``fraction`` of the train rows to val; other rows stay."""
+def assign_val(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Move a patient-grouped tenth of the train rows to val; other rows stay."""
     train = table["split"] == "train"
-    splits = assign_groups(table[train], seed, (1 - fraction, fraction, 0.0))["split"]
+    splits = assign_groups(table[train], seed, (0.9, 0.1, 0.0))["split"]
     return table.assign(split=table["split"].mask(train, splits.reindex(table.index)))
 
 
@@ -149,7 +150,7 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
     The header settles whether commas, semicolons or tabs separate: it must have ``columns`` and may
     have ``known`` ones, in lower case. Paths get slashes.
     """
-    text = read_text(csv)
+    text, told = re.subn(r"^sep=.\s*\n", "", read_text(csv))  # Excel's first line
     header = text.lstrip().partition("\n")[0].strip()
     names = {sign: {name.strip(' "').lower() for name in header.split(sign)} for sign in ",;\t"}
     wanted = {*columns, *known}
@@ -159,19 +160,24 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
         rows = pd.read_csv(
             file, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False
         )
-        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is over for names of rows
+        if not isinstance(rows.index, pd.RangeIndex):  # pandas makes surplus fields row labels
             raise ValueError("its rows have more fields than the header")
     except ValueError as error:
         raise DataError(
             f"{csv}: cannot be read as CSV ({str(error).strip()}). Fix: put a field that holds a "
             f"separator ({separator!r}) in quotes"
         ) from error
-    rows.index += 2
+    rows.index += 2 + told
+    lines = rf"\n(?:[^\n]*{separator}){{{len(rows.columns) - 1}}}"  # a quote that another row ends
+    swallowed = rows.apply(lambda fields: fields.astype(str).str.contains(lines)).any(axis=1)
+    if len(rows.columns) > 1 and swallowed.any():
+        what = "its quote ends in another row. Fix: double the quotes within a text"
+        raise DataError(f"{csv}, row {swallowed.idxmax()}: {what}")
     rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
     if lacking := [name for name in columns if name not in rows.columns]:
         raise DataError(
             f"{csv}: lacks the column {lacking[0]!r}: expected the header {','.join(columns)} (or "
-            f"with semicolons or tabs), got {header[:80]!r}"
+            f"with semicolons or tabs)"
         )
     for name in rows.columns.intersection(["image", "mask"]):
         rows[name] = rows[name].str.replace("\\", "/", regex=False)
@@ -190,11 +196,11 @@ def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -
 def check_files(
     csv: Path,
     listed: pd.Series,
-    present: Collection[str],
+    is_there: Sequence[bool] | pd.Series,
     fix: str = "unpack the archive again, or take their rows out",
 ) -> None:
-    """Raise a DataError for files that are ``listed`` but not present."""
-    missing = listed[~listed.isin(present)]
+    """Raise a DataError for files that are ``listed`` but not there."""
+    missing = listed[~np.asarray(is_there, bool)]
     if len(missing):
         examples = "; ".join(f"row {row}: {name}" for row, name in missing[:3].items())
         raise DataError(

@@ -163,7 +163,7 @@ def leave_out_fold(
 
 
 def _fault_of_file(path: Path, image: Path) -> str:
-    """What keeps a mask file from serving its image, or ""."""
+    """Why a mask file cannot serve its image, or ""."""
     try:
         mask, opaque = decode(path), is_opaque(path)
     except (DataError, OSError) as error:
@@ -178,7 +178,7 @@ def _fault_of_file(path: Path, image: Path) -> str:
 
 
 def _fault(mask: np.ndarray) -> str:
-    """What keeps ``mask`` uint8 (H, W) from being a canonical one, or ""."""
+    """Why ``mask`` uint8 (H, W) is not canonical, or ""."""
     values = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
     if odd := [value for value in values if value not in (0, 255)]:
         return f"holds the grey value {odd[0]}. Fix: use 0 for background and 255 for lesion"

@@ -106,9 +106,7 @@ def _read_split(folder: Path, split: str) -> pd.DataFrame:
     no_study = f"the study {{folder}} has no row in {labels_csv.name}. Fix: add it with its label"
     check_rows(csv, images, {no_study: ~images["folder"].isin(studies["folder"])})
     images = images.assign(path=images["folder"] + "/" + images["end"])
-
-    files = [folder / path for path in images["path"]]
-    check_files(csv, images["path"], images["path"][are_files(files)].tolist())
+    check_files(csv, images["path"], are_files(folder / path for path in images["path"]))
     return images
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash")  # kept in a run's checkpoint
+# Kept in a run's checkpoint.
+HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash", "learned_hash")
 
 
 class RadiographDataModule(LightningDataModule):
@@ -45,7 +47,7 @@ class RadiographDataModule(LightningDataModule):
     published: ClassVar[dict[str, dict[str, float]]] = {}  # others' study kappa on test, by part
     published_by = ""  # where from, for people
     index_version = 1  # raised whenever build_index would answer otherwise for the same files
-    # From setup() on: the opened cache, and its index table, left out folds settled.
+    # Set by setup(): the opened cache, and its index table with the left-out fold marked.
     pixels: cache.PixelCache
     table: pd.DataFrame
 
@@ -133,6 +135,7 @@ class RadiographDataModule(LightningDataModule):
         self.judges_hash = index.hash_rows(judges.sort_values("path"))
         is_train = (rows["split"] == "train").to_numpy()
         self.lesion_rows = chosen[is_train[chosen]]
+        self.learned_hash = index.hash_rows(rows.iloc[self.lesion_rows][["path"]])
         self._shows_lesion = masked.to_numpy() & ~is_train
         if len(self.lesion_rows) and not self._shows_lesion.any():
             problem = "all %d lesion masks are in train: no map can be judged. Fix: lesions.folds=5"
@@ -226,9 +229,10 @@ class RadiographDataModule(LightningDataModule):
             " labels, splits or masked images: its train images may be judged here)",
             "image_hash": f"{self.root}: the images {since}",
             "mask_hash": f"{masks}: the lesion masks {since}",
+            "learned_hash": f"{masks}: other masks are learned (body parts are taken in turn)",
         }
         for name, what in changes.items():
-            if trained_on[name] != getattr(self, name):
+            if trained_on.get(name, own := getattr(self, name)) != own:
                 raise DataError(
                     f"{what}. Fix: the data.root, data.table and lesions.path as it had them, or "
                     "another run.name."
@@ -295,6 +299,7 @@ class RadiographDataModule(LightningDataModule):
         self, sampler: Sampler[batches.Rows], augmenter: Augmenter | None = None
     ) -> DataLoader[batches.Batch]:
         dataset = batches.BatchDataset(self.pixels, self._codes, self._shows_lesion, augmenter)
+        on_linux = sys.platform == "linux"
         return DataLoader(
             dataset,
             sampler=sampler,
@@ -305,4 +310,6 @@ class RadiographDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             # Its own generator: starting a loader would otherwise move the one dropout draws from.
             generator=torch.Generator(),
+            # Python 3.14's default would copy the cache to each worker, which signals then kill.
+            multiprocessing_context="fork" if self.num_workers and on_linux else None,
         )

@@ -14,13 +14,13 @@ import logging
 import posixpath
 import re
 from functools import cache, cached_property
-from glob import iglob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from datamodules import index
+from datamodules.annotations.fields import list_files
 from datamodules.files import are_files
 from datamodules.index import SPLITS, DataError, check_files, check_rows, lacks_class, read_csv
 from datamodules.lesions import attach_lesions, attach_masks
@@ -43,7 +43,7 @@ OURS = {other.lower(): name for name, others in NAMES.items() for other in other
 LABELS = {"0": 0, "normal": 0, "negative": 0, "false": 0}
 LABELS |= {"1": 1, "abnormal": 1, "positive": 1, "true": 1}
 SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val"}
-NOBODY = ("", "nan", "none", "null", "na", "n/a")
+NOTHING = ("nan", "none", "null", "na", "n/a")
 HARDWARE = {"": -1, "-1": -1, "0": 0, "1": 1}
 FOLDERS, MASKS = ("normal", "abnormal"), "masks"
 # What data.patients takes for a patient, as people read it.
@@ -127,9 +127,9 @@ class TableDataModule(RadiographDataModule):
 def list_folders(root: Path) -> pd.DataFrame:
     """Path, label, mask ("" = none) and path within its folder of all files, by their paths."""
     files = {}
-    for name in (*FOLDERS, MASKS):  # links, too, no hidden files
-        found = sorted(iglob("**", root_dir=root / name, recursive=True))
-        files[name] = [path for path in found if (root / name / path).is_file()]
+    for name in (*FOLDERS, MASKS):  # links, too, also broken ones; no hidden files
+        found = list_files(root / name, "") if (root / name).is_dir() else []
+        files[name] = [path.relative_to(root / name).as_posix() for path in found]
         full = [f"{root / name}/{path}" for path in files[name]]
         if odd := [path for path in full if path != path.encode(errors="ignore").decode()]:
             raise DataError(
@@ -186,6 +186,7 @@ def read_named(csv: Path, root: Path) -> pd.DataFrame:
     if unread:
         tell_unread(csv, ", ".join(unread))
     rows = rows[[*read.values()]].set_axis([*read], axis="columns")
+    rows = rows.mask(rows.apply(lambda fields: fields.str.lower().isin(NOTHING)), "")
     for name in rows.columns.intersection(["path", "mask"]):
         rows[name] = rows[name].str.replace("\\", "/").map(lambda x: x and posixpath.normpath(x))
     return rows
@@ -212,10 +213,10 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
     rows = rows.reindex(columns=list(NAMES), fill_value="")
     if patients != "column":
         rows["patient"] = within.str.partition("/")[0] if patients == "folder" else rows["path"]
-    nobody = rows["patient"].str.lower().isin(NOBODY)
     blank, label, split = rows == "", rows["label"].str.lower(), rows["split"].str.lower()
     outside = rows["path"].str.match(r"([A-Za-z]:)?/|\.\.(/|$)")
     masked_twice = rows["mask"].duplicated() & ~blank["mask"]
+    rounded = rows["patient"].str.fullmatch(r"\d[.,]\d+[eE]\+\d+")  # as Excel shows long ones
     flat = ~within.str.contains("/") & (patients == "folder")
     no_split = ~split.isin(SPLIT_NAMES) & ~blank["split"].all()
     labels = ", ".join(LABELS)
@@ -226,15 +227,16 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
         "{path} has another image's mask. Fix: a mask of its own, or none": masked_twice,
         "{path} has no label. Fix: 0 (normal) or 1 (abnormal)": blank["label"],
         f"{{path}} has an unknown label. Fix: {labels}": ~label.isin(LABELS),
-        "{path} is in no folder to stand for a patient. Fix: data.patients=image": flat,
-        "{path} has no patient. Fix: fill it in": nobody,
+        "{path} is in no patient's folder. Fix: put it into one, or take it out": flat,
+        "{path} has no patient. Fix: fill it in": blank["patient"],
+        "{path} has a rounded number for a patient. Fix: numbers as text": rounded,
         "{path} has no known split. Fix: train, val or test, in all rows or in none": no_split,
         "{path} has unknown hardware. Fix: 0, 1 or nothing": ~rows["hardware"].isin(HARDWARE),
     }
     check_rows(source, rows, checks)
     paths = rows["path"]
     fix = f"paths relative to data.root={root}, or take their rows out"
-    check_files(source, paths, paths[are_files(root / path for path in paths)].tolist(), fix)
+    check_files(source, paths, are_files(root / path for path in paths), fix)
     return rows.assign(
         label=label.map(LABELS),
         study=name_studies(source, rows, patients),
@@ -258,10 +260,11 @@ def check_kinds(source: Path, rows: pd.DataFrame, people: str) -> None:
     """Raise a DataError for one class, too few patients, or two spellings of a patient."""
     if held := lacks_class(rows["label"]):
         raise DataError(f"{source} holds {held} images. Fix: both normal and abnormal ones")
-    plain = rows["patient"].str.casefold().str.removesuffix(".0")
+    plain = rows["patient"].str.normalize("NFKC").str.casefold().str.removesuffix(".0")
+    plain = plain.str.replace(r"^0+(?=\d+$)", "", regex=True).str.split().str.join(" ")
     other = rows["patient"].groupby(plain).transform("first")
-    twice = "{path} has a patient whose name is also spelt otherwise (case, or .0 at the end), so "
-    twice += "that splits would part them. Fix: one spelling"
+    twice = "{path} has a patient whose name is also spelt otherwise (case, accents, blanks, zeros "
+    twice += "in front, .0 at the end), so that splits would part them. Fix: one spelling"
     check_rows(source, rows, {twice: rows["patient"] != other})
     if rows["patient"].nunique() < len(SPLITS):
         what = f"{rows['patient'].nunique()} {people}: too few to be kept apart in three splits"

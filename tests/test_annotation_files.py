@@ -39,6 +39,7 @@ def classes(one, other):
         ("", square()),
         ("_mask", square() // 255),
         ("-mask", square() > 0),
+        ("_mask_1", square()),
         ("", np.stack([square()] * 3, -1)),
         ("", classes((128, 0, 0), (128, 0, 0))),
         ("", square().astype(np.uint16) * 257),

@@ -105,7 +105,7 @@ OTHER_MASK = base64.b64encode(png(square())).decode()
     [
         ("labelme", '"polygon"', '"point"', "shape number 0: 'point' marks no area; outline"),
         ("labelme", "[10, 8], [6, 8]]", "[8, 4], [6, 4]]", "all its points lie on one line"),
-        ("labelme", "[6, 8]]", '[5, "x"]]', "y is 'x', no number; export it again"),
+        ("labelme", "[6, 8]]", '[5, "x"]]', "y is no number; export it again"),
         ("labelme", samples.MASK, OTHER_MASK, "its mask and its two points are of different"),
         ("label-studio", '"polygonlabels"', '"keypointlabels"', "'r1': 'keypoint' is not read"),
         ("label-studio", '"image_rotation": 0', '"image_rotation": 90', "the image was turned"),
@@ -117,7 +117,7 @@ OTHER_MASK = base64.b64encode(png(square())).decode()
         ("cvat", 'left="5"', 'left="25"', "juts out of"),
         ("yolo", LINE, "0 .5 .5 .1", "line 1: holds 3 values behind the class"),
         ("yolo", LINE, "0 184 386 330 448", "is in pixels; YOLO's values are shares"),
-        ("yolo", LINE, "bone .5 .5 .1 .1", "its class is 'bone', no number"),
+        ("yolo", LINE, "bone .5 .5 .1 .1", "its class is no number"),
         ("coco", '"bbox": [6, 4, 4, 4]', '"bbox": [6, 4]', "has no segmentation and no box"),
         ("coco", '"size": [20, 30]', '"size": [30, 20]', "RLE is of size [30, 20], the image of"),
         ("coco", '"counts": [124', '"counts": [12', "RLE covers 488 pixels, it has 600"),
@@ -193,6 +193,8 @@ def test_raters_of_label_studio_are_numbers(tmp_path):
     (image,) = read(tmp_path, "label-studio").images
     assert [mark.rater for mark in image.marks] == ["rater 1"] * 4 + ["rater 2"]
     assert "somebody" not in repr(image)
+    twice = FILES["label-studio"][1].replace('{"id": 9', '7, "x": {"id": 9')
+    assert "annotated twice by one person" in read(tmp_path, "label-studio", twice)[1][0].what
     rows = samples.LABEL_STUDIO_MIN  # rows of one task belong together
     (image,) = read(tmp_path, "label-studio", [*rows, {**rows[0], "annotator": "b@x.org"}]).images
     assert [mark.rater for mark in image.marks] == ["rater 1"] * 4 + ["rater 2"] * 4

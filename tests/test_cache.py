@@ -72,10 +72,11 @@ def test_images_to_judge_by_that_are_in_train_too_are_counted(build, table, tmp_
     for one, other in ((0, 2), (1, 5), (3, 4)):  # two that may judge do no harm
         image = cv2.imread(str(tmp_path / f"{one}.png"), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(tmp_path / f"{other}.png"), image)
-    table["lesion_mask"] = ""
+    table["lesion_mask"], table.loc[5, "label"] = "", 0
     opened, train = build(), (table["split"] == "train").to_numpy()
     assert [opened.leaks(train), opened.leaks(train & (table.index != 1))] == [2, 1]
     assert "2 images of val or test are also in train, pixel for pixel (such as 2.p" in caplog.text
+    assert "2 images are both normal and abnormal, under two names (such as 1.png)" in caplog.text
 
 
 def test_is_built_once_and_a_damaged_one_again(build, folder):

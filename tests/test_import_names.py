@@ -15,6 +15,7 @@ SETS = {
     "names that tell": ["images/A/IMG07.jpg", "images/B/IMG08.jpg"],
     "one ends like another": ["a/x.png", "b/a/x.png", "b/a/x.jpg"],
     "flat alike": ["a/b_c.png", "a_b/c.png"],
+    "numbered": ["films/hand_1.png", "films/wrist-left.png"],
     "roboflow": ["a/b/image1.png", "a/c/image1.png", "a/c/image2_png.rf.01.png"],
 }
 FOUR = image(4)
@@ -27,6 +28,9 @@ FOUR = image(4)
         ("mura", "image14.png", [2]),
         ("names that tell", "some/where/IMG08.png", [1]),
         ("names that tell", "scan_IMG08.png", []),
+        ("numbered", "1.png", []),
+        ("numbered", "left.png", []),
+        ("numbered", "hand 1.png", [0]),
         ("one ends like another", "a/x.png", [0]),
         ("one ends like another", "other/b/a/x.png", [1]),
         ("one ends like another", "b/a/x", [1, 2]),

@@ -50,6 +50,9 @@ MISTAKES = [
     ("1,Doe0", "1,", {}, r"row 3: p0/1\.png has no patient\. Fix: fill it in"),
     ("1,Doe0", "1,NaN", {}, r"row 3: p0/1\.png has no patient\. Fix: fill it in"),
     ("1,Doe0", "1,doe0", {}, r"row 3: p0/1\.png has a patient whose name is also spelt otherwise"),
+    ("1,Doe0", "1,Doe\uff10", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
+    ("1,Doe0", '1,"1,2E+12"', {}, r"row 3: p0/1\.png has a rounded number for a patient\. Fix"),
+    (ROW, f'"{ROW}\n{ROW}"', {}, r"row 3: its quote ends in another row\. Fix: double the quotes"),
     ("1,Doe0", "1,Doe0.0", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
     (ROW, ROW.replace("train", "dev"), {}, r"row 3: p0/1\.png has no known split\. Fix: train, "),
     (ROW, ROW.replace("train", ""), {}, r"row 3: p0/1\.png has no known split.* or in none"),
@@ -107,7 +110,7 @@ def test_stand_ins_for_patients(films):
         by_image.build_index()
     change(films, "p0/", "")
     (films / "p0" / "0.png").rename(films / "0.png")
-    with pytest.raises(DataError, match=r"row 2: 0\.png is in no folder to stand for a patient"):
+    with pytest.raises(DataError, match=r"row 2: 0\.png is in no patient's folder"):
         by_folder.build_index()
     for word in ("data.patients=folder", "data.table=t.csv"):
         with pytest.raises(ConfigError, match=rf"{word}: only .*data\.name=table"):
@@ -235,7 +238,7 @@ def test_folders_stand_for_a_table(folders):
             "abnormal/p9/19.png",
             "abnormal/19.png",
             "folder",
-            r"films: abnormal/19\.png is in no folder",
+            r"films: abnormal/19\.png is in no patient's folder",
         ),
         ("abnormal/p9/19.png", "abnormal/p0/1.jpg", "image", r"p0/1\.png has another image's mask"),
     ],

@@ -114,7 +114,7 @@ def test_all_that_works_for_a_source_works_for_a_table(folders, tmp_path, capsys
     assert "Patients are not known in table: folders stand in for them" in page
     assert predict.main([str(run), str(folders / "normal"), "--out", str(tmp_path / "new")]) == 0
     assert train.main(["stage3", "lesions.per_batch=2", *words]) == 2
-    assert "no training image has a lesion mask. Fix: lesions.path, or" in capsys.readouterr().err
+    assert "learns from lesion masks of train, and there are none. Fix" in capsys.readouterr().err
 
     data, out = words[:3], ["--out", str(tmp_path / "to-draw")]
     assert select_lesions.main(["--count", "3", "--split", "all", *out, *data]) == 0

@@ -54,7 +54,7 @@ def _explain(error: Exception) -> str:
 def catch(
     marking: Marking, where: str, image: str = "", labels: tuple[str, ...] = ()
 ) -> Iterator[list[str]]:
-    """Turn what is wrong in the block into a mistake of the images in the list that this gives."""
+    """List what goes wrong in the block as a mistake about the images in the yielded list."""
     concerned = [image] if image else []
     try:
         yield concerned
@@ -162,7 +162,7 @@ def number(value: Any, name: str) -> float:
         result = float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
-    check(math.isfinite(result), f"{name} is {value!r:.60}, no number; export it again")
+    check(math.isfinite(result), f"{name} is no number; export it again")
     return result
 
 

@@ -103,7 +103,7 @@ def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
         ]
         annotations = [{"completed_by": task.get("annotator"), "result": results}]
     kept = [one for one in annotations if not one.get("was_cancelled")]
-    regions = []
+    regions, seen = [], set[str]()
     for number, annotation in enumerate(kept):
         check("result" in annotation, "has annotations without a 'result'; export as JSON")
         who, results = annotation.get("completed_by"), annotation["result"]
@@ -112,6 +112,9 @@ def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
         if who is None and len(kept) > 1:  # not named, but not one person's either
             who = f"annotation {number}"
         rater = "" if who is None else raters.setdefault(str(who), f"rater {len(raters) + 1}")
+        if rater and results:
+            check(rater not in seen, "was annotated twice by one person; keep one")
+            seen.add(rater)
         # Beside Rectangle, Labels are a result of their own, of the same id.
         apart = {one.get("id"): _labels("", one) for one in results if one.get("type") == "labels"}
         for place, one in enumerate(results):

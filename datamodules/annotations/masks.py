@@ -26,7 +26,7 @@ from datamodules.index import DataError, read_text
 from datamodules.lesions import CSV, read_lesions
 
 # What tools put behind the image's own name.
-SUFFIX = re.compile(r"([._-]mask)?\.png$", re.IGNORECASE)
+SUFFIX = re.compile(r"([._-]mask([._-]?\d+)?)?\.png$", re.IGNORECASE)
 # Numbers of classes begin at 1 and are few; smooth edges reach far beyond.
 MAX_CLASS = 64
 # Added to a colour 0xRRGGBB: the blue 0,0,2 is not the class of number 2.

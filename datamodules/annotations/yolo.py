@@ -108,7 +108,7 @@ def _mark(row: list[str], entry: str, classes: list[str]) -> Mark:
     check(is_clear, f"{what}or a segment? export one alone; a segment of 3 points wants a fourth")
     is_share = all(abs(value) <= PIXELS for value in values)
     check(is_share, f"{' '.join(row):.60} is in pixels; {HINT}; convert it")
-    check(re.fullmatch("[0-9]+", place), f"its class is {row[0]!r:.60}, no number; {HINT}")
+    check(re.fullmatch("[0-9]+", place), f"its class is no number; {HINT}")
     name = dict(enumerate(classes)).get(int(place), "") if classes else place
     check(name, f"its class is {place}, but {len(classes)} have names; add it to them")
     if len(values) == 4:

@@ -189,7 +189,6 @@ def attenuation(bone: Bone, frame: Frame, cortex: Array, tissue: Tissue, shift: 
     inner = np.sqrt(np.maximum(inner_radius**2 - square, 0))
     rows = (frame.s * 0.8 + shift).astype(np.int32) & (TILE - 1)
     columns = (frame.v + 2 * shift).astype(np.int32) & (TILE - 1)
-    t = frame.steps.astype(np.float32) / STEPS
     # More struts near the joints than in the shaft's marrow.
     spongy = np.interp(
         np.linspace(0, 1, STEPS + 1), (0, 0.1, 0.3, 0.7, 0.9, 1), (2.0, 1.8, 1, 1, 1.8, 2.0)
@@ -199,11 +198,11 @@ def attenuation(bone: Bone, frame: Frame, cortex: Array, tissue: Tissue, shift: 
     # A head is flatter than it is wide.
     taken *= np.sqrt(frame.shaft / np.maximum(frame.w, frame.shaft)) / frame.shaft
     if tissue.growing:
-        taken *= _growth_plates(bone, frame, t)
+        taken *= _growth_plates(bone, frame)
     return taken * np.float32(bone.density)
 
 
-def _growth_plates(bone: Bone, frame: Frame, t: Array) -> Array:
+def _growth_plates(bone: Bone, frame: Frame) -> Array:
     """Return a factor (h, w) with a regular dark line across the ends of a growing bone."""
     factor = np.ones_like(frame.s)
     for at_start, place in ((True, 0.1), (False, 0.9)):

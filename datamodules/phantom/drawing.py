@@ -24,21 +24,16 @@ from datamodules.phantom.bones import (
     trabecular_texture,
 )
 from datamodules.phantom.film import beam, expose, foreign_bodies, soft_tissue
-from datamodules.phantom.lesions import (
-    LESION_SHARES,
-    LESION_TYPES,
-    METALS,
-    Fracture,
-    hardware,
-    lytic,
-    sclerotic,
-)
+from datamodules.phantom.lesions import Fracture, hardware, lytic, sclerotic
 from datamodules.phantom.scenes import SCENES
 
 # Raised whenever a pixel of any drawing changes, so that older trees are not taken for new ones.
 VERSION = 1
 
 BODY_PARTS = tuple(SCENES)
+LESION_TYPES = ("fracture", "lytic", "sclerotic", "hardware")
+LESION_SHARES = (0.34, 0.2, 0.16, 0.3)
+METALS = ("plate", "plate", "side plate", "nail", "wires", "screws")
 # Views of each study and the patient it is of, repeated for ever: 22 images of 9 patients.
 VIEWS = (2, 3, 1, 2, 3, 4, 2, 1, 3, 1)
 PATIENTS = (0, 1, 2, 3, 3, 4, 5, 6, 7, 8)
@@ -89,17 +84,14 @@ def case(seed: int, number: int) -> Case:
     return Case(patient, study, visit, place - int(starts[within]), part, label, lesion * label)
 
 
-def draw(seed: int, number: int, size: int | None = None) -> Drawing:
-    """Draw image ``number``: the same arguments give the same bytes, whatever was drawn before.
-
-    ``size`` is the longest side in pixels; None: 160 to 260, as the image has it.
-    """
+def draw(seed: int, number: int) -> Drawing:
+    """Draw image ``number``: the same arguments give the same bytes, whatever was drawn before."""
     about = case(seed, number)
     person = _random(seed, _STUDY, about.study)
     person.random(8)  # leaves those that case() draws alone
     random = _random(seed, _VIEW, number)
     scene = SCENES[about.body_part](random, about.view)
-    shape, pose = _pose(random, person, scene, size)
+    shape, pose = _pose(random, person, scene)
     pixel = max(shape) / 160.0  # a pixel of the default training size
     tissue = Tissue(
         trabecular_texture(random),
@@ -116,14 +108,10 @@ def draw(seed: int, number: int, size: int | None = None) -> Drawing:
     return Drawing(**vars(about), image=image, mask=(mask * np.uint8(255)).astype(np.uint8))
 
 
-def _pose(
-    random: Random, person: Random, scene: Scene, size: int | None
-) -> tuple[tuple[int, int], Pose]:
+def _pose(random: Random, person: Random, scene: Scene) -> tuple[tuple[int, int], Pose]:
     """Choose the film's shape (H, W) in pixels and how the scene lies on it."""
     mirrored = bool(person.random() < 0.5)
-    longest = int(random.integers(160, 261))
-    longest = longest if size is None else size
-    scale = longest / max(scene.size)
+    scale = int(random.integers(160, 261)) / max(scene.size)  # the longest side, pixels
     width, height = (round(side * scale) for side in scene.size)
     angle = random.normal(0, 5) if random.random() < 0.92 else random.uniform(-25, 25)
     if random.random() < 0.05:

@@ -13,10 +13,6 @@ import numpy as np
 
 from datamodules.phantom.bones import Array, Bone, Frame, Pose, Random, Site, axis_point
 
-LESION_TYPES = ("fracture", "lytic", "sclerotic", "hardware")
-LESION_SHARES = (0.34, 0.2, 0.16, 0.3)
-METALS = ("plate", "plate", "side plate", "nail", "wires", "screws")
-
 
 @dataclass
 class Fracture:

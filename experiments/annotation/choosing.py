@@ -8,7 +8,6 @@ alone odd ones.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import shlex
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from datamodules.batches import to_model_input
 from datamodules.decode import decode
-from datamodules.index import SPLITS, DataError
+from datamodules.index import SPLITS, DataError, digest
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
 from experiments.annotation.package import check_new, fill, index_words, outline, write_package
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
     chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
     chosen["outlines"], maker, shown = [[] for _ in places], "", {}
     if opened and options.outlines:
-        method = "fcn" if "fcn" in opened.module.judged_maps else "pcam"
+        method = opened.module.best_map
         decisions, maker = opened.decisions(), f"{opened.module.stage} {method}"
         tuned = decisions[0]["fitted"].get("maps", {}) if decisions else {}
         threshold = tuned.get(method, {}).get("threshold")
@@ -80,8 +79,8 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
     words = [f"data.name={data.name}", *index_words(config)]
     # The package goes to others: without this machine's path, as data.root in its README.txt.
     table = "data.table=/path/to/the/table"
-    told = [table if word.startswith("data.table=") else word for word in words]
-    write_package(options.out, data.root, chosen, maker, told)
+    portable = [table if word.startswith("data.table=") else word for word in words]
+    write_package(options.out, data.root, chosen, maker, portable)
     back = ["--mapping", str(options.out / "mapping.csv"), words[0], f"data.root={data.root}"]
     text = fill(
         "selection.txt",
@@ -152,7 +151,7 @@ def choose_images(
     picked, but counts for its patient, body part and study. Returns places in it, int64 ``(n,)``,
     and bool ``(n,)``: of the less certain half.
     """
-    keys = [hashlib.sha256(f"{seed}/{path}".encode()).hexdigest() for path in table["path"]]
+    keys = [digest(f"{seed}/{path}") for path in table["path"]]
     rank = np.argsort(np.argsort(keys))
     groups = [pd.factorize(table[name])[0] for name in ("patient", "body_part", "study")]
     taken = [np.zeros(len(table), int) for _ in groups]
@@ -169,7 +168,7 @@ def choose_images(
 
     for place in np.flatnonzero(~free).tolist():
         take(place)
-    # The more certain half of the free ones of each body part; of an odd number the middle is not.
+    # The more certain half of each body part's free images; of an odd number the smaller half.
     order = pd.DataFrame({"part": groups[1], "margin": margin, "rank": rank})[free]
     parts = order.sort_values(["margin", "rank"]).groupby("part")["part"]
     is_certain = parts.cumcount() >= (parts.transform("size") + 1) // 2
@@ -178,7 +177,7 @@ def choose_images(
     while len(chosen) < count and free.any():
         left = np.flatnonzero(free)
         fewest = [counts[group] for group, counts in zip(groups, taken, strict=True)]
-        # By margin before anything is taken: then all are far.
+        # Until something is taken, all are equally far, and the margin decides.
         for values in (*fewest, certain, -farness, margin, rank):
             left = left[values[left] == values[left].min()]
         chosen += left.tolist()

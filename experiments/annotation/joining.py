@@ -194,6 +194,8 @@ class Import:
             with self._catch("other size", marked.where, image):
                 note = check_size(marked, size, self.finder.root / image)
                 notes += filter(None, (note, marked.note))
+                if folder := self.finder.other_folder(marked.name, image):
+                    notes.append(f"only its name fits: the file says {folder}/")
                 for mark in marked.marks:
                     if (first := listed.setdefault(mark.rater, marked)) is not marked:
                         what = f"{image} is listed twice, also in {first.where} as {first.name}; "

@@ -7,6 +7,7 @@ has thousands of ``image1.png``, and a lesion on the wrong radiograph is worse t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def bare(path: str) -> str:
 
 
 def _flat(path: str) -> str:
-    return re.sub(r"[/_\-\s]+", "_", bare(path)).casefold().strip("_")
+    plain = unicodedata.normalize("NFKC", bare(path))
+    return re.sub(r"[/_\-\s]+", "_", plain).casefold().strip("_")
 
 
 class ImageFinder:
@@ -60,7 +62,8 @@ class ImageFinder:
                 # "1.png" any "scan_1.png".
                 if "/" in path or (level < 2 and len(self._names[bare(path)]) == 1):
                     self._whole[level, written].append(path)
-                for key in _ends(level, written):
+            for _, end in _ends(0, path):  # from a folder on: "1.png" is no end of "scan_1.png"
+                for key in _keys(end):
                     self._ends[key].append(path)
         if any(len(paths) > 1 for paths in self._names.values()):
             self._names.clear()  # they tell no images apart
@@ -93,6 +96,12 @@ class ImageFinder:
         mapped = next((self._mapped[key] for key in keys if key in self._mapped), [])
         # Where they disagree, neither is certain.
         return sorted({*mapped, *(own if len(own) == 1 else [])}) if mapped else own
+
+    def other_folder(self, name: str, image: str) -> str:
+        """The folder of ``name`` if ``image`` is in none of this name, else ""."""
+        *_, folder, _ = ("", *_STORAGE.sub("", name).split("/"))
+        within = {_flat(part) for part in (self.root / image).parts}
+        return "" if self._mapping or _flat(folder) in {"", *within} else folder
 
     def _find_own(self, name: str) -> list[str]:
         for variant in _variants(name):
