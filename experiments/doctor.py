@@ -126,9 +126,10 @@ def check_data(config: Config) -> Iterator[Finding]:
     """The data set: its root, the files that decide its index, its cache."""
     from datamodules.phantom.source import PhantomDataModule
     from datamodules.table import TableDataModule
-    from experiments.build import build_data
+    from experiments.build import build_data, resolve
 
     data = build_data(config)
+    resolve(config, data)
     if isinstance(data, PhantomDataModule) and not data.is_drawn():
         text = f"phantom, draws itself ({data.count} images) into {data.root} on first use"
         state, _, reason = check_folder("", data.root, data.bytes_on_disk / 2**30, "data.root")
@@ -158,10 +159,13 @@ def show_rows(data: TableDataModule) -> Iterator[Finding]:
 
 
 def check_weights(config: Config) -> Iterator[Finding]:
-    """Pretrained ones, which must be here before a training."""
+    """What a training starts from, which must be here before it."""
     from experiments.config import run_directory
+    from experiments.runs import find_checkpoint
     from experiments.training.pretrained import find_origin
 
+    if config.model.init_from:
+        yield OK, "weights", str(find_checkpoint(Path(config.model.init_from))[1])
     if config.model.weights:
         yield OK, "weights", find_origin(config.model, run_directory(config)) or "none"
 

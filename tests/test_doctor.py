@@ -66,6 +66,8 @@ FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
         ("run.root", "run.root=FILE/runs", {}, PROBLEM, "set run.root to another f"),
         ("cache", "run.root=HERE", FULL, PROBLEM, "0.00 GiB free; .*data.cache_dir"),
         ("data", "data.root=HERE", {}, PROBLEM, "no phantom and not empty.*data.root"),
+        ("data", "data.image_size=64 model.zoom=1.1", {}, PROBLEM, "two of its views are one"),
+        ("weights", "model.init_from=HERE", {}, PROBLEM, "is no run directory"),
         ("data", "data.root=HERE/new data.count=12", {}, OK, "draws itself .12 images"),
         ("W&B", "logger.wandb=online", {}, PROBLEM, "wandb login"),
     ],

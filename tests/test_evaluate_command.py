@@ -116,6 +116,7 @@ def test_half_finished_runs_are_noted_and_checkpoints_of_other_runs_refused(run,
     note = "half finished: 3 of 5 epochs are trained"
     assert f"NOTE {note}" in capsys.readouterr().out
     assert note in results(run, "val")[2]["notes"][0]
+    assert note in load_trained(run).notes[0]
     config.write_text(config.read_text().replace("max_epochs: 5", "max_epochs: 3"))  # gone on since
     assert note not in str(open_run(run).summary("val")["notes"])
     content = torch.load(best, weights_only=True)

@@ -97,6 +97,8 @@ def test_the_temperature_of_known_overconfidence_is_recovered():
         probability = expit(logits * temperature)
         assert ours.fit_temperature(probability, label) == pytest.approx(temperature, rel=0.05)
     assert np.isfinite(ours.fit_temperature([0.0, 1.0, 1.0, 1.0], [0, 1, 1, 0]))
+    # Right throughout, or worse than chance: the likeliest is at no end of the range.
+    assert {ours.fit_temperature([0.4, 0.6], [k, 1 - k]) for k in (0, 1)} == {1.0}
 
 
 def test_calibration_known_answer_and_curve():

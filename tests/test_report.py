@@ -215,8 +215,12 @@ def test_what_was_judged_on_other_data_is_judged_again(runs, tmp_path, capsys):
     run = shutil.copytree(runs[0], tmp_path / "run")
     summary = run / "evaluation/test/summary.json"
     whole = summary.read_text()
-    for changed in (lambda on: on | {"mask_hash": ""}, lambda on: None):  # masks; not written once
-        about = json.loads(whole)
+    for changed in (
+        lambda on: on | {"mask_hash": ""},
+        lambda on: on | {"rows": ""},
+        lambda _: None,
+    ):
+        about = json.loads(whole)  # other masks; studies or body parts; once it was not written
         summary.write_text(json.dumps(about | {"judged_on": changed(about["judged_on"]), "a": 1}))
         assert report.main([str(run), "--out", str(tmp_path)]) == 0
         assert "no evaluation of this checkpoint on test as the data" in capsys.readouterr().out

@@ -13,15 +13,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
+from experiments.evaluation import statistics
 from experiments.evaluation.methods import Batch, MapMethod, raw_map, views_of
-from experiments.evaluation.statistics import (
-    Difference,
-    Estimate,
-    difference,
-    estimate,
-    mean,
-    patient_weights,
-)
+from experiments.evaluation.statistics import Difference, Estimate, estimate, mean
 from experiments.runs import RunError
 from lightning_modules.attention import View, has_peak, non_negative, normalise
 from lightning_modules.overlap import iou
@@ -48,7 +42,7 @@ class Sample(NamedTuple):
     @property
     def weights(self) -> np.ndarray:
         """Resamples of the patients, see :func:`statistics.patient_weights`."""
-        return patient_weights(self.patient)
+        return statistics.patient_weights(self.patient)
 
 
 def draw_sample(
@@ -155,7 +149,7 @@ def paired(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Differenc
     """Mean of ``one`` less mean of ``other``, over the images that have both."""
     missing = np.isnan(one) | np.isnan(other)
     first, second = (np.where(missing, np.nan, values) for values in (one, other))
-    return difference(mean(first), mean(second), weights)
+    return statistics.difference(mean(first), mean(second), weights)
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:

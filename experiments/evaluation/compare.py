@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from datamodules.files import write_text
+from datamodules.sources import SOURCES
 from experiments.config import to_plain
 from experiments.evaluation import statistics
 from experiments.evaluation.describe import render
 from experiments.evaluation.figures import all_figures
 from experiments.evaluation.names import method_name, phrase
-from experiments.evaluation.run import Evaluation
+from experiments.evaluation.run import TRAINED_ON, Evaluation
 from experiments.evaluation.statistics import Estimate, Figure, difference, patient_weights
 from experiments.runs import RunError, differences
 
@@ -34,9 +35,9 @@ CLAIM = (
     (("stage3", "fcn"), ("stage3", "pcam")),
 )
 # Chosen before looking; each figure more costs every p-value of its family.
-MAP_FIGURES = ("hit", "pixel_ap")
-CLASS_FIGURES = ("auroc", "accuracy", "study_kappa")
-RUN_FIGURES = (*CLASS_FIGURES, "pcam/hit", "pcam/pixel_ap", "fcn/hit", "fcn/pixel_ap")
+PAIRED_MAP = ("hit", "pixel_ap")
+PAIRED_CLASS = ("auroc", "accuracy", "study_kappa")
+RUN_FIGURES = (*PAIRED_CLASS, "pcam/hit", "pcam/pixel_ap", "fcn/hit", "fcn/pixel_ap")
 COLUMNS = [
     *("figure", "first", "second", "first_value", "second_value"),
     *("difference", "low", "high", "undefined", "p"),
@@ -162,8 +163,8 @@ def _but_seed(run: Evaluation) -> tuple[str, ...]:
     config = to_plain(run.config)
     start = str(config["model"]["init_from"])  # each seed starts from the run of its own seed
     config["model"]["init_from"] = re.sub(rf"seed{run.config.seed}\b", "seed", start)
-    # Paths may differ, what images and masks show may not.
-    hashes = (str(run.about.get(key)) for key in ("image_hash", "mask_hash"))
+    # Paths may differ; labels, splits and what images and masks show may not.
+    hashes = (str(run.about.get(key)) for key in TRAINED_ON)
     return *hashes, *differences({}, {**config, "seed": 0})
 
 
@@ -194,7 +195,7 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     of = {one.stage: one for one in groups if one.classifies}
     # With several groups of a stage nobody can say which of them the paper means.
     if len(of) == 3 == sum(one.classifies for one in groups):
-        claim = pairs_of((((of[a], x), (of[b], y)) for (a, x), (b, y) in CLAIM), MAP_FIGURES)
+        claim = pairs_of((((of[a], x), (of[b], y)) for (a, x), (b, y) in CLAIM), PAIRED_MAP)
         families.append(("The paper's claim: better maps at every step", claim))
     later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
     families.append(("Runs", pairs_of(later, RUN_FIGURES)))
@@ -203,7 +204,7 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
         others = [(one, method) for method in one.runs[0].maps if method not in one.methods]
         among = [(late, early) for early, late in itertools.combinations(own, 2)]
         against = [(own[-1], other) for other in others if own]
-        pairs = pairs_of(among, MAP_FIGURES) + pairs_of(against, MAP_FIGURES)
+        pairs = pairs_of(among, PAIRED_MAP) + pairs_of(against, PAIRED_MAP)
         families.append((f"Maps of {one.name}", pairs))
     return families
 
@@ -226,11 +227,15 @@ def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
     """The comparison in words; ``short`` leaves the sentences of all but the first section out."""
     methods = dict.fromkeys(name for one in groups for name in one.methods)
     sections = table.groupby("family", sort=False)
+    runs = [run for one in groups for run in one.runs]
+    source, pixels = runs[0].config.data, [run.about.get("judged_on", {}) for run in runs]
     return render(
         "comparison.md.j2",
         judged=population(groups[0].first, groups[0].runs[0].about["split"]),
+        people=SOURCES[source.name].patients_in(source),
+        other_pixels=len({one.get("image_hash") for one in pixels}) > 1,
         groups=groups,
-        keys=[*CLASS_FIGURES, *(f"{method}/{name}" for method in methods for name in MAP_FIGURES)],
+        keys=[*PAIRED_CLASS, *(f"{method}/{name}" for method in methods for name in PAIRED_MAP)],
         families=[(name, rows.to_dict("records"), rows["p"].count()) for name, rows in sections],
         short=short,
         phrase=phrase,

@@ -96,7 +96,7 @@ def youden(score: Column, label: Column) -> float:
 
 
 def fit_temperature(probability: Column, label: Column) -> float:
-    """The T in [0.05, 20] that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017)."""
+    """The T that makes ``sigmoid(logit / T)`` likeliest (Guo et al. 2017); 1: none in 0.05..20."""
     signed = np.where(np.asarray(label) == 1, 1.0, -1.0) * _logit(probability)
     limit = np.log(20)
     best = minimize_scalar(
@@ -105,7 +105,7 @@ def fit_temperature(probability: Column, label: Column) -> float:
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(best.x))
+    return 1.0 if abs(best.x) > limit - 1e-3 else float(np.exp(best.x))
 
 
 def reliability(probability: Column, label: Column, bins: int = 15) -> pd.DataFrame:

@@ -6,7 +6,6 @@ A map is called as ``predict`` calls it, ``<image's path below data.root>.<metho
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from datamodules.annotations.fields import list_files
 from datamodules.decode import check_png, damaged, read_content
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
@@ -71,14 +71,13 @@ def find_maps(folder: Path, images: Sequence[str]) -> Files:
     files: Files = {}
     surplus: list[str] = []
     indexed = set(images)
-    names = sorted(glob.iglob("**", root_dir=folder, recursive=True))  # links too, no hidden files
-    for name in (name for name in names if not (folder / name).is_dir()):
+    for path in list_files(folder, ""):  # links too, no hidden files
+        name = path.relative_to(folder).as_posix()
         match = NAME.fullmatch(name)
         # Columns of the table of images begin with "lesion", those of a method with its name.
         if not match or match["image"] not in indexed or match["method"] == "lesion":
             surplus.append(name)
             continue
-        path = folder / name
         other = files.setdefault(match["method"], {}).setdefault(match["image"], path)
         if other != path:
             raise DataError(f"{other} and {path} are both maps of {match['image']}. Fix: keep one")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.index import hash_rows
 from datamodules.radiographs import RadiographDataModule
 from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
@@ -204,6 +205,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def judged_on(data: RadiographDataModule, split: str) -> dict[str, str]:
+    """Hashes of all that a split's figures rest on but the network."""
+    return {**data.hashes, "rows": hash_rows(data.table.iloc[data.rows_of(split)][IDS])}
 
 
 def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -23,9 +23,8 @@ from datamodules.cache import PixelCache
 from datamodules.radiographs import RadiographDataModule
 from experiments.runs import RunError
 from lightning_modules.attention import View, normalise, upsample, views
-from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Stage1Classifier
+from lightning_modules.stage1 import ABNORMAL, SCALE_QUANTILE, Batch, Stage1Classifier
 
-Batch = dict[str, Tensor]
 Draw = Callable[[Stage1Classifier, Tensor], Tensor]
 # Pixels from one value of a trivial map to the next. Cell i looks at pixel STEP * i, as the
 # encoder's do.
@@ -91,7 +90,6 @@ def fit_scale(peaks: Tensor) -> float:
 def baselines(data: RadiographDataModule) -> list[MapMethod]:
     """The trivial methods; the mean mask only where there are lesion masks in training."""
     pixels, rows = data.pixels, data.lesion_rows
-    assert pixels is not None, "setup() opens the cache"
     masks = [mask for row in rows if (mask := pixels.mask(row)) is not None]
     mean = [mean_mask(masks)] if masks else []
     return [centre(pixels), *mean, EDGE_MAP, NOISE_MAP]
@@ -183,7 +181,7 @@ def gradient_cam(name: str, module: Stage1Classifier, image: Tensor) -> Tensor:
         total = features.sum((2, 3), keepdim=True)
         # Of grad-cam, equation (19) of Chattopadhay et al. 2018 with 1e-6 in its divisor.
         share = weight**2 / (2 * weight**2 + total * weight**3 + 1e-6)
-        # Summed over the cells; one gradient stands for all of them, or there is one a cell.
+        # Summed over the cells; `weight` holds one gradient for all of them, or one per cell.
         copies = cells / weight[0, 0].numel()
         weight = torch.where(weight > 0, copies * weight * share, 0.0).sum((2, 3), keepdim=True)
     return (weight * features).sum(1, keepdim=True)

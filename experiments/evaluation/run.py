@@ -15,12 +15,13 @@ from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run, build_module, open_run
 from experiments.config import Config
 from experiments.evaluation.figures import Fitted, MapRows, all_figures, fit
-from experiments.evaluation.judge import Judged, judge
+from experiments.evaluation.judge import Judged, judge, judged_on
 from experiments.evaluation.methods import MapMethod, baselines
 from experiments.evaluation.statistics import Estimate, estimate, patient_weights
 from experiments.runs import RunError, check_network
 from lightning_modules.stage1 import Stage1Classifier
 
+TRAINED_ON = ("index_hash", "image_hash", "mask_hash")  # with the seed, what tells runs apart
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
 CHANGED = "labels or lesion masks changed since the training: figures are by today's"
 
@@ -92,9 +93,8 @@ def evaluate(
         **opened.identity,
         "epochs": int(opened.config.trainer["max_epochs"]),
         "split": split,
-        "image_hash": opened.trained_on["image_hash"],
-        "mask_hash": opened.trained_on["mask_hash"],
-        "judged_on": data.hashes,
+        **{name: opened.trained_on[name] for name in TRAINED_ON},
+        "judged_on": judged_on(data, split),
     }
     val, judged = _val_and_split(module, data, split, methods)
     if trivial:

@@ -66,7 +66,7 @@ def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference
     p = float("nan")
     if result.low == result.low:
         tails = [1 + np.count_nonzero(resampled <= 0), 1 + np.count_nonzero(resampled >= 0)]
-        # Of k patients all on one side, were there no difference: no p-value is smaller.
+        # The chance that k patients all fall on one side by themselves: p is hardly smaller.
         one_sided = 2.0 ** (1 - carriers(result.undefined, weights))
         defined = np.count_nonzero(~np.isnan(resampled))
         p = min(1.0, max(2.0 * float(min(tails)) / (defined + 1), one_sided))

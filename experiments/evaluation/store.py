@@ -15,6 +15,7 @@ import pandas as pd
 from datamodules.files import write_text
 from experiments.build import Run, open_run
 from experiments.evaluation.figures import Fitted, MapRows, reliability
+from experiments.evaluation.judge import judged_on
 from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 
@@ -80,7 +81,7 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | None:
     if summary is None:
         return None
     try:
-        # As a copy: what pandas read lies in as many pieces as columns, and it warns of each use.
+        # A copy in one piece: pandas would warn of a fragmented table at each use.
         table = read_images(target / "images.csv").copy()
         fitted, of_maps = summary["fitted"], summary["fitted"]["maps"]
         of_images = [fitted.get(name) for name in Fitted._fields]
@@ -118,7 +119,7 @@ def judged(
         opened = open_run(run, overrides)
         evaluation = read_evaluation(opened, split)
         if evaluation and compare_data:
-            same = evaluation.about.get("judged_on") == opened.data.hashes
+            same = evaluation.about.get("judged_on") == judged_on(opened.data, split)
             evaluation = evaluation if same else None
         if evaluation is None:
             why = f"no evaluation of this checkpoint on {split} as the data are today"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import sys
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from datamodules.batches import MEAN, STD, to_model_input
 from datamodules.cache import Recipe
 from datamodules.files import whole_file
+from datamodules.index import digest
 from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
@@ -75,7 +75,7 @@ def export(run: Path, file: Path, force: bool) -> None:
             f"{file} is not written: its {output} differs from PyTorch's by {largest:.1e}, "
             f"{TOLERANCE:g} is allowed. {EXTRA}"
         )
-    text = model_card(trained, file.name, hashlib.sha256(content).hexdigest(), largest)
+    text = model_card(trained, file.name, digest(content), largest)
     with whole_file(file) as new_file, whole_file(card) as new_card:  # both or none
         new_file.write_bytes(content)
         new_card.write_text(text, encoding="utf-8")
@@ -212,6 +212,11 @@ def describe(trained: Trained) -> dict[str, Any]:
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
     summary, data = trained.run.summary("test") or {}, trained.run.config.data
+    notes = [
+        note for note in trained.notes if "THRESHOLD" not in note
+    ]  # the card has its own words
+    notes += summary.get("notes", [])
+    machine = summary.get("run", str(trained.run.folder))
     names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}
     for method in trained.map_thresholds:
         names |= {f"{method}/{key}": f"`{method}`: {figure_name(key).phrase}" for key in OF_MAPS}
@@ -227,6 +232,6 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         figures={key: name for key, name in names.items() if summary.get(key) is not None},
         people=SOURCES[data.name].patients_in(data),
         # Without the path that a note may name: it is of the machine that judged.
-        notes=[note.replace(summary["run"], "the run") for note in summary.get("notes", [])],
+        notes=[note.replace(machine, "the run") for note in dict.fromkeys(notes)],
     )
     return f"{card}\n"

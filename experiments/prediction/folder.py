@@ -7,7 +7,6 @@ since, by the hash of its content, is predicted again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -20,11 +19,12 @@ import pandas as pd
 
 from datamodules.decode import read_content
 from datamodules.files import take, usable_cores, write_text
-from datamodules.index import DataError
+from datamodules.index import DataError, digest
 from experiments.runs import LOCK, RunError
 
 ABOUT, ROWS = "about.json", "rows.jsonl"
 NOTE = "note: "
+WHOLE = ("predicted_abnormal", "map_peak_x", "map_peak_y")  # columns of whole numbers
 STUDY = r"(?i)(.*/study\d+(?:_positive|_negative)?)/[^/]+$"  # the image's folder, as in MURA
 # What is written depends on these values of about.json: other values need another folder.
 REQUEST = ("checkpoint_hash", "inputs", "methods", "dicom", "threshold", "map_thresholds")
@@ -96,8 +96,9 @@ class PredictionFolder:
     def finish(self, study_threshold: float | None) -> None:
         """Write ``predictions.csv``, and ``studies.csv`` where there are studies."""
         table = pd.DataFrame(self.rows.values(), columns=Row._fields)
-        table = table.astype(dict.fromkeys(Row._fields[2:5], "Int64") | {Row._fields[1]: float})
-        write_text(self.folder / "predictions.csv", table[[*Row._fields[:6]]].to_csv(index=False))
+        table = table.astype({"probability_abnormal": float, **dict.fromkeys(WHOLE, "Int64")})
+        shown = table.drop(columns=["file", "content_hash"])
+        write_text(self.folder / "predictions.csv", shown.to_csv(index=False))
         if study_threshold is not None and len(joined := studies(table, study_threshold)):
             write_text(self.folder / "studies.csv", joined.to_csv(index=False))
 
@@ -142,7 +143,7 @@ def studies(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 def _hash(row: Row) -> str:
     try:
-        return hashlib.sha256(read_content(Path(row.file))).hexdigest()
+        return digest(read_content(Path(row.file)))
     except DataError:
         return ""
 

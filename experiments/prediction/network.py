@@ -18,7 +18,7 @@ from datamodules.decode import decode
 from datamodules.geometry import Geometry, from_square
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
-from experiments.build import Run, build_data, open_run
+from experiments.build import HALF, Run, build_data, open_run
 from experiments.config import ConfigError
 from experiments.evaluation.figures import EVEN, Fitted
 from experiments.evaluation.judge import one_thread
@@ -114,6 +114,7 @@ def load_trained(place: Path) -> Trained:
     maps = decided.pop("maps", {})
     tuned = {name: maps.get(name, {}).get("threshold") for name in run.module.judged_maps}
     undecided = tuple(name for name, threshold in tuned.items() if threshold is None)
+    notes += [note for note in run.unfinished if note.startswith(HALF)]
     notes += [note for note in summary.get("notes", []) if note == REPLACED]
     if undecided and summary:
         missing = "NO MAP THRESHOLD: val holds no lesion mask; 0.5 stands in for"

@@ -40,6 +40,7 @@ OTHERS = (
     *("PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName", "StudyID"),
     *("StudyDate", "StudyTime", "InstanceNumber", "StudyDescription", "BodyPartExamined"),
 )
+LEFT_OUT = {"IssuerOfPatientID", "StudyDescription", "BodyPartExamined"}  # by highdicom
 REFUSED = "no Secondary Capture can be made of it: "
 # Control characters, and what stands for bytes that the character set does not have.
 GARBLED = re.compile("[\0-\x1f\x7f\ufffd]")
@@ -133,7 +134,7 @@ def secondary_capture(source: Dataset, picture: np.ndarray, series: str, derivat
         made.PatientOrientation = towards if re.fullmatch(ORIENTATION, str(towards)) else None
         # Of an undeclared character set pydicom reads Latin-1, which keeps each byte.
         made.SpecificCharacterSet = about.get("SpecificCharacterSet", "ISO_IR 100")
-        for name in {"IssuerOfPatientID", *OTHERS[-2:]} & {*about.dir()}:  # highdicom leaves out
+        for name in LEFT_OUT & {*about.dir()}:
             made[name] = about[name]
         # Not the series' Laterality, which an unpaired body part may not have, not even empty.
         side = source.get("ImageLaterality") or source.get("Laterality")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -20,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from callbacks.panels import encode
-from datamodules.decode import IMAGE_SUFFIXES, JPEG, PNG, decode_noted, is_dicom, read_content
+from datamodules.decode import JPEG, PNG, decode_noted, is_dicom, read_content
 from datamodules.dicom import read_dicom
 from datamodules.files import usable_cores
 from datamodules.geometry import Geometry
-from datamodules.index import DataError
+from datamodules.index import DataError, digest
 from experiments.evaluation.judge import one_thread
 from experiments.prediction.folder import NOTE, ROWS, PredictionFolder, Row
 from experiments.prediction.network import CLASSES, Trained, load_trained
@@ -33,7 +32,7 @@ from experiments.runs import RunError
 from lightning_modules.attention import has_peak, peak
 
 LISTED = 5
-SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 # Largest longer side of the image in an overlay and in a Secondary Capture, pixels.
 OVERLAY, CAPTURE = 1024, 2048
 
@@ -162,7 +161,7 @@ def _look(trained: Trained, folder: PredictionFolder, inputs: Sequence[Row]) -> 
 def _decode(trained: Trained, row: Row) -> Seen | Row:
     try:
         data = read_content(Path(row.file))
-        row = row._replace(content_hash=hashlib.sha256(data).hexdigest())
+        row = row._replace(content_hash=digest(data))
         image, note = decode_noted(data, Path(row.file))
         square, geometry = trained.fit(image)
     except DataError as error:
@@ -186,15 +185,15 @@ def _finish(
     row, run, fitted, words = seen.row, trained.run, trained.fitted, list[str]()
     best, methods = run.module.best_map, folder.about["methods"]
     wanted = {name: maps[name] for name in {*methods, best}}
-    said = trained.answer(probability, wanted, seen.geometry)
-    heat = said.maps[best]
+    prediction = trained.answer(probability, wanted, seen.geometry)
+    heat = prediction.maps[best]
     for method in methods:
-        grey = cv2.convertScaleAbs(said.maps[method], alpha=255)  # rounds
+        grey = cv2.convertScaleAbs(prediction.maps[method], alpha=255)  # rounds
         folder.write("maps", f"{row.path}.{method}.png", encode(grey))
     if fitted is not None:
-        called = CLASSES.index(str(said.decision))
+        called = CLASSES.index(str(prediction.decision))
         row = row._replace(probability_abnormal=probability, predicted_abnormal=called)
-        decided = f"called {said.decision} (threshold {fitted.threshold:.2f})"
+        decided = f"called {prediction.decision} (threshold {fitted.threshold:.2f})"
         words.append(f"abnormal {probability:.2f}: {decided}")
     threshold, cross, pointing = trained.map_thresholds[best], None, torch.from_numpy(heat)
     shows = f"nothing reaches {threshold:.2f}"

@@ -13,6 +13,7 @@ import torch
 
 from callbacks.panels import contours, draw_outline, draw_peak, encode, overlay, resize
 from datamodules.decode import decode
+from datamodules.radiographs import RadiographDataModule
 from experiments.build import Run
 from experiments.evaluation.compare import Group
 
@@ -33,12 +34,6 @@ class Column(NamedTuple):
     group: Group
     opened: Run
     method: str
-
-    def look(self, path: str) -> tuple[int, np.ndarray | None, pd.Series]:
-        """An image's index row, lesion and figures."""
-        data, figures = self.opened.data, self.group.runs[0].table.set_index("path")
-        (row,) = np.flatnonzero(data.table["path"] == path)
-        return int(row), data.original_mask(int(row)), figures.loc[path]
 
 
 def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
@@ -72,8 +67,8 @@ def pick(table: pd.DataFrame, method: str) -> tuple[str, pd.DataFrame]:
 
 def draw(path: str, columns: Sequence[Column], reference: Column) -> list[dict[str, Any]]:
     """Draw an image that the reference picked: radiograph, maps over it, lesion mask, close-up."""
-    _, lesion, _ = reference.look(path)
-    radiograph = decode(reference.opened.data.root / path)
+    data = reference.opened.data
+    radiograph, lesion = decode(data.root / path), data.original_mask(_row(data, path))
     grey = _grey(radiograph)
     lines: Sequence[np.ndarray] = []
     if lesion is not None:
@@ -96,8 +91,7 @@ def _map(
     column: Column, path: str, grey: np.ndarray, lines: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     method, data, module = column.method, column.opened.data, column.opened.module
-    assert data.pixels is not None, "setup() opens the cache"
-    row, _, line = column.look(path)
+    row, line = _row(data, path), column.group.runs[0].table.set_index("path").loc[path]
     image = torch.from_numpy(np.array(data.pixels.image(row)))[None, None]
     batch = data.on_after_batch_transfer({"image": image.to(module.device)}, 0)
     with torch.inference_mode():
@@ -112,6 +106,10 @@ def _map(
         scale = [shown / original for shown, original in zip(size, heat.shape[::-1], strict=True)]
         draw_peak(picture, int(peak[0] * scale[0]), int(peak[1] * scale[1]), (11, 27), TICKS)
     return _picture(column.name, picture, hit, area)
+
+
+def _row(data: RadiographDataModule, path: str) -> int:
+    return int(np.flatnonzero(data.table["path"] == path)[0])
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
