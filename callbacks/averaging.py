@@ -28,7 +28,7 @@ class AveragedWeights(WeightAveraging):
         self._buffers: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn how long an epoch is; go where the network has gone."""
+        """Learn how long an epoch is; move to the network's device."""
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         self._horizon = max(1.0, self.epochs * steps)
         assert self._average_model is not None, "setup() made it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,23 +168,7 @@ class RunCheckpoints(Checkpoint):
             partial.unlink(missing_ok=True)
             earlier = "the one before it is whole" if place.is_file() else "it is the first"
             reason = f"{place} could not be saved ({error.strerror}); {earlier}. Fix: make room"
-            raise OSError(error.errno, f"{reason}; the same command goes on.") from error
+            fix = "there and in TMPDIR; the same command goes on."
+            raise OSError(error.errno, f"{reason} {fix}") from error
         trainer.strategy.barrier("checkpoint saved")
         self._saved_at = time.monotonic()
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values, ValueError for all else: it runs no code."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError("it holds no dictionary")
-        return content
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        problem = str(error) if isinstance(error, ValueError) else type(error).__name__
-        raise ValueError(f"{path} is no whole checkpoint of this project ({problem})") from error

@@ -19,14 +19,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-CELL_GAP = 4
-HEADER = 22
+CELL, CELL_GAP, HEADER = 192, 4, 22  # pixels
+COUNT = 8  # images on a panel
 Strokes = Sequence[tuple[tuple[int, int, int], int]]
 NORMAL = 2  # kinds of images: 0 with a lesion mask, 1 abnormal without one
 
 
 class MapPanels(Callback):
-    """Write ``epoch_NNN.png`` with ``count`` rows, image | maps | lesion mask.
+    """Write ``epoch_NNN.png`` with ``COUNT`` rows, image | maps | lesion mask.
 
     The images are the first of the val loader, of as many body parts as there are: up to three
     quarters abnormal, those with a mask first, the rest normal. Maps are drawn with the run's
@@ -34,9 +34,8 @@ class MapPanels(Callback):
     ``to_loggers`` also hands them to W&B: radiographs leave the machine only when asked.
     """
 
-    def __init__(self, folder: str | Path, count: int = 8, to_loggers: bool = False) -> None:
+    def __init__(self, folder: str | Path, to_loggers: bool = False) -> None:
         self.folder = Path(folder)
-        self.count = count
         self.to_loggers = to_loggers
         self._chosen: dict[str, Tensor] = {}
         self._complete = False
@@ -57,7 +56,7 @@ class MapPanels(Callback):
         images = {name: batch[name].cpu() for name in names if name in batch}
         if self._chosen:
             images = {name: torch.cat([self._chosen[name], images[name]]) for name in images}
-        keep = spread(images, self.count)
+        keep = spread(images, COUNT)
         self._chosen = {name: values[keep] for name, values in images.items()}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,29 +95,27 @@ def spread(batch: dict[str, Tensor], count: int) -> Tensor:
     return torch.tensor([*abnormal, *normal], dtype=torch.int64)
 
 
-def draw_panel(
-    image: Tensor, maps: dict[str, Tensor], mask: Tensor, label: Tensor, cell: int = 192
-) -> np.ndarray:
+def draw_panel(image: Tensor, maps: dict[str, Tensor], mask: Tensor, label: Tensor) -> np.ndarray:
     """Draw rows of cells, image | each map over the image | lesion outline; BGR.
 
     Images (B, 1, H, W) of any range are stretched to their own minimum and maximum; maps and masks
     lie in [0, 1].
     """
     names = ["radiograph", *[name.upper() for name in maps], "lesion mask"]
-    step = cell + CELL_GAP
+    step = CELL + CELL_GAP
     canvas = np.full((HEADER + len(image) * step, len(names) * step, 3), 255, dtype=np.uint8)
     for column, name in enumerate(names):
         _write(canvas, name, (column * step + 4, HEADER - 7), (30, 30, 30))
     for row in range(len(image)):
-        grey = _grey(image[row, 0].numpy(), cell)
-        scaled = cv2.resize(mask[row, 0].numpy(), (cell, cell), interpolation=cv2.INTER_LINEAR)
+        grey = _grey(image[row, 0].numpy())
+        scaled = cv2.resize(mask[row, 0].numpy(), (CELL, CELL), interpolation=cv2.INTER_LINEAR)
         lines = contours(scaled >= 0.5, cv2.RETR_EXTERNAL)
         outlined = cv2.drawContours(grey.copy(), lines, -1, (80, 220, 80), 1, cv2.LINE_AA)
         cells = [grey, *[overlay(grey, m[row, 0].numpy()) for m in maps.values()], outlined]
         for column, picture in enumerate(cells):
             top, left = HEADER + row * step, column * step
-            canvas[top : top + cell, left : left + cell] = picture
-        place = (4, HEADER + row * step + cell - 6)
+            canvas[top : top + CELL, left : left + CELL] = picture
+        place = (4, HEADER + row * step + CELL - 6)
         name = "abnormal" if label[row] else "normal"
         _write(canvas, name, place, (0, 0, 0), 3)  # an edge, to be read on white film
         _write(canvas, name, place, (255, 255, 255))
@@ -173,10 +170,10 @@ def encode(picture: np.ndarray, suffix: str = ".png", options: Sequence[int] = (
     return cv2.imencode(suffix, picture, options)[1].tobytes()
 
 
-def _grey(image: np.ndarray, cell: int) -> np.ndarray:
+def _grey(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     stretched = ((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
-    resized = cv2.resize(stretched, (cell, cell), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(stretched, (CELL, CELL), interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(resized, cv2.COLOR_GRAY2BGR)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from callbacks.checkpoints import load_checkpoint
 from datamodules.files import usable_cores
 from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
@@ -87,7 +86,7 @@ class Run:
         """A note where the run has epochs before it, or where nobody can tell."""
         last, epochs = self.folder / "checkpoints" / "last.ckpt", self.config.trainer["max_epochs"]
         try:
-            done = runs.epochs_done(load_checkpoint(last))
+            done = runs.epochs_done(read_checkpoint(last, ("loops",)))
         except (OSError, ValueError, KeyError):
             return [f"{LOST}: whether training had ended is not known"]
         half = f"{HALF}: {done} of {epochs} epochs are trained; the same command goes on"
@@ -110,11 +109,13 @@ class Run:
         return None
 
     def decisions(self) -> tuple[dict[str, Any], Path] | None:
-        """A summary that holds what val decided (``fitted``), and its file; None: never judged."""
+        """The newest summary with what val decided (``fitted``), its file; None: never judged."""
+        found = {}
         for split in ("val", "test", "left_out"):
             if (summary := self.summary(split)) and isinstance(summary.get("fitted"), dict):
-                return summary, self.results(split) / "summary.json"
-        return None
+                found[self.results(split) / "summary.json"] = summary
+        newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+        return (found[newest], newest) if newest else None
 
 
 def open_run(

@@ -28,15 +28,14 @@ STAGES = ("stage1", "stage2", "stage3")
 HERE = Path(__file__).parent
 PATHS = {"data.root", "data.table", "data.cache_dir", "lesions.path", "run.root"}
 PATHS |= {"model.init_from", "model.weights"}
-# Trainer arguments that the run sets itself, with what to use instead.
-TRAINER_TAKEN = {
-    "logger": "use logger.wandb",
-    "gradient_clip_val": "use optimizer.gradient_clip",
-    "max_steps": "use trainer.max_epochs",
-    **dict.fromkeys(("fast_dev_run", "limit_val_batches"), "use data.limit, trainer.max_epochs"),
-    **dict.fromkeys(("use_distributed_sampler", "val_check_interval"), "leave it out"),
-    "check_val_every_n_epoch": "leave it out",  # alpha and the best are decided at its end
-}
+# Trainer arguments that the run sets itself, with what to use instead. Alpha and the best are
+# decided at an epoch's end, and a resumed run goes on within one.
+_CUT = ("fast_dev_run", "limit_train_batches", "limit_val_batches", "max_steps", "max_time")
+_OURS = ("callbacks", "check_val_every_n_epoch", "overfit_batches", "val_check_interval")
+_LOADERS = ("reload_dataloaders_every_n_epochs", "use_distributed_sampler")
+TRAINER_TAKEN = {"logger": "use logger.wandb", "gradient_clip_val": "use optimizer.gradient_clip"}
+TRAINER_TAKEN |= dict.fromkeys(_CUT, "use data.limit, trainer.max_epochs")
+TRAINER_TAKEN |= dict.fromkeys(_OURS + _LOADERS, "leave it out")
 
 
 class ConfigError(ValueError):
@@ -218,6 +217,7 @@ def check_values(config: Config) -> None:
     stride, timm = STRIDES[model.encoder.partition(":")[0]], model.encoder.startswith("timm:")
     no_masks, alone = config.stage != "stage3", not loss.classification
     by_lesion, seen = config.attention.pooling == "lesion", config.augmentation
+    precision = str(values["trainer.precision"])
     untaught: dict[str | None, bool] = {"auroc": alone, "fcn/pixel_ap": no_masks}
     rules = [
         ("data.table", data.table and not table, "only data.name=table reads one"),
@@ -237,7 +237,7 @@ def check_values(config: Config) -> None:
         ("lesions.apart", lesions.apart and (no_masks or not lesions.per_batch), "no mask added"),
         ("checkpoint.monitor", untaught.get(config.checkpoint.monitor), "not learned here"),
         ("run.name", re.search(r"^\.|[/\\]", config.run.name or ""), "expected a folder's name"),
-        ("trainer.precision", "16-true" in str(values["trainer.precision"]), "expected bf16-mixed"),
+        ("trainer.precision", re.search("16-true|64", precision), "expected bf16-mixed"),
         ("trainer.max_epochs", type(epochs) is not int or epochs < 1, "expected a number > 0"),
     ]
     for key, rule in ((key, rule) for key, wrong, rule in rules if wrong):
@@ -313,7 +313,7 @@ def _is_read_as_written(key: str) -> bool:
     """Whether the option's type reads the text itself: to YAML ``off`` is false, 007 a number."""
     kind = OPTIONS.get(key, Option(Any)).kind
     kinds = {*(typing.get_args(kind) or [kind])} - {type(None)}
-    return (kind is not Any and len(kinds) == 1) or key == "trainer.max_time"  # 1:30:00
+    return kind is not Any and len(kinds) == 1
 
 
 if __name__ == "__main__":

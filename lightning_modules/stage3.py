@@ -46,6 +46,11 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         """All; from the masks alone the FCN's only."""
         return self.map_methods if self.classifies else ("fcn",)
 
+    @property
+    def best_map(self) -> str:
+        """The FCN's, if anything teaches it."""
+        return "fcn" if self.loss.lambda_lesion else "pcam"
+
     def unmasked_pass(self, image: Tensor) -> Outputs:
         """As before, with the FCN's output, which weighs the positions where that is wanted.
 
@@ -93,7 +98,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             marked = marked + self.loss.normal_weight * (batch["label"] == 0)
         assert outputs.lesion_scores is not None, "of stage 3's unmasked pass"
         error = LESION_LOSSES[self.loss.lesion]
-        l3 = self.mean_error(error(outputs.lesion_scores, batch["lesion_mask"]), marked)
+        l3 = self.mean_over_ranks(error(outputs.lesion_scores, batch["lesion_mask"]), marked)
         weight = self.loss.lambda_lesion
         if self.classifies:
             l1, l2 = named["l1"], named.get("l2", named["l1"])  # without L2 alpha is 0
@@ -103,7 +108,7 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
             loss = weight * l3 + 0.0 * outputs.logits.sum()
         return {**named, "loss": loss, "l3": l3}, outputs
 
-    def mean_error(self, errors: Tensor, weight: Tensor) -> Tensor:
+    def mean_over_ranks(self, errors: Tensor, weight: Tensor) -> Tensor:
         """Mean of errors (B,) over the images that have a weight (B,), on all ranks together."""
         images = (weight > 0).sum().float()
         if self.training and distributed.is_available() and distributed.is_initialized():

@@ -8,5 +8,3 @@ STAGES: dict[str, type[Stage1Classifier]] = {
     module.stage: module
     for module in (Stage1Classifier, Stage2GuidedAttention, Stage3WeaklySupervised)
 }
-
-__all__ = ["STAGES", "Stage1Classifier", "Stage2GuidedAttention", "Stage3WeaklySupervised"]

@@ -174,21 +174,7 @@ def cells(name: str) -> tuple[float, ...]:
             for gain in gains:
                 nn.init.ones_(gain)
             image = torch.randn(1, 1, _SIDE, _SIDE, requires_grad=True)
-            try:
-                pyramid = net(image)
-                about = net.feature_info.channels(), net.feature_info.reduction()
-                for features, channels, stride in zip(pyramid, *about, strict=True):
-                    sides = (_SIDE // stride, _SIDE // stride)
-                    if features.shape[1] != channels:
-                        raise RuntimeError("channels come last")
-                    if stride > 2 and features.shape[2:] != sides:
-                        raise RuntimeError("features are not of the image's side / stride")
-            except (AssertionError, RuntimeError) as error:
-                raise EncoderError(
-                    f"timm:{name} gives no pyramid of images of any size ({error}). Fix: a "
-                    f"convolutional encoder such as {SUITABLE}."
-                ) from error
-            for level, features in enumerate(pyramid):
+            for level, features in enumerate(_pyramid(net, image, name)):
                 cell = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
                 mixed = (cell * torch.randn_like(cell)).sum()
                 (gradient,) = torch.autograd.grad(mixed, image, retain_graph=True)
@@ -205,6 +191,24 @@ def cells(name: str) -> tuple[float, ...]:
     return tuple(offsets)
 
 
+def _pyramid(net: Any, image: Tensor, name: str) -> list[Tensor]:
+    """A backbone's features; an EncoderError where they are not of the image's side / stride."""
+    try:
+        pyramid: list[Tensor] = net(image)
+        about = net.feature_info.channels(), net.feature_info.reduction()
+        for features, channels, stride in zip(pyramid, *about, strict=True):
+            if features.shape[1] != channels:
+                raise RuntimeError("channels come last")
+            if stride > 2 and features.shape[2:] != (_SIDE // stride, _SIDE // stride):
+                raise RuntimeError("features are not of the image's side / stride")
+    except (AssertionError, RuntimeError) as error:
+        raise EncoderError(
+            f"timm:{name} gives no pyramid of images of any size ({error}). Fix: a "
+            f"convolutional encoder such as {SUITABLE}."
+        ) from error
+    return pyramid
+
+
 def load_weights(encoder: TimmEncoder, file: Path) -> None:
     """Give the backbone published weights: of that very model, all of them, or none."""
     import timm
@@ -212,7 +216,7 @@ def load_weights(encoder: TimmEncoder, file: Path) -> None:
 
     classifier = published(encoder.name).classifier or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    # It tells of each key that a pyramid does not need.
+    # timm logs every key that a pyramid does not need.
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         with torch.random.fork_rng(devices=[]):

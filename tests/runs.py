@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 import torch
 
-from callbacks.checkpoints import load_checkpoint
 from datamodules.files import locked
 from experiments import evaluate, train
+from experiments.runs import read_checkpoint
 
 NAMES = {"stage1": "seed0", "stage2": "seed0", "stage3": "lambda1.0-seed0"}
 
@@ -45,7 +45,7 @@ def run_folder(root: Path, stage: str = "stage1", name: str = "seed0") -> Path:
 
 def same_results(one: Path, other: Path) -> None:
     """Weights, optimiser and logged figures are equal to the last bit; speed may differ."""
-    a, b = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
+    a, b = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other))
     assert a["global_step"] == b["global_step"]
     for kind in ("state_dict", "current_model_state"):  # the average and the latest
         for name, weights in a[kind].items():
@@ -74,7 +74,7 @@ def kill_at_step(
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if last.is_file() and load_checkpoint(last)["global_step"] >= step:
+        if last.is_file() and read_checkpoint(last)["global_step"] >= step:
             break
         time.sleep(0.01)
     os.killpg(process.pid, number)

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from callbacks.checkpoints import RunCheckpoints, load_checkpoint
+from callbacks.checkpoints import RunCheckpoints
 from experiments import command, evaluate
 from experiments.config import ConfigError
-from experiments.runs import resume_point
+from experiments.runs import read_checkpoint, resume_point
 from experiments.training import loop
 from tests.runs import kill_at_step, run_folder
 
@@ -105,7 +105,7 @@ def change(edit):
     """Save ``last`` again with its content edited."""
 
     def save(last):
-        content = load_checkpoint(last)
+        content = read_checkpoint(last)
         edit(content, last)
         torch.save(content, last)
 
@@ -134,7 +134,7 @@ def test_a_damaged_run_is_named_left_alone_and_never_executed(
 ):
     last = run / "checkpoints" / "last.ckpt"
     best = last.with_name("best.ckpt")
-    torch.save({**load_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
+    torch.save({**read_checkpoint(best), "epoch": 2}, best)  # not the first epoch's
     damage(last)
     before = {path: path.read_bytes() for path in run.rglob("*.ckpt")}
     assert trained.again(run, "trainer.max_epochs=4") == 2
@@ -163,7 +163,7 @@ def test_a_lost_best_checkpoint_leads_to_the_last_and_damaged_figures_stop_nothi
     last = run / "checkpoints" / "last.ckpt"
     assert f"or name {last}" in capsys.readouterr().err
     # A kill between the first epoch's two saves: it starts over.
-    torch.save({**load_checkpoint(last), "epoch": 0}, last.with_name("best.ckpt"))
+    torch.save({**read_checkpoint(last), "epoch": 0}, last.with_name("best.ckpt"))
     last.unlink()
     assert resume_point(run) == (None, {})
 
@@ -172,7 +172,7 @@ def test_a_lost_best_checkpoint_leads_to_the_last_and_damaged_figures_stop_nothi
 def test_a_full_disk_keeps_the_save_before(trained, run, capsys):
     """The limit on a file's size stands for the disk's: writing fails in its middle."""
     last = run / "checkpoints" / "last.ckpt"
-    before = load_checkpoint(last)["global_step"]
+    before = read_checkpoint(last)["global_step"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, hard))
     try:
@@ -180,5 +180,5 @@ def test_a_full_disk_keeps_the_save_before(trained, run, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "could not be saved (File too large); the one before" in capsys.readouterr().err
-    assert load_checkpoint(last)["global_step"] == before
+    assert read_checkpoint(last)["global_step"] == before
     assert not list(last.parent.glob("*.partial"))

@@ -48,7 +48,6 @@ VALUES = [
     ("augmentation.enabled", "no", False),
     ("loss.alpha", "1", 1),
     ("trainer.devices", "2", 2),
-    ("trainer.max_time", "1:00:00:00", "1:00:00:00"),
     ("logger.wandb_images", "null", None),
 ]
 
@@ -108,7 +107,9 @@ def test_views_that_are_one_are_refused():
         ("checkpoint.monitor=fcn/pixel_ap", "not learned here"),
         ("loss.lesion=bce", "only stage3 learns from masks"),
         ("trainer.precision=bf16-true", "expected bf16-mixed"),
-        ("trainer.max_steps=5", "use trainer.max_epochs"),
+        ("trainer.max_steps=5", "use data.limit, trainer.max_epochs"),
+        ("trainer.max_time=1:00:00", "use data.limit, trainer.max_epochs"),
+        ("trainer.callbacks=null", "leave it out"),
         ("run.name=../x", "expected a folder's name"),
         # A file: where it is wrong is said, and none of its code is run.
         ("stage: stage1\ndata:\n\tname: x", "not valid YAML"),
@@ -132,7 +133,7 @@ def test_a_wrong_word_or_file_says_what_is_right(write, given, message):
 
 def test_saved_configuration_reads_back_equal(tmp_path):
     words = ["run.name=null-and-off", "logger.wandb=off", "optimizer.learning_rate=1e-05"]
-    words += ["loss.alpha=0.25", "data.root=/Ä ö: #x: y", "trainer.max_time=1:00:00:00"]
+    words += ["loss.alpha=0.25", "data.root=/Ä ö: #x: y"]
     config, path = load_config("stage3", words), tmp_path / "run" / "config.yaml"
     save_config(config, path)
     assert load_config(str(path), []) == config

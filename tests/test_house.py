@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2653,
-    "datamodules/annotations": 1362,
-    "datamodules/phantom": 1239,
-    "lightning_modules": 1748,
-    "callbacks": 671,
-    "experiments": 1838,
-    "experiments/annotation": 1111,
-    "experiments/audit": 619,
-    "experiments/cluster": 534,
-    "experiments/evaluation": 1909,
-    "experiments/prediction": 961,
-    "experiments/reporting": 410,
-    "experiments/training": 705,
+    "datamodules": 2668,
+    "datamodules/annotations": 1365,
+    "datamodules/phantom": 1222,
+    "lightning_modules": 1755,
+    "callbacks": 651,
+    "experiments": 1852,
+    "experiments/annotation": 1121,
+    "experiments/audit": 613,
+    "experiments/cluster": 537,
+    "experiments/evaluation": 1918,
+    "experiments/prediction": 968,
+    "experiments/reporting": 406,
+    "experiments/training": 702,
 }
-PRODUCT, TESTS, FILES = 15_760, 12_170, 114
+PRODUCT, TESTS, FILES = 15_780, 12_200, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -134,6 +134,8 @@ def test_where_the_fcn_weighs_the_positions_the_evidence_adds_up_to_the_score(of
         torch.testing.assert_close(maps["fcn"], probability.view(-1, 1, 1, 1) * lesion)
     assert list(maps) == list(module.map_methods) == list(raw)
     assert module.best_map == "fcn"
+    module.loss.lambda_lesion = 0.0
+    assert module.best_map == "pcam"  # nothing teaches the FCN
 
 
 def test_the_answer_is_the_mean_of_the_views_answers():

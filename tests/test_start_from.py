@@ -89,19 +89,23 @@ def test_another_stage_data_or_network_is_refused(tmp_path, stage, run, words, m
     [
         (["stage1", "stage2", "stage3"], [], ["runs/phantom/stage1/new run"]),
         (["stage1"], ["run.name=old", "seed=1"], ["runs/phantom/stage1/old"]),
-        (["/x/y", "stage1"], ["run.root=a b"], ["/x/y", "a b/phantom/stage1/new run"]),
+        (["x/y", "stage1"], ["run.root=a b"], ["x/y", "a b/phantom/stage1/new run"]),
+        (["stage1", "seed1"], [], "seed1 is no run directory"),
         (["stage1"], ["data.name=mura"], "in runs/mura. Fix: make stage1 DATA=mura, or name"),
         (["stage3"], [], "no trained run in runs/phantom. Fix: make stage3 DATA=phantom"),
     ],
 )
 def test_a_stage_stands_for_its_latest_trained_run(tmp_path, monkeypatch, places, settings, runs):
     monkeypatch.chdir(tmp_path)
-    for age, name in enumerate(["old", "new run"]):
-        for root in ("runs", "a b"):
-            best = tmp_path / root / "phantom" / "stage1" / name / "checkpoints" / "best.ckpt"
-            best.parent.mkdir(parents=True)
-            best.touch()
-            os.utime(best, (1000 + age, 1000 + age))
+    latest = [
+        f"{root}/phantom/stage1/{name}" for name in ("old", "new run") for root in ("runs", "a b")
+    ]
+    for age, run in enumerate(["x/y", *latest]):
+        best = tmp_path / run / "checkpoints" / "best.ckpt"
+        best.parent.mkdir(parents=True)
+        best.touch()
+        (tmp_path / run / "config.yaml").touch()
+        os.utime(best, (1000 + age, 1000 + age))
     (tmp_path / "runs/phantom/stage3/untrained/checkpoints").mkdir(parents=True)
     if isinstance(runs, str):
         with pytest.raises(RunError, match=runs):

@@ -301,6 +301,8 @@ def test_lambda_zero_and_each_seed_are_drawn(tmp_path):
     text = sweeping.describe(asked, table)
     assert "means over seeds" in text
     assert f"best val/fcn/pixel_ap: 0.170 at {LAMBDA}=1" in text
+    table.loc[4, "state"] = "failed"  # the best point lacks a seed: it cannot be compared
+    assert f"best val/fcn/pixel_ap: 0.100 at {LAMBDA}=0.3" in sweeping.describe(asked, table)
 
 
 def test_several_keys_words_an_interval_and_a_single_trial_are_drawn_too(tmp_path):

@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks.checkpoints import load_checkpoint
 from experiments import export, load_run, train
 from experiments import weights as fetch_weights
 from experiments.config import ConfigError, load_config
 from experiments.evaluation.methods import choose, raw_map
 from experiments.prediction.exporting import describe
-from experiments.runs import RunError, check_cells
+from experiments.runs import RunError, check_cells, read_checkpoint
 from experiments.training.pretrained import find_origin, is_non_commercial, weights_file
 from lightning_modules.attention import pcam, peak, upsample
 from lightning_modules.options import Model
@@ -210,7 +209,7 @@ def test_a_run_names_its_weights_and_works_without_them(run, weights, tmp_path, 
     licence = timm.get_pretrained_cfg(TINY).license
     origin = f"tiny.safetensors, licence of timm's own {licence}, SHA-256 {sha}"
     assert load_config(str(folder / "config.yaml"), []).model.weights_origin == origin
-    content = load_checkpoint(folder / "checkpoints" / "best.ckpt")
+    content = read_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert content["hyper_parameters"]["model"]["weights_origin"] == origin
     module = network("stage3", *words())
     check_cells(module, content, folder)

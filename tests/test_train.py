@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from callbacks.checkpoints import load_checkpoint
 from callbacks.confidence import confidence
 from callbacks.panels import CELL_GAP
 from datamodules.phantom import source as phantom
 from experiments import evaluate, train
-from experiments.runs import LOCK, best_row
+from experiments.runs import LOCK, best_row, read_checkpoint
 from experiments.training import loop
 from lightning_modules.stages import STAGES
 from tests.runs import NAMES, hold, kill_at_step, run_folder, same_results
@@ -42,7 +41,7 @@ def test_a_run_leaves_what_the_readme_promises(trained, stage):
     assert table[LOGGED[stage]].notna().all().all()
     assert (run / "config.yaml").is_file()
     assert len(list((run / "panels").glob("*.png"))) == 3
-    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    best = read_checkpoint(run / "checkpoints" / "best.ckpt")
     scores = table["val/auroc"].round(3)
     assert best["epoch"] == scores[scores == scores.max()].index[-1]
     assert best["epoch"] == best_row(run, "val/auroc")["epoch"]
@@ -67,7 +66,7 @@ def test_the_terms_of_the_loss_are_logged_unweighted(trained):
     alpha, l1, l2, l3 = (table[f"train/{name}"] for name in ("alpha", "l1", "l2", "l3"))
     total = (1 - alpha) * l1 + alpha * l2 + l3
     assert table["train/loss"].tolist() == pytest.approx(total.tolist())
-    kept = load_checkpoint(last_of(run))["callbacks"]["Confidence"]
+    kept = read_checkpoint(last_of(run))["callbacks"]["Confidence"]
     assert kept["accuracy"] == pytest.approx(table["val/accuracy"][2])
     assert kept["alpha"] == confidence(kept["accuracy"])
 
@@ -80,12 +79,12 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path):
     run, whole = run_folder(tmp_path, "stage3", NAMES["stage3"]), trained.stage3
     words = ["stage3", f"run.root={tmp_path}", "checkpoint.every_steps=2", *trained.words]
     kill_at_step(words, run, 10)
-    killed = load_checkpoint(last_of(run))
-    assert 10 <= killed["global_step"] < load_checkpoint(last_of(whole))["global_step"]
+    killed = read_checkpoint(last_of(run))
+    assert 10 <= killed["global_step"] < read_checkpoint(last_of(whole))["global_step"]
     assert killed["callbacks"]["Confidence"]["alpha"] != math.exp(-0.5)
     assert train.main([*words, "data.num_workers=2"]) == 0
     same_results(whole, run)
-    kept = [load_checkpoint(last_of(one))["callbacks"].get("Confidence") for one in (run, whole)]
+    kept = [read_checkpoint(last_of(one))["callbacks"].get("Confidence") for one in (run, whole)]
     assert kept[0] == kept[1]
 
 
@@ -100,16 +99,15 @@ def test_a_finished_run_is_kept_protected_and_may_be_extended(
     assert trained.again(run, "data.num_workers=1", "checkpoint.every_minutes=1") == 0
     assert "is finished (3 epochs)" in capsys.readouterr().out
     assert last_of(run).stat().st_mtime_ns == before
-    partial = last_of(run).with_name("last.ckpt.partial")
-    partial.write_bytes(b"cut short by a crash")
-    own = load_checkpoint(last_of(run))["precision"]
+    last_of(run).with_name("last.ckpt.partial").write_bytes(b"cut short by a crash")
+    own = read_checkpoint(last_of(run))["precision"]
     monkeypatch.setattr(
-        loop, "choose_precision", lambda _: {"32-true": "bf16-mixed"}.get(own, "32-true")
+        loop.build, "choose_precision", lambda _: {"32-true": "bf16-mixed"}.get(own, "32-true")
     )
     assert trained.again(run, "trainer.max_epochs=4") == 0
     assert "EXTENDED   from 3 epochs" in capsys.readouterr().out
-    assert not partial.exists()
-    extended = load_checkpoint(last_of(run))
+    assert not [*last_of(run).parent.glob("*.partial")]
+    extended = read_checkpoint(last_of(run))
     assert (extended["epoch"], extended["precision"]) == (3, own)
 
 
@@ -124,7 +122,7 @@ def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, capsys):
         assert trained.again(run, *words, f"trainer.max_epochs={epochs}") == 2
         assert "is of another run (loss.lambda_lesion: 1.0 -> 0.3)" in capsys.readouterr().err
     assert last_of(run).read_bytes() == before
-    torch.save({**load_checkpoint(last_of(run)), "stage": "stage2"}, last_of(run))
+    torch.save({**read_checkpoint(last_of(run)), "stage": "stage2"}, last_of(run))
     assert trained.again(run, *words, "trainer.max_epochs=4") == 2
     assert "is a checkpoint of stage2, not of stage3" in capsys.readouterr().err
 
@@ -157,8 +155,7 @@ def test_evaluate_judges_as_trained(trained, capsys):
     [
         ("stage1 trainer.precision=foo", "trainer"),
         ("stage1 run.root=/sys/runs", "cannot write the run directory /sys/runs"),
-        ("stage3 loss.classification=false lesions.count=0", "classification=false needs lesion"),
-        ("stage3 attention.pooling=lesion lesions.count=0", "pooling=lesion needs lesion masks"),
+        ("stage3 lesions.count=0 lesions.per_batch=0", "stage 3 learns from lesion masks of train"),
         ("stage1 data.batch_size=500", "data.batch_size"),
     ],
 )
@@ -203,7 +200,7 @@ def test_masks_alone_train_without_confidence(trained, tmp_path, capsys):
     summary = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
     assert {"accuracy", "masked_accuracy", "pcam/hit", "gradcam/hit"}.isdisjoint(summary)
     assert summary["fcn/pixel_ap"] > 0
-    states = load_checkpoint(run / "checkpoints" / "best.ckpt")["callbacks"]
+    states = read_checkpoint(run / "checkpoints" / "best.ckpt")["callbacks"]
     assert "Confidence" not in states
     assert states["RunCheckpoints"]["best"] == pytest.approx(table["val/fcn/pixel_ap"][0])
     panel = cv2.imread(str(run / "panels" / "epoch_001.png"))
@@ -215,7 +212,7 @@ def test_cross_fitting_judges_what_was_left_out(trained, tmp_path, capsys):
     words += ["trainer.max_epochs=1", "optimizer.average_epochs=0"]
     assert train.main(["stage3", f"run.root={tmp_path}", *words]) == 0
     run = run_folder(tmp_path, "stage3", f"{NAMES['stage3']}-fold1")
-    assert "current_model_state" not in load_checkpoint(last_of(run))
+    assert "current_model_state" not in read_checkpoint(last_of(run))
     assert evaluate.main([str(run), "--split", "left_out"]) == 0
     summary = json.loads((run / "evaluation" / "left_out" / "summary.json").read_text())
     assert summary["lesions"] > 0
@@ -228,9 +225,9 @@ def test_stage_2_starts_from_stage_1_and_only_once(trained, tmp_path):
     words = ["stage2", f"run.root={tmp_path}", f"model.init_from={start}", *trained.words]
     words += ["optimizer.learning_rate=1e-9"]  # stays where it starts
     assert train.main([*words, "trainer.max_epochs=1"]) == 0
-    weights = load_checkpoint(start / "checkpoints" / "best.ckpt")["state_dict"]
+    weights = read_checkpoint(start / "checkpoints" / "best.ckpt")["state_dict"]
     run = run_folder(tmp_path, "stage2")
-    started = load_checkpoint(last_of(run))["state_dict"]
+    started = read_checkpoint(last_of(run))["state_dict"]
     for name in ("encoder.stem.0.weight", "fc.weight"):
         torch.testing.assert_close(started[name], weights[name], atol=1e-6, rtol=0)
     shutil.rmtree(start)

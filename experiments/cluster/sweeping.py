@@ -292,12 +292,15 @@ def describe(asked: Sweep, table: pd.DataFrame) -> str:
     text = f"figures on val, of each run's best epoch:\n{rows.to_string(index=False)}"
     done, keys = table[table["state"] == "done"], [key for key in asked.swept if key != "seed"]
     if keys and len(done):
+        # Points that lack a seed cannot be compared with the others.
+        trained = done.groupby(keys, dropna=False)[asked.metric].transform("size")
+        done = done[trained == trained.max()]
         means = done.groupby(keys, as_index=False, dropna=False)[asked.metric].mean()
         if "seed" in asked.swept:
             rounded = means.round({asked.metric: 3}).to_string(index=False)
             text += f"\n\nmeans over seeds:\n{rounded}"
         scores = means[asked.metric]
-        best = means.loc[scores.idxmax() if asked.maximize else scores.idxmin()]
-        words = "  ".join(f"{key}={best[key]}" for key in keys)
-        text += f"\n\nbest {asked.metric}: {best[asked.metric]:.3f} at {words}"
+        best = scores.idxmax() if asked.maximize else scores.idxmin()
+        words = "  ".join(f"{key}={means.at[best, key]}" for key in keys)
+        text += f"\n\nbest {asked.metric}: {scores[best]:.3f} at {words}"
     return text

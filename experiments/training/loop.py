@@ -25,17 +25,7 @@ from callbacks.panels import MapPanels
 from callbacks.progress import EpochProgress
 from datamodules.index import DataError, summarise
 from datamodules.radiographs import RadiographDataModule
-from experiments import runs
-from experiments.build import (
-    build_data,
-    build_module,
-    choose_device,
-    choose_precision,
-    describe_device,
-    resolve,
-    seen_at,
-    slurm_fault,
-)
+from experiments import build, runs
 from experiments.command import BY_CTRL_C
 from experiments.config import Config, ConfigError, run_directory, save_config
 from experiments.training.preemption import StopRequest, is_first_rank, leave
@@ -50,25 +40,23 @@ MASKS_ALONE = {"train/loss": "loss", "val/fcn/hit": "fcn hit", "val/fcn/pixel_ap
 def train(config: Config, data_only: bool, stop: StopRequest) -> int:
     """Prepare the data, then train or resume the run of ``config``; return the exit status."""
     quiet_known_warnings()
-    if not data_only and (fault := slurm_fault(config.trainer)):
+    if not data_only and (fault := build.slurm_fault(config.trainer)):
         raise ConfigError(fault)
-    data = build_data(config)
-    resolve(config, data)
+    data = build.build_data(config)
+    build.resolve(config, data)
     data.prepare_data()
     data.setup()
+    if config.stage == "stage3" and not len(data.lesion_rows):
+        raise DataError(
+            "stage 3 learns from lesion masks of train, and there are none. Fix: lesions.path or a "
+            "table's column mask, and lesions.count above 0; or stage 2, which needs none."
+        )
     if data_only:
         lines = [*describe_data(data), f"cache  {data.cache_folder}"]
         if config.model.weights == IMAGENET:
             lines.append(f"weights  {fetch(config.model.encoder)}")
         print("\n".join(lines))
         return 0
-    alone, by_lesion = not config.loss.classification, config.attention.pooling == "lesion"
-    if (alone or by_lesion) and not len(data.lesion_rows):
-        key = "loss.classification=false" if alone else "attention.pooling=lesion"
-        raise DataError(
-            f"{key} needs lesion masks of train to learn from, and there are none. Fix: give some "
-            "by lesions.path, and lesions.count above 0."
-        )
     folder = run_directory(config)
     config.model.weights_origin = find_origin(config.model, folder)
     if not is_first_rank():
@@ -88,19 +76,13 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         # Not before: paths may differ from those that the run began with, the data may not.
         save_config(config, folder / "config.yaml")
     if resume and runs.epochs_done(checkpoint) >= config.trainer["max_epochs"]:
-        runs.check_network(build_module(config, data), checkpoint, resume)
+        runs.check_network(build.build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
-        print(f"{folder} is finished ({runs.epochs_done(checkpoint)} epochs).")
-        # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
-        if os.environ.get(SWEEP) and (remote := start_wandb(config, folder)):
-            remote.summarise(runs.best_row(folder, monitor(config)))
-            remote.close(failed=False)
-        print_results(config, folder)
-        return 0
+        return report_finished(folder, config, runs.epochs_done(checkpoint))
 
     seed_everything(config.seed, verbose=False)
     trainer = build_trainer(config, folder, callbacks, checkpoint.get("precision"))
-    module = build_module(config, data).to(memory_format=torch.channels_last)
+    module = build.build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
     else:
@@ -138,6 +120,17 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     return 0
 
 
+def report_finished(folder: Path, config: Config, epochs: int) -> int:
+    """Print the results of a run that has ended before, and give them to a sweep's agent."""
+    print(f"{folder} is finished ({epochs} epochs).")
+    # W&B's agent, if it asked for the run, has begun a run of its own that would stay empty.
+    if os.environ.get(SWEEP) and (remote := start_wandb(config, folder)):
+        remote.summarise(runs.best_row(folder, monitor(config)))
+        remote.close(failed=False)
+    print_results(config, folder)
+    return 0
+
+
 def check_checkpoint(
     checkpoint: dict[str, Any],
     path: Path,
@@ -164,9 +157,10 @@ def build_trainer(
 ) -> Trainer:
     """Lightning's Trainer of ``trainer.*``, without loggers; ``precision`` is a resumed run's."""
     given = dict(config.trainer)
-    given["precision"] = given["precision"] or precision or choose_precision(given["accelerator"])
+    known = given["precision"] or precision
+    given["precision"] = known or build.choose_precision(given["accelerator"])
     if given["accelerator"] == "auto":
-        given["accelerator"] = choose_device().type
+        given["accelerator"] = build.choose_device().type
     if given.get("sync_batchnorm") and given["accelerator"] == "cpu":
         raise ConfigError("trainer.sync_batchnorm: only on GPUs. Fix: leave it out on this machine")
     is_timm = config.model.encoder.startswith("timm:")
@@ -230,15 +224,17 @@ def describe_start(
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
     together = data.batch_size * ranks
+    start = config.model.init_from or ""
+    notes = build.open_run(Path(start)).unfinished if start and not checkpoint else []
     normalised = f"each rank's own {data.batch_size}"
     if config.trainer.get("sync_batchnorm"):
         normalised = f"all {together}"
     lines = [
         f"decision-basis  {config.stage} on {config.data.name}, seed {config.seed}",
-        f"device     {describe_device(device)}, precision {trainer.precision}"
+        f"device     {build.describe_device(device)}, precision {trainer.precision}"
         + ", convolutions in TF32" * rounded,
         f"network    {type(module).__name__}, {weights:.2f} million weights, "
-        f"{', '.join(map(str, sorted(seen_at(config))))} px",
+        f"{', '.join(map(str, sorted(build.seen_at(config))))} px",
         f"batch      {data.batch_size} a rank x {ranks} rank{'s' * (ranks > 1)} "
         + f"x {batches} batches a step " * (batches > 1)
         + f"= {together * batches} images a step",
@@ -247,7 +243,7 @@ def describe_start(
         *[f"BatchNorm  over {normalised} images"] * (ranks > 1),
         *describe_data(data),
         *[f"learned    {len(data.lesion_rows)} of train's masks"] * (config.stage == "stage3"),
-        *[f"starts     from {config.model.init_from}"] * bool(config.model.init_from),
+        *[f"starts     from {', '.join([start, *notes])}"] * bool(start),
         *[f"weights    {config.model.weights_origin}"] * bool(config.model.weights_origin),
         f"W&B        {wandb_mode(config.logger.wandb)}",
         f"run        {run_directory(config)}",
@@ -303,7 +299,7 @@ def quiet_known_warnings() -> None:
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*srun.* command is available.*",  # slurm_fault has looked at the job, if there is one
-        ".*does not have many workers.*",  # chosen from the cores, see build.default_workers
+        ".*does not have many workers.*",  # chosen from the cores, see batches.default_workers
         ".*dataloader is not resumable.*",  # the data module restores its position itself
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6.6 against torch >= 2.14
         ".*It is recommended to use `self.log.*sync_dist.*",  # figures are of all ranks already

@@ -1,8 +1,9 @@
 """Asked to stop by USR1 (a time limit or a preemption is near) or SIGTERM, and requeued.
 
-Only the standard library is imported: the handlers must stand before anything that takes seconds,
-since a USR1 without one kills a task, and stay to the end, where one would make a finished job
-fail. Lightning's own handler saves inside the signal handler and may lose the save (issue 21406).
+Only the standard library is imported: the handlers must be in place before any slow import, since
+an unhandled USR1 kills the task, and stay until the process ends, since one at shutdown would fail
+a finished job.
+Lightning's own handler saves inside the signal handler and may lose the save (issue 21406).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def leave(number: int, saved: str) -> int:
 
 def is_first_rank() -> bool:
     """Whether this process speaks for all, as far as the environment tells."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # srun's shell hands the last one on
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")  # srun's shell hands on the third
     return next((os.environ[name] for name in names if os.environ.get(name)), "0") == "0"
 
 

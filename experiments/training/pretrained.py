@@ -22,7 +22,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # as the hub calls them, the
 
 
 def give_weights(module: Stage1Classifier, config: Config, data: RadiographDataModule) -> None:
-    """Let a fresh network start from another run or from published weights, if it is told to."""
+    """Let a fresh network start from another run or from published weights, if asked to."""
     if config.model.init_from:
         start_from(module, config, data)
     elif config.model.weights:
@@ -89,7 +89,7 @@ def find_origin(model: Model, folder: Path) -> str | None:
             if not (saved or model.init_from):
                 raise
     if model.init_from and not saved:
-        with contextlib.suppress(ValueError):  # said where the weights are needed
+        with contextlib.suppress(ValueError):  # reported where the weights are needed
             content = read_checkpoint(find_checkpoint(Path(model.init_from))[1])
             saved = content["hyper_parameters"]["model"].get("weights_origin")
     if model.init_from and given not in (None, saved):

@@ -21,10 +21,10 @@ ANSWER_SECONDS, UPLOAD_SECONDS = 30.0, 60.0
 SWEEP = "WANDB_SWEEP_ID"  # W&B's sweep agent sets it for the process that it starts
 
 
-def patient(method: Callable[..., None]) -> Callable[..., None]:
+def forgiving(method: Callable[..., None]) -> Callable[..., None]:
     """The method of a logger that gives up on W&B, with one line, when its service dies."""
 
-    def attempt(self: PatientWandbLogger, *args: Any, **kwargs: Any) -> None:
+    def attempt(self: ForgivingWandbLogger, *args: Any, **kwargs: Any) -> None:
         try:
             if not self.gave_up:
                 method(self, *args, **kwargs)
@@ -36,20 +36,20 @@ def patient(method: Callable[..., None]) -> Callable[..., None]:
     return attempt
 
 
-class PatientWandbLogger(WandbLogger):
-    """Lightning's logger, made so that nothing that befalls W&B stops a training."""
+class ForgivingWandbLogger(WandbLogger):
+    """Lightning's logger, but no failure of W&B ends a training."""
 
     gave_up = False
-    log_metrics = patient(WandbLogger.log_metrics)
-    log_image = patient(WandbLogger.log_image)
-    finalize = patient(WandbLogger.finalize)
+    log_metrics = forgiving(WandbLogger.log_metrics)
+    log_image = forgiving(WandbLogger.log_image)
+    finalize = forgiving(WandbLogger.finalize)
 
-    @patient
+    @forgiving
     def summarise(self, row: dict[str, float]) -> None:
         """Let W&B show and judge this run by its best epoch, not by its last."""
         self.experiment.summary.update({k: v for k, v in row.items() if k.startswith("val/")})
 
-    @patient
+    @forgiving
     def close(self, failed: bool, preempted: bool = False) -> None:
         """Write out and close the run; a preempted one is expected back."""
         if preempted:
@@ -76,7 +76,7 @@ def wandb_mode(wanted: str) -> str:
     return {"offline": "offline", "disabled": "off"}.get(os.environ.get("WANDB_MODE", ""), usual)
 
 
-def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLogger | None:
+def start_wandb(config: Config, folder: Path, mode: str = "") -> ForgivingWandbLogger | None:
     """The logger of the run directory's own W&B run; None where W&B is off.
 
     W&B gets the configuration and figures, of paths the last name, nothing of the machine. In a
@@ -131,4 +131,4 @@ def start_wandb(config: Config, folder: Path, mode: str = "") -> PatientWandbLog
     # A resumed run logs steps that W&B has seen: its own step counter would drop them.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return PatientWandbLogger(experiment=run, save_dir=str(folder))
+    return ForgivingWandbLogger(experiment=run, save_dir=str(folder))

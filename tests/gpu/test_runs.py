@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from callbacks.checkpoints import load_checkpoint
+from experiments.runs import read_checkpoint
 from tests.runs import kill_at_step, run_folder, same_results, tiny_words
 
 pytestmark = pytest.mark.gpu
@@ -48,9 +48,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(words, uninterrupted, tmp_pat
     whole, random_operations = uninterrupted
     words = [*words, f"run.root={tmp_path}", "checkpoint.every_steps=1"]
     resumed = run_folder(tmp_path, "stage3", NAME)
-    steps = load_checkpoint(whole / "checkpoints" / "last.ckpt")["global_step"]
+    steps = read_checkpoint(whole / "checkpoints" / "last.ckpt")["global_step"]
     kill_at_step(words, resumed, steps // EPOCHS + 1)
-    assert load_checkpoint(resumed / "checkpoints" / "last.ckpt")["global_step"] < steps
+    assert read_checkpoint(resumed / "checkpoints" / "last.ckpt")["global_step"] < steps
     run("train", *words)
     record_property("not deterministic", ", ".join(random_operations) or "nothing")
     if not random_operations:
