@@ -190,8 +190,9 @@ def _fill(
         examples = "\n  ".join([f"{len(lost)} images cannot be read:", *lost["error"][:5]])
         if on_unreadable == "error":
             raise DataError(f"{examples}\nFix: replace them, or set data.unreadable=skip")
-        if lost["error"].str.contains("Permission denied|pip install").any():  # no file's own fault
-            raise DataError(examples)
+        here = lost["error"][lost["error"].str.contains("Permission denied|pip install")]
+        if len(here):  # no fault of the file: once mended it must be read
+            raise DataError(f"{len(here)} images cannot be read here:\n  {here.iloc[0]}")
         log.warning("left out (all in unreadable.csv in the cache): %s", examples)
         lost.rename(columns={"error": "reason"}).to_csv(folder / "unreadable.csv", index=False)
     kept = np.flatnonzero(rows["error"] == "")

@@ -152,9 +152,10 @@ def _cells(header: Dataset, path: Path) -> np.ndarray:
         decoder = None
     if not decoder or not decoder.is_available:
         named = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
+        install = "pip install 'decision-basis[dicom]', or " * bool(decoder)
         raise DataError(
-            f"{path}: its pixels are compressed ({named}), and no package reads them. Fix: pip "
-            "install 'decision-basis[dicom]', or convert the file to Explicit VR Little Endian"
+            f"{path}: its pixels are compressed ({named}), and no package reads them. Fix: "
+            f"{install}convert the file to Explicit VR Little Endian"
         )
     frame = b""
     row = header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8

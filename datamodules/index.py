@@ -168,9 +168,9 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
             f"separator ({separator!r}) in quotes"
         ) from error
     rows.index += 2 + told
-    lines = rf"\n(?:[^\n]*{separator}){{{len(rows.columns) - 1}}}"  # a quote that another row ends
-    swallowed = rows.apply(lambda fields: fields.astype(str).str.contains(lines)).any(axis=1)
-    if len(rows.columns) > 1 and swallowed.any():
+    fields = len(rows.columns) - 1
+    swallowed = rows.map(lambda text: _holds_rows(str(text), separator, fields)).any(axis=1)
+    if swallowed.any():
         what = "its quote ends in another row. Fix: double the quotes within a text"
         raise DataError(f"{csv}, row {swallowed.idxmax()}: {what}")
     rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
@@ -182,6 +182,12 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
     for name in rows.columns.intersection(["image", "mask"]):
         rows[name] = rows[name].str.replace("\\", "/", regex=False)
     return rows[(rows != "").any(axis=1)]
+
+
+def _holds_rows(text: str, separator: str, fields: int) -> bool:
+    """Whether a field's further lines are rows of a table with images; a report's are not."""
+    lines = (line for line in text.split("\n")[1:] if line.count(separator) >= fields > 0)
+    return any(re.search(r"(?i)\.(png|jpe?g|dcm|dicom)\b", line) for line in lines)
 
 
 def check_rows(csv: Path, rows: pd.DataFrame, checks: Mapping[str, pd.Series]) -> None:

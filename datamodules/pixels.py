@@ -10,9 +10,10 @@ import simplejpeg
 
 from datamodules.index import DataError
 
-JPEG, PROGRESSIVE = b"\xff\xd8\xff", b"\xff\xc2\0"
-# A scan's header and its last fields, which some phones leave at 0: all others mean 0, 63, 0.
-SCAN = re.compile(rb"(\xff\xda\0(?:\x08\x01..|\x0c\x03.{6}|\x0e\x04.{8}))...", re.DOTALL)
+JPEG = b"\xff\xd8\xff"
+PROGRESSIVE = re.compile(rb"\xff[\xc2\xca]\0")
+# A scan's header and its last fields, where some phones write 0, 0, 0: all others mean 0, 63, 0.
+SCAN = re.compile(rb"(\xff\xda\0(?:\x08\x01..|\x0c\x03.{6}|\x0e\x04.{8}))\0\0\0", re.DOTALL)
 # Larger files are refused before they are read, images of more pixels before they are decoded: a
 # header of a hundred bytes may claim gigabytes. Long films stitched together stay below both.
 MOST_BYTES, MOST_PIXELS = 2**28, 2**26
@@ -36,7 +37,7 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 
 def strict_jpeg(data: bytes) -> np.ndarray:
     """Grey of a JPEG, ``(H, W)``; a ValueError where libjpeg only warns, and fills it with grey."""
-    if PROGRESSIVE not in data:
+    if not PROGRESSIVE.search(data):
         data = SCAN.sub(b"\\1\0\x3f\0", data)
     return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
 

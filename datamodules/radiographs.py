@@ -229,7 +229,7 @@ class RadiographDataModule(LightningDataModule):
             " labels, splits or masked images: its train images may be judged here)",
             "image_hash": f"{self.root}: the images {since}",
             "mask_hash": f"{masks}: the lesion masks {since}",
-            "learned_hash": f"{masks}: other masks are learned (body parts are taken in turn)",
+            "learned_hash": f"{masks}: other masks would be learned (the body parts changed)",
         }
         for name, what in changes.items():
             if trained_on.get(name, own := getattr(self, name)) != own:
@@ -310,6 +310,6 @@ class RadiographDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             # Its own generator: starting a loader would otherwise move the one dropout draws from.
             generator=torch.Generator(),
-            # Python 3.14's default would copy the cache to each worker, which signals then kill.
+            # Python 3.14's default would copy the cache to each worker, and signals kill those.
             multiprocessing_context="fork" if self.num_workers and on_linux else None,
         )

@@ -129,7 +129,7 @@ def list_folders(root: Path) -> pd.DataFrame:
     files = {}
     for name in (*FOLDERS, MASKS):  # links, too, also broken ones; no hidden files
         found = list_files(root / name, "") if (root / name).is_dir() else []
-        files[name] = [path.relative_to(root / name).as_posix() for path in found]
+        files[name] = sorted(path.relative_to(root / name).as_posix() for path in found)
         full = [f"{root / name}/{path}" for path in files[name]]
         if odd := [path for path in full if path != path.encode(errors="ignore").decode()]:
             raise DataError(
@@ -229,7 +229,7 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
         f"{{path}} has an unknown label. Fix: {labels}": ~label.isin(LABELS),
         "{path} is in no patient's folder. Fix: put it into one, or take it out": flat,
         "{path} has no patient. Fix: fill it in": blank["patient"],
-        "{path} has a rounded number for a patient. Fix: numbers as text": rounded,
+        "{path} has a patient that a spreadsheet rounded. Fix: export them as text": rounded,
         "{path} has no known split. Fix: train, val or test, in all rows or in none": no_split,
         "{path} has unknown hardware. Fix: 0, 1 or nothing": ~rows["hardware"].isin(HARDWARE),
     }
@@ -263,8 +263,8 @@ def check_kinds(source: Path, rows: pd.DataFrame, people: str) -> None:
     plain = rows["patient"].str.normalize("NFKC").str.casefold().str.removesuffix(".0")
     plain = plain.str.replace(r"^0+(?=\d+$)", "", regex=True).str.split().str.join(" ")
     other = rows["patient"].groupby(plain).transform("first")
-    twice = "{path} has a patient whose name is also spelt otherwise (case, accents, blanks, zeros "
-    twice += "in front, .0 at the end), so that splits would part them. Fix: one spelling"
+    twice = "{path} has a patient whose name is also spelt otherwise (case, Unicode form, blanks, "
+    twice += "zeros in front, .0 at the end), so that splits would part them. Fix: one spelling"
     check_rows(source, rows, {twice: rows["patient"] != other})
     if rows["patient"].nunique() < len(SPLITS):
         what = f"{rows['patient'].nunique()} {people}: too few to be kept apart in three splits"

@@ -83,14 +83,8 @@ class Run:
 
     @cached_property
     def unfinished(self) -> list[str]:
-        """A note where the run has epochs before it, or where nobody can tell."""
-        last, epochs = self.folder / "checkpoints" / "last.ckpt", self.config.trainer["max_epochs"]
-        try:
-            done = runs.epochs_done(read_checkpoint(last, ("loops",)))
-        except (OSError, ValueError, KeyError):
-            return [f"{LOST}: whether training had ended is not known"]
-        half = f"{HALF}: {done} of {epochs} epochs are trained; the same command goes on"
-        return [half] if done < epochs else []
+        """As :func:`unfinished`."""
+        return unfinished(self.folder, self.config.trainer["max_epochs"])
 
     def results(self, split: str) -> Path:
         """The folder of an evaluation's results; a checkpoint other than the best has its own."""
@@ -116,6 +110,17 @@ class Run:
                 found[self.results(split) / "summary.json"] = summary
         newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
         return (found[newest], newest) if newest else None
+
+
+def unfinished(run: Path, epochs: int = 0) -> list[str]:
+    """A note where a run has epochs before it (0: of those it planned), or nobody can tell."""
+    try:
+        last = read_checkpoint(run / "checkpoints" / "last.ckpt", ("loops", "max_epochs"))
+        done, epochs = runs.epochs_done(last), epochs or last["max_epochs"]
+    except (OSError, ValueError, KeyError):
+        return [f"{LOST}: whether training had ended is not known"]
+    half = f"{HALF}: {done} of {epochs} epochs are trained; the same command goes on"
+    return [half] if done < epochs else []
 
 
 def open_run(

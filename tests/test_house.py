@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2668,
+    "datamodules": 2677,
     "datamodules/annotations": 1365,
     "datamodules/phantom": 1222,
     "lightning_modules": 1755,
     "callbacks": 651,
-    "experiments": 1852,
-    "experiments/annotation": 1121,
+    "experiments": 1857,
+    "experiments/annotation": 1122,
     "experiments/audit": 613,
-    "experiments/cluster": 537,
-    "experiments/evaluation": 1918,
-    "experiments/prediction": 968,
+    "experiments/cluster": 536,
+    "experiments/evaluation": 1919,
+    "experiments/prediction": 967,
     "experiments/reporting": 406,
-    "experiments/training": 702,
+    "experiments/training": 704,
 }
-PRODUCT, TESTS, FILES = 15_780, 12_200, 114
+PRODUCT, TESTS, FILES = 15_800, 12_230, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from experiments.annotation.matching import ImageFinder
+from experiments.annotation.matching import ImageFinder, other_folder
 from tests.lesion_files import BOX, ONE, PIXELS, coco_of, image, voc
 
 DIGITS = "0123456789abcdef0123456789abcdef"
@@ -41,6 +41,20 @@ FOUR = image(4)
 )
 def test_the_strictest_rule_that_fits_decides(tmp_path, kind, name, places):
     assert ImageFinder(SETS[kind], tmp_path).find(name) == [SETS[kind][n] for n in places]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("batch2/1.png", "batch2"),
+        ("x/batch1/1.png", ""),
+        ("train/1.png", ""),
+        ("1.png", ""),
+        ("batch1_1.png", ""),
+    ],
+)
+def test_a_folder_that_differs_in_a_number_is_told(name, folder):
+    assert other_folder(name, "films/batch1/1.png") == folder
 
 
 def test_an_image_at_the_top_takes_no_other_folders_name(tmp_path):

@@ -97,6 +97,11 @@ def test_what_is_wrong_with_a_csv_is_named(read, text, encoding, message):
         read(text, encoding)
 
 
+def test_a_text_of_several_lines_is_no_row(read):
+    rows = read('sep=,\nimage,mask\na.png,"fell;\nno fracture, no effusion, or so"\nb.png,\n')
+    assert rows["image"].to_dict() == {3: "a.png", 4: "b.png"}
+
+
 def test_the_first_wrong_row_and_missing_files_are_named(read):
     rows = read("image,mask\na,\n{b},x\n,\n{b},\n")
     checks = {"never": rows["image"] == "q", "{image!r} of {mask}": rows["image"] == "{b}"}

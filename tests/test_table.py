@@ -51,7 +51,7 @@ MISTAKES = [
     ("1,Doe0", "1,NaN", {}, r"row 3: p0/1\.png has no patient\. Fix: fill it in"),
     ("1,Doe0", "1,doe0", {}, r"row 3: p0/1\.png has a patient whose name is also spelt otherwise"),
     ("1,Doe0", "1,Doe\uff10", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
-    ("1,Doe0", '1,"1,2E+12"', {}, r"row 3: p0/1\.png has a rounded number for a patient\. Fix"),
+    ("1,Doe0", '1,"1,2E+12"', {}, r"row 3: p0/1\.png has a patient that a spreadsheet rounded\."),
     (ROW, f'"{ROW}\n{ROW}"', {}, r"row 3: its quote ends in another row\. Fix: double the quotes"),
     ("1,Doe0", "1,Doe0.0", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
     (ROW, ROW.replace("train", "dev"), {}, r"row 3: p0/1\.png has no known split\. Fix: train, "),

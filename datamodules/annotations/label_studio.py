@@ -112,8 +112,8 @@ def _regions(task: dict[str, Any], raters: dict[str, str]) -> list[Region]:
         if who is None and len(kept) > 1:  # not named, but not one person's either
             who = f"annotation {number}"
         rater = "" if who is None else raters.setdefault(str(who), f"rater {len(raters) + 1}")
-        if rater and results:
-            check(rater not in seen, "was annotated twice by one person; keep one")
+        if rater and any(_kind(one) in DRAWN for one in results):
+            check(rater not in seen, "was annotated twice by one person; join them or keep one")
             seen.add(rater)
         # Beside Rectangle, Labels are a result of their own, of the same id.
         apart = {one.get("id"): _labels("", one) for one in results if one.get("type") == "labels"}

@@ -21,7 +21,7 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, d
 from datamodules.decode import upright_size
 from datamodules.index import DataError
 from experiments.annotation.checks import check_mark, check_mask, check_size
-from experiments.annotation.matching import ImageFinder
+from experiments.annotation.matching import ImageFinder, other_folder
 
 # Names of images that may be meant, shown in a message.
 SHOWN = 3
@@ -194,7 +194,7 @@ class Import:
             with self._catch("other size", marked.where, image):
                 note = check_size(marked, size, self.finder.root / image)
                 notes += filter(None, (note, marked.note))
-                if folder := self.finder.other_folder(marked.name, image):
+                if folder := other_folder(marked.name, image):
                     notes.append(f"only its name fits: the file says {folder}/")
                 for mark in marked.marks:
                     if (first := listed.setdefault(mark.rater, marked)) is not marked:

@@ -97,12 +97,6 @@ class ImageFinder:
         # Where they disagree, neither is certain.
         return sorted({*mapped, *(own if len(own) == 1 else [])}) if mapped else own
 
-    def other_folder(self, name: str, image: str) -> str:
-        """The folder of ``name`` if ``image`` is in none of this name, else ""."""
-        *_, folder, _ = ("", *_STORAGE.sub("", name).split("/"))
-        within = {_flat(part) for part in (self.root / image).parts}
-        return "" if self._mapping or _flat(folder) in {"", *within} else folder
-
     def _find_own(self, name: str) -> list[str]:
         for variant in _variants(name):
             for level, given in _keys(variant):
@@ -127,6 +121,13 @@ def read_mapping(csv: Path) -> dict[str, str]:
     }
     check_rows(csv, rows, checks)
     return dict(zip(rows["name"], rows["image"], strict=True))
+
+
+def other_folder(name: str, image: str) -> str:
+    """The folder that ``name`` says, if it is the image's own but for a number; else ""."""
+    said, own = (path.rpartition("/")[0].rpartition("/")[2] for path in (name, image))
+    alike = re.sub(r"\d+", "0", said) == re.sub(r"\d+", "0", own)
+    return said if alike and said != own else ""
 
 
 def _keys(path: str) -> list[Key]:

@@ -292,15 +292,14 @@ def describe(asked: Sweep, table: pd.DataFrame) -> str:
     text = f"figures on val, of each run's best epoch:\n{rows.to_string(index=False)}"
     done, keys = table[table["state"] == "done"], [key for key in asked.swept if key != "seed"]
     if keys and len(done):
-        # Points that lack a seed cannot be compared with the others.
-        trained = done.groupby(keys, dropna=False)[asked.metric].transform("size")
-        done = done[trained == trained.max()]
-        means = done.groupby(keys, as_index=False, dropna=False)[asked.metric].mean()
+        groups = done.groupby(keys, as_index=False, dropna=False)[asked.metric]
+        means, count = groups.mean(), groups.size()["size"]
         if "seed" in asked.swept:
-            rounded = means.round({asked.metric: 3}).to_string(index=False)
+            rounded = means.round({asked.metric: 3}).assign(seeds=count).to_string(index=False)
             text += f"\n\nmeans over seeds:\n{rounded}"
-        scores = means[asked.metric]
+        scores = means[asked.metric][count == count.max()]  # others cannot be compared
         best = scores.idxmax() if asked.maximize else scores.idxmin()
         words = "  ".join(f"{key}={means.at[best, key]}" for key in keys)
-        text += f"\n\nbest {asked.metric}: {scores[best]:.3f} at {words}"
+        of = f" (of points with {count.max()} seeds)" * bool(count.min() < count.max())
+        text += f"\n\nbest {asked.metric}: {scores[best]:.3f} at {words}{of}"
     return text

@@ -212,9 +212,8 @@ def describe(trained: Trained) -> dict[str, Any]:
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
     summary, data = trained.run.summary("test") or {}, trained.run.config.data
-    notes = [
-        note for note in trained.notes if "THRESHOLD" not in note
-    ]  # the card has its own words
+    # Of thresholds the card speaks in its own words.
+    notes = [note for note in trained.notes if "THRESHOLD" not in note]
     notes += summary.get("notes", [])
     machine = summary.get("run", str(trained.run.folder))
     names = {key: figure_name(key.removeprefix("tuned/")).phrase for key in OF_IMAGES}

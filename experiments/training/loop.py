@@ -225,7 +225,9 @@ def describe_start(
     ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
     together = data.batch_size * ranks
     start = config.model.init_from or ""
-    notes = build.open_run(Path(start)).unfinished if start and not checkpoint else []
+    notes = (
+        build.unfinished(runs.find_checkpoint(Path(start))[0]) if start and not checkpoint else []
+    )
     normalised = f"each rank's own {data.batch_size}"
     if config.trainer.get("sync_batchnorm"):
         normalised = f"all {together}"
