@@ -11,7 +11,6 @@ import simplejpeg
 from datamodules.index import DataError
 
 JPEG = b"\xff\xd8\xff"
-PROGRESSIVE = re.compile(rb"\xff[\xc2\xca]\0")
 # A scan's header and its last fields, where some phones write 0, 0, 0: all others mean 0, 63, 0.
 SCAN = re.compile(rb"(\xff\xda\0(?:\x08\x01..|\x0c\x03.{6}|\x0e\x04.{8}))\0\0\0", re.DOTALL)
 # Larger files are refused before they are read, images of more pixels before they are decoded: a
@@ -37,9 +36,11 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 
 def strict_jpeg(data: bytes) -> np.ndarray:
     """Grey of a JPEG, ``(H, W)``; a ValueError where libjpeg only warns, and fills it with grey."""
-    if not PROGRESSIVE.search(data):
+    try:
+        return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
+    except ValueError:
         data = SCAN.sub(b"\\1\0\x3f\0", data)
-    return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
+        return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
 
 
 def window_16bit(pixels: np.ndarray) -> tuple[np.ndarray, str]:

@@ -25,7 +25,7 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2677,
+    "datamodules": 2680,
     "datamodules/annotations": 1365,
     "datamodules/phantom": 1222,
     "lightning_modules": 1755,
