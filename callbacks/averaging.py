@@ -50,8 +50,8 @@ class AveragedWeights(WeightAveraging):
             for module in (self._average_model.module, pl_module)
         )
         for kind in {tensor.dtype for tensor in averaged}:
-            pairs = [p for p in zip(averaged, latest, strict=True) if p[0].dtype == kind]
-            get_ema_multi_avg_fn(decay)(*map(list, zip(*pairs, strict=True)), None)
+            ours, theirs = ([t for t in one if t.dtype == kind] for one in (averaged, latest))
+            get_ema_multi_avg_fn(decay)(ours, theirs, None)
         self._average_model.n_averaged += 1
         self._latest_update_step = step
 

@@ -45,13 +45,9 @@ class RunCheckpoints(Checkpoint):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        stop: StopSource,
-        every: options.Checkpoint,
-        monitor: str = "val/auroc",
+        self, folder: Path, stop: StopSource, every: options.Checkpoint, monitor: str = "val/auroc"
     ) -> None:
-        self.folder, self.monitor = Path(folder), monitor
+        self.folder, self.monitor = folder, monitor
         self.every, self.stop = every, stop
         self.best = float("-inf")
         self.metrics: dict[str, float] = {}
@@ -81,8 +77,7 @@ class RunCheckpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the generators' states until training starts."""
-        names = "random_state", "random_state_cuda"
-        self._random_states = {name: checkpoint[name] for name in names if name in checkpoint}
+        self._random_states = {k: v for k, v in checkpoint.items() if k.startswith("random_state")}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear of a stop from now on; Lightning has just put its own handlers up."""
@@ -91,11 +86,11 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the minutes; go on with the random numbers."""
         self.stop.defer()
-        for name, state in self._random_states.items():
-            if name == "random_state":
-                torch.set_rng_state(state)
-            elif pl_module.device.type == "cuda":
-                torch.cuda.set_rng_state(state, pl_module.device)
+        states, device = self._random_states, pl_module.device
+        if "random_state" in states:
+            torch.set_rng_state(states["random_state"])
+        if "random_state_cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["random_state_cuda"], device)
         first = trainer.strategy.broadcast(trainer.global_step)
         if first != trainer.global_step:
             raise RuntimeError(

@@ -34,9 +34,8 @@ class MapPanels(Callback):
     ``to_loggers`` also hands them to W&B: radiographs leave the machine only when asked.
     """
 
-    def __init__(self, folder: str | Path, to_loggers: bool = False) -> None:
-        self.folder = Path(folder)
-        self.to_loggers = to_loggers
+    def __init__(self, folder: Path, to_loggers: bool) -> None:
+        self.folder, self.to_loggers = folder, to_loggers
         self._chosen: dict[str, Tensor] = {}
         self._complete = False
 
@@ -64,15 +63,11 @@ class MapPanels(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._complete = True
-        network = cast(Any, pl_module)
+        network, chosen = cast(Any, pl_module), self._chosen
         with torch.no_grad():
-            maps = network.maps(self._chosen["image"].to(network.device))
-        panel = draw_panel(
-            self._chosen["image"],
-            {name: maps[name].cpu() for name in network.judged_maps},
-            self._chosen["lesion_mask"],
-            self._chosen["label"],
-        )
+            maps = network.maps(chosen["image"].to(network.device))
+        shown = {name: maps[name].cpu() for name in network.judged_maps}
+        panel = draw_panel(chosen["image"], shown, chosen["lesion_mask"], chosen["label"])
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"epoch_{trainer.current_epoch + 1:03d}.png"
         cv2.imwrite(str(path), panel)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -171,7 +172,9 @@ def default_workers() -> int:
     """Loader processes a rank: none on a CPU, where reading takes a few per cent of a step."""
     if not torch.cuda.is_available():
         return 0
-    return min(8, max(1, usable_cores() // torch.cuda.device_count()))
+    # A SLURM task has its own cores; else the cards share them.
+    own = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+    return min(8, max(1, own or usable_cores() // torch.cuda.device_count()))
 
 
 def start_worker(_: int) -> None:

@@ -29,6 +29,7 @@ from datamodules.index import COLUMNS, DataError, digest, hash_rows
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[pd.DataFrame], pd.DataFrame]
 FORMAT = 3  # raised whenever what is cached changes its meaning, so that caches are built anew
 
 LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
@@ -118,7 +119,7 @@ def build(
     root: Path,
     recipe: Recipe,
     on_unreadable: str,
-    check: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+    check: Check = lambda table: table,
 ) -> None:
     """Build the cache in ``folder``, unless it is of today's files; processes wait for each other.
 
@@ -172,12 +173,7 @@ def _stamps(root: Path, files: list[str]) -> dict[str, str]:
 
 
 def _fill(
-    folder: Path,
-    table: pd.DataFrame,
-    root: Path,
-    recipe: Recipe,
-    on_unreadable: str,
-    check: Callable[[pd.DataFrame], pd.DataFrame],
+    folder: Path, table: pd.DataFrame, root: Path, recipe: Recipe, on_unreadable: str, check: Check
 ) -> None:
     masked = (table["lesion_mask"] != "").to_numpy()
     mask_slot = np.where(masked, np.cumsum(masked) - 1, -1)
@@ -212,9 +208,9 @@ def _fill(
     judges = (table["split"].iloc[kept] != "train").to_numpy()
     labels = table["label"].iloc[kept].groupby(same.to_numpy()).transform("nunique").to_numpy()
     wrong = (LEAKS, judges & same.isin(same[~judges])), (TWO_LABELS, labels > 1)
-    for warning, found in ((warning, path[where].tolist()) for warning, where in wrong):
-        if found:
-            log.warning(warning, len(found), f"such as {found[0]}")
+    for warning, where in wrong:
+        if where.any():
+            log.warning(warning, where.sum(), f"such as {path[where].iloc[0]}")
     meta = {
         "image_size": recipe.image_size,
         "images": len(table),

@@ -21,8 +21,6 @@ DICOM, DICOM_AT = b"DICM", 128
 BARE_DICOM = re.compile(
     rb"(\x02\0[\0\x01\x02\x10]\0|\x08\0..)([A-Z]{2}|[\0-\x80]\0\0\0|\xff{4})|\0\x08..[A-Z]{2}", re.S
 )
-# What Pillow raises on a damaged PNG; IndexError: no pixels follow the header.
-PNG_FAULTS = (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError)
 
 
 def decode(path: Path) -> np.ndarray:
@@ -86,14 +84,14 @@ def check_png(data: bytes, path: Path) -> None:
             image.verify()
     except DataError:
         raise
-    except PNG_FAULTS as error:
+    # What Pillow raises on a damaged PNG; IndexError: no pixels follow the header.
+    except (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
         raise damaged(path, f"the PNG is cut short or damaged: {error}") from error
 
 
 def is_dicom(data: bytes) -> bool:
     """Whether a file's content, or its first 132 bytes, is DICOM's."""
-    whole = data[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM
-    return whole or BARE_DICOM.match(data) is not None
+    return data.startswith(DICOM, DICOM_AT) or BARE_DICOM.match(data) is not None
 
 
 def read_content(path: Path) -> bytes:

@@ -107,8 +107,8 @@ def read_dicom(data: bytes, path: Path) -> Dataset:
         f"stores {bits} bits a pixel, up to bit {high} of {cell}: expected 8 to 16 (8 in colour), "
         "the low ones of 8 or 16. Fix: convert it": odd,
     }
-    for reason in (reason for reason, holds in refusals.items() if holds):
-        raise DataError(f"{path}: {reason}")
+    if reasons := [reason for reason, holds in refusals.items() if holds]:
+        raise DataError(f"{path}: {reasons[0]}")
     check_size((columns, rows), path)
     return header
 

@@ -77,8 +77,8 @@ class FracAtlasDataModule(RadiographDataModule):
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco, paths = self.root / COCO, {Path(path).name: path for path in table["path"]}
         marking = read_coco(coco)
-        for mistake in marking.mistakes:
-            raise DataError(f"{mistake.where}: {mistake.what}")
+        if mistakes := marking.mistakes:
+            raise DataError(f"{mistakes[0].where}: {mistakes[0].what}")
         outlined = {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}
         shared = [(paths[name], outlined[name]) for name in sorted(outlined.keys() & paths.keys())]
         if not shared:

@@ -87,6 +87,13 @@ def from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
     return full
 
 
+def map_from_square(square: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Bring a map with values in [0, 1] back; a constant one stays so: it peaks nowhere."""
+    if square.min() == square.max():  # or it would peak where its crop ends
+        return np.full((geometry.height, geometry.width), square.flat[0], dtype=square.dtype)
+    return from_square(square, geometry).clip(0, 1)  # interpolation may round a 1 up
+
+
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """Find the exposed body: left, top, width, height of the bright content of a radiograph.
 

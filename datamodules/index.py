@@ -55,13 +55,13 @@ def lacks_class(labels: pd.Series) -> str:
 
 
 def check_patients_apart(table: pd.DataFrame, source: str) -> None:
-    """Raise a DataError that names a patient who is in more than one split."""
+    """Raise a DataError if a patient is in more than one split; it names images, not people."""
     splits = table.groupby("patient")["split"].nunique()
     if (shared := splits[splits > 1]).any():
         rows = table[table["patient"] == shared.index[0]].drop_duplicates("split")
         where = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
         raise DataError(
-            f"{source}: {len(shared)} patients are in two splits, such as {shared.index[0]} in "
+            f"{source}: {len(shared)} patients are in two splits, such as that of "
             f"{where}. Fix: move all images of a patient to one split, or test leaks"
         )
 
@@ -75,9 +75,8 @@ def assign_groups(
     """
     counts = pd.crosstab(table["patient"], table["label"]).reindex(columns=[0, 1], fill_value=0)
     keys = [digest(f"{seed}/{name}") for name in counts.index]
-    order = counts.assign(size=counts.sum(axis=1), key=keys).sort_values(
-        ["size", "key"], ascending=[False, True]
-    )
+    order = counts.assign(size=counts.sum(axis=1), key=keys)
+    order = order.sort_values(["size", "key"], ascending=[False, True])
     wanted = np.outer(fractions, counts.sum(axis=0).to_numpy(float))
     lacking = wanted.copy()
     chosen = {}
@@ -139,6 +138,8 @@ def read_text(csv: Path) -> str:
     """The text of a CSV: UTF-8, or UTF-16 as Excel's "Unicode text" is; else a DataError."""
     try:
         data = csv.read_bytes()
+        if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+            raise DataError(f"{csv}: is an Excel workbook. Fix: save it as CSV UTF-8")
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise DataError(f"{csv}: cannot be read ({error}). Fix: save it as UTF-8") from error
@@ -164,8 +165,8 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
             raise ValueError("its rows have more fields than the header")
     except ValueError as error:
         raise DataError(
-            f"{csv}: cannot be read as CSV ({str(error).strip()}). Fix: put a field that holds a "
-            f"separator ({separator!r}) in quotes"
+            f"{csv}: cannot be read as CSV ({str(error).strip()}). Fix: commas, semicolons or tabs "
+            f"between fields; a field that holds one ({separator!r}) in quotes"
         ) from error
     rows.index += 2 + told
     fields = len(rows.columns) - 1

@@ -81,9 +81,8 @@ def attach_masks(
     inside = ~rows["image"].str.match(r"/|\.\./")  # else a mask would pass for one left out
     is_file = inside & rows["image"].map(lambda path: os.path.isfile(root / path)).astype(bool)
     unknown = "unknown image {image}. Fix: give its path relative to data.root"
-    normal = (
-        "{image} is labelled normal but has a lesion mask. Fix: take out the mask, or relabel it"
-    )
+    normal = "{image} is labelled normal but has a lesion mask. Fix: take out the mask, also an "
+    normal += "empty one, or correct the label"
     checks = {TWICE.format("image"): rows["image"].duplicated(), unknown: absent & ~is_file}
     check_rows(csv, rows, checks | {normal: rows["image"].map(labels) == 0})
     if absent.any():

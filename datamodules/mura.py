@@ -85,15 +85,14 @@ def read_mura_tree(root: Path) -> pd.DataFrame:
     """Index a MURA tree, ``MURA-v1.1`` or the folder that holds it; check all rows by the files."""
     folder = find_mura(root)
     prefix = "" if folder == root else f"{folder.name}/"
-    table = pd.concat([_read_split(folder, split) for split in SPLITS])
-    table = table.assign(
+    table = pd.concat([_read_split(folder, split) for split in SPLITS], ignore_index=True)
+    return table.assign(
         path=prefix + table["path"],
         label=table["word"].map(LABELS).astype(int),
         study=table["patient"] + "/" + table["part"].str.lower() + "/" + table["study"],
         body_part=table["part"].str.lower(),
         split=table["split"].map(SPLITS),
     )
-    return table.reset_index(drop=True)
 
 
 def _read_split(folder: Path, split: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from datamodules import batches, cache, index
 from datamodules.decode import decode
-from datamodules.geometry import from_square
+from datamodules.geometry import map_from_square
 from datamodules.index import DataError
 from datamodules.lesions import choose_lesions, leave_out_fold
 from datamodules.options import Augmentation, Data, Lesions
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from datamodules.augmentation import Augmenter
 
 log = logging.getLogger(__name__)
-
-# Kept in a run's checkpoint.
-HASHES = ("index_hash", "judges_hash", "image_hash", "mask_hash", "learned_hash")
 
 
 class RadiographDataModule(LightningDataModule):
@@ -197,7 +194,8 @@ class RadiographDataModule(LightningDataModule):
     @property
     def hashes(self) -> dict[str, str]:
         """What tells other data from these: the index, the images and the masks."""
-        return {name: getattr(self, name) for name in HASHES}
+        names = "index_hash", "judges_hash", "image_hash", "mask_hash", "learned_hash"
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a run on these data stopped."""
@@ -280,7 +278,7 @@ class RadiographDataModule(LightningDataModule):
 
     def to_original(self, square: np.ndarray, row: int) -> np.ndarray:
         """Bring a map (S, S) of an index row back to its upright original (H, W)."""
-        return from_square(square, self.pixels.geometry_of(row))
+        return map_from_square(square, self.pixels.geometry_of(row))
 
     def class_weights(self) -> tuple[float, float]:
         """Weights (normal, abnormal) that make both classes of a batch count the same, mean 1."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import unicodedata
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,7 +43,7 @@ NAMES = {
 OURS = {other.lower(): name for name, others in NAMES.items() for other in others}
 LABELS = {"0": 0, "normal": 0, "negative": 0, "false": 0}
 LABELS |= {"1": 1, "abnormal": 1, "positive": 1, "true": 1}
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NOTHING = ("nan", "none", "null", "na", "n/a")
 HARDWARE = {"": -1, "-1": -1, "0": 0, "1": 1}
 FOLDERS, MASKS = ("normal", "abnormal"), "masks"
@@ -52,6 +53,11 @@ STAND_INS = (
     "data.patients=folder (the first folder of a path) or data.patients=image (no patient has two "
     "images): splits must not share a patient"
 )
+
+SPELT = (
+    "{{path}} has a {0} whose name is also spelt otherwise (case, Unicode form, blanks, zeros in "
+)
+SPELT += "front, .0 at the end): it would count as two. Fix: one spelling"
 
 
 class TableDataModule(RadiographDataModule):
@@ -189,7 +195,14 @@ def read_named(csv: Path, root: Path) -> pd.DataFrame:
     rows = rows.mask(rows.apply(lambda fields: fields.str.lower().isin(NOTHING)), "")
     for name in rows.columns.intersection(["path", "mask"]):
         rows[name] = rows[name].str.replace("\\", "/").map(lambda x: x and posixpath.normpath(x))
+        rows[name] = rows[name].map(lambda x: x if x.isascii() else as_on_disk(root, x))
     return rows
+
+
+def as_on_disk(root: Path, path: str) -> str:
+    """A path as the file is called: a table may compose its letters (ö) otherwise."""
+    forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
+    return next((form for form in forms if (root / form).is_file()), path)
 
 
 @cache
@@ -222,7 +235,7 @@ def understand(rows: pd.DataFrame, source: Path, root: Path, patients: str) -> p
     labels = ", ".join(LABELS)
     checks = {
         "no path is given. Fix: fill it in, or take the row out": blank["path"],
-        "{path} is not below data.root. Fix: a path relative to data.root": outside,
+        "{path} is absolute or leads out of data.root. Fix: a path relative to it": outside,
         "{path} is listed twice. Fix: one row an image": rows["path"].duplicated(),
         "{path} has another image's mask. Fix: a mask of its own, or none": masked_twice,
         "{path} has no label. Fix: 0 (normal) or 1 (abnormal)": blank["label"],
@@ -253,6 +266,9 @@ def name_studies(source: Path, rows: pd.DataFrame, patients: str) -> pd.Series:
     cut = "{path} shares its study with other images, which data.patients=image would part. Fix: a "
     cut += "column patient (the study's name may stand there), or take the column study out"
     check_rows(source, rows, {cut: shared & (patients == "image")})
+    first = study.groupby([rows["patient"], plainly(study)]).transform("first")
+    wrong = (rows["study"] != "") & (study != first)
+    check_rows(source, rows, {SPELT.format("study"): wrong})
     return rows["patient"] + "/" + study if shared.any() else study
 
 
@@ -260,15 +276,17 @@ def check_kinds(source: Path, rows: pd.DataFrame, people: str) -> None:
     """Raise a DataError for one class, too few patients, or two spellings of a patient."""
     if held := lacks_class(rows["label"]):
         raise DataError(f"{source} holds {held} images. Fix: both normal and abnormal ones")
-    plain = rows["patient"].str.normalize("NFKC").str.casefold().str.removesuffix(".0")
-    plain = plain.str.replace(r"^0+(?=\d+$)", "", regex=True).str.split().str.join(" ")
-    other = rows["patient"].groupby(plain).transform("first")
-    twice = "{path} has a patient whose name is also spelt otherwise (case, Unicode form, blanks, "
-    twice += "zeros in front, .0 at the end), so that splits would part them. Fix: one spelling"
-    check_rows(source, rows, {twice: rows["patient"] != other})
+    other = rows["patient"].groupby(plainly(rows["patient"])).transform("first")
+    check_rows(source, rows, {SPELT.format("patient"): rows["patient"] != other})
     if rows["patient"].nunique() < len(SPLITS):
         what = f"{rows['patient'].nunique()} {people}: too few to be kept apart in three splits"
         raise DataError(f"{source}: {what}. Fix: a column patient, or another data.patients")
+
+
+def plainly(names: pd.Series) -> pd.Series:
+    """Names without what people spell now so, now otherwise."""
+    plain = names.str.normalize("NFKC").str.casefold().str.removesuffix(".0")
+    return plain.str.replace(r"^0+(?=\d+$)", "", regex=True).str.split().str.join(" ")
 
 
 def check_splits(csv: Path, rows: pd.DataFrame) -> None:

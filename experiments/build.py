@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules.files import usable_cores
@@ -22,16 +22,15 @@ from datamodules.index import DataError
 from datamodules.radiographs import RadiographDataModule
 from datamodules.sources import SOURCES
 from experiments import runs
-from experiments.config import Config, ConfigError, flatten, load_config, show, to_plain
+from experiments.config import LOADING, Config, ConfigError, flatten, load_config, show, to_plain
 from experiments.runs import RunError, find_checkpoint, read_checkpoint
 from lightning_modules.attention import views
 from lightning_modules.stage2 import SecondPass, Stage2GuidedAttention
 from lightning_modules.stages import STAGES, Stage1Classifier
 
 CPUINFO = Path("/proc/cpuinfo")
+RULES = 2  # how figures and thresholds are made: one more with each change, all is judged anew
 HALF, LOST = "half finished", "last.ckpt is lost or damaged"
-# How keys begin that may change once a run is trained: where its data lies, how it is loaded.
-FREE = ("data.root", "data.table", "data.patients", "data.cache", "data.num", "lesions.path", "run")
 
 
 @dataclass
@@ -79,6 +78,8 @@ class Run:
             "checkpoint": self.checkpoint.name,
             "epoch": int(self.content["epoch"]) + 1,
             "checkpoint_hash": runs.file_hash(self.checkpoint),
+            "precision": str(self.content.get("precision", "")),  # of the training
+            "rules": RULES,
         }
 
     @cached_property
@@ -134,7 +135,8 @@ def open_run(
     saved = str(folder / "config.yaml")
     config = load_config(saved, list(overrides))
     was, now = (flatten(to_plain(one)) for one in (load_config(saved, []), config))
-    changed = [key for key in now if now[key] != was[key] and not key.startswith(FREE + free)]
+    free = (*LOADING, "run.", *free)
+    changed = [key for key in now if now[key] != was[key] and not key.startswith(free)]
     if changes := [f"{key}: {show(was[key])} -> {show(now[key])}" for key in changed]:
         listed = "\n  ".join(changes)
         raise RunError(
@@ -156,7 +158,7 @@ def build_data(config: Config) -> RadiographDataModule:
     if not (source := SOURCES.get(config.data.name)):
         raise DataError(f"data.name: expected {' | '.join(SOURCES)}, got {config.data.name}")
     cache_dir = config.data.cache_dir or str(Path(config.run.root) / "cache")
-    data = dataclasses.replace(config.data, cache_dir=cache_dir)
+    data = replace(config.data, cache_dir=cache_dir)
     return source(data, config.lesions, config.augmentation, order_seed=config.seed)
 
 
@@ -202,8 +204,8 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
         encoder = content["hyper_parameters"]["model"].get("encoder", config.model.encoder)
         if encoder != config.model.encoder:
             raise RunError(f"{checkpoint} has model.encoder={encoder}. Fix: the same here")
-        # The same configuration is not enough: one patient more in a folder deals all splits anew,
-        # and one mask more all folds.
+        # An equal configuration is not enough: one more patient in a folder reassigns all splits,
+        # one more mask all folds.
         trained_on = content.get(type(data).__qualname__, {})
         dealt_alike = not config.lesions.folds or trained_on.get("index_hash") == data.index_hash
         if not (data.judges_as(trained_on) and dealt_alike):
@@ -234,7 +236,7 @@ def choose_device(accelerator: str = "auto") -> torch.device:
     """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
-    # Only when asked for: it knows no float64, in which figures are added up here.
+    # Only on request: MPS has no float64, in which figures are summed here.
     if accelerator in ("gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps", 0)
     return torch.device("cpu")
@@ -289,3 +291,21 @@ def slurm_fault(trainer: dict[str, Any]) -> str:
             "with SLURM_JOB_NAME=interactive or without SLURM_NTASKS."
         )
     return ""
+
+
+def check_ranks(trainer: Trainer, first: bool) -> None:
+    """Refuse processes that were started together and would each train the same run alone.
+
+    ``first``: whether the environment calls this process the first.
+    """
+    started = ranks = trainer.world_size
+    if TorchElasticEnvironment.detect():
+        started = int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        started = int(os.environ["SLURM_NTASKS"])
+    if started != ranks or trainer.is_global_zero != first:
+        raise ConfigError(
+            f"trainer.devices: this training has {ranks} rank{'s' * (ranks > 1)}, but torchrun, "
+            "srun or variables such as RANK and SLURM_PROCID speak of others. Fix: trainer.devices "
+            "and trainer.num_nodes as they were started; to train alone, unset those variables."
+        )

@@ -55,7 +55,7 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
             print("\nstopped; nothing is lost: run the same command again", file=sys.stderr)
             return BY_CTRL_C
         except (ValueError, FloatingPointError) as error:
-            kind = type(error)  # ConfigError, DataError, RunError, not a ValueError of a library
+            kind = type(error)  # ours are answered, a library's is a fault
             if isinstance(error, ValueError) and kind.__module__.partition(".")[0] not in OURS:
                 raise
             reason = str(error)

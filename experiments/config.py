@@ -6,14 +6,12 @@ user's own, the command line. ``python -m experiments.config`` prints all option
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
-import typing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -28,6 +26,8 @@ STAGES = ("stage1", "stage2", "stage3")
 HERE = Path(__file__).parent
 PATHS = {"data.root", "data.table", "data.cache_dir", "lesions.path", "run.root"}
 PATHS |= {"model.init_from", "model.weights"}
+LOADING = ["data.root", "data.table", "data.patients", "lesions.path"]  # where the data lies today
+LOADING += ["data.cache_dir", "data.num_workers"]  # and how it is loaded: no result changes with it
 # Trainer arguments that the run sets itself, with what to use instead. Alpha and the best are
 # decided at an epoch's end, and a resumed run goes on within one.
 _CUT = ("fast_dev_run", "limit_train_batches", "limit_val_batches", "max_steps", "max_time")
@@ -107,9 +107,9 @@ def _options(kind: type, prefix: str = "") -> dict[str, Option]:
     fields = r"(?:^ {4}# (.*)\n)?^ {4}(\w+): [^#\n]*(?:  # (.*))?$"
     lines = re.findall(fields, inspect.getsource(kind), re.MULTILINE)
     comments = {name: beside or above for above, name, beside in lines}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        if dataclasses.is_dataclass(hint):
-            options |= _options(typing.cast(type, hint), f"{name}.")
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if is_dataclass(hint):
+            options |= _options(cast(type, hint), f"{name}.")
         elif name == "trainer":
             options |= {f"trainer.{key}": Option(Any) for key in TRAINER}
         else:
@@ -120,7 +120,6 @@ def _options(kind: type, prefix: str = "") -> dict[str, Option]:
 
 
 OPTIONS = _options(Config)
-SECTIONS = {key.split(".")[0] for key in OPTIONS if "." in key}
 
 
 def load_config(stage_or_file: str, overrides: list[str]) -> Config:
@@ -142,7 +141,7 @@ def load_config(stage_or_file: str, overrides: list[str]) -> Config:
             if key in PATHS and isinstance(value, str):
                 value = str(Path(value).expanduser())  # a shell leaves the ~ in data.root=~/x
             OmegaConf.update(merged, key, value)
-        config = typing.cast(Config, OmegaConf.to_object(merged))
+        config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # of another type, or ${...} that leads nowhere
         key, reason = str(error.full_key), str(error).splitlines()[0]
         raise ConfigError(f"{key}: expected {expected_type(key)}: {reason}") from None
@@ -158,7 +157,7 @@ def read_plain(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected lines of 'key: value'")
-    return typing.cast(dict[str, Any], plain)
+    return cast(dict[str, Any], plain)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -167,8 +166,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     written = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # text only
     texts, settings = flatten(written or {}), {}
     for key, value in flatten(plain).items():
-        if key in SECTIONS and value is None:
-            continue  # all its lines are commented out
+        if value is None and any(option.startswith(f"{key}.") for option in OPTIONS):
+            continue  # a section, all of whose lines are commented out
         check_key(key)
         settings[key] = texts[key] if value is not None and _is_read_as_written(key) else value
     return settings
@@ -259,7 +258,7 @@ def run_directory(config: Config) -> Path:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The configuration as nested dicts of str, int, float, bool and None."""
-    return dataclasses.asdict(config)
+    return asdict(config)
 
 
 def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -282,18 +281,18 @@ def expected_type(key: str) -> str:
     if " | " in option.allowed:
         return option.allowed
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kinds = typing.get_args(option.kind) or (option.kind,)
+    kinds = get_args(option.kind) or (option.kind,)
     return " or ".join({**names, type(None): "null"}.get(kind, "a value") for kind in kinds)
 
 
 def options_table() -> str:
     """All options as Markdown: key, default, what is allowed, and the comment in the code."""
     defaults = flatten(to_plain(Config()))
-    rows: list[tuple[str, ...]] = [("key", "default", "allowed", ""), ("---",) * 4]
+    lines = ["| key | default | allowed |  |", "| --- | --- | --- | --- |"]
     for key, option in OPTIONS.items():
-        cells = f"`{key}`", f"`{show(defaults[key])}`", option.allowed or expected_type(key)
-        rows.append((*(cell.replace("|", "\\|") for cell in cells), option.comment))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        allowed = (option.allowed or expected_type(key)).replace("|", "\\|")
+        lines.append(f"| `{key}` | `{show(defaults[key])}` | {allowed} | {option.comment} |")
+    return "\n".join(lines)
 
 
 def _is_allowed(value: Any, option: Option) -> bool:
@@ -304,7 +303,8 @@ def _is_allowed(value: Any, option: Option) -> bool:
                 return True
         elif not isinstance(value, str):
             low, high = map(float, one[1:-1].split(","))
-            if low < value < high or value in ({"[": low}.get(one[0]), {"]": high}.get(one[-1])):
+            closed = [end for end, sign in ((low, one[0]), (high, one[-1])) if sign in "[]"]
+            if low < value < high or value in closed:
                 return True
     return False
 
@@ -312,7 +312,7 @@ def _is_allowed(value: Any, option: Option) -> bool:
 def _is_read_as_written(key: str) -> bool:
     """Whether the option's type reads the text itself: to YAML ``off`` is false, 007 a number."""
     kind = OPTIONS.get(key, Option(Any)).kind
-    kinds = {*(typing.get_args(kind) or [kind])} - {type(None)}
+    kinds = {*(get_args(kind) or [kind])} - {type(None)}
     return kind is not Any and len(kinds) == 1
 
 

@@ -159,11 +159,16 @@ def show_rows(data: TableDataModule) -> Iterator[Finding]:
 
 
 def check_weights(config: Config) -> Iterator[Finding]:
-    """What a training starts from, which must be here before it."""
+    """The encoder, and what a training starts from, which must be here before it."""
     from experiments.config import run_directory
     from experiments.runs import find_checkpoint
     from experiments.training.pretrained import find_origin
 
+    if config.model.encoder.startswith("timm:"):
+        from lightning_modules.timm_encoder import create
+
+        create(config.model.encoder.removeprefix("timm:"))
+        yield OK, "encoder", config.model.encoder
     if config.model.init_from:
         yield OK, "weights", str(find_checkpoint(Path(config.model.init_from))[1])
     if config.model.weights:

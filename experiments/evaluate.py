@@ -44,6 +44,7 @@ def main(words: list[str] | None = None) -> int:
 
 def judge(options: argparse.Namespace, places: list[str], settings: list[str]) -> int:
     """Judge runs (or maps) one after the other, write and print each; then compare and audit."""
+    from experiments.build import open_run
     from experiments.evaluation import compare, describe, folder, methods, run, store
     from experiments.runs import choose_runs
 
@@ -60,7 +61,8 @@ def judge(options: argparse.Namespace, places: list[str], settings: list[str]) -
     runs, peers = choose_runs(places, settings), methods.choose(options.peers)
     trivial = None if options.no_baselines else run.Baselines()
     evaluations = [
-        keep(run.evaluate(place, options.split, settings, peers, trivial)) for place in runs
+        keep(run.evaluate(open_run(place, settings), options.split, peers, trivial))
+        for place in runs
     ]
     if options.compare:
         compared = compare.compare_runs(evaluations)

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from callbacks.options import DECIMALS
 from datamodules.files import take, whole_file
 from datamodules.index import digest
-from experiments.config import Config, flatten, read_plain, show, to_plain
+from experiments.config import LOADING, Config, flatten, read_plain, show, to_plain
 from lightning_modules.stages import STAGES, Stage1Classifier
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ STATES = ("callbacks", "optimizer_states", "lr_schedulers", "random_state")
 # A change of these never changes a result, or (paths, data.patients, and what a network takes
 # from the data) is seen by the hashes of the index, the masks and the weights.
 EXEMPT = re.compile(
-    r"(logger|run)\..*|checkpoint\.every_.*|data\.(root|table|patients|cache_dir|num_workers)"
-    r"|lesions\.path|model\.weights"
+    "|".join(map(re.escape, LOADING))
+    + r"|(logger|run)\..*|checkpoint\.every_.*|model\.weights|body_parts|class_weights"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps"
-    r"|num_sanity_val_steps|enable_\w+)|body_parts|class_weights"
+    r"|num_sanity_val_steps|enable_\w+)"
 )
-# In a run directory: whoever trains there holds it.
+# The file in a run directory that the process training there keeps locked.
 LOCK = ".lock"
 REMEDY = "Fix: put the file back, choose another run.name, or delete the run and train it anew."
 
@@ -83,7 +83,7 @@ def lock_run(folder: Path) -> Iterator[None]:
         raise RunError(f"{reason}. Fix: another run.root.") from error
     with lock:
         try:
-            # Who looks whether it is trained here (is_training) holds it for a moment.
+            # is_training() in another process holds the lock for a moment: try again.
             for wait in (0.2, 0.2, 0.2, 0.2, 0):
                 if held := take(lock):
                     break
@@ -111,7 +111,7 @@ def resume_point(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     if last.is_file():
         return last, read_checkpoint(last, (*PARTS, *STATES))
     best = last.with_name("best.ckpt")
-    # A kill between the first epoch's two saves may leave this one alone.
+    # A kill between the first epoch's two saves may leave best.ckpt without last.ckpt.
     if best.is_file() and read_checkpoint(best)["epoch"] > 0:
         problem = f"{last} is lost, and training would start over and overwrite best.ckpt"
         raise RunError(f"{problem}. {REMEDY}")
@@ -171,8 +171,9 @@ def check_cells(module: Stage1Classifier, checkpoint: dict[str, Any], path: Path
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     """Whole epochs that a checkpoint has behind it; 0 for the empty one of a fresh start."""
-    progress = checkpoint and checkpoint["loops"]["fit_loop"]["epoch_progress"]
-    return int(progress["current"]["processed"]) if progress else 0
+    if not checkpoint:
+        return 0
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
@@ -191,7 +192,7 @@ def choose_runs(places: list[str], settings: list[str]) -> list[Path]:
     if not chosen:
         remedy = f"make {(places or ['stage1'])[0]} DATA={root.name}, or name a run directory"
         raise RunError(f"no trained run in {root}. Fix: {remedy}.")
-    for run in chosen:  # all, before anything is done with the first
+    for run in chosen:  # all are checked before work on the first begins
         find_checkpoint(run)
     return chosen
 
@@ -220,7 +221,7 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     if path.exists():
         try:
             return pd.read_csv(path).astype({"epoch": int})
-        except (KeyError, ValueError):  # the latter of pandas, or of UTF-8
+        except (KeyError, ValueError):  # ValueError: from pandas, or not UTF-8
             log.warning("%s is damaged: the figures of earlier epochs are lost", path)
     return pd.DataFrame(columns=["epoch"])
 
@@ -228,11 +229,10 @@ def read_metrics(folder: Path) -> pd.DataFrame:
 def best_row(folder: Path, monitor: str) -> dict[str, float]:
     """The row of ``metrics.csv`` that the best checkpoint stands for; empty without figures."""
     table = read_metrics(folder)
-    if monitor in table and table[monitor].notna().any():  # else the last is best
+    if monitor in table and table[monitor].notna().any():  # else the last row counts
         scores = table[monitor].round(DECIMALS)
         table = table[scores == scores.max()]
-    rows = table.tail(1).astype(float).to_dict("records")
-    return {str(name): value for name, value in rows[0].items()} if rows else {}
+    return {} if table.empty else dict(table.iloc[-1].astype(float))
 
 
 class MetricsCsv(Logger):

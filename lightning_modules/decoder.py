@@ -39,11 +39,8 @@ class Decoder(nn.Module):
             # Projecting before the upsampling costs a quarter of projecting after it.
             self.reduce.append(nn.Conv2d(above, here, kernel_size=1, bias=False))
             self.lateral.append(nn.Conv2d(lateral, here, kernel_size=1, bias=False))
-            self.join.append(
-                nn.Sequential(
-                    nn.BatchNorm2d(here), nn.ReLU(inplace=True), _block(here, here, kernel_size=3)
-                )
-            )
+            block = _block(here, here, kernel_size=3)
+            self.join.append(nn.Sequential(nn.BatchNorm2d(here), nn.ReLU(inplace=True), block))
         self.output = nn.Conv2d(_WIDTHS[-1], 1, kernel_size=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

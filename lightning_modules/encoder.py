@@ -23,7 +23,7 @@ class Encoder(nn.Module):
     """
 
     channels: tuple[int, ...]  # C of each level
-    strides: tuple[int, ...]  # s of each level, pixels of the image per position
+    strides: tuple[int, ...] = (4, 8, 16)  # s of each level, pixels of the image per position
     # The pixel that cell 0 of each level looks at; cell i looks s * i further.
     offsets: tuple[float, ...] = (0.0, 0.0, 0.0)
     shifts: Sequence[float] = ()  # the like of what is joined into the last level
@@ -47,8 +47,6 @@ _STAGES = ((1, 32, 64, 1), (2, 64, 128, 2), (4, 128, OUT_CHANNELS, 2))
 class ResNet23(Encoder):
     """ResNet-23 without its FC layer; ``width`` scales all channel counts but the final 128."""
 
-    strides = (4, 8, 16)
-
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         stem_width = _scaled(_STEM_WIDTH, width)
@@ -67,9 +65,8 @@ class ResNet23(Encoder):
             out = OUT_CHANNELS if number == len(_STAGES) else _scaled(out, width)
             inner = _scaled(inner, width)
             first = Bottleneck(channels[-1], inner, out, stride)
-            self.stages.append(
-                nn.Sequential(first, *(Bottleneck(out, inner, out) for _ in range(blocks - 1)))
-            )
+            rest = [Bottleneck(out, inner, out) for _ in range(blocks - 1)]
+            self.stages.append(nn.Sequential(first, *rest))
             channels.append(out)
         self.channels = tuple(channels[1:])
         for module in self.modules():

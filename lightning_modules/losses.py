@@ -15,12 +15,10 @@ def guided_loss(l1: Tensor, l2: Tensor, alpha: float | Tensor) -> Tensor:
     return (1 - alpha) * l1 + alpha * l2
 
 
-def weakly_supervised_loss(
-    l1: Tensor, l2: Tensor, l3: Tensor, alpha: float | Tensor, lambda_: float | Tensor
-) -> Tensor:
-    """Equation (4), ``L = (1 - alpha) L1 + alpha L2 + lambda L3``, of scalars."""
+def weakly_supervised_loss(guided: Tensor, l3: Tensor, lambda_: float) -> Tensor:
+    """Equation (4): what equation (3) gives, ``+ lambda L3``; scalars."""
     # With lambda 0 the third term still belongs to the graph: DDP waits for every gradient.
-    return guided_loss(l1, l2, alpha) + lambda_ * l3
+    return guided + lambda_ * l3
 
 
 def squared_error(scores: Tensor, mask: Tensor) -> Tensor:
@@ -58,9 +56,7 @@ def cross_entropy_dice(scores: Tensor, mask: Tensor) -> Tensor:
 LESION_LOSSES = {"mse": squared_error, "bce": cross_entropy, "bce_dice": cross_entropy_dice}
 
 
-def mean_error(
-    errors: Tensor, weight: Tensor | None = None, images: Tensor | None = None
-) -> Tensor:
+def mean_error(errors: Tensor, weight: Tensor | None, images: Tensor | None = None) -> Tensor:
     """Mean of ``errors`` ``(B,)`` over the images with a weight ``(B,)`` above 0, each times it.
 
     A float32 scalar, without any such image 0 and still part of the graph. ``images`` is the number
@@ -69,6 +65,6 @@ def mean_error(
     """
     if weight is None:
         return errors.mean()
-    count = (weight > 0).sum().to(errors.dtype) if images is None else errors.new_ones(()) * images
+    count = (weight > 0).sum() if images is None else images
     total = (errors * weight.to(errors.dtype)).sum()
-    return total / torch.where(count > 0, count, torch.ones_like(count))
+    return total / count.masked_fill(count == 0, 1)

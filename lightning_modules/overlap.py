@@ -174,6 +174,4 @@ def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _histogram(place: Tensor, bins: int) -> Tensor:
     """Numbers of each row's entries 0 to bins - 1: int64 ``(B, bins)`` of ``(B, n)``."""
-    row = torch.arange(len(place), device=place.device).unsqueeze(1)
-    counts = torch.bincount((place + row * bins).flatten(), minlength=len(place) * bins)
-    return counts.view(len(place), bins)
+    return place.new_zeros(len(place), bins).scatter_add_(1, place, torch.ones_like(place))

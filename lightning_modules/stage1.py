@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import CatMetric
 
 from lightning_modules.attention import cam, pcam, scale_map, upsample, views
@@ -108,7 +108,7 @@ class Stage1Classifier(LightningModule):
 
     @property
     def judged_maps(self) -> tuple[str, ...]:
-        """Maps that training teaches something, the best last; figures are logged of these."""
+        """Maps that figures are logged of, the best last."""
         return self.map_methods
 
     @property
@@ -194,6 +194,9 @@ class Stage1Classifier(LightningModule):
         if self.classifies:
             losses["accuracy"] = accuracy(outputs.logits, batch)
         self.train_means.add(losses, len(batch["label"]))
+        if distributed.is_available() and distributed.is_initialized():
+            # DDP waits for a gradient of every weight, also of what only finer features come from.
+            losses["loss"] = losses["loss"] + 0.0 * sum(f.float().mean() for f in outputs.pyramid)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -272,8 +275,9 @@ class Stage1Classifier(LightningModule):
             own = [p for p in self.parameters() if (p in slower) is inside]
             decayed = [p for p in own if p.ndim > 1]
             plain = [p for p in own if p.ndim <= 1]  # biases and BatchNorm
-            groups += [{"params": decayed, "weight_decay": decay, "lr": own_rate}] * bool(decayed)
-            groups += [{"params": plain, "weight_decay": 0.0, "lr": own_rate}] * bool(plain)
+            groups.append({"params": decayed, "weight_decay": decay, "lr": own_rate})
+            groups.append({"params": plain, "weight_decay": 0.0, "lr": own_rate})
+        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))

@@ -88,9 +88,7 @@ class Stage2GuidedAttention(Stage1Classifier):
         kept = soft_mask(shown, self.attention.omega, self.attention.sigma)
         return self.attention.fill + (image - self.attention.fill) * kept
 
-    def classify_masked(
-        self, image: Tensor, attention: Tensor, share: Tensor | None = None
-    ) -> Tensor:
+    def classify_masked(self, image: Tensor, attention: Tensor, share: Tensor | None) -> Tensor:
         """Class scores (B, 2) of the masked image; the mask carries gradient to the encoder."""
         masked = self.mask_image(image, attention)
         return self.classify(self.second_pass(self.encoder, masked)[-1], share)
@@ -112,13 +110,11 @@ class Stage2GuidedAttention(Stage1Classifier):
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """L1, L2 and their sum by equation (3), and what they were computed from; alpha 0: L1."""
-        image, label = batch["image"], batch["label"]
-        outputs = self.unmasked_pass(image)
-        l1 = self.classification_loss(outputs.logits, batch)
+        named, outputs = super().losses(batch)
         if self.loss.alpha == 0:  # then L2 counts for nothing, and half of the time is saved
-            return {"loss": l1, "l1": l1}, outputs
-        attention = self.mask_map(outputs, label)
-        outputs.masked = self.classify_masked(image, attention, outputs.share)
-        l2 = self.classification_loss(outputs.masked, batch)
+            return named, outputs
+        attention = self.mask_map(outputs, batch["label"])
+        outputs.masked = self.classify_masked(batch["image"], attention, outputs.share)
+        l1, l2 = named["l1"], self.classification_loss(outputs.masked, batch)
         loss = guided_loss(l1, l2, self.alpha)
         return {"loss": loss, "l1": l1, "l2": l2, "alpha": l1.new_full((), self.alpha)}, outputs

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from lightning_modules.attention import lesion_weight
 from lightning_modules.decoder import Decoder
-from lightning_modules.encoder import gather
+from lightning_modules.encoder import Encoder, gather
 from lightning_modules.losses import LESION_LOSSES, mean_error, weakly_supervised_loss
 from lightning_modules.stage1 import Batch, Outputs
 from lightning_modules.stage2 import Stage2GuidedAttention
@@ -25,6 +25,11 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
     def configure_network(self) -> None:
         """As before, and the decoder."""
         super().configure_network()
+        own, wanted = tuple(self.encoder.strides), Encoder.strides
+        if own != wanted:
+            raise ValueError(
+                f"model.encoder: stage 3's decoder expects strides {wanted}, got {own}"
+            )
         # After the encoder and the FC layer, and with the random state put back: with the same seed
         # both start, and drop out, as stage 2's do.
         with torch.random.fork_rng(devices=[]):
@@ -43,13 +48,11 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
 
     @property
     def judged_maps(self) -> tuple[str, ...]:
-        """All; from the masks alone the FCN's only."""
-        return self.map_methods if self.classifies else ("fcn",)
-
-    @property
-    def best_map(self) -> str:
-        """The FCN's, if anything teaches it."""
-        return "fcn" if self.loss.lambda_lesion else "pcam"
+        """All, first what nothing teaches; from the masks alone the FCN's only."""
+        if not self.classifies:
+            return ("fcn",)
+        maps = self.map_methods
+        return maps if self.loss.lambda_lesion else (*maps[2:], *maps[:2])
 
     def unmasked_pass(self, image: Tensor) -> Outputs:
         """As before, with the FCN's output, which weighs the positions where that is wanted.
@@ -88,24 +91,19 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
         """L1, L2, L3 and their sum by equation (4), and what they were computed from."""
-        named: dict[str, Tensor] = {}
         if self.classifies:
             named, outputs = super().losses(batch)
         else:
             outputs = self.unmasked_pass(batch["image"])
+            # 0, but of the FC layer: DDP waits for a gradient of every parameter.
+            named = {"loss": 0.0 * outputs.logits.sum()}
         marked = batch["has_lesion"].float()
         if self.loss.normal_masks:
             marked = marked + self.loss.normal_weight * (batch["label"] == 0)
         assert outputs.lesion_scores is not None, "of stage 3's unmasked pass"
         error = LESION_LOSSES[self.loss.lesion]
         l3 = self.mean_over_ranks(error(outputs.lesion_scores, batch["lesion_mask"]), marked)
-        weight = self.loss.lambda_lesion
-        if self.classifies:
-            l1, l2 = named["l1"], named.get("l2", named["l1"])  # without L2 alpha is 0
-            loss = weakly_supervised_loss(l1, l2, l3, self.alpha, weight)
-        else:
-            # The FC layer stays in the graph: DDP waits for a gradient of every parameter.
-            loss = weight * l3 + 0.0 * outputs.logits.sum()
+        loss = weakly_supervised_loss(named["loss"], l3, self.loss.lambda_lesion)
         return {**named, "loss": loss, "l3": l3}, outputs
 
     def mean_over_ranks(self, errors: Tensor, weight: Tensor) -> Tensor:

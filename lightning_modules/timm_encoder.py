@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_modules.encoder import OUT_CHANNELS, Encoder, enlarge
 
 # Strides of the pyramid; what timm has beyond the last is joined into it.
-STRIDES = (4, 8, 16)
+STRIDES = Encoder.strides
 SUITABLE = "timm:resnet50, timm:densenet121, timm:efficientnet_b0 or timm:convnext_tiny"
 # The images that all stages get: grey values of 0 to 1 with this mean and standard deviation.
 GREY_MEAN, GREY_STD = 0.2, 0.2
@@ -34,8 +34,6 @@ class TimmEncoder(Encoder):
     was pretrained is lost. Grey images are turned into what timm's weights were trained with: its
     mean and standard deviation; timm itself sums the first convolution over colours.
     """
-
-    strides = STRIDES
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -61,11 +59,10 @@ class TimmEncoder(Encoder):
     def forward(self, image: Tensor) -> list[Tensor]:
         """The pyramid of images ``(B, 1, H, W)``, H and W divisible by the deepest stride."""
         features = self.net(image * self.scale + self.shift)
-        size = features[self.levels[-1]].shape[-2:]
+        deepest = features[self.levels[-1] :]
+        size = deepest[0].shape[-2:]
         joined: Tensor | int = 0
-        for join, shift, deep in zip(
-            self.joins, self.shifts, features[self.levels[-1] :], strict=True
-        ):
+        for join, shift, deep in zip(self.joins, self.shifts, deepest, strict=True):
             joined = joined + enlarge(join(deep), size, shift)
         last = torch.relu(self.normalise(joined))
         return [*(features[level] for level in self.levels[:-1]), last]
@@ -81,9 +78,7 @@ class TimmEncoder(Encoder):
             inner = part.named_children() if isinstance(part, nn.Sequential | nn.ModuleList) else ()
             inner_names = [f"net.{name}.{number}" for number, _ in inner]
             names += inner_names or [f"net.{name}"]
-        learned = [
-            name for name in names if any(True for _ in self.get_submodule(name).parameters())
-        ]
+        learned = [name for name in names if list(self.get_submodule(name).parameters())]
         return ["normalise", "joins", *reversed(learned)]
 
 
@@ -227,7 +222,8 @@ def load_weights(encoder: TimmEncoder, file: Path) -> None:
     except Exception as error:  # of timm, safetensors or pickle, whatever the file holds
         reason = " ".join(str(error).split())[:200]
         raise EncoderError(
-            f"{file}: no weights of timm:{encoder.name} ({reason}). Fix: those of that very model."
+            f"{file}: no weights of timm:{encoder.name} ({reason}). Fix: those of that very model, "
+            "of three colours."
         ) from error
     missing = list(keys.missing_keys)
     wrong = missing + [key for key in keys.unexpected_keys if not key.startswith(heads)]

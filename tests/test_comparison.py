@@ -102,6 +102,9 @@ def test_the_papers_claim_is_four_differences_in_hit_rate_and_pixel_ap():
     assert claim.first_value[4] == pytest.approx(0.5 * 0.5 + 0.5 * 0.25)
     assert "Hit rate is 0.600 higher for the FCN of stage 3 than for PCAM of" in compared.text
     assert "No difference in hit rate is shown between PCAM of stage 2" in compared.text
+    small = made("stage3", words=["model.width=0.5"])  # the stage is not all that differs
+    other = compare_runs([small, made("stage1"), made("stage2")])
+    assert (other.table.family[0], "(model.width: 1.0 -> 0.5)" in other.text) == ("Runs", True)
     maps = compared.table.query("family == 'Maps of stage 3' and figure == 'hit'")
     assert (maps["first"] + ", " + maps["second"]).str.replace(" of stage 3", "").tolist() == [
         *("PCAM, CAM", "the FCN, CAM", "the FCN, PCAM"),

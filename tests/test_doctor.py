@@ -14,7 +14,7 @@ import torch
 
 from datamodules import files
 from experiments import build, doctor, train
-from experiments.config import load_config
+from experiments.config import ConfigError, load_config
 
 Usage = namedtuple("Usage", "total used free")
 OK, NOTE, PROBLEM = doctor.OK, doctor.NOTE, doctor.PROBLEM
@@ -124,6 +124,18 @@ def test_slurm_tasks_that_are_none_are_found_before_anything_is_written(
         assert train.main(["stage1", *words]) == 2
         assert capsys.readouterr().err == f"error: {fault}\n"
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [({"SLURM_NTASKS": "4"}, True), ({}, False), ({"TORCHELASTIC_RUN_ID": "1"}, True)],
+)
+def test_ranks_that_would_each_train_the_run_alone_are_refused(monkeypatch, variables, first):
+    for name, value in {"WORLD_SIZE": "4", **variables}.items():
+        monkeypatch.setenv(name, value)
+    build.check_ranks(SimpleNamespace(world_size=4, is_global_zero=first), first)
+    with pytest.raises(ConfigError, match="this training has 1 rank, but torchrun"):
+        build.check_ranks(SimpleNamespace(world_size=1, is_global_zero=True), first)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_the_file_says_what_network_and_evaluation_say(file, network, trained):
         assert expected.any(), f"{name} is dark everywhere: nothing was compared"
 
 
-def test_file_and_card_say_what_the_network_needs_decides_and_is_worth(file, network):
+def test_file_and_card_say_what_the_network_decides_and_is_worth(file, network, monkeypatch):
     run, card = file.parent, file.with_suffix(".md").read_text()
     texts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     values = {key: json.loads(text) for key, text in texts.items() if text[0] in "[{"}
@@ -86,6 +86,9 @@ def test_file_and_card_say_what_the_network_needs_decides_and_is_worth(file, net
         assert str(path).encode() not in file.read_bytes() + card.encode()
     card = model_card(replace(network, undecided_maps=("pcam", "fcn")), "model.onnx", "0" * 64, 0.0)
     assert "Decided by: val, but of `pcam`, `fcn` nobody" in card
+    newer = {**network.run.decisions()[0], "fitted": {**fitted, "threshold": 0.99}}
+    monkeypatch.setattr(type(network.run), "decisions", lambda _: (newer, run))
+    assert "None: no evaluation" in model_card(network, "model.onnx", "0" * 64, 0.0)  # test's: old
 
 
 def test_a_file_that_disagrees_is_not_left(file, tmp_path, capsys, monkeypatch):

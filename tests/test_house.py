@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2680,
+    "datamodules": 2699,
     "datamodules/annotations": 1365,
-    "datamodules/phantom": 1222,
-    "lightning_modules": 1755,
-    "callbacks": 651,
-    "experiments": 1857,
-    "experiments/annotation": 1122,
-    "experiments/audit": 613,
-    "experiments/cluster": 536,
-    "experiments/evaluation": 1919,
-    "experiments/prediction": 967,
-    "experiments/reporting": 406,
-    "experiments/training": 704,
+    "datamodules/phantom": 1138,
+    "lightning_modules": 1737,
+    "callbacks": 641,
+    "experiments": 1884,
+    "experiments/annotation": 1126,
+    "experiments/audit": 611,
+    "experiments/cluster": 541,
+    "experiments/evaluation": 1911,
+    "experiments/prediction": 982,
+    "experiments/reporting": 407,
+    "experiments/training": 715,
 }
-PRODUCT, TESTS, FILES = 15_800, 12_230, 114
+PRODUCT, TESTS, FILES = 15_760, 12_280, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

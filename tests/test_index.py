@@ -46,7 +46,7 @@ def test_groups_keep_patients_apart_and_both_classes_near_their_share(rows):
         ("index == 7", "path", "0/0.png", r"each path once, .* got 0/0\.png"),
         ("split == 'train'", "split", "test", "train split holds no images"),
         ("split == 'val' and label", "split", "test", "val split holds only normal images"),
-        ("path == '0/1.png'", "split", "test", r"p0 in train \(0/0\.png\) and test \(0/1\.png\)"),
+        ("path == '0/1.png'", "split", "test", r"that of train \(0/0\.png\) and test \(0/1\.png\)"),
     ],
 )
 def test_a_faulty_table_is_refused(rows, where, column, value, message):
@@ -88,7 +88,7 @@ def test_a_spreadsheet_may_write_the_csv(read, text, encoding):
     [
         ("", "utf-8", "cannot be read as CSV"),
         ("image|mask\na|b\n", "utf-8", r"lacks the column 'image'.*semicolons or tabs\)"),
-        ("image;mask\na;b;c\n", "utf-8", r"more fields than.*separator \(';'\) in quotes"),
+        ("image;mask\na;b;c\n", "utf-8", r"more fields than.* holds one \(';'\) in quotes"),
         ("image,mask\nRöhre,m.png\n", "cp1252", "cannot be read .* Fix: save it as UTF-8"),
     ],
 )

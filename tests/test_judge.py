@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datamodules.geometry import from_square, letterbox, to_square
+from datamodules.geometry import letterbox, map_from_square, to_square
 from experiments.evaluation.figures import all_figures, fit
 from experiments.evaluation.judge import Judged, judge
 from experiments.evaluation.methods import MapMethod
@@ -53,7 +53,7 @@ class Data:
         return batch
 
     def to_original(self, square, row):
-        return from_square(square, GEOMETRY)
+        return map_from_square(square, GEOMETRY)
 
 
 # Image 0's lesion as a map of the square.
@@ -109,14 +109,17 @@ def test_maps_are_judged_at_the_original_size():
     # Normal images count too: on image 2 as much is claimed as on 0, on 3 nothing.
     assert table["pcam_area"].tolist() == [*[pytest.approx(SHARE, rel=0.2)] * 3, 0]
     assert (figures["pcam/shown_normal"], figures["pcam/shown_abnormal"]) == (0.5, 1)
+    assert figures["pcam/shown_lesion"] == 0.5  # on image 1 elsewhere
 
 
 def test_a_constant_map_misses_though_the_crop_is_smaller_than_the_image():
     data = Data([np.pad(np.full((HEIGHT - 20, WIDTH - 20), 255, np.uint8), 10)] * 4)
-    data.to_original = lambda square, _: np.where(data.original_mask(0), square[0, 0], 0.0)
+    box = letterbox(HEIGHT, WIDTH, SIZE, (10, 10, WIDTH - 20, HEIGHT - 20))
+    data.to_original = lambda square, _: map_from_square(square, box)
     flat = MapMethod("flat", lambda *_: torch.full((4, 1, 8, 8), 0.5))
     table = judge(None, data, "test", [flat], {"flat": 1.0}).whole_table({"flat": 0.4})
     assert (table["flat_hit"].tolist(), table["flat_area"].tolist()) == ([0] * 4, [1.0] * 4)
+    assert table["flat_peak_x"].isna().all()  # it points nowhere
 
 
 def test_the_threshold_is_the_one_of_val():
@@ -194,4 +197,5 @@ def test_a_split_of_one_class_gives_named_nan():
     assert values["accuracy"] == 0.5
     notes = " ".join(missing(table, normal.assign(patient="a"), "left_out"))
     assert re.search("^no lesion mask.*left_out holds images of one class only.*one patient", notes)
-    assert missing(table, table, "test") == []
+    (note,) = missing(table, table, "test")
+    assert note.startswith("val has 2 lesion masks: thresholds of maps")

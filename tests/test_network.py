@@ -9,7 +9,7 @@ from lightning_modules.encoder import ENCODERS, ResNet23, enlarge
 from lightning_modules.losses import squared_error
 from lightning_modules.options import STRIDES
 from lightning_modules.stage1 import Stage1Classifier
-from tests.stages import names_without_gradient
+from tests.stages import names_without_gradient, network, small_batch
 
 
 def test_classifier_has_23_weighted_layers():
@@ -38,6 +38,20 @@ def test_every_encoder_is_what_the_stages_need(name):
     blocks = [f"{block}." for block in encoder.blocks()]
     below = [next(b for b in blocks if name.startswith(b)) for name in encoder.state_dict()]
     assert list(dict.fromkeys(below)) == blocks[::-1]  # all weights, the last ones first
+
+
+def test_ddp_gets_a_gradient_of_what_only_finer_features_come_from(monkeypatch):
+    class Branched(ResNet23):
+        def forward(self, image):
+            fine, *coarse = super().forward(image)
+            return [self.branch(fine), *coarse]
+
+    module = network("stage1")
+    module.encoder = Branched(width=0.25)
+    module.encoder.branch = nn.Conv2d(*module.encoder.channels[:1] * 2, kernel_size=1)
+    monkeypatch.setattr("lightning_modules.stage1.distributed.is_initialized", lambda: True)
+    module.training_step(small_batch(), 0).backward()
+    assert names_without_gradient(module) == []
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -70,10 +70,11 @@ PERFECT = (
 def test_the_claim_is_of_the_last_map_of_the_last_stage(show):
     page = show(made("stage3", trivial=True), made())
     rival = "map that knows nothing of the image’s class, noise, reaches 0 %: the difference is"
-    for claim in (PERFECT, "50 % of lesions: the same for the classifier’s own", rival):
+    classifier = "50 % of images with a lesion: the same for the classifier’s own"
+    for claim in (PERFECT, classifier, rival):
         assert claim in page
     looks = made("stage3", shares={"pcam": 0.5, "evidence": 0.7, "fcn": 1.0})
-    assert "70 % of lesions: the same for the classifier’s own evidence" in show(looks)
+    assert "70 % of images with a lesion: the same for the classifier’s own evidence" in show(looks)
     page = show(*(made(seed=seed, shares={"pcam": seed / 5}) for seed in (4, 2)))
     for claim in ("In 60 % of 20 test", "mean of 2 trainings", "joined by their mean", "AUROC"):
         assert claim in page
@@ -91,7 +92,8 @@ def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_esca
     run.table = run.table.assign(body_part=HOSTILE, lesion_type=HOSTILE)
     dark = {"lesion_pixels": np.zeros((40, 256)), "pixels": np.zeros((40, 256))}
     run.maps, run.estimates = {"pcam": run.maps["pcam"]._replace(**dark)}, {}
-    run.notes = [HOSTILE, f"half finished: {HOSTILE}"]
+    leak = "2 images of val or test are also in train, pixel for pixel"
+    run.notes = [HOSTILE, f"half finished: {HOSTILE}", leak]
     run.__post_init__()
     picture = {"name": HOSTILE, "src": "data:image/jpeg;base64,", "hit": 1.0, "area": NAN}
     case = run.table.iloc[0].to_dict() | {"kind": "Median", "number": 1, "count": 1}
@@ -100,6 +102,7 @@ def test_without_masks_the_page_goes_by_probability_and_what_is_inserted_is_esca
     claims += ["ordered by the probability", "DenseNet-169, ImageNet (published, on", "pass it on"]
     assert [claim for claim in claims if claim not in page] == []
     assert "998001" not in page
+    assert f"Careful: stage 1, seed 0: {leak}" in page  # on the first screen
     assert page.count('<script>alert("x")</script>') > 12
 
 

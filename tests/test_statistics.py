@@ -37,7 +37,7 @@ def test_a_weight_stands_for_so_many_copies_of_an_image(monkeypatch):
         "kappa": lambda rows: statistics.kappa(decision[rows], label[rows]),
         "ece": lambda rows: statistics.calibration_error(probability[rows], label[rows]),
         "ap": lambda rows: statistics.pixel_average_precision(lesion[rows], pixels[rows]),
-        "recalls": lambda rows: statistics.mean_of_defined([mean(one[rows]) for one in recalls]),
+        "recalls": lambda rows: statistics.mean_of([mean(one[rows]) for one in recalls]),
         "seeds": lambda rows: statistics.mean_of([mean(hit[rows]), mean(label[rows])]),
     }
     weights = patient_weights(rng.integers(0, 40, images), resamples=25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,15 @@ from tests.archives import picture
 from tests.films import HEADER, MASK, SPLITS, change, module, opened, write_png
 
 ROW = "p0/1.png,1,Doe0,masks/1.png,,hand,train,,"  # row 3
+PAIR = f"p0/0.png,0,Doe0,,,hand,train,,\n{ROW}"
+STUDIES = PAIR.replace(",,hand", ",7,hand").replace(",7,", ",07,", 1)
 SEE_THROUGH = np.dstack([MASK, MASK, MASK, MASK])
 MISTAKES = [
     # The file.
     ("table.csv", None, {}, r"table\.csv does not exist\. Fix: write it, with the header path,la"),
     ("table.csv", None, {"table": "my.csv"}, r"^my\.csv does not exist"),
     ("table.csv", "é".encode("latin-1"), {}, r"table\.csv: cannot be read .*as UTF-8"),
+    ("table.csv", b"PK\3\4", {}, r"table\.csv: is an Excel workbook\. Fix: save it as CSV"),
     ("table.csv", HEADER.encode(), {}, r"table\.csv: there are no rows"),
     (ROW, f"{ROW},more,and", {}, r"table\.csv: cannot be read as CSV .*line 3.* in quotes"),
     # The header.
@@ -39,8 +43,13 @@ MISTAKES = [
     ("", "", {"patients": "image"}, r"a column patient, which data\.patients=image would not"),
     # A row.
     ("p0/1.png,1", ",1", {}, r"row 3: no path is given\. Fix: fill"),
-    ("p0/1.png,1", "p0\\..\\..\\1.png,1", {}, r"row 3: \.\./1\.png is not below data\.root"),
-    ("p0/1.png,1", "C:\\1.png,1", {}, r"row 3: C:/1\.png is not below data\.root\. Fix"),
+    ("p0/1.png,1", "p0\\..\\..\\1.png,1", {}, r"row 3: \.\./1\.png is absolute or leads out"),
+    (
+        "p0/1.png,1",
+        "C:\\1.png,1",
+        {},
+        r"row 3: C:/1\.png is absolute or leads out of data\.root\. Fix",
+    ),
     ("p0/1.png,1", "p0/one.png,1", {}, r"1 of 20 images .* row 3: p0/one\.png\. Fix: paths rela"),
     ("p0/1.png,1", "p0,1", {}, r"1 of 20 images .* row 3: p0\. Fix: paths relative to data\.root="),
     ("p0/1.png,1", ".\\p0//0.png,1", {}, r"row 3: p0/0\.png is listed twice\. Fix: one row"),
@@ -57,6 +66,7 @@ MISTAKES = [
     (ROW, ROW.replace("train", "dev"), {}, r"row 3: p0/1\.png has no known split\. Fix: train, "),
     (ROW, ROW.replace("train", ""), {}, r"row 3: p0/1\.png has no known split.* or in none"),
     (ROW, ROW.replace("train", "test"), {}, r"row 3: p0/1\.png is in test, and row 2, of the sam"),
+    (PAIR, STUDIES, {}, r"row 3: p0/1\.png has a study whose name is also spelt otherwise"),
     (ROW, f"{ROW}2", {}, r"row 3: p0/1\.png has unknown hardware\. Fix: 0, 1 or nothing"),
     # Splits.
     ("test", "val", {}, r"the test split holds no images\. Fix: both classes in each split, or no"),
@@ -91,6 +101,13 @@ def test_a_mistake_is_one_line_with_its_row_and_the_fix(films, old, new, options
     assert "Fix: " in str(caught.value)
     assert str(caught.value).count("\n") <= 2 * ("cannot be read:" in str(caught.value))
     assert "Doe" not in str(caught.value), "names of patients stay in the file"
+
+
+def test_letters_may_be_composed_otherwise_than_on_disk(films):
+    one, two = (unicodedata.normalize(form, "p0/Röntgen.png") for form in ("NFC", "NFD"))
+    (films / "p0/1.png").rename(films / one)
+    change(films, "p0/1.png", two)
+    assert one in module(films).build_index()["path"].tolist()
 
 
 def test_stand_ins_for_patients(films):

@@ -207,7 +207,9 @@ def test_a_run_names_its_weights_and_works_without_them(run, weights, tmp_path, 
     folder, given = run
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
     licence = timm.get_pretrained_cfg(TINY).license
-    origin = f"tiny.safetensors, licence of timm's own {licence}, SHA-256 {sha}"
+    origin = (
+        f"tiny.safetensors, licence not known here (timm's own weights: {licence}), SHA-256 {sha}"
+    )
     assert load_config(str(folder / "config.yaml"), []).model.weights_origin == origin
     content = read_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert content["hyper_parameters"]["model"]["weights_origin"] == origin

@@ -220,5 +220,6 @@ def test_in_a_sweep_the_agent_chooses_the_id_and_hears_how_a_run_ends(
     run.mark_preempting.assert_not_called()
     usr1 = os.getpid(), signal.SIGUSR1
     monkeypatch.setattr(MapPanels, "on_validation_end", lambda *_: os.kill(*usr1))
-    assert train.main([*words, "trainer.max_epochs=5"]) == 138
+    assert train.main([*words, "trainer.max_epochs=5"]) == 2  # beside points of as many epochs
+    assert train.main([*words, "run.name=new"]) == 138
     run.mark_preempting.assert_called_once_with()  # it is expected back

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from datamodules.sources import SOURCES
+from experiments.build import open_run
 from experiments.config import load_config, save_config
-from experiments.runs import file_hash
 from tests.stages import network, settled
 
 EPOCH = 4
@@ -54,8 +54,6 @@ def judge(folder: Path, **changes) -> Path:
     """Write an evaluation's summary of the run, as far as thresholds are concerned."""
     path = folder / "evaluation" / "test" / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = folder.parent.name
-    known = {"stage": stage, "data": folder.parents[1].name, "seed": 0, "checkpoint": "best.ckpt"}
-    known |= {"run": str(folder), "checkpoint_hash": file_hash(folder / "checkpoints/best.ckpt")}
-    path.write_text(json.dumps({**known, "epoch": EPOCH, "fitted": FITTED, **changes}))
+    known = {"run": str(folder), **open_run(folder).identity}
+    path.write_text(json.dumps({**known, "fitted": FITTED, **changes}))
     return folder

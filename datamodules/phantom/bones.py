@@ -124,7 +124,7 @@ def trabecular_texture(random: Random) -> Array:
 
 
 @lru_cache(maxsize=64)  # asked for again where a lesion is placed
-def _tables(bone: Bone, scale: float) -> tuple[Array, Array, Array]:
+def _tables(bone: Bone, scale: float) -> tuple[Array, ...]:
     """Half width, axis offset and cortical thickness (STEPS + 1,) along a bone, pixels."""
     t = np.linspace(0, 1, STEPS + 1)
     length = float(np.hypot(bone.end[0] - bone.start[0], bone.end[1] - bone.start[1]))
@@ -141,11 +141,7 @@ def _tables(bone: Bone, scale: float) -> tuple[Array, Array, Array]:
     cortex = np.maximum(cortex, 0.09 * shaft)
     ease = np.clip((0.3 - t) / 0.3, 0, 1) ** 2, np.clip((t - 0.7) / 0.3, 0, 1) ** 2
     middle = 4 * bone.bow * length * t * (1 - t) + bone.lean[0] * ease[0] + bone.lean[1] * ease[1]
-    return (
-        (scale * width).astype(np.float32),
-        (scale * middle).astype(np.float32),
-        (scale * cortex).astype(np.float32),
-    )
+    return tuple((scale * one).astype(np.float32) for one in (width, middle, cortex))
 
 
 def axis_point(bone: Bone, pose: Pose, place: float) -> Array:
@@ -187,8 +183,8 @@ def attenuation(bone: Bone, frame: Frame, cortex: Array, tissue: Tissue, shift: 
     outer = np.sqrt(np.maximum(frame.w**2 - square, 0))
     inner_radius = np.maximum(frame.w - cortex[frame.steps], 0)
     inner = np.sqrt(np.maximum(inner_radius**2 - square, 0))
-    rows = (frame.s * 0.8 + shift).astype(np.int32) & (TILE - 1)
-    columns = (frame.v + 2 * shift).astype(np.int32) & (TILE - 1)
+    rows = (frame.s * 0.8 + shift).astype(np.int32) % TILE
+    columns = (frame.v + 2 * shift).astype(np.int32) % TILE
     # More struts near the joints than in the shaft's marrow.
     spongy = np.interp(
         np.linspace(0, 1, STEPS + 1), (0, 0.1, 0.3, 0.7, 0.9, 1), (2.0, 1.8, 1, 1, 1.8, 2.0)
@@ -210,7 +206,5 @@ def _growth_plates(bone: Bone, frame: Frame) -> Array:
             continue
         curve = 0.12 * frame.w * np.cos(2.2 * frame.v / np.maximum(frame.w, 1))
         distance = np.abs(frame.s - place * frame.length - curve)
-        factor *= (
-            1 - 0.38 * np.exp(-((distance / 1.0) ** 2)) + 0.2 * np.exp(-((distance - 2.4) ** 2))
-        )
+        factor *= 1 - 0.38 * np.exp(-(distance**2)) + 0.2 * np.exp(-((distance - 2.4) ** 2))
     return factor

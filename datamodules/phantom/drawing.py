@@ -93,11 +93,8 @@ def draw(seed: int, number: int) -> Drawing:
     scene = SCENES[about.body_part](random, about.view)
     shape, pose = _pose(random, person, scene)
     pixel = max(shape) / 160.0  # a pixel of the default training size
-    tissue = Tissue(
-        trabecular_texture(random),
-        medulla=float(person.uniform(0.16, 0.27)),
-        growing=bool(person.random() < 0.08),
-    )
+    medulla, growing = float(person.uniform(0.16, 0.27)), bool(person.random() < 0.08)
+    tissue = Tissue(trabecular_texture(random), medulla, growing)
     site = _choose_site(random, person, scene, pose, shape)
     bones, metal, mask = _draw_bones(random, about.lesion_type, scene, pose, shape, site, tissue)
     soft = scene.muscle * soft_tissue(random, scene, pose, shape)
@@ -105,7 +102,7 @@ def draw(seed: int, number: int) -> Drawing:
     reached = beam(random, shape)
     mask &= reached > 0.5
     image = expose(random, bones, soft, metal, reached, pixel)
-    return Drawing(**vars(about), image=image, mask=(mask * np.uint8(255)).astype(np.uint8))
+    return Drawing(**vars(about), image=image, mask=mask * np.uint8(255))
 
 
 def _pose(random: Random, person: Random, scene: Scene) -> tuple[tuple[int, int], Pose]:
@@ -182,9 +179,7 @@ def _draw_bones(
         elif kind == "lytic":
             patch = lytic(random, frame, taken, site.place, site.area)
         elif kind == "sclerotic":
-            along, across = (
-                (at + shift).astype(np.int32) & (TILE - 1) for at in (frame.s, frame.v)
-            )
+            along, across = ((at + shift).astype(np.int32) % TILE for at in (frame.s, frame.v))
             texture = tissue.trabeculae[along, across]
             patch = sclerotic(random, frame, taken, site.place, site.area, texture)
         elif kind == "hardware":

@@ -64,9 +64,9 @@ def beam(random: Random, shape: tuple[int, int]) -> Array:
     height, width = shape
     if random.random() < 0.25:
         return np.ones(shape, np.float32)
-    inset = random.uniform(-0.03, 0.09, 4)
-    corners = np.array([[inset[0], inset[1]], [1 - inset[2], inset[1]],
-                        [1 - inset[2], 1 - inset[3]], [inset[0], 1 - inset[3]]])  # fmt: skip
+    left, top, right, bottom = random.uniform(-0.03, 0.09, 4)  # how far each edge lies inside
+    right, bottom = 1 - right, 1 - bottom
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     centred = (corners - 0.5) * (width, height)
     angle = np.radians(random.normal(0, 2.5))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

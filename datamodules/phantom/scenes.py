@@ -43,9 +43,8 @@ def _hand(random: Random, view: int) -> Scene:
     _carpals(scene, random, 2.5 * squeeze, 3.1, 5.3)
     scene.bones += _forearm_ends(5.5, 11.0, 0.9 * squeeze, 0.82)
     scene.soft.append([(0.1, 10.0, 2.6), (0, 6.5, 2.5), (0, 4.5, 3.0 * squeeze + 0.2)])
-    scene.soft.append(
-        [(-0.9 * squeeze, 2.6, 2.0), (0.6 * squeeze, 2.2, 2.4), (0, 0.2, 2.4 * squeeze)]
-    )
+    palm = [(-0.9 * squeeze, 2.6, 2.0), (0.6 * squeeze, 2.2, 2.4), (0, 0.2, 2.4 * squeeze)]
+    scene.soft.append(palm)
     return scene
 
 
@@ -58,9 +57,8 @@ def _wrist(random: Random, view: int) -> Scene:
     _ray(scene, (-2.35 * squeeze, -0.7), -40.0 * squeeze, (3.1, 2.2), 0.5, 5.0, (0.15, 0.0))
     _carpals(scene, random, 2.45 * squeeze, -1.55, 0.75)
     scene.bones += _forearm_ends(0.95, 9.0, 0.95 * squeeze, 0.95)
-    scene.soft.append(
-        [(0.1, 9.0, 2.9), (0.1, 4.0, 2.6 * squeeze + 0.3), (0, 0, 2.5 * squeeze + 0.5)]
-    )
+    arm = [(0.1, 9.0, 2.9), (0.1, 4.0, 2.6 * squeeze + 0.3), (0, 0, 2.5 * squeeze + 0.5)]
+    scene.soft.append(arm)
     scene.soft.append([(0, -2.0, 2.6 * squeeze + 0.6), (0, -6.0, 3.0 * squeeze + 0.5)])
     return scene
 
@@ -69,32 +67,13 @@ def _forearm(random: Random, view: int) -> Scene:
     scene = Scene((random.uniform(6.8, 8.8), random.uniform(14.5, 16.5)), muscle=0.6)
     spread = (1.0, 0.62, 0.85, 1.0)[view]
     bow = random.uniform(0.02, 0.05)
-    radius = Bone(
-        (-0.95 * spread, -5.4),
-        (-0.95 * spread, 6.2),
-        (0.88, 0.72, 1.45),
-        lean=(0.0, 0.1),
-        bow=bow,
-        site=1.2,
-        caps=(0.25, 0.3),
-    )
-    ulna = Bone(
-        (0.95 * spread, -6.6),
-        (1.15 * spread, 5.9),
-        (1.3, 0.66, 0.72),
-        lean=(-0.2, 0.0),
-        bow=-0.4 * bow,
-        site=1.0,
-        caps=(0.5, 0.5),
-    )
-    humerus = Bone(
-        (0.1, -13),
-        (0.0, -5.9),
-        (1.1, 1.05, 2.2 * spread + 0.3),
-        bow=0.01,
-        density=1.1,
-        caps=(0.3, 0.3),
-    )
+    ends = (-0.95 * spread, -5.4), (-0.95 * spread, 6.2)
+    radius = Bone(*ends, (0.88, 0.72, 1.45), lean=(0.0, 0.1), bow=bow, site=1.2, caps=(0.25, 0.3))
+    ends = (0.95 * spread, -6.6), (1.15 * spread, 5.9)
+    widths = (1.3, 0.66, 0.72)
+    ulna = Bone(*ends, widths, lean=(-0.2, 0.0), bow=-0.4 * bow, site=1.0, caps=(0.5, 0.5))
+    widths = (1.1, 1.05, 2.2 * spread + 0.3)
+    humerus = Bone((0.1, -13), (0.0, -5.9), widths, bow=0.01, density=1.1, caps=(0.3, 0.3))
     scene.bones = [humerus, ulna, radius]
     _carpals(scene, random, 2.1 * spread + 0.2, 8.5, 6.4)
     scene.soft = [
@@ -107,15 +86,9 @@ def _humerus(random: Random, view: int) -> Scene:
     scene = Scene((random.uniform(8.0, 10.5), random.uniform(15.5, 17.5)), muscle=0.75)
     turn = (1.0, 0.4, 0.7, 1.0)[view]
     shaft = 1.05 * random.uniform(0.94, 1.06)
-    humerus = Bone(
-        (0.4, -7.0),
-        (-0.2, 6.9),
-        (2.1, shaft, 1.5 + 0.9 * turn),
-        lean=(-0.55 * turn, -0.15 * turn),
-        bow=random.uniform(-0.015, 0.015),
-        site=1.0,
-        caps=(0.95, 0.35),
-    )
+    lean, bow = (-0.55 * turn, -0.15 * turn), random.uniform(-0.015, 0.015)
+    widths = (2.1, shaft, 1.5 + 0.9 * turn)
+    humerus = Bone((0.4, -7.0), (-0.2, 6.9), widths, lean, bow, site=1.0, caps=(0.95, 0.35))
     scapula = Bone((-3.0, -6.7), (-5.5, 2.5), (1.2, 0.5, 0.7), cortex=0.5, density=0.7)
     acromion = Bone((-6.5, -7.0), (1.2, -9.2), (0.6, 0.55, 0.9), density=0.7)
     ulna = Bone((0.6 * turn, 7.0), (1.1 * turn, 15), (1.25, 0.75, 0.7), caps=(0.5, 0.3))
@@ -154,14 +127,8 @@ def _elbow(random: Random, view: int) -> Scene:
     humerus = Bone(
         (0.4, -12), (0.0, -0.3), (1.1, 1.08, 2.65 * turn), lean=(0, 0.1), site=1.0, caps=(0.3, 0.3)
     )
-    ulna = Bone(
-        (0.75 * turn, -1.1),
-        (1.3 * turn, 11),
-        (1.45, 0.78, 0.7),
-        bow=0.01,
-        site=1.0,
-        caps=(0.5, 0.3),
-    )
+    ends = (0.75 * turn, -1.1), (1.3 * turn, 11)
+    ulna = Bone(*ends, (1.45, 0.78, 0.7), bow=0.01, site=1.0, caps=(0.5, 0.3))
     radius = Bone(
         (-1.35 * turn, 0.35), (-1.2 * turn, 11), (1.05, 0.66, 0.7), site=1.0, caps=(0.22, 0.3)
     )
@@ -174,35 +141,20 @@ def _shoulder(random: Random, view: int) -> Scene:
     scene = Scene((random.uniform(12.0, 14.5), random.uniform(11.5, 13.0)), muscle=0.8)
     turn = (1.0, 0.6, 0.8, 1.0)[view]
     out = random.uniform(-0.3, 0.6)
-    humerus = Bone(
-        (2.9, -2.5),
-        (3.9 + out, 10.5),
-        (2.25, 1.15, 1.2),
-        lean=(-0.6 * turn, 0.0),
-        site=1.6,
-        caps=(0.95, 0.3),
-    )
+    ends = (2.9, -2.5), (3.9 + out, 10.5)
+    humerus = Bone(*ends, (2.25, 1.15, 1.2), lean=(-0.6 * turn, 0.0), site=1.6, caps=(0.95, 0.3))
     clavicle = Bone((-7.5, -3.4), (1.7, -4.3), (0.9, 0.6, 0.85), bow=0.05, density=0.9, site=0.8)
     acromion = Bone(
         (-4.5, -1.6), (3.2, -3.75), (0.45, 0.55, 0.85), cortex=0.3, density=0.75, caps=(0.5, 0.8)
     )
-    scapula = Bone(
-        (0.7, -1.0),
-        (-2.9, 8.0),
-        (1.75, 1.5, 0.8, 0.55, 0.5, 0.45, 0.4),
-        lean=(-0.5, 0.0),
-        cortex=0.45,
-        density=0.75,
-        caps=(0.3, 0.5),
-    )
+    ends = (0.7, -1.0), (-2.9, 8.0)
+    widths = (1.75, 1.5, 0.8, 0.55, 0.5, 0.45, 0.4)
+    scapula = Bone(*ends, widths, lean=(-0.5, 0.0), cortex=0.45, density=0.75, caps=(0.3, 0.5))
     coracoid = Bone((-0.9, -1.9), (0.9, -1.1), (0.55, 0.45, 0.5), density=0.8, caps=(0.6, 0.9))
-    ribs = [
-        Bone(
-            (-8.5, -1.2 + 2.3 * rib), (-2.6 - 0.25 * rib, 1.0 + 2.4 * rib), (0.4, 0.36, 0.4),
-            bow=0.16, cortex=0.4, density=0.65
-        )
-        for rib in range(4)
-    ]  # fmt: skip
+    ribs = []
+    for rib in range(4):
+        ends = (-8.5, -1.2 + 2.3 * rib), (-2.6 - 0.25 * rib, 1.0 + 2.4 * rib)
+        ribs.append(Bone(*ends, (0.4, 0.36, 0.4), bow=0.16, cortex=0.4, density=0.65))
     scene.bones = [*ribs, scapula, acromion, coracoid, clavicle, humerus]
     scene.soft = [
         [(-9, 0, 4.4), (-3.0, -1.5, 4.2), (1.5, -1.6, 4.4), (3.3, 0.5, 3.7), (4.2 + out, 9, 3.2)],
@@ -222,8 +174,8 @@ def _ray(
     angle: float,
     lengths: tuple[float, ...],
     width: float,
-    flex: float = 0.0,
-    sites: tuple[float, ...] = (1.0, 1.0, 0.6, 0.0),
+    flex: float,
+    sites: tuple[float, ...],
 ) -> None:
     """Add a metacarpal and its phalanges, each turned ``flex`` degrees more than the last."""
     place = np.array(base)
@@ -233,16 +185,9 @@ def _ray(
         tip = place + direction * length
         thin = 1.0 - 0.13 * order
         far = (1.42 if order == 0 else 1.2) * width * thin
-        scene.bones.append(
-            Bone(
-                tuple(place),
-                tuple(tip),
-                (1.5 * width * thin, 0.92 * width * thin, far),
-                bow=0.02,
-                site=sites[order],
-                caps=(0.35, 0.75),
-            )
-        )
+        ends = tuple(place), tuple(tip)
+        widths = (1.5 * width * thin, 0.92 * width * thin, far)
+        scene.bones.append(Bone(*ends, widths, bow=0.02, site=sites[order], caps=(0.35, 0.75)))
         chain += [(*(place + direction * length * t), 2.05 * width * thin) for t in (0.3, 0.65, 1)]
         place = tip + _turn(angle + flex * (order + 0.5)) * 0.32 * width
     chain[-1] = (*(place - _turn(angle) * 0.2 * width), 1.35 * width)
@@ -260,37 +205,19 @@ def _carpals(scene: Scene, random: Random, wide: float, top: float, bottom: floa
             half = 0.235 * wide * random.uniform(0.92, 1.08)
             long = 0.235 * height * (1.25 if (row, column) == (1, 2) else 1.0)
             tilt = random.uniform(-0.25, 0.25) * long
-            scene.bones.append(
-                Bone(
-                    (x - tilt, y + lift + long),
-                    (x + tilt, y + lift - long),
-                    (0.9 * half, half, half, 0.95 * half, half, half, 0.85 * half),
-                    cortex=0.22,
-                    density=0.8,
-                    caps=(0.9, 0.9),
-                )
-            )
+            ends = (x - tilt, y + lift + long), (x + tilt, y + lift - long)
+            widths = (0.9 * half, half, half, 0.95 * half, half, half, 0.85 * half)
+            scene.bones.append(Bone(*ends, widths, cortex=0.22, density=0.8, caps=(0.9, 0.9)))
 
 
 def _forearm_ends(wrist: float, bottom: float, spread: float, scale: float) -> list[Bone]:
     """Radius and ulna from ``bottom`` (off the film) up to the wrist joint."""
-    radius = Bone(
-        (-1.05 * spread, bottom),
-        (-1.0 * spread, wrist),
-        (0.8 * scale, 0.78 * scale, 1.5 * scale),
-        lean=(0.0, -0.1 * scale),
-        bow=0.012,
-        site=1.6,
-        caps=(0.3, 0.3),
-    )
-    ulna = Bone(
-        (1.3 * spread, bottom),
-        (1.45 * spread, wrist + 0.25 * scale),
-        (0.75 * scale, 0.6 * scale, 0.85 * scale),
-        bow=-0.01,
-        site=1.0,
-        caps=(0.3, 0.45),
-    )
+    ends = (-1.05 * spread, bottom), (-1.0 * spread, wrist)
+    widths = (0.8 * scale, 0.78 * scale, 1.5 * scale)
+    radius = Bone(*ends, widths, lean=(0.0, -0.1 * scale), bow=0.012, site=1.6, caps=(0.3, 0.3))
+    ends = (1.3 * spread, bottom), (1.45 * spread, wrist + 0.25 * scale)
+    widths = (0.75 * scale, 0.6 * scale, 0.85 * scale)
+    ulna = Bone(*ends, widths, bow=-0.01, site=1.0, caps=(0.3, 0.45))
     return [ulna, radius]
 
 

@@ -53,17 +53,21 @@ def run(options: argparse.Namespace, settings: list[str]) -> int:
     if options.outlines and not options.run:
         raise DataError("--outlines are of a run's map: add --run RUN_DIR")
     check_new(options.out)
-    opened = _open(options.run, settings) if options.run else None
-    config = opened.config if opened else load_config("stage1", settings)
-    data = opened.data if opened else build_data(config)
-    if not opened:
-        data.prepare_source()
-    pool = _pool(opened.data.table if opened else data.checked_index(), options)
-    look = look_at(opened.module, data, pool.index.to_numpy()) if opened else None
-    if look:
+    opened: Run | None = None
+    look: Look | None = None
+    if options.run:
+        opened = _open(options.run, settings)
+        config, data = opened.config, opened.data
+        pool = _pool(data.table, options)
+        look = look_at(opened.module, data, pool.index.to_numpy())
         pool["probability_abnormal"] = expit(look.odds)
-    elif data.on_unreadable == "skip":  # a run's cache has left them out already
-        pool = _readable(pool, options.count, data)
+    else:
+        config = load_config("stage1", settings)
+        data = build_data(config)
+        data.prepare_source()
+        pool = _pool(data.checked_index(), options)
+        if data.on_unreadable == "skip":  # a run's cache has left them out already
+            pool = _readable(pool, options.count, data)
     places, unsure = choose_images(pool, options.count, data.seed, look)
     chosen = pool.iloc[places].rename(columns={"path": "image"})
     chosen["reason"] = np.where(unsure, "uncertain", "certain") if look else "random"
@@ -210,7 +214,7 @@ def maps_of(
             squares = module.maps(image)[method].cpu().numpy()
         for row, square in zip(places, squares, strict=True):
             # Interpolation may round a 1 up.
-            yield data.to_original(square[0], int(row)).clip(0, 1)
+            yield data.to_original(square[0], int(row))
 
 
 def _batches(

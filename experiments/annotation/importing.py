@@ -141,10 +141,10 @@ def _write_example(config: Config, count: int, out: Path) -> str:
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         about = {"id": number, "image_id": number, "category_id": category}
         shape = {**runs, "counts": runs["counts"].decode("ascii")}
-        annotations.append({**about, "segmentation": shape, "iscrowd": 1})  # it is, of runs
+        annotations.append({**about, "segmentation": shape, "iscrowd": 1})  # 1: run-length
     categories = [{"id": number, "name": name or "lesion"} for number, name in enumerate(types, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    with out.open("x", encoding="utf-8") as file:  # command.answered names what forbids it
+    with out.open("x", encoding="utf-8") as file:  # an OSError is answered by command.answered
         json.dump(content, file)
     return f"{len(chosen)} lesions of {chosen['patient'].nunique()} patients in {out}"
 

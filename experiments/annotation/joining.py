@@ -114,7 +114,7 @@ class Import:
         if paths:
             shown = ", ".join(paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
             kind, what = "ambiguous name", f"may be any of {len(paths):,} images ({shown})"
-        fix = "settle it with a mapping file (--mapping)"
+        fix = "settle it with a mapping file (--mapping) that has this very name"
         self._add(kind, marked.where, f"{marked.name} {what}; {fix}")
 
     def _wanted_marks(self, marked: MarkedImage, paths: list[str], source: str) -> list[Mark]:

@@ -17,7 +17,7 @@ from datamodules.annotations.marks import MarkedImage
 from datamodules.index import DataError, check_rows, read_csv
 
 _SUFFIX = re.compile(r"(\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom))+$", re.IGNORECASE)
-# Of Label Studio, in front of what is uploaded; of Roboflow, behind.
+# Label Studio's prefix of an upload; Roboflow's suffix.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 _ROBOFLOW = re.compile(r"_(png|jpe?g)\.rf\.[0-9a-f]+(?=\.|$)", re.IGNORECASE)
 # Folders that tools keep images in: nothing in their names tells one image from another.
@@ -53,7 +53,7 @@ class ImageFinder:
         self.root = root
         self._whole, self._ends, self._mapped = (defaultdict[Key, list[str]](list) for _ in "123")
         self._names = defaultdict[str, list[str]](list)
-        paths = dict.fromkeys(images)  # in order, and soon asked for
+        paths = dict.fromkeys(images)  # ordered, with fast look-up
         for path in paths:
             self._names[bare(path.rpartition("/")[2])].append(path)
         for path in paths:

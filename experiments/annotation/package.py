@@ -116,7 +116,7 @@ def package_text(name: str, **values: Any) -> str:
 
 def flat_names(images: Iterable[str]) -> list[str]:
     """A PNG's name for each path, all unlike on any disk: ``a/b 1.jpg`` becomes ``a__b-1.png``."""
-    names: dict[str, str] = {}  # by what a disk that knows no case takes for the same
+    names: dict[str, str] = {}  # by lower case: some disks ignore case
     for image in images:
         flat = bare(image).replace("/", "__")
         # What else a name may hold, tools write in ways of their own.

@@ -34,9 +34,7 @@ Results = dict[str, Any]
 PRINTED = ("FC layer random", "upper half random", "all random")
 
 
-def audit_all(
-    judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: int | None = None
-) -> None:
+def audit_all(judged: Sequence[Evaluation], peers: Sequence[MapMethod], images: int | None) -> None:
     """Audit runs on the same images, and runs that differ in the seed alone with one another.
 
     ``peers`` are map methods beside those of networks that classify; at most ``images`` abnormal

@@ -16,13 +16,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.config import STAGES, ConfigError, load_config, run_directory
+from experiments.config import HERE, LOADING, STAGES, ConfigError, load_config, run_directory
 
-SCRIPTS = Path(__file__).parents[1] / "slurm"
+SCRIPTS = HERE / "slurm"
 EVALUATE = "evaluate"
-# What the evaluation takes besides the runs: where their data lies today, and how to load it.
-EVALUATION_KEYS = ["data.root", "data.table", "data.patients", "lesions.path"]
-EVALUATION_KEYS += ["data.cache_dir", "data.num_workers", "data.batch_size"]
 
 
 class Job(NamedTuple):
@@ -81,22 +78,25 @@ def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
 def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job]:
     """The jobs in the order of their submission; a mistake in any word is refused here."""
     words = {word.partition("=")[0].strip(): word for word in settings}
-    own = {"trainer.devices": True, "trainer.num_nodes": True}
-    own |= {"seed": bool(options.seeds), "loss.lambda_lesion": bool(options.lambdas)}
-    for key in filter(own.get, words):
-        raise ConfigError(
-            f"{key}: also given by GPUS, RANKS, NODES, SEEDS or LAMBDAS. Fix: not both."
-        )
+    if not options.gpus[1]:  # a card that the node does not hide is somebody else's
+        words.setdefault("trainer.accelerator", "trainer.accelerator=cpu")
+        settings = [*words.values()]
+    elif options.ranks and options.ranks > options.gpus[1]:
+        raise ConfigError(f"RANKS={options.ranks}: more than GPUS={options.gpus[1]} a node")
+    own = ["trainer.devices", "trainer.num_nodes", *["seed"] * bool(options.seeds)]
+    own += ["loss.lambda_lesion"] * bool(options.lambdas)
+    if both := [key for key in words if key in own]:
+        what = "also given by GPUS, RANKS, NODES, SEEDS or LAMBDAS. Fix: not both."
+        raise ConfigError(f"{both[0]}: {what}")
     trained = [stage for stage in stages if stage != EVALUATE]
     configs = {stage: load_config(stage, settings) for stage in trained or STAGES}
-    kinds = {stage: config.stage for stage, config in configs.items()}
-    if options.lambdas and "stage3" not in kinds.values():
+    if options.lambdas and all(config.stage != "stage3" for config in configs.values()):
         raise ConfigError("LAMBDAS is for stage3, which has a lesion term. Fix: leave it out.")
     jobs: list[Job] = []
     owner: dict[Path, str] = {}
-    for stage in kinds:
+    for stage, config in configs.items():
         # The first stage of a chain has no earlier one to start from.
-        first = kinds[stage] == "stage1" and len(kinds) > 1
+        first = config.stage == "stage1" and len(configs) > 1
         chosen = [words[key] for key in words if not (first and key == "model.init_from")]
         jobs.append(training(options, stage, chosen, owner))
     if EVALUATE not in stages:
@@ -106,7 +106,7 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
         raise ConfigError("there is no trained run to evaluate. Fix: name stages, to train them.")
     script = [str(SCRIPTS / "evaluate.sbatch"), "--python", sys.executable, *map(str, judged)]
     script += ["--split", "left_out"] * any(config.lesions.folds for config in configs.values())
-    script += [words[key] for key in EVALUATION_KEYS if key in words]
+    script += [words[key] for key in [*LOADING, "data.batch_size"] if key in words]
     jobs, logs = jobs if trained else [], jobs[0].logs
     one_gpu = options.gpus[0], min(options.gpus[1], 1)
     alone = Namespace(**{**vars(options), "gpus": one_gpu, "nodes": 1, "ranks": 1})
@@ -133,10 +133,15 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
                 "twice, and RUN (run.name) with SEEDS or LAMBDAS."
             )
         owner[runs[-1]] = stage
-        if config.model.weights and not config.model.init_from:  # not after hours in a queue
-            from experiments.training.pretrained import find_origin  # here: it imports PyTorch
+        # Not after hours in a queue; imported here, as both import PyTorch.
+        if config.model.weights and not config.model.init_from:
+            from experiments.training.pretrained import find_origin
 
             find_origin(config.model, runs[-1])
+        if config.model.encoder.startswith("timm:"):
+            from lightning_modules.timm_encoder import create
+
+            create(config.model.encoder.removeprefix("timm:"))
         if config.model.init_from:
             start = Path(config.model.init_from).resolve()
             waits = [owner[run] for run in owner if run.resolve() in (start, *start.parents)]

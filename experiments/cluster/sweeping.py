@@ -213,7 +213,7 @@ def plan(asked: Sweep) -> list[Trial]:
         resolve(config, build_data(config))
         config.model.weights_origin = find_origin(config.model, folder)
         runs.check_config(folder, config)
-        # By itself a run may be resumed with more epochs; among trials to compare none may.
+        # A single run may be resumed with more epochs, but trials must stay comparable.
         is_begun = (folder / "checkpoints" / "last.ckpt").is_file()
         if is_begun and read_plain(folder / "config.yaml")["trainer"]["max_epochs"] != epochs:
             raise runs.RunError(
@@ -238,7 +238,7 @@ def train_next(asked: Sweep, trials: list[Trial], folder: Path) -> int | None:
                 continue
             words = "  ".join(f"{key}={trial.values[key]}" for key in asked.swept or trial.values)
             print(f"\ntrial {trial.number}: {words}  ->  {trial.folder}", flush=True)
-            while runs.is_training(trial.folder):  # it has outlived its sweep, which was killed
+            while runs.is_training(trial.folder):  # its sweep was killed, the training goes on
                 time.sleep(2)
             status = execute(trial.command)
             if status in (BY_CTRL_C, BY_SIGTERM, BY_USR1):
@@ -272,7 +272,7 @@ def execute(command: list[str]) -> int:
 
 def write_table(trials: list[Trial], folder: Path) -> pd.DataFrame:
     """Write ``results.csv`` and return it: a row a trial."""
-    # Two tasks that end together would write over one another, and the one that knows less last.
+    # Locked: of two tasks that end together the one with older figures might write last.
     with locked(folder / ".lock"), whole_file(folder / "results.csv") as partial:
         table = pd.DataFrame(
             {"trial": trial.number, **trial.values, "state": trial.state(), **trial.figures()}

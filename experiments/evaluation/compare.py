@@ -193,8 +193,10 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
     """The paper's claim, the groups among one another, the maps of each group."""
     families = []
     of = {one.stage: one for one in groups if one.classifies}
-    # With several groups of a stage nobody can say which of them the paper means.
-    if len(of) == 3 == sum(one.classifies for one in groups):
+    # With several groups of a stage nobody can say which of them the paper means; with another
+    # encoder or image size the difference is not the stage's.
+    alike = len(of) == 3 == sum(one.classifies for one in groups)
+    if alike and not any(_apart(groups[0], one) for one in of.values()):
         claim = pairs_of((((of[a], x), (of[b], y)) for (a, x), (b, y) in CLAIM), PAIRED_MAP)
         families.append(("The paper's claim: better maps at every step", claim))
     later = [((two, ""), (one, "")) for one, two in itertools.combinations(groups, 2)]
@@ -207,6 +209,14 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
         pairs = pairs_of(among, PAIRED_MAP) + pairs_of(against, PAIRED_MAP)
         families.append((f"Maps of {one.name}", pairs))
     return families
+
+
+def _apart(one: Group, other: Group) -> list[str]:
+    """How two groups' networks differ beside their stage, and the images that they see."""
+    changed = differences(*(to_plain(each.runs[0].config) for each in (one, other)))
+    kept = ("model.", "data.", "attention.pooling")
+    own = ("model.init_from", "data.batch_size")
+    return [line for line in changed if line.startswith(kept) and not line.startswith(own)]
 
 
 def _label(side: Group, method: str) -> str:
@@ -234,7 +244,11 @@ def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
         judged=population(groups[0].first, groups[0].runs[0].about["split"]),
         people=SOURCES[source.name].patients_in(source),
         other_pixels=len({one.get("image_hash") for one in pixels}) > 1,
+        precisions=sorted(
+            {str(run.about["precision"]) for run in runs if "precision" in run.about}
+        ),
         groups=groups,
+        apart={one.name: _apart(groups[0], one) for one in groups},
         keys=[*PAIRED_CLASS, *(f"{method}/{name}" for method in methods for name in PAIRED_MAP)],
         families=[(name, rows.to_dict("records"), rows["p"].count()) for name, rows in sections],
         short=short,

@@ -15,7 +15,7 @@ from experiments.evaluation.run import Evaluation
 from experiments.evaluation.statistics import Difference, Estimate
 
 CLASS_COLUMNS = ("auroc", "accuracy", "kappa", "sensitivity", "specificity")
-MAP_COLUMNS = ("hit", "pixel_ap", "iou", "energy", "shown_normal")
+MAP_COLUMNS = ("hit", "pixel_ap", "iou", "shown_lesion", "shown_normal")
 GROUP_COLUMNS = ("hit", "iou", "pixel_ap")  # of a folder of maps, of each group of lesions
 
 
@@ -28,7 +28,7 @@ def describe(evaluation: Evaluation) -> str:
 
     def figures_of(method: str) -> str:
         rows = [[phrase(name), cell(f"{method}/{name}")] for name in MAP_FIGURES]
-        by_group = [["", "lesions", *_headings(GROUP_COLUMNS)]]
+        by_group = [["", "images", *_headings(GROUP_COLUMNS)]]
         for group, places in groups(images).items():
             cells = [cell(f"{method}/{name}/{group}") for name in GROUP_COLUMNS]
             by_group.append([group, str(len(places)), *cells])

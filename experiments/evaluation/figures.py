@@ -161,7 +161,7 @@ def _of_units(
         figures = {
             "auroc": statistics.auroc(probability[chosen], truth),
             "accuracy": mean(right),
-            "balanced_accuracy": statistics.mean_of_defined(recalls),
+            "balanced_accuracy": statistics.mean_of(recalls),
             "sensitivity": recalls[0],
             "specificity": recalls[1],
             "kappa": statistics.kappa(decision, truth),
@@ -185,12 +185,13 @@ def localisation(table: pd.DataFrame, method: str, maps: MapRows) -> dict[str, F
         name: table[f"{method}_{name}"].to_numpy(dtype=np.float64, na_value=np.nan)
         for name in (*MEANS, "distance", "area")
     }
-    distance, area, label = columns["distance"], columns["area"], table["label"]
+    distance, iou, area = columns["distance"], columns["iou"], columns["area"]
     # Without a threshold of val nobody knows what is claimed.
-    claims = np.where(np.isnan(area), np.nan, area > 0)
+    claims, label = np.where(np.isnan(area), np.nan, area > 0), table["label"]
     figures = {
         **{name: mean(columns[name]) for name in MEANS},
         "hit_near": mean(np.where(np.isnan(distance), np.nan, distance <= TOLERANCE)),
+        "shown_lesion": mean(np.where(np.isnan(iou), np.nan, iou > 0)),
         "shown_normal": mean(np.where(label == 0, claims, np.nan)),
         "shown_abnormal": mean(np.where(label == 1, claims, np.nan)),
         "pixel_ap": statistics.pixel_average_precision(maps.lesion_pixels, maps.pixels),

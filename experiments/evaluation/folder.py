@@ -32,9 +32,7 @@ ROUNDING = 1e-6
 Files = dict[str, dict[str, Path]]  # of each method, each image's file, by its path in the index
 
 
-def evaluate_maps(
-    folder: Path, split: str, overrides: list[str], out: Path | None = None
-) -> Evaluation:
+def evaluate_maps(folder: Path, split: str, overrides: list[str], out: Path | None) -> Evaluation:
     """Judge the maps in ``folder`` against the lesion masks of a split, with val's thresholds.
 
     Results belong into ``<split>/`` of ``out``, by default ``<folder>.evaluation`` beside it.

@@ -20,13 +20,12 @@ from experiments.build import choose_device
 from experiments.evaluation.figures import MapRows, iou_curves
 from experiments.evaluation.methods import Batch, MapMethod, fit_scale, raw_map, views_of
 from lightning_modules import overlap
-from lightning_modules.attention import peak, scale_map
+from lightning_modules.attention import has_peak, peak, scale_map
 from lightning_modules.metrics import hit
 from lightning_modules.stage1 import Stage1Classifier
 from lightning_modules.stage2 import Stage2GuidedAttention
 
 IDS = ["path", "patient", "study", "body_part", "label", "lesion_type", "hardware"]
-NAN = float("nan")
 COLUMNS = ("peak_x", "peak_y", "hit", "distance", "iou_otsu", "energy")
 # Written as whole numbers, empty where there is none, not as 1.0.
 WHOLE = ("peak_x", "peak_y", "hit")
@@ -70,11 +69,8 @@ def judge(
         }
         raw.append((rows, drawn))
         sides = [image.shape[-2:] for image in shown]
-    if scales is None:
-        peaks = {
-            m.name: [maps.amax((1, 2, 3)) for _, every in raw for maps in every[m.name]]
-            for m in methods
-        }
+    if scales is None:  # as the network's own: of the images as they are, the first view
+        peaks = {m.name: [every[m.name][0].amax((1, 2, 3)) for _, every in raw] for m in methods}
         scales = {name: fit_scale(torch.cat(values)) for name, values in peaks.items()}
     for rows, coarse in raw:
         large = {}
@@ -124,7 +120,7 @@ class Judged:
     def thresholds(self) -> dict[str, float]:
         """Of each method, by the mean IoU on these masks; NaN without a mask."""
         if not self._images:
-            return dict.fromkeys(self._maps, NAN)
+            return dict.fromkeys(self._maps, np.nan)
         # Not the best itself: masks lie on abnormal images, so it may claim lesions on normal ones.
         return {k: overlap.best_threshold(iou_curves(rows), 1.0) for k, rows in self.maps.items()}
 
@@ -153,28 +149,24 @@ class Judged:
     def add_image(self, row: int, columns: Mapping[str, float]) -> None:
         """Add an image, a row of the index table."""
         lesion = self._lesion_of(row)
-        area = NAN if lesion is None else float(lesion.double().mean())
+        area = np.nan if lesion is None else float(lesion.double().mean())
         self._images.append({"row": row, "lesion_area": area, **columns})
 
     def add_squares(self, rows: Sequence[int], squares: Mapping[str, Tensor]) -> None:
         """Add maps ``(B, 1, S, S)`` in [0, 1] of images as the network sees them."""
         with one_thread():
             for (place, row), (name, maps) in itertools.product(enumerate(rows), squares.items()):
-                # Interpolation may round a 1 up.
                 square = maps[place, 0].cpu().numpy()
-                full = self._data.to_original(square, row).clip(0, 1)
-                if square.min() == square.max():  # has no peak, nor one where its crop ends
-                    full[:] = square[0, 0]
-                self.add_map(row, name, full)
+                self.add_map(row, name, self._data.to_original(square, row))
 
     def add_map(self, row: int, name: str, values: np.ndarray) -> None:
         """Add a map of the image, float32 ``(H, W)`` in [0, 1] at its original size."""
         shown, lesion = torch.from_numpy(values)[None, None], self._lesion_of(row)
         marked = torch.zeros_like(shown, dtype=torch.bool) if lesion is None else lesion
         lesion_pixels, pixels = overlap.level_counts(shown, marked)
-        columns: dict[str, float] = dict.fromkeys(COLUMNS, NAN)
-        box_iou = np.full(overlap.LEVELS - 1, NAN, dtype=np.float32)
-        if not self._tuning:
+        columns: dict[str, float] = dict.fromkeys(COLUMNS, np.nan)
+        box_iou = np.full(overlap.LEVELS - 1, np.nan, dtype=np.float32)
+        if not self._tuning and bool(has_peak(shown)):
             columns["peak_x"], columns["peak_y"] = peak(shown)[0].tolist()
         if not self._tuning and bool(marked.any()):
             columns |= {
@@ -231,5 +223,5 @@ def _outputs(module: Stage1Classifier, batch: Batch) -> tuple[dict[str, Tensor],
 def _at(curves: np.ndarray, threshold: float) -> np.ndarray:
     """The column of a threshold of ``overlap.level_counts``."""
     if math.isnan(threshold):
-        return np.full(len(curves), NAN)
+        return np.full(len(curves), np.nan)
     return np.asarray(curves[:, round(threshold * (overlap.LEVELS - 1))])

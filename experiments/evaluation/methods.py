@@ -54,12 +54,10 @@ class MapMethod(NamedTuple):
     draw: Callable[[Stage1Classifier | None, Tensor, Batch], Tensor]
     of_features: bool = False  # cell i looks where that of the network's last features does
 
-    def enlarge(
-        self, maps: Tensor, module: Stage1Classifier | None, size: tuple[int, ...]
-    ) -> Tensor:
+    def enlarge(self, maps: Tensor, module: Stage1Classifier | None, size: torch.Size) -> Tensor:
         """Maps ``(B, 1, h, w)`` at the image's ``(H, W)``."""
         offset = module.encoder.offsets[-1] if module is not None and self.of_features else 0.0
-        return upsample(maps, torch.Size(size), offset)
+        return upsample(maps, size, offset)
 
 
 def views_of(module: Stage1Classifier | None) -> list[View]:

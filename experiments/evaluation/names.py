@@ -28,6 +28,7 @@ MEANINGS = {
     "pixel_ap": "how well the map ranks lesion pixels above all others, 0 to 1",
     "iou": "overlap of what is claimed at val’s threshold with the lesion, 0 to 1",
     "energy": "share of the map’s sum that lies in the lesion",
+    "shown_lesion": "share of lesion images on which what is claimed touches a lesion",
     "shown_normal": "share of normal images on which a lesion is claimed",
     "auroc": "chance that an abnormal image scores above a normal one; 0.5 is guessing",
     "accuracy": "share of images that are called rightly",
@@ -49,6 +50,7 @@ _MAP_WORDS = {
     "iou_bound": ("IoU, best", "mean IoU at the best threshold (an upper bound)"),
     "box_bound": ("MaxBoxAccV2", "MaxBoxAccV2 (an upper bound)"),
     "energy": ("energy inside", "mean energy in the lesion"),
+    "shown_lesion": ("shown on lesion", "share of lesion images on which a lesion is touched"),
     "shown_normal": ("shown on normal", "share of normal images on which a lesion is shown"),
     "shown_abnormal": ("shown on abnormal", "share of abnormal images on which a lesion is shown"),
 }

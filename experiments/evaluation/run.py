@@ -12,7 +12,7 @@ import pandas as pd
 from datamodules.cache import LEAKS
 from datamodules.lesions import LEFT_OUT
 from datamodules.radiographs import RadiographDataModule
-from experiments.build import Run, build_module, open_run
+from experiments.build import Run, build_module
 from experiments.config import Config
 from experiments.evaluation.figures import Fitted, MapRows, all_figures, fit
 from experiments.evaluation.judge import Judged, judge, judged_on
@@ -23,6 +23,7 @@ from lightning_modules.stage1 import Stage1Classifier
 
 TRAINED_ON = ("index_hash", "image_hash", "mask_hash")  # with the seed, what tells runs apart
 REPLACED = "images were replaced since the training: today's are tuned on and judged"
+FEW = 10  # lesion masks of val
 CHANGED = "labels or lesion masks changed since the training: figures are by today's"
 
 
@@ -66,18 +67,12 @@ class Baselines:
 
 
 def evaluate(
-    run: Path,
-    split: str,
-    overrides: Sequence[str] = (),
-    methods: Sequence[MapMethod] = (),
-    trivial: Baselines | None = None,
+    opened: Run, split: str, methods: Sequence[MapMethod] = (), trivial: Baselines | None = None
 ) -> Evaluation:
-    """Judge a run (a directory or a checkpoint) on test, val or left_out, with what val decides.
+    """Judge a run on test, val or left_out, with what val decides.
 
-    ``overrides`` are words that change no result: paths, workers, the batch size. ``methods``
-    explain the classifier beside its own maps, ``trivial`` maps stand beside them.
+    ``methods`` explain the classifier beside its own maps, ``trivial`` maps stand beside them.
     """
-    opened = open_run(run, overrides)
     folder, data, module = opened.folder, opened.data, opened.module
     notes = [*_changes(opened, split), *opened.unfinished]
     if methods and not module.classifies:
@@ -132,6 +127,7 @@ def assemble(
 def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
     """Notes on what is missing in the images, and what follows for the figures."""
     unmasked, val_unmasked = (images["lesion_area"].isna().all() for images in (table, val))
+    few = val["lesion_area"].count()
     one_class = "probability" in table and table["label"].nunique() < 2
     notes = {
         "val is judged by its own decisions: results are optimistic": split == "val",
@@ -139,6 +135,9 @@ def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
         "adds masks)": unmasked,
         "no map of a lesion in val: no threshold of a map can be tuned; IoU, Dice, area and what "
         "is shown on normal images are null": val_unmasked and not unmasked,
+        f"val has {few} lesion masks: thresholds of maps, and what rests on them, are rough": (
+            0 < few < FEW and not unmasked
+        ),
         # Val and test always hold both; what was left out of training may not.
         f"{split} holds images of one class only: AUROC, kappa and a recall are null": one_class,
         f"{split} is of one patient: no figure has an interval": table["patient"].nunique() < 2,

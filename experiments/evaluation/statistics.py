@@ -75,10 +75,8 @@ def difference(figure: Figure, other: Figure, weights: np.ndarray) -> Difference
 
 def carriers(undefined: float, weights: np.ndarray) -> float:
     """How many patients a figure rests on: of n, a resample misses k with chance (1 - k / n)^n."""
-    # Images of a patient have the same weights; integers, so that equal ones add up equally.
-    counts = weights[:64].astype(np.int64)
-    factors = np.random.default_rng(0).integers(1, 2**32, len(counts))
-    patients = len(np.unique(factors @ counts))
+    # Images of a patient have the same weights, and 64 resamples tell patients apart.
+    patients = len({column.tobytes() for column in weights[:64].T})
     return float(patients * (1 - undefined ** (1 / patients)))
 
 
@@ -101,18 +99,8 @@ def mean(values: Column) -> Figure:
 
 
 def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The mean of the same figure of several seeds, within each resample; NaN where one is."""
+    """The mean of several figures within each resample, such as of seeds; NaN where one is."""
     return lambda weights: np.mean([figure(weights) for figure in figures], axis=0)
-
-
-def mean_of_defined(figures: Sequence[Figure]) -> Figure:
-    """The mean of those of several figures that are defined in a resample; NaN if none is."""
-
-    def figure(weights: np.ndarray) -> np.ndarray:
-        values = np.stack([one(weights) for one in figures])
-        return _ratio(np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0))
-
-    return figure
 
 
 def among(rows: np.ndarray, figure: Figure) -> Figure:
@@ -181,7 +169,7 @@ def pixel_average_precision(lesion_pixels: np.ndarray, pixels: np.ndarray) -> Fi
 
 def best_mean(curves: np.ndarray) -> Figure:
     """Mean at the threshold that is best for all images of ``(N, thresholds)``: an upper bound."""
-    # It stays in every resample: the largest of noisy means would grow with the noise.
+    # Fixed for all resamples: a maximum taken anew in each would grow with the noise.
     curves = np.asarray(curves, dtype=np.float64)
     defined = ~np.isnan(curves).any(axis=1)
     best = int(curves[defined].sum(axis=0).argmax())

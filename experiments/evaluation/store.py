@@ -125,7 +125,7 @@ def judged(
         if evaluation is None:
             why = f"no evaluation of this checkpoint on {split} as the data are today"
             print(f"judging {run}: {why}", flush=True)
-            evaluation = evaluate(run, split, overrides, trivial=trivial)
+            evaluation = evaluate(opened, split, trivial=trivial)
             write(evaluation)
             print(f"  written  {evaluation.target}", flush=True)
         evaluations.append(evaluation)

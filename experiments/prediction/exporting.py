@@ -22,6 +22,7 @@ from datamodules.phantom.drawing import draw
 from datamodules.pixels import WINDOW_TAIL
 from datamodules.sources import SOURCES
 from experiments.evaluation.describe import render
+from experiments.evaluation.figures import Fitted
 from experiments.evaluation.names import figure_name
 from experiments.prediction.network import CLASSES, Trained, load_trained
 from experiments.runs import RunError
@@ -48,8 +49,8 @@ TOLERANCE = 1e-4
 CHECK_SEED = 20_261_125
 # The figures of a summary that a card shows: of images, and of each map.
 TUNED = ("tuned/accuracy", "tuned/sensitivity", "tuned/specificity", "tuned/kappa")
-OF_IMAGES = ("auroc", *TUNED, "study_auroc", "tuned/study_kappa", "ece")
-OF_MAPS = ("hit", "pixel_ap", "iou", "shown_normal")
+OF_IMAGES = ("auroc", *TUNED, "study_auroc", "tuned/study_kappa", "ece", "ece_scaled")
+OF_MAPS = ("hit", "pixel_ap", "iou", "shown_lesion", "shown_normal")
 
 
 def export(run: Path, file: Path, force: bool) -> None:
@@ -98,7 +99,7 @@ def build(trained: Trained) -> bytes:
     about, size = describe(trained), trained.recipe.image_size
     program = torch.onnx.export(
         _Graph(trained.run.module.cpu()).eval(),
-        (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: of 1, B would be fixed
+        (torch.zeros((2, 1, size, size), dtype=torch.uint8),),  # 2: a batch of 1 would fix B
         input_names=[INPUT],
         output_names=list(about["outputs"]),
         dynamic_shapes=({0: torch.export.Dim("B")},),
@@ -123,9 +124,9 @@ class _Graph(nn.Module):
 
     def __init__(self, network: Stage1Classifier) -> None:
         super().__init__()
-        # A copy in the plain layout: a file's weights have no other.
+        # A contiguous copy: an ONNX file cannot hold channels_last weights.
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-        # Numbers, which a graph can hold; values read from a tensor it cannot.
+        # As Python floats: the exporter cannot trace values that are read from a tensor.
         del self.network.map_scale
         object.__setattr__(self.network, "map_scale", network.map_scale.tolist())
 
@@ -212,6 +213,9 @@ def describe(trained: Trained) -> dict[str, Any]:
 def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
     """The card of the model file ``name`` in Markdown; ``largest``: difference from PyTorch."""
     summary, data = trained.run.summary("test") or {}, trained.run.config.data
+    decided = trained.run.decisions()
+    if decided and _own(trained, decided[0]) != _own(trained, summary):
+        summary = {}  # of other thresholds than this card's: test must be judged anew
     # Of thresholds the card speaks in its own words.
     notes = [note for note in trained.notes if "THRESHOLD" not in note]
     notes += summary.get("notes", [])
@@ -234,3 +238,10 @@ def model_card(trained: Trained, name: str, sha256: str, largest: float) -> str:
         notes=[note.replace(machine, "the run") for note in dict.fromkeys(notes)],
     )
     return f"{card}\n"
+
+
+def _own(trained: Trained, summary: dict[str, Any]) -> list[Any]:
+    """What val decided of the network and its own maps, as a summary has it."""
+    fitted = summary.get("fitted", {})
+    maps = [fitted.get("maps", {}).get(name, {}) for name in trained.map_thresholds]
+    return [fitted.get(key) for key in Fitted._fields] + [one.get("threshold") for one in maps]

@@ -96,13 +96,14 @@ def _map(
     batch = data.on_after_batch_transfer({"image": image.to(module.device)}, 0)
     with torch.inference_mode():
         square = module.maps(batch["image"])[method][0, 0].cpu().numpy()
-    heat, size = data.to_original(square, row).clip(0, 1), grey.shape[1::-1]
+    heat, size = data.to_original(square, row), grey.shape[1::-1]
     picture = overlay(grey, cv2.resize(heat, size, interpolation=cv2.INTER_AREA))
     draw_outline(picture, lines, OUTLINE)
     area, hit = line[f"{method}_area"], line[f"{method}_hit"]
     hit = NAN if pd.isna(hit) else hit  # NA where the run was judged just now
-    if hit == hit or area != 0:  # the peak of a map of nearly 0 lies anywhere
-        peak = [line[f"{method}_peak_{axis}"] + 0.5 for axis in "xy"]
+    peak = [line[f"{method}_peak_{axis}"] + 0.5 for axis in "xy"]
+    # The peak of a map of nearly 0 lies anywhere, a constant one has none.
+    if (hit == hit or area != 0) and not pd.isna(peak[0]):
         scale = [shown / original for shown, original in zip(size, heat.shape[::-1], strict=True)]
         draw_peak(picture, int(peak[0] * scale[0]), int(peak[1] * scale[1]), (11, 27), TICKS)
     return _picture(column.name, picture, hit, area)

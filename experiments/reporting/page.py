@@ -137,7 +137,7 @@ def versions() -> dict[str, str]:
     """Of the project, Python, and the packages that figures and pictures depend on."""
     house = Path(__file__).resolve().parents[2]
     own = {"decision-basis": "from source", "Python": python_version()}
-    if (house / ".git").exists() and shutil.which("git"):  # not a repository around an environment
+    if (house / ".git").exists() and shutil.which("git"):  # else an outer repository might answer
         git = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
         answer = subprocess.run(git, cwd=house, capture_output=True, text=True)
         own["commit"] = answer.stdout.strip()

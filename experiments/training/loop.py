@@ -52,6 +52,7 @@ def train(config: Config, data_only: bool, stop: StopRequest) -> int:
             "table's column mask, and lesions.count above 0; or stage 2, which needs none."
         )
     if data_only:
+        build.build_module(config, data)  # what cannot work is refused here, and not after a queue
         lines = [*describe_data(data), f"cache  {data.cache_folder}"]
         if config.model.weights == IMAGENET:
             lines.append(f"weights  {fetch(config.model.encoder)}")
@@ -73,15 +74,17 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
     if resume:
         check_checkpoint(checkpoint, resume, config, data, callbacks)
     if is_first_rank():
-        # Not before: paths may differ from those that the run began with, the data may not.
+        # Only after the check: a resumed run may have new paths, but not new data.
         save_config(config, folder / "config.yaml")
     if resume and runs.epochs_done(checkpoint) >= config.trainer["max_epochs"]:
         runs.check_network(build.build_module(config, data), checkpoint, resume)
         stop.defer()  # nothing is left to be stopped
-        return report_finished(folder, config, runs.epochs_done(checkpoint))
+        done = runs.epochs_done(checkpoint)
+        return report_finished(folder, config, done) if is_first_rank() else 0
 
     seed_everything(config.seed, verbose=False)
     trainer = build_trainer(config, folder, callbacks, checkpoint.get("precision"))
+    build.check_ranks(trainer, is_first_rank())
     module = build.build_module(config, data).to(memory_format=torch.channels_last)
     if resume:
         runs.check_network(module, checkpoint, resume)
@@ -110,7 +113,7 @@ def train_in(folder: Path, config: Config, data: RadiographDataModule, stop: Sto
         return BY_CTRL_C
     finally:
         if remote:
-            remote.close(failed, preempted=bool(stopped_by))
+            remote.close(failed, preempted=failed and bool(stop.number))
     if not trainer.is_global_zero:
         return 0  # the first rank speaks for all
     if stopped_by:
@@ -143,6 +146,12 @@ def check_checkpoint(
         raise runs.RunError(
             f"{path} is a checkpoint of {checkpoint['stage']}, not of {config.stage}. Fix: choose "
             "another run.name."
+        )
+    planned = checkpoint["max_epochs"]
+    if os.environ.get(SWEEP) and planned != config.trainer["max_epochs"]:
+        raise runs.RunError(
+            f"{path} was begun with trainer.max_epochs={planned}: points of a sweep must be "
+            "trained alike. Fix: as many, or another run.root or run.name in the sweep's file."
         )
     source = type(data).__qualname__  # under which Lightning keeps the data module's state
     states = [source, *(one.state_key for one in callbacks if one.state_dict())]
@@ -224,10 +233,9 @@ def describe_start(
     weights = sum(p.numel() for p in module.parameters()) / 1e6
     ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
     together = data.batch_size * ranks
-    start = config.model.init_from or ""
-    notes = (
-        build.unfinished(runs.find_checkpoint(Path(start))[0]) if start and not checkpoint else []
-    )
+    start, notes = config.model.init_from or "", list[str]()
+    if start and not checkpoint:
+        notes = build.unfinished(runs.find_checkpoint(Path(start))[0])
     normalised = f"each rank's own {data.batch_size}"
     if config.trainer.get("sync_batchnorm"):
         normalised = f"all {together}"

@@ -59,7 +59,7 @@ class StopRequest:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked process inherits the handler, not the business
+        if os.getpid() != self._owner:  # a forked process inherits the handler but must not act
             return
         first = not self.number
         self.number = self.number or number

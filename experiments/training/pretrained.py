@@ -36,7 +36,8 @@ def weights_file(model: Model) -> Path:
         if not file.is_file():
             raise ConfigError(f"model.weights: expected imagenet or a file, got {file}")
         if file.suffix == ".ckpt":
-            raise ConfigError(f"model.weights: {file} is of a run. Fix: model.init_from={file}")
+            fix = f"Fix: model.init_from={file}, or weights of others as .pth or .safetensors"
+            raise ConfigError(f"model.weights: {file} is of a run. {fix}")
         return file
     from huggingface_hub import try_to_load_from_cache  # with timm, of an extra
 
@@ -88,6 +89,8 @@ def find_origin(model: Model, folder: Path) -> str | None:
         except ConfigError:
             if not (saved or model.init_from):
                 raise
+    if given and saved and given[-64:] == saved[-64:]:  # the same file, by whatever name
+        given = saved
     if model.init_from and not saved:
         with contextlib.suppress(ValueError):  # reported where the weights are needed
             content = read_checkpoint(find_checkpoint(Path(model.init_from))[1])
@@ -113,7 +116,7 @@ def _describe(model: Model, file: Path) -> str:
     if model.weights == IMAGENET:
         source = f"{_where(model.encoder)[0]}, licence {licence}"
     else:
-        source = f"{file.name}, licence of timm's own {licence}"
+        source = f"{file.name}, licence not known here (timm's own weights: {licence})"
     return f"{source}, SHA-256 {file_hash(file)}"
 
 
