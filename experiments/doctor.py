@@ -164,15 +164,15 @@ def check_weights(config: Config) -> Iterator[Finding]:
     from experiments.runs import find_checkpoint
     from experiments.training.pretrained import find_origin
 
+    if config.model.init_from:
+        yield OK, "weights", str(find_checkpoint(Path(config.model.init_from))[1])
+    if config.model.weights:
+        yield OK, "weights", find_origin(config.model, run_directory(config)) or "none"
     if config.model.encoder.startswith("timm:"):
         from lightning_modules.timm_encoder import create
 
         create(config.model.encoder.removeprefix("timm:"))
         yield OK, "encoder", config.model.encoder
-    if config.model.init_from:
-        yield OK, "weights", str(find_checkpoint(Path(config.model.init_from))[1])
-    if config.model.weights:
-        yield OK, "weights", find_origin(config.model, run_directory(config)) or "none"
 
 
 def check_wandb(config: Config) -> Iterator[Finding]:
