@@ -55,9 +55,9 @@ STAND_INS = (
 )
 
 SPELT = (
-    "{{path}} has a {0} whose name is also spelt otherwise (case, Unicode form, blanks, zeros in "
+    "{{path}} has a {} whose name is also spelt otherwise (case, Unicode form, blanks, zeros in "
+    "front, .0 at the end): it would count as two. Fix: one spelling"
 )
-SPELT += "front, .0 at the end): it would count as two. Fix: one spelling"
 
 
 class TableDataModule(RadiographDataModule):
@@ -284,7 +284,7 @@ def check_kinds(source: Path, rows: pd.DataFrame, people: str) -> None:
 
 
 def plainly(names: pd.Series) -> pd.Series:
-    """Names without what people spell now so, now otherwise."""
+    """Names without differences in case, Unicode form, blanks, zeros in front or a last .0."""
     plain = names.str.normalize("NFKC").str.casefold().str.removesuffix(".0")
     return plain.str.replace(r"^0+(?=\d+$)", "", regex=True).str.split().str.join(" ")
 

@@ -194,9 +194,10 @@ class Stage1Classifier(LightningModule):
         if self.classifies:
             losses["accuracy"] = accuracy(outputs.logits, batch)
         self.train_means.add(losses, len(batch["label"]))
-        if distributed.is_available() and distributed.is_initialized():
-            # DDP waits for a gradient of every weight, also of what only finer features come from.
-            losses["loss"] = losses["loss"] + 0.0 * sum(f.float().mean() for f in outputs.pyramid)
+        several = distributed.is_available() and distributed.is_initialized()
+        if several and outputs.lesion_scores is None:
+            # DDP waits for a gradient of every weight, also of what makes finer features alone.
+            losses["loss"] = losses["loss"] + sum(f[:0].sum() for f in outputs.pyramid[:-1])
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -273,12 +274,11 @@ class Stage1Classifier(LightningModule):
         groups: list[dict[str, Any]] = []
         for own_rate, inside in ((rate, False), (rate * scale, True)):
             own = [p for p in self.parameters() if (p in slower) is inside]
-            decayed = [p for p in own if p.ndim > 1]
-            plain = [p for p in own if p.ndim <= 1]  # biases and BatchNorm
-            groups.append({"params": decayed, "weight_decay": decay, "lr": own_rate})
-            groups.append({"params": plain, "weight_decay": 0.0, "lr": own_rate})
-        groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, BETA2))
+            for kept, plain in ((decay, False), (0.0, True)):  # plain: biases and BatchNorm
+                chosen = [p for p in own if (p.ndim <= 1) is plain]
+                groups.append({"params": chosen, "weight_decay": kept, "lr": own_rate})
+        used = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(used, lr=rate, betas=(0.9, BETA2))
         total = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(1, total // (self.trainer.max_epochs or 1))
         warmup = min(total - 1, round(self.optimizer.warmup_epochs * steps_per_epoch))

@@ -213,7 +213,6 @@ def maps_of(
         with torch.inference_mode():
             squares = module.maps(image)[method].cpu().numpy()
         for row, square in zip(places, squares, strict=True):
-            # Interpolation may round a 1 up.
             yield data.to_original(square[0], int(row))
 
 

@@ -82,7 +82,8 @@ def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job
         words.setdefault("trainer.accelerator", "trainer.accelerator=cpu")
         settings = [*words.values()]
     elif options.ranks and options.ranks > options.gpus[1]:
-        raise ConfigError(f"RANKS={options.ranks}: more than GPUS={options.gpus[1]} a node")
+        what = f"RANKS={options.ranks}: more than GPUS={options.gpus[1]} a node"
+        raise ConfigError(f"{what}. Fix: leave RANKS out: a rank a GPU")
     own = ["trainer.devices", "trainer.num_nodes", *["seed"] * bool(options.seeds)]
     own += ["loss.lambda_lesion"] * bool(options.lambdas)
     if both := [key for key in words if key in own]:
