@@ -234,12 +234,8 @@ def start_from(module: Stage1Classifier, config: Config, data: RadiographDataMod
 
 def choose_device(accelerator: str = "auto") -> torch.device:
     """The device of ``trainer.accelerator``; ``auto`` is CUDA, else the CPU."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    # Only on request: MPS has no float64, in which figures are summed here.
-    if accelerator in ("gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps", 0)
-    return torch.device("cpu")
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda", 0) if cuda else torch.device("cpu")
 
 
 def choose_precision(accelerator: str = "auto") -> str:
@@ -249,7 +245,7 @@ def choose_precision(accelerator: str = "auto") -> str:
         native = torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
     else:
         flags = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 (AVX-512, AMX) and of Arm
-        native = device.type == "cpu" and not flags.isdisjoint(_cpu("flags|Features").split())
+        native = not flags.isdisjoint(_cpu("flags|Features").split())
     return "bf16-mixed" if native else "32-true"
 
 
@@ -258,8 +254,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return f"{card.name} (cuda:{device.index or 0}), {card.total_memory / 2**30:.0f} GiB"
-    if device.type != "cpu":
-        return f"{device.type.upper()} ({platform.machine()})"
     counts = {"core": usable_cores(), "thread": torch.get_num_threads()}
     parts = [f"{number} {name}{'s' * (number > 1)}" for name, number in counts.items()]
     return ", ".join([f"CPU {_cpu('model name') or platform.machine()}", *parts])

@@ -96,8 +96,8 @@ def check_device(config: Config) -> Iterator[Finding]:
     text, on_cpu = describe_device(device), device.type == "cpu"
     unused = f"{text}; this torch cannot use the GPU: compare nvidia-smi with torch.version.cuda"
     unused *= on_cpu and wanted == "auto" and Path("/dev/nvidia0").exists()
-    absent = f"trainer.accelerator={wanted}, but torch sees none; use a node with one, or auto"
-    yield verdict("device", text, unused, absent * (on_cpu and wanted in ("gpu", "cuda", "mps")))
+    absent = f"trainer.accelerator={wanted}, but torch sees no CUDA; use a node with one, or auto"
+    yield verdict("device", text, unused, absent * (on_cpu and wanted not in ("auto", "cpu")))
     usual = choose_precision(wanted)
     precision = str(config.trainer["precision"] or usual)
     slow = f"{precision}, but bfloat16 is not native here and slow; leave trainer.precision out"

@@ -46,7 +46,7 @@ def installs(name, version):
     return {"importlib.metadata.distributions": lambda: [*others, *own]}
 
 
-NO_GPU = {"torch.cuda.is_available": lambda: False, "torch.backends.mps.is_available": lambda: 0}
+NO_GPU = {"torch.cuda.is_available": lambda: False}
 EMULATED = {"experiments.build.choose_precision": lambda accelerator: "32-true"}
 FULL = {"shutil.disk_usage": lambda path: Usage(2**40, 2**40, 2**20)}
 
@@ -148,16 +148,13 @@ def test_ranks_that_would_each_train_the_run_alone_are_refused(monkeypatch, vari
         ((7, 5), "", "auto", "cuda", "32-true"),
         ((8, 0), "", "auto", "cuda", "bf16-mixed"),
         ((8, 0), "", "cpu", "cpu", "32-true"),
-        ("mps", "", "auto", "cpu", "32-true"),  # Apple's only when asked for
-        ("mps", "", "mps", "mps", "32-true"),
     ],
 )
 def test_device_and_precision(tmp_path, monkeypatch, card, cpuinfo, accelerator, device, precision):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(build, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: card not in (None, "mps"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: card == "mps")
     assert build.choose_device(accelerator).type == device
     assert build.choose_precision(accelerator) == precision
 

@@ -154,6 +154,7 @@ def test_evaluate_judges_as_trained(trained, capsys):
     ("words", "message"),
     [
         ("stage1 trainer.precision=foo", "trainer"),
+        ("stage1 trainer.accelerator=mps", "trainer.accelerator=mps: torch sees no CUDA here"),
         ("stage1 run.root=/sys/runs", "cannot write the run directory /sys/runs"),
         ("stage3 lesions.count=0 lesions.per_batch=0", "stage 3 learns from lesion masks of train"),
         ("stage1 data.batch_size=500", "data.batch_size"),

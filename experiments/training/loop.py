@@ -168,8 +168,11 @@ def build_trainer(
     given = dict(config.trainer)
     known = given["precision"] or precision
     given["precision"] = known or build.choose_precision(given["accelerator"])
-    if given["accelerator"] == "auto":
-        given["accelerator"] = build.choose_device().type
+    wanted, device = given["accelerator"], build.choose_device(given["accelerator"]).type
+    if device == "cpu" and wanted not in ("auto", "cpu"):  # Apple's MPS sums no float64
+        raise ConfigError(f"trainer.accelerator={wanted}: torch sees no CUDA here. Fix: auto")
+    if wanted == "auto":
+        given["accelerator"] = device
     if given.get("sync_batchnorm") and given["accelerator"] == "cpu":
         raise ConfigError("trainer.sync_batchnorm: only on GPUs. Fix: leave it out on this machine")
     is_timm = config.model.encoder.startswith("timm:")
