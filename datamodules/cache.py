@@ -30,7 +30,7 @@ from datamodules.index import COLUMNS, DataError, digest, hash_rows
 log = logging.getLogger(__name__)
 
 Check = Callable[[pd.DataFrame], pd.DataFrame]
-FORMAT = 3  # raised whenever what is cached changes its meaning, so that caches are built anew
+FORMAT = 4  # raised whenever files are read otherwise, or what is cached changes its meaning
 
 LEAKS = "%d images of val or test are also in train, pixel for pixel (%s): figures are too good"
 TWO_LABELS = "%d images are both normal and abnormal, under two names (%s): correct the wrong label"

@@ -6,6 +6,8 @@ import hashlib
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
+from csv import Error as CsvError
+from csv import reader
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ COLUMNS = {
     "hardware": "int64",  # 1 = plates, nails, wires seen; 0 = none; -1 = unknown
 }
 SPLITS = ("train", "val", "test")
+DOUBLED = "Fix: double the quotes within a text"
 
 
 class DataError(ValueError):
@@ -139,7 +142,8 @@ def read_text(csv: Path) -> str:
     try:
         data = csv.read_bytes()
         if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
-            raise DataError(f"{csv}: is an Excel workbook. Fix: save it as CSV UTF-8")
+            what = "is a ZIP file or an Excel workbook. Fix: unpack, or save as CSV UTF-8"
+            raise DataError(f"{csv}: {what}")
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise DataError(f"{csv}: cannot be read ({error}). Fix: save it as UTF-8") from error
@@ -172,10 +176,16 @@ def read_csv(csv: Path, columns: Sequence[str] = (), known: Collection[str] = ()
     fields = len(rows.columns) - 1
     # Only where lines outnumber rows does a field hold several; to ask each takes seconds.
     asked = rows if text.removesuffix("\n").count("\n") > len(rows) else rows[:0]
+    lines = reader(io.StringIO(text), delimiter=separator, strict=True)
+    try:
+        list(lines if len(asked) else ())
+    except CsvError as error:  # text after a closing quote: pandas joins two rows in silence
+        what = f"a quote is not closed, or text follows one ({error}). {DOUBLED}"
+        raise DataError(f"{csv}, line {lines.line_num + told}: {what}") from error
     swallowed = asked.map(lambda text: _holds_rows(str(text), separator, fields)).any(axis=1)
     if swallowed.any():
-        what = "its quote ends in another row. Fix: double the quotes within a text"
-        raise DataError(f"{csv}, row {swallowed.idxmax()}: {what}")
+        row = f"row {swallowed.idxmax()}: its quote ends in another row"
+        raise DataError(f"{csv}, {row}. {DOUBLED}")
     rows = rows.rename(columns=str.strip).fillna("").apply(lambda fields: fields.str.strip())
     if lacking := [name for name in columns if name not in rows.columns]:
         raise DataError(

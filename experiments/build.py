@@ -136,8 +136,8 @@ def open_run(
     config = load_config(saved, list(overrides))
     was, now = (flatten(to_plain(one)) for one in (load_config(saved, []), config))
     free = (*LOADING, "run.", *free)
-    changed = [key for key in now if now[key] != was[key] and not key.startswith(free)]
-    if changes := [f"{key}: {show(was[key])} -> {show(now[key])}" for key in changed]:
+    changed = [key for key in now if now[key] != was.get(key) and not key.startswith(free)]
+    if changes := [f"{key}: {show(was.get(key))} -> {show(now[key])}" for key in changed]:
         listed = "\n  ".join(changes)
         raise RunError(
             f"{folder} was trained otherwise:\n  {listed}\nFix: use it as it was trained (only "

@@ -137,7 +137,10 @@ def check_data(config: Config) -> Iterator[Finding]:
         return
     if isinstance(data, TableDataModule):
         yield from show_rows(data)
-    data.checked_index()  # says which file is missing or wrong, masks included
+    table = data.checked_index()  # says which file is missing or wrong, masks included
+    in_train = table["lesion_mask"][table["split"] == "train"] != ""
+    if config.stage == "stage3" and not in_train.any():
+        yield PROBLEM, "masks", "train has none, but stage 3 learns from them; set lesions.path"
     built = "built" if data.cache_folder.is_dir() else "not built yet"
     yield OK, "data", f"{config.data.name} in {data.root}, index files there, cache {built}"
 

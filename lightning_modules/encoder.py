@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class EncoderError(ValueError):
+    """An encoder that does not fit or is not there, or weights that do not fit it."""
+
+
 class Encoder(nn.Module):
     """What the stages need of an encoder of one-channel images; ``ENCODERS`` lists those there are.
 

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from lightning_modules.attention import lesion_weight
 from lightning_modules.decoder import Decoder
-from lightning_modules.encoder import Encoder, gather
+from lightning_modules.encoder import Encoder, EncoderError, gather
 from lightning_modules.losses import LESION_LOSSES, mean_error, weakly_supervised_loss
 from lightning_modules.stage1 import Batch, Outputs
 from lightning_modules.stage2 import Stage2GuidedAttention
@@ -27,9 +27,8 @@ class Stage3WeaklySupervised(Stage2GuidedAttention):
         super().configure_network()
         own, wanted = tuple(self.encoder.strides), Encoder.strides
         if own != wanted:
-            raise ValueError(
-                f"model.encoder: stage 3's decoder expects strides {wanted}, got {own}"
-            )
+            what = f"model.encoder: stage 3's decoder expects strides {wanted}, got {own}"
+            raise EncoderError(f"{what}. Fix: features at those, or stage 1 or 2")
         # After the encoder and the FC layer, and with the random state put back: with the same seed
         # both start, and drop out, as stage 2's do.
         with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import Tensor, nn
 
-from lightning_modules.encoder import OUT_CHANNELS, Encoder, enlarge
+from lightning_modules.encoder import OUT_CHANNELS, Encoder, EncoderError, enlarge
 
 # Strides of the pyramid; what timm has beyond the last is joined into it.
 STRIDES = Encoder.strides
@@ -21,10 +21,6 @@ SUITABLE = "timm:resnet50, timm:densenet121, timm:efficientnet_b0 or timm:convne
 GREY_MEAN, GREY_STD = 0.2, 0.2
 # Where cells look is measured with so many pixels a side and random initialisations.
 _SIDE, _DRAWS = 320, 3
-
-
-class EncoderError(ValueError):
-    """A backbone that timm does not have, that does not fit, or weights that do not."""
 
 
 class TimmEncoder(Encoder):

@@ -25,19 +25,19 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2699,
+    "datamodules": 2710,
     "datamodules/annotations": 1365,
     "datamodules/phantom": 1138,
-    "lightning_modules": 1737,
+    "lightning_modules": 1736,
     "callbacks": 641,
-    "experiments": 1884,
+    "experiments": 1881,
     "experiments/annotation": 1125,
     "experiments/audit": 611,
-    "experiments/cluster": 542,
+    "experiments/cluster": 541,
     "experiments/evaluation": 1911,
     "experiments/prediction": 982,
     "experiments/reporting": 407,
-    "experiments/training": 715,
+    "experiments/training": 718,
 }
 PRODUCT, TESTS, FILES = 15_760, 12_280, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7

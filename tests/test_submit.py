@@ -125,14 +125,14 @@ ROOT = """/a b/it's/a"b/$HOME/(x) *;&"""  # goes through two shells
 @pytest.mark.parametrize(
     ("words", "index", "trains"),
     [
-        (["--gpus=0"], "", ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]),
+        (["--gpus=0"], "", ["trainer.devices=1", "trainer.num_nodes=1"]),
         # A strategy of one's own comes later, and a later word wins.
         (
             ["--gpus=4", "--nodes=2", "trainer.strategy=fsdp"],
             "",
             ["trainer.strategy=ddp", "trainer.strategy=fsdp", "trainer.devices=4"],
         ),
-        (["--gpus=0", "--ranks=2"], "", ["trainer.strategy=ddp", "trainer.accelerator=cpu"]),
+        (["--gpus=0", "--ranks=2"], "", ["trainer.strategy=ddp", "trainer.devices=2"]),
         (["--seeds=5", "--lambdas=0.3"], "", ["seed=5", "loss.lambda_lesion=0.3"]),
         (["seed=5", "--lambdas=0 1"], "1", ["seed=5", "seed=5", "loss.lambda_lesion=1"]),
         (["--seeds=0 1", "--lambdas=0 1"], "1", ["seed=1", "loss.lambda_lesion=0"]),

@@ -19,6 +19,7 @@ from tests.films import HEADER, MASK, SPLITS, change, module, opened, write_png
 
 ROW = "p0/1.png,1,Doe0,masks/1.png,,hand,train,,"  # row 3
 PAIR = f"p0/0.png,0,Doe0,,,hand,train,,\n{ROW}"
+STRAY = f"{ROW}\n{ROW}".replace(",hand", ',"hand', 1).replace(",hand", ',"hand"')
 STUDIES = PAIR.replace(",,hand", ",7,hand").replace(",7,", ",07,", 1)
 SEE_THROUGH = np.dstack([MASK, MASK, MASK, MASK])
 MISTAKES = [
@@ -26,7 +27,7 @@ MISTAKES = [
     ("table.csv", None, {}, r"table\.csv does not exist\. Fix: write it, with the header path,la"),
     ("table.csv", None, {"table": "my.csv"}, r"^my\.csv does not exist"),
     ("table.csv", "é".encode("latin-1"), {}, r"table\.csv: cannot be read .*as UTF-8"),
-    ("table.csv", b"PK\3\4", {}, r"table\.csv: is an Excel workbook\. Fix: save it as CSV"),
+    ("table.csv", b"PK\3\4", {}, r"table\.csv: is a ZIP file or an Excel"),
     ("table.csv", HEADER.encode(), {}, r"table\.csv: there are no rows"),
     (ROW, f"{ROW},more,and", {}, r"table\.csv: cannot be read as CSV .*line 3.* in quotes"),
     # The header.
@@ -62,6 +63,7 @@ MISTAKES = [
     ("1,Doe0", "1,Doe\uff10", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
     ("1,Doe0", '1,"1,2E+12"', {}, r"row 3: p0/1\.png has a patient that a spreadsheet rounded\."),
     (ROW, f'"{ROW}\n{ROW}"', {}, r"row 3: its quote ends in another row\. Fix: double the quotes"),
+    (ROW, STRAY, {}, r"line 4: a quote is not closed, or text follows one .*Fix: double"),
     ("1,Doe0", "1,Doe0.0", {}, r"row 3: p0/1\.png has a patient whose name is also spelt othe"),
     (ROW, ROW.replace("train", "dev"), {}, r"row 3: p0/1\.png has no known split\. Fix: train, "),
     (ROW, ROW.replace("train", ""), {}, r"row 3: p0/1\.png has no known split.* or in none"),

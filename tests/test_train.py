@@ -145,7 +145,8 @@ def test_other_data_under_the_same_run_is_refused(trained, tmp_path, capsys):
 
 def test_evaluate_judges_as_trained(trained, capsys):
     """Another seed of the splits would put train images into test."""
-    for word in ("data.seed=1", "data.split=image", "data.crop=content", "trainer.accelerator=gpu"):
+    trainer = "trainer.accelerator=gpu", "trainer.deterministic=true"
+    for word in ("data.seed=1", "data.split=image", "data.crop=content", *trainer):
         assert evaluate.main([str(trained.stage1), "--split", "val", word]) == 2
         assert "was trained otherwise" in capsys.readouterr().err
 

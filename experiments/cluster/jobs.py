@@ -78,10 +78,7 @@ def send(options: Namespace, stages: list[str], settings: list[str]) -> int:
 def plan(options: Namespace, stages: list[str], settings: list[str]) -> list[Job]:
     """The jobs in the order of their submission; a mistake in any word is refused here."""
     words = {word.partition("=")[0].strip(): word for word in settings}
-    if not options.gpus[1]:  # a card that the node does not hide is somebody else's
-        words.setdefault("trainer.accelerator", "trainer.accelerator=cpu")
-        settings = [*words.values()]
-    elif options.ranks and options.ranks > options.gpus[1]:
+    if options.ranks and options.ranks > options.gpus[1] > 0:
         what = f"RANKS={options.ranks}: more than GPUS={options.gpus[1]} a node"
         raise ConfigError(f"{what}. Fix: leave RANKS out: a rank a GPU")
     own = ["trainer.devices", "trainer.num_nodes", *["seed"] * bool(options.seeds)]
@@ -134,15 +131,11 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
                 "twice, and RUN (run.name) with SEEDS or LAMBDAS."
             )
         owner[runs[-1]] = stage
-        # Not after hours in a queue; imported here, as both import PyTorch.
+        # Not after hours in a queue; imported here and below, as both import PyTorch.
         if config.model.weights and not config.model.init_from:
             from experiments.training.pretrained import find_origin
 
             find_origin(config.model, runs[-1])
-        if config.model.encoder.startswith("timm:"):
-            from lightning_modules.timm_encoder import create
-
-            create(config.model.encoder.removeprefix("timm:"))
         if config.model.init_from:
             start = Path(config.model.init_from).resolve()
             waits = [owner[run] for run in owner if run.resolve() in (start, *start.parents)]
@@ -152,6 +145,10 @@ def training(options: Namespace, stage: str, settings: list[str], owner: dict[Pa
                     "Fix: train it first, or submit its stage, too."
                 )
             after += waits
+    if config.model.encoder.startswith("timm:"):
+        from lightning_modules.timm_encoder import create
+
+        create(config.model.encoder.removeprefix("timm:"))
     script = [str(SCRIPTS / "train.sbatch"), "--python", sys.executable]
     if len(each) > 1:
         script += ["--seeds", " ".join(seeds)]
@@ -174,6 +171,8 @@ def cluster(options: Namespace, name: str, logs: str, array: int = 1) -> list[st
         "ntasks-per-node": options.ranks or gpus or 1,
         "cpus-per-task": options.cpus,
         "gres": f"gpu:{kind}{gpus}" if gpus else "",
+        # A card that the node does not hide is somebody else's.
+        "export": "" if gpus else "ALL,CUDA_VISIBLE_DEVICES=",
         "time": options.time,
         "output": f"{logs}/".replace("%", "%%") + ("%x-%A_%a.log" if array > 1 else "%x-%j.log"),
     }

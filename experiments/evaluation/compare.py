@@ -214,9 +214,12 @@ def _families(groups: Sequence[Group]) -> list[tuple[str, list[Pair]]]:
 def _apart(one: Group, other: Group) -> list[str]:
     """How two groups' networks differ beside their stage, and the images that they see."""
     changed = differences(*(to_plain(each.runs[0].config) for each in (one, other)))
-    kept = ("model.", "data.", "attention.pooling")
+    kept = ("model.", "data.", "attention.pooling", "augmentation.", "optimizer.")
     own = ("model.init_from", "data.batch_size")
-    return [line for line in changed if line.startswith(kept) and not line.startswith(own)]
+    about = [each.runs[0].about for each in (one, other)]
+    hashes = [key for key in TRAINED_ON if len({str(each.get(key)) for each in about}) > 1]
+    settings = [line for line in changed if line.startswith(kept) and not line.startswith(own)]
+    return [f"trained on another {key}" for key in hashes] + settings
 
 
 def _label(side: Group, method: str) -> str:
@@ -244,9 +247,7 @@ def _markdown(groups: Sequence[Group], table: pd.DataFrame, short: bool) -> str:
         judged=population(groups[0].first, groups[0].runs[0].about["split"]),
         people=SOURCES[source.name].patients_in(source),
         other_pixels=len({one.get("image_hash") for one in pixels}) > 1,
-        precisions=sorted(
-            {str(run.about["precision"]) for run in runs if "precision" in run.about}
-        ),
+        precisions=sorted({str(run.about.get("precision", "")) for run in runs} - {""}),
         groups=groups,
         apart={one.name: _apart(groups[0], one) for one in groups},
         keys=[*PAIRED_CLASS, *(f"{method}/{name}" for method in methods for name in PAIRED_MAP)],

@@ -134,7 +134,7 @@ def missing(val: pd.DataFrame, table: pd.DataFrame, split: str) -> list[str]:
         f"no lesion mask in {split}: maps are not judged, their figures are null (lesions.path "
         "adds masks)": unmasked,
         "no map of a lesion in val: no threshold of a map can be tuned; IoU, Dice, area and what "
-        "is shown on normal images are null": val_unmasked and not unmasked,
+        "is shown are null": val_unmasked and not unmasked,
         f"val has {few} lesion masks: thresholds of maps, and what rests on them, are rough": (
             0 < few < FEW and not unmasked
         ),

@@ -16,7 +16,7 @@ from datamodules.files import write_text
 from experiments.build import Run, open_run
 from experiments.evaluation.figures import Fitted, MapRows, reliability
 from experiments.evaluation.judge import judged_on
-from experiments.evaluation.run import TRAINED_ON, Baselines, Evaluation, evaluate
+from experiments.evaluation.run import Baselines, Evaluation, evaluate
 from experiments.evaluation.statistics import Difference, Estimate
 
 NAMES = ("path", "patient", "study", "body_part", "lesion_type")  # text, also 007
@@ -90,8 +90,7 @@ def read_evaluation(opened: Run, split: str) -> Evaluation | None:
             folder=opened.folder,
             target=target,
             config=opened.config,
-            about={name: opened.trained_on[name] for name in TRAINED_ON}
-            | dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
+            about=dict(itertools.takewhile(lambda item: item[0] != "notes", summary.items())),
             table=table,
             maps=load_maps(target / "maps.npz", table),
             fitted=None if None in of_images else Fitted(*of_images),
