@@ -1,7 +1,5 @@
 """Validate and keep an average of the weights instead of the latest ones."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

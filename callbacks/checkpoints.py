@@ -1,7 +1,5 @@
 """Best and rolling-last checkpoints that a kill at any moment leaves whole."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

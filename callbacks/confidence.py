@@ -1,7 +1,5 @@
 """The paper's confidence: the better one classifies, the more the second loss is trusted."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

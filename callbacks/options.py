@@ -1,7 +1,5 @@
 """The options of what happens around training; form as of ``lightning_modules.options``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -5,8 +5,6 @@ BGR. Lines are strokes (colour, width in pixels): a wide dark one below a light 
 and on bone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """What a person wants to see while it trains: one line an epoch."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -3,8 +3,6 @@
 The transform is seeded anew for every sample, so workers, ranks and restarts cannot change it.
 """
 
-from __future__ import annotations
-
 import os
 import random
 

@@ -4,8 +4,6 @@ A cache is a folder: the checked index (``index.csv``), pixels (``images.u8``, `
 uint8 squares), how they came in (``geometry.npz``), of which files (``stamps.json``).
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

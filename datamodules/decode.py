@@ -1,7 +1,5 @@
 """Decode one radiograph to upright 8-bit grey, or say what is wrong with its file."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

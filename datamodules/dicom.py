@@ -6,8 +6,6 @@ they are. MONOCHROME1 or INVERSE is inverted, padding is black. No message repea
 file but codes of the standard: it may be a patient's name.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import re

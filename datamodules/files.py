@@ -1,7 +1,5 @@
 """Write whole or not at all, hold a lock, count cores: how the house meets the file system."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -10,8 +10,6 @@ Upstream gives no patients: numbers run along with examinations, so blocks of 20
 stand in for them, joined where an image of one block reappears in another.
 """
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -4,8 +4,6 @@
 the frame from standard input and writes the pixels, as they lie in memory, to standard output.
 """
 
-from __future__ import annotations
-
 import sys
 
 import gdcm

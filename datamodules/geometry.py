@@ -3,8 +3,6 @@
 An upright radiograph is cropped to a box, scaled to fit a square and centred on black (letterbox).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2

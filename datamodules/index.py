@@ -1,7 +1,5 @@
 """The index table, one row an image, and the CSVs of people that it is read from."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -11,8 +11,6 @@
 The official valid split is the test split here; val is a patient-grouped tenth of train.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

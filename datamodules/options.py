@@ -3,8 +3,6 @@
 The form is that of ``lightning_modules.options``; nothing heavy is imported here either.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

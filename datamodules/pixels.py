@@ -1,7 +1,5 @@
 """What all decoders share: limits of size, JPEG without guesses, the window of 16-bit images."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -8,8 +8,6 @@
 or, without a table, ``normal/``, ``abnormal/`` and perhaps ``masks/`` with PNGs of images' names.
 """
 
-from __future__ import annotations
-
 import logging
 import posixpath
 import re

@@ -6,8 +6,6 @@ written plainly and get no handicap (docs/performance.md). Exit status: 0 done, 
 be measured (named), 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

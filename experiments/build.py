@@ -1,7 +1,5 @@
 """From a configuration to Lightning's objects, on this machine: where all rooms meet."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

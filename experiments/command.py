@@ -1,7 +1,5 @@
 """How every command here begins and ends: its words, refused requests, missing packages, Ctrl-C."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import logging

@@ -4,8 +4,6 @@ Sections live in the rooms that use them (``options.py``). Later wins: defaults,
 user's own, the command line. ``python -m experiments.config`` prints all options as a table.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import asdict, dataclass, field, is_dataclass

@@ -5,8 +5,6 @@ and prints the figures: docs/evaluation.md, docs/audit.md. Exit status: 0 done, 
 be carried out.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -4,8 +4,6 @@ docs/predict.md says what the file holds; a model card, FILE.md, is written besi
 Exit status: 0 done, 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -5,8 +5,6 @@ Reads what people annotated with, finds each image in the data set, and writes `
 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ For research only. docs/predict.md says what is written into DIR; the same comma
 Exit status: 0 done, 1 some inputs failed (their rows say why), 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -6,8 +6,6 @@ The page holds radiographs: check the data's terms before you pass it on, or use
 Exit status: 0 done, 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Run directories: one configuration each, resumed where it stopped, never shared."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

@@ -4,8 +4,6 @@ Draws N abnormal images, at random or by a run's uncertainty, and writes a packa
 Studio and LabelMe open (docs/lesions.md). Exit status: 0 done, 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -4,8 +4,6 @@ STAGE is stage1, stage2, stage3, a YAML file, or evaluate; none means all of the
 Exit status: 0 submitted, 2 the request cannot be carried out.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex

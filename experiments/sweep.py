@@ -5,8 +5,6 @@ FILE has W&B's format, such as experiments/sweep_lambda.yaml; key=value holds fo
 carried out, 130 and 143 stopped by Ctrl-C and SIGTERM; the same command goes on.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.command import answered, build_parser, parse

@@ -5,8 +5,6 @@ USR1 and SIGTERM training saves at the end of the batch, and a SLURM job is requ
 0 done, 2 the request cannot be carried out, 130 stopped by Ctrl-C, 138 and 143 by USR1 and SIGTERM.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.command import answered, build_parser, parse

@@ -4,8 +4,6 @@ For machines without a network: run it where there is one, and train with ``mode
 Without ``--out`` they stay in Hugging Face's cache, where ``model.weights=imagenet`` finds them.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

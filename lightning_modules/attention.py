@@ -5,8 +5,6 @@ scales must not be mixed: ``normalise`` stretches each image's own map to [0, 1]
 display), ``scale_map`` divides by one number a run (a normal image may stay dark, images compare).
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The FCN's decoder: from the encoder's pyramid of features to a lesion map (paper, stage 3)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lightning_modules.encoder import enlarge

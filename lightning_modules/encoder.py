@@ -6,8 +6,6 @@ and its widths, multiples of 32, are ours, for capacity per second on a processo
 4 costs most, so there is one, and most of the weights sit at stride 16, where CAM reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 The paper writes lambda for alpha, the confidence in the attention, and lambda' for lambda.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits

@@ -1,7 +1,5 @@
 """What an epoch logs: running means, agreement with the labels, how well a map finds the lesion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@
 here: a typing mistake is answered before torch is there.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 Maps ``(B, 1, H, W)`` are float and without NaN, regions (what a map claims) and lesions bool.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

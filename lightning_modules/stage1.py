@@ -1,7 +1,5 @@
 """Stage 1: a ResNet-23 classifies radiographs; CAM and PCAM show where it looked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Stage 2: the area that PCAM marks must be enough to classify (paper, stage 2, equation (3))."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Stage 3: a decoder on the shared encoder learns the clinicians' masks (paper, equation (4))."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, distributed
 

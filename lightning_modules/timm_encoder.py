@@ -1,7 +1,5 @@
 """Any convolutional backbone of timm as an encoder: ``model.encoder=timm:<name>``."""
 
-from __future__ import annotations
-
 import logging
 from difflib import get_close_matches
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """COCO JSON: polygons, run-length encoding compressed or not, and boxes where there is no more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

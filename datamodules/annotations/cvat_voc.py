@@ -4,8 +4,6 @@ CVAT's masks run along the rows of their own box. VOC's corners are taken as wri
 challenge itself count from 1, those of most tools from 0, which is less than anybody draws exactly.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree.ElementTree import Element
 

@@ -3,8 +3,6 @@
 Readers take a file to be as its tool writes it; what they stumble over is caught here, once.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -4,8 +4,6 @@ Coordinates are percent of width and height, angles degrees clockwise; a rectang
 upper left corner. Raters are numbered as they come: who they are stays in the file.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ LabelMe's (and X-AnyLabeling's) masks are base64 PNGs of the part of the image b
 points, both included. VIA turns ellipses by ``theta``, in radians, and states no sizes.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

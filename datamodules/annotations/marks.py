@@ -4,8 +4,6 @@ Coordinates are pixels of the upright image, x to the right and y down, (0, 0) t
 the first pixel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

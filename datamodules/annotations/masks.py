@@ -4,8 +4,6 @@ DICOM SEG names an image by its SOP Instance UID. It is read with pydicom: highd
 refuses objects of plain radiographs, which have no slice thickness, its own among them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

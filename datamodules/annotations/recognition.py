@@ -1,7 +1,5 @@
 """The nine readers, and which of them a file or folder is for, told by its content."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from contextlib import suppress

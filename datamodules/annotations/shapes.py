@@ -1,7 +1,5 @@
 """Outlines and runs of what formats store; angles are radians, clockwise as the image is seen."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

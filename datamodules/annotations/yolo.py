@@ -3,8 +3,6 @@
 A box is ``class cx cy width height``, a segment ``class x y x y x y ...``; classes are numbers.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ The lengths on which a ray crosses cortex and medulla make the cortex the bright
 in the bone's own frame (s along, v across, pixels): what overlaps a lesion shows through it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import lru_cache
 

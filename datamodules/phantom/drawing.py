@@ -4,8 +4,6 @@ A study's attributes (body part, label, lesion, age, bone density) come from (se
 pose and exposure from (seed, number): images may be drawn in any order, by any number of processes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

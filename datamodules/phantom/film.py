@@ -3,8 +3,6 @@
 All of it is drawn alike for normal and abnormal images.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import cv2

@@ -3,8 +3,6 @@
 Coordinates are (x, y) with y downwards, (0, 0) the film's centre.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

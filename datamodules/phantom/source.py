@@ -7,8 +7,6 @@ Whoever has no MURA yet can run every stage on it. Below ``data.root``::
     phantom.json                                                      what was drawn
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

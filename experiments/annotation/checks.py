@@ -1,7 +1,5 @@
 """What can be wrong with a mark: an ``EntryError`` keeps its image out, a note ("": none) warns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ less certain half of each body part. Uncertainty alone would draw images that ar
 alone odd ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import shlex

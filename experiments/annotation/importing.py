@@ -1,7 +1,5 @@
 """An import from end to end: sources read, marks joined, a lesion folder written and shown."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -4,8 +4,6 @@ An image is taken whole or not at all: with one of its marks wrong, the others w
 is missing is no lesion.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

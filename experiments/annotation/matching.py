@@ -4,8 +4,6 @@ Tools keep a path, a part of it, or flatten it. A name counts only where it mean
 has thousands of ``image1.png``, and a lesion on the wrong radiograph is worse than none.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import defaultdict

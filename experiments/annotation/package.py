@@ -4,8 +4,6 @@
 in the frame that lesion masks are in; they carry no metadata. Texts come from ``texts/``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -5,8 +5,6 @@ differs from it where the 95 % interval of the paired difference (bootstrap over
 0. The tables are printed, all results are written as ``audit.json``.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

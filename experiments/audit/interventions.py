@@ -5,8 +5,6 @@ Deletion and insertion: Petsiuk et al. 2018 (RISE), section 4.2. What is gone is
 Petsiuk et al. delete to grey: on radiographs a grey patch is an abnormality itself (docs/audit.md).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What an audit looks at: a sample of images, each method's maps of them, how alike maps are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

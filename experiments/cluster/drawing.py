@@ -1,7 +1,5 @@
 """The plot of a sweep."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -4,8 +4,6 @@ Not by submitit: it pickles a function and gives up after three time limits, whi
 sees, copies and changes the command itself.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex

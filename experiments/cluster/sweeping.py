@@ -5,8 +5,6 @@ process claims a trial by a lock on a file, which the kernel frees with the proc
 killed one is anybody's, on every node that shares the disk. Figures are of val at training size.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Runs compared on the same images: seeds joined, the paper's claim first; sentences and tables."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """An evaluation on the console, in 100 columns; texts for people come from templates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

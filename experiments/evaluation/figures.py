@@ -3,8 +3,6 @@
 The table is that of ``evaluation/<split>/images.csv``, a row an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A map is called as ``predict`` calls it, ``<image's path below data.root>.<metho
 ``.npy``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ and HiResCAM are CAM / (h w), and LayerCAM is PCAM / (h w). Tests hold them to t
 Where the FCN weighs the cells, these weights, held, take the place of 1 / (h w).
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The one registry of figures and map methods: console, Markdown, HTML, card and plots read it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """A run, judged: val decides, another split is judged, each image of both is seen once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Of N images, weights of 1 give the figure of the data, the counts of a resample 
 resample. Intervals are 95 % percentile bootstraps over patients: docs/evaluation.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

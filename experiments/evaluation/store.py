@@ -1,7 +1,5 @@
 """The files of an evaluation, written and read back; what is stale is judged again."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping, Sequence

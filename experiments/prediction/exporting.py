@@ -1,7 +1,5 @@
 """From a run to an ONNX file and its card: checked against PyTorch, written whole or not at all."""
 
-from __future__ import annotations
-
 import copy
 import json
 import sys

@@ -4,8 +4,6 @@ A kill at any moment loses a batch at most: the same command continues. An image
 since, by the hash of its content, is predicted again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

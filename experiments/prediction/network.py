@@ -1,7 +1,5 @@
 """A trained network with all that new images need, from its run directory alone."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property

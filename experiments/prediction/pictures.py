@@ -1,7 +1,5 @@
 """A radiograph with what the network made of it: for people, and as DICOM for an archive."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """Predict on a person's images: find them, look at what is new, print what came of it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

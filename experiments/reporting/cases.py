@@ -1,7 +1,5 @@
 """The pictures of a report: which images are shown, by a rule, and how they are drawn."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from typing import Any, NamedTuple

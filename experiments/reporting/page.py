@@ -1,7 +1,5 @@
 """What a report's page is about: the groups, maps and pictures that its templates show."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

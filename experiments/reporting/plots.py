@@ -3,8 +3,6 @@
 They show no text of a user's: the page itself names, escaped, what a plot is of.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -3,8 +3,6 @@
 The same command again resumes: ``last.ckpt`` holds all that a run goes on with, to the bit.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

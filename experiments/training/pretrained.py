@@ -3,8 +3,6 @@
 timm's own lie in Hugging Face's ordinary cache, which ``HF_HOME`` moves.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any, cast
