@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from datamodules import index
 from datamodules.annotations.coco import read_coco
+from datamodules.annotations.fields import read_only
 from datamodules.annotations.marks import draw
 from datamodules.decode import decode
 from datamodules.files import usable_cores
@@ -74,7 +75,7 @@ class FracAtlasDataModule(RadiographDataModule):
     def _draw_lesions(self, table: pd.DataFrame) -> Path:
         """Return the lesion folder of the images in ``table``, drawn on first use."""
         coco, paths = self.root / COCO, {Path(path).name: path for path in table["path"]}
-        marking = read_coco(coco)
+        marking = read_only(read_coco, (".json",), coco)
         if mistakes := marking.mistakes:
             raise DataError(f"{mistakes[0].where}: {mistakes[0].what}")
         outlined = {image.name.rpartition("/")[2]: image for image in marking.images if image.marks}

@@ -14,9 +14,8 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Mistake, P
 Images = dict[str, MarkedImage | None]  # by their id; None are wrong
 
 
-@fields.one_file(".json")
 def read_coco(path: Path, marking: Marking) -> None:
-    """Read a COCO file, or the folder that holds one; an annotation may be several marks."""
+    """Read a COCO file; an annotation may be several marks."""
     content = fields.read_json(path)
     for part in ("images", "annotations"):
         check(part in content, f"no COCO file, it lacks the list {part!r}; export as COCO")

@@ -13,9 +13,8 @@ from datamodules.annotations.marks import Mark, MarkedImage, Marking, Point
 from datamodules.index import DataError
 
 
-@fields.one_file(".xml")
 def read_cvat(path: Path, marking: Marking) -> None:
-    """Read ``annotations.xml``, or the folder that it was unpacked into."""
+    """Read ``annotations.xml``."""
     root = fields.read_xml(path)
     is_images = root.tag == "annotations" and root.find("track") is None
     check(is_images, "no CVAT file of images; export as 'CVAT for images 1.1'")

@@ -3,7 +3,6 @@
 Readers take a file to be as its tool writes it; what they stumble over is caught here, once.
 """
 
-import functools
 import json
 import math
 import os
@@ -74,28 +73,22 @@ def catch_file(marking: Marking, file: Path, source: Path) -> Iterator[list[str]
         marking.mistakes.append(Mistake(str(file), what, tuple(concerned), is_file=is_file))
 
 
-def one_file(*suffixes: str) -> Callable[[Callable[[Path, Marking], None]], Reader]:
-    """Let a reader of one file read the only one of these suffixes in a folder, too."""
-
-    def decorate(read: Callable[[Path, Marking], None]) -> Reader:
-        @functools.wraps(read)
-        def read_source(source: Path) -> Marking:
-            files, marking = list_files(source, *suffixes), Marking([], [])
-            if len(files) != 1:
-                names = ", ".join([os.path.relpath(file, source) for file in files[:3]])
-                kinds = f"{len(files)} files {' or '.join(suffixes)}"
-                raise DataError(f"{source}: holds {kinds} ({names}); give the one to read")
-            try:
-                read(files[0], marking)
-            except DataError:
-                raise
-            except STUMBLES as error:
-                raise DataError(f"{files[0]}: {_explain(error)}") from error
-            return marking
-
-        return read_source
-
-    return decorate
+def read_only(
+    read: Callable[[Path, Marking], None], suffixes: tuple[str, ...], source: Path
+) -> Marking:
+    """What ``read`` finds in a file, or in the only one of these suffixes in a folder."""
+    files, marking = list_files(source, *suffixes), Marking([], [])
+    if len(files) != 1:
+        names = ", ".join([os.path.relpath(file, source) for file in files[:3]])
+        kinds = f"{len(files)} files {' or '.join(suffixes)}"
+        raise DataError(f"{source}: holds {kinds} ({names}); give the one to read")
+    try:
+        read(files[0], marking)
+    except DataError:
+        raise
+    except STUMBLES as error:
+        raise DataError(f"{files[0]}: {_explain(error)}") from error
+    return marking
 
 
 def list_files(source: Path, *suffixes: str, wanted: str = "") -> list[Path]:

@@ -32,9 +32,8 @@ UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")
 Region = tuple[Mark, str, dict[str, Any]]
 
 
-@fields.one_file(".json")
 def read_label_studio(path: Path, marking: Marking) -> None:
-    """Read an export, or the folder that holds one, but for predictions and what was cancelled."""
+    """Read an export, but for predictions and what was cancelled."""
     content = fields.read_json(path)
     tasks = [content] if isinstance(content, dict) else content
     what = "no export of Label Studio, a list of tasks with an image each; export as JSON"

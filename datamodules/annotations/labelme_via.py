@@ -69,9 +69,8 @@ def _labelme_mark(shape: dict[str, Any], size: tuple[int, int] | None) -> Mark:
     return Mark(runs=shapes.placed(mask, int(x), int(y), size))
 
 
-@fields.one_file(".csv", ".json")
 def read_via(path: Path, marking: Marking) -> None:
-    """Read a VIA file: ``.csv``, else JSON; a folder may hold one of them."""
+    """Read a VIA file: ``.csv``, else JSON."""
     if path.suffix.lower() == ".csv":
         content = _csv_entries(path, marking)
     else:

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from datamodules.index import DataError, read_csv
 
 READERS: dict[str, fields.Reader] = {
     "masks": masks.read_masks,
-    "coco": coco.read_coco,
-    "cvat": cvat_voc.read_cvat,
+    "coco": partial(fields.read_only, coco.read_coco, (".json",)),
+    "cvat": partial(fields.read_only, cvat_voc.read_cvat, (".xml",)),
     "labelme": labelme_via.read_labelme,
-    "label-studio": label_studio.read_label_studio,
-    "via": labelme_via.read_via,
+    "label-studio": partial(fields.read_only, label_studio.read_label_studio, (".json",)),
+    "via": partial(fields.read_only, labelme_via.read_via, (".csv", ".json")),
     "voc": cvat_voc.read_voc,
     "yolo": yolo.read_yolo,
     "dicom-seg": masks.read_dicom_seg,
