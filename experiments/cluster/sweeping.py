@@ -5,7 +5,6 @@ process claims a trial by a lock on a file, which the kernel frees with the proc
 killed one is anybody's, on every node that shares the disk. Figures are of val at training size.
 """
 
-import contextlib
 import itertools
 import os
 import random
@@ -22,7 +21,7 @@ import yaml
 
 from datamodules.files import locked, take, whole_file
 from experiments import runs
-from experiments.build import build_data, resolve
+from experiments.build import build_data, resolve, unfinished
 from experiments.cluster.drawing import draw
 from experiments.command import BY_CTRL_C, BY_SIGTERM, BY_USR1
 from experiments.config import Config, ConfigError, load_config, read_plain, run_directory
@@ -71,11 +70,9 @@ class Trial:
 
     def state(self) -> str:
         """``done`` means: trained to its end, and the sweep's metric is there."""
-        last, planned = self.folder / "checkpoints" / "last.ckpt", self.config.trainer["max_epochs"]
-        with contextlib.suppress(runs.RunError):  # damaged: its training says what to do
-            judged = last.is_file() and pd.notna(self.figures().get(self.metric))
-            if judged and runs.epochs_done(runs.read_checkpoint(last)) >= planned:
-                return "done"
+        judged = pd.notna(self.figures().get(self.metric))
+        if judged and not unfinished(self.folder, self.config.trainer["max_epochs"]):
+            return "done"
         if runs.is_training(self.folder):
             return "running"
         return "failed" if self.failure else "waiting"
