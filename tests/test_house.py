@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2710,
-    "datamodules/annotations": 1365,
-    "datamodules/phantom": 1138,
-    "lightning_modules": 1736,
-    "callbacks": 641,
-    "experiments": 1881,
-    "experiments/annotation": 1125,
-    "experiments/audit": 611,
-    "experiments/cluster": 541,
-    "experiments/evaluation": 1911,
-    "experiments/prediction": 982,
-    "experiments/reporting": 407,
-    "experiments/training": 718,
+    "datamodules": 2685,
+    "datamodules/annotations": 1335,
+    "datamodules/phantom": 1128,
+    "lightning_modules": 1714,
+    "callbacks": 629,
+    "experiments": 1851,
+    "experiments/annotation": 1113,
+    "experiments/audit": 605,
+    "experiments/cluster": 532,
+    "experiments/evaluation": 1893,
+    "experiments/prediction": 972,
+    "experiments/reporting": 401,
+    "experiments/training": 714,
 }
-PRODUCT, TESTS, FILES = 15_760, 12_280, 114
+PRODUCT, TESTS, FILES = 15_580, 12_280, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 
