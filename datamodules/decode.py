@@ -57,7 +57,10 @@ def decode_noted(data: bytes, path: Path) -> tuple[np.ndarray, str]:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise damaged(path, "its content cannot be decoded")
-    return (pixels, "") if pixels.dtype == np.uint8 else window_16bit(pixels)
+    if pixels.dtype != np.uint8:
+        return window_16bit(pixels)
+    is_mask = ((pixels == pixels.min()) | (pixels == pixels.max())).all()
+    return pixels, "has two grey values at most, as a mask has" * bool(is_mask)
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """How every command here begins and ends: its words, refused requests, missing packages, Ctrl-C."""
 
 import argparse
+import errno
 import functools
 import logging
 import re
@@ -50,7 +51,7 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
-            print("\nstopped; nothing is lost: run the same command again", file=sys.stderr)
+            print("\nstopped; what was written stays: run the same command again", file=sys.stderr)
             return BY_CTRL_C
         except (ValueError, FloatingPointError) as error:
             kind = type(error)  # ours are answered, a library's is a fault
@@ -64,6 +65,8 @@ def answered(main: Callable[P, int]) -> Callable[P, int]:
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             reason = f"{where}{error.strerror or error}"
+            if error.errno == errno.ENOSPC and not where:
+                reason += ". Fix: make room where results are written, and in TMPDIR"
         print(f"error: {reason}", file=sys.stderr)
         return 2
 

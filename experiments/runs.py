@@ -66,7 +66,8 @@ def check_config(folder: Path, config: Config) -> None:
         listed = "\n  ".join(changed)
         raise RunError(
             f"{folder} holds a run of another configuration:\n  {listed}\n"
-            "Fix: give this one its own name (run.name=..., make: RUN=...), or delete the folder."
+            "Fix: give this one its own name (run.name=..., make: RUN=...; a sweep: run.root=...), "
+            "or delete the folder."
         )
 
 

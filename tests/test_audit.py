@@ -287,3 +287,7 @@ def test_each_run_has_its_audit(trained, tmp_path, monkeypatch, capsys):
     for title in ("SSIM with the trained", "mean score while", "that differ in the", "accuracy of"):
         assert title in printed
     assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 120
+    files = [run / "evaluation/test/audit.json" for run in runs[:2]]
+    files[1].write_text(files[1].read_text().replace('"judged_on"', '"on_other_images"'))
+    assert evaluate.main([*map(str, runs[:2]), "--no-baselines"]) == 0
+    assert [file.exists() for file in files] == [True, False]

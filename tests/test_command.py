@@ -34,7 +34,7 @@ OURS = ModuleNotFoundError("No module named 'datamodules.x'", name="datamodules.
         (FloatingPointError("the loss is nan"), 2, "error: the loss is nan"),
         (OSError(28, "No space left on device", "/data/a"), 2, "error: /data/a: No space left on"),
         (MISSING, 2, f"omegaconf'. Fix: make setup PYTHON={sys.executable}"),
-        (KeyboardInterrupt(), 130, "stopped; nothing is lost: run the same command again"),
+        (KeyboardInterrupt(), 130, "stopped; what was written stays: run the same command again"),
         # A fault keeps its traceback.
         (ValueError("a fault"), None, ""),
         (OURS, None, ""),

@@ -25,21 +25,21 @@ FLOORS = (
 GROUND = set().union(*FLOORS[3:])
 # Lines of Python, blank ones and docstrings included, that a room may have at most.
 LINES = {
-    "datamodules": 2685,
+    "datamodules": 2688,
     "datamodules/annotations": 1335,
     "datamodules/phantom": 1128,
     "lightning_modules": 1714,
     "callbacks": 629,
-    "experiments": 1851,
+    "experiments": 1855,
     "experiments/annotation": 1113,
-    "experiments/audit": 605,
+    "experiments/audit": 606,
     "experiments/cluster": 532,
-    "experiments/evaluation": 1893,
-    "experiments/prediction": 972,
+    "experiments/evaluation": 1895,
+    "experiments/prediction": 974,
     "experiments/reporting": 401,
     "experiments/training": 714,
 }
-PRODUCT, TESTS, FILES = 15_580, 12_280, 114
+PRODUCT, TESTS, FILES = 15_590, 12_280, 114
 FILE, TEST_FILE, FUNCTION, PARAMETERS = 320, 330, 60, 7
 WORDS, README, PAGES = 9_000, 900, 10
 

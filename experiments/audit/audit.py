@@ -70,6 +70,7 @@ def _audit(
     module, sample = opened.module, draw_sample(opened.data, str(run.about["split"]), images)
     # Edges know nothing of the network: what a test says of them, it says of any picture.
     methods = [*(peers if module.classifies else ()), EDGE_MAP]
+    print(f"audit of {run.folder}: {len(sample.patient)} images", flush=True)  # takes minutes
     maps = make_maps(module, methods, sample.batch)
     results: Results = {"cascade": interventions.audit_cascade(module, methods, sample, maps)}
     if module.classifies:

@@ -1,5 +1,6 @@
 """The files of an evaluation, written and read back; what is stale is judged again."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,14 @@ def write(evaluation: Evaluation) -> None:
     """Write all files of an evaluation into its folder."""
     target, table = evaluation.target, evaluation.table
     summary, audit = target / "summary.json", target / "audit.json"
-    checkpoint = evaluation.folder / "checkpoints" / str(evaluation.about.get("checkpoint"))
     target.mkdir(parents=True, exist_ok=True)
     # Written last, so that a summary never lies beside older rows.
     summary.unlink(missing_ok=True)
-    # An audit of this very network is younger than the checkpoint.
-    if audit.exists() and audit.stat().st_mtime < checkpoint.stat().st_mtime:
-        audit.unlink()
+    with contextlib.suppress(OSError, ValueError):  # of another network, or other images or masks
+        audited = json.loads(audit.read_text(encoding="utf-8"))
+        now = plain(evaluation.about)
+        if any(audited.get(key) != now.get(key) for key in ("checkpoint_hash", "judged_on")):
+            audit.unlink()
     table.to_csv(target / "images.csv", index=False)
     save_maps(target / "maps.npz", table, evaluation.maps)
     if "probability" in table:

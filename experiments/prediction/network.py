@@ -12,7 +12,7 @@ import torch
 from datamodules import cache
 from datamodules.batches import to_model_input
 from datamodules.cache import Recipe
-from datamodules.decode import decode
+from datamodules.decode import decode_noted, read_content
 from datamodules.geometry import Geometry, map_from_square
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
@@ -34,6 +34,7 @@ class Prediction(NamedTuple):
     probability: float | None  # of abnormal, 0 to 1
     decision: str | None  # normal or abnormal, at the threshold that val decided
     maps: dict[str, np.ndarray]  # float32 (H, W) in [0, 1], upright
+    note: str = ""  # what is odd about the file's pixels
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class Trained:
             if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16) or not image.size:
                 got = f"{image.dtype} {image.shape}"
                 raise DataError(f"image: expected uint8 or uint16 (height, width), got {got}")
-            image = image if image.dtype == np.uint8 else window_16bit(image)[0]
+            image, note = (image, "") if image.dtype == np.uint8 else window_16bit(image)
         else:
-            image = decode(Path(image))
+            image, note = decode_noted(read_content(Path(image)), Path(image))
         square, geometry = self.fit(image)
         with one_thread():
             probability, maps = self.explain(square[None])
-        return self.answer(float(probability[0]), {n: m[0] for n, m in maps.items()}, geometry)
+        found = self.answer(float(probability[0]), {n: m[0] for n, m in maps.items()}, geometry)
+        return found._replace(note=note)
 
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
         """The network's square of an upright uint8 image, and how it came into it."""
