@@ -214,10 +214,10 @@ def _apart(one: Group, other: Group) -> list[str]:
     changed = differences(*(to_plain(each.runs[0].config) for each in (one, other)))
     kept = ("model.", "data.", "attention.pooling", "augmentation.", "optimizer.")
     own = ("model.init_from", "data.batch_size")
-    about = [each.runs[0].about for each in (one, other)]
-    hashes = [key for key in TRAINED_ON if len({str(each.get(key)) for each in about}) > 1]
+    # Not masks: stages 1 and 2 learn from none.
+    images = {str(each.runs[0].about.get("image_hash")) for each in (one, other)}
     settings = [line for line in changed if line.startswith(kept) and not line.startswith(own)]
-    return [f"trained on another {key}" for key in hashes] + settings
+    return ["trained on other images"] * (len(images) > 1) + settings
 
 
 def _label(side: Group, method: str) -> str:
