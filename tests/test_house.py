@@ -34,7 +34,7 @@ LINES = {
     "experiments/annotation": 1113,
     "experiments/audit": 606,
     "experiments/cluster": 532,
-    "experiments/evaluation": 1895,
+    "experiments/evaluation": 1898,
     "experiments/prediction": 974,
     "experiments/reporting": 401,
     "experiments/training": 714,

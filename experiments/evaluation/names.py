@@ -86,6 +86,8 @@ TRIVIAL_METHODS = {
     "edges": MethodName("edge map", "the edge map"),
     "noise": MethodName("noise", "noise"),
 }
+_PEERS = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
+_PEERS |= {"layercam": "LayerCAM", "scorecam": "Score-CAM"}
 
 # What a sweep's plots draw: label of the axis -> name in metrics.csv -> line.
 PANELS = {
@@ -136,8 +138,9 @@ def phrase(key: str) -> str:
 
 
 def method_name(method: str) -> MethodName:
-    """The name of a map method; a peer keeps its own."""
-    return {**OWN_METHODS, **TRIVIAL_METHODS}.get(method) or MethodName(method, method)
+    """The name of a map method; one without an entry keeps its own."""
+    shown = _PEERS.get(method, method)
+    return {**OWN_METHODS, **TRIVIAL_METHODS}.get(method) or MethodName(shown, shown)
 
 
 if __name__ == "__main__":
