@@ -33,6 +33,7 @@ OURS = ModuleNotFoundError("No module named 'datamodules.x'", name="datamodules.
         (ConfigError("seed=x: a number is needed"), 2, "error: seed=x: a number is needed"),
         (FloatingPointError("the loss is nan"), 2, "error: the loss is nan"),
         (OSError(28, "No space left on device", "/data/a"), 2, "error: /data/a: No space left on"),
+        (OSError(28, "No space left on device"), 2, "device. Fix: make room where results are"),
         (MISSING, 2, f"omegaconf'. Fix: make setup PYTHON={sys.executable}"),
         (KeyboardInterrupt(), 130, "stopped; what was written stays: run the same command again"),
         # A fault keeps its traceback.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules.decode import decode, upright_size
+from datamodules.decode import decode, decode_noted, upright_size
 from datamodules.index import DataError
 from datamodules.pixels import window_16bit
 from tests.real import real_data
@@ -51,6 +51,8 @@ def test_png_of_any_mode_gives_the_same_grey(read, mode):
     clear = np.dstack([GREY, GREY, GREY, GREY * 0])  # see-through pixels keep their grey
     data = encoded(clear) if mode == "clear" else encoded(GREY, mode=mode)
     np.testing.assert_array_equal(read(data), GREY)
+    notes = [decode_noted(encoded(one), None)[1] for one in (GREY, np.uint8(255) * (GREY > 99))]
+    assert notes == ["", "has two grey values at most, as a mask has"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
